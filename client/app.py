@@ -1,0 +1,104 @@
+"""Flower entry point of a site. Handlers translate; the work is done elsewhere."""
+
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+app = ClientApp()
+
+
+@app.query("handshake")
+def handshake(message: Message, context: Context) -> Message:
+    """Say who this site is, what it holds and what it would compute with."""
+    from client.handshake import introduce
+    from layerweld.transport import encode_introduction
+
+    state = _state(message, context)
+    return Message(encode_introduction(introduce(state)), reply_to=message)
+
+
+@app.train("finetune")
+def finetune(message: Message, context: Context) -> Message:
+    """Train this site's adapter where it has none, and introduce the site again."""
+    from client.handshake import introduce
+    from client.state import fine_tune_site
+    from layerweld.progress import report_progress
+    from layerweld.transport import encode_introduction
+
+    state = _state(message, context)
+    what = f"fine-tuning {state.site.name}"
+    fine_tune_site(state, lambda done, total: report_progress(what, done, total))
+    return Message(encode_introduction(introduce(state)), reply_to=message)
+
+
+@app.train("remainder")
+def remainder(message: Message, context: Context) -> Message:
+    """Send what full fine-tuning changed outside of the linear layers."""
+    from layerweld.transport import to_arrays
+
+    state = _state(message, context)
+    arrays = to_arrays(state.adapter.task_vector.remainder)
+    return Message(RecordDict({"remainder": arrays, "site": _name(state)}), reply_to=message)
+
+
+@app.train("adapter")
+def adapter(message: Message, context: Context) -> Message:
+    """Send this site's updates as they are: for methods that need no statistics."""
+    from layerweld.transport import to_arrays, update_tensors
+
+    state = _state(message, context)
+    arrays = to_arrays(update_tensors(state.adapter.task_vector.updates))
+    return Message(RecordDict({"updates": arrays, "site": _name(state)}), reply_to=message)
+
+
+@app.train("statistics")
+def statistics(message: Message, context: Context) -> Message:
+    """Send the Gram matrices and products of one step's groups."""
+    from client.chain import answer
+    from layerweld.transport import decode_question, encode_answer
+
+    state = _state(message, context)
+    reply = answer(state, decode_question(message.content))
+    return Message(encode_answer(reply), reply_to=message)
+
+
+@app.evaluate("model")
+def evaluate(message: Message, context: Context) -> Message:
+    """Measure one model's accuracy on this site's held-out rows, with this site's own head."""
+    from client.measure import held_out_accuracy
+    from layerweld.transport import decode_model
+
+    state = _state(message, context)
+    accuracy, samples = held_out_accuracy(state, decode_model(message.content))
+    metrics = MetricRecord({"accuracy": accuracy, "num-examples": samples})
+    return Message(RecordDict({"metrics": metrics, "site": _name(state)}), reply_to=message)
+
+
+@app.query("shift")
+def shift(message: Message, context: Context) -> Message:
+    """Measure eq. 8 of one merged model per layer group, and send that one number each."""
+    from client.measure import shift_per_group
+    from layerweld.transport import decode_model
+
+    state = _state(message, context)
+    shifts = shift_per_group(state, decode_model(message.content))
+    record = ConfigRecord({"groups": list(shifts), "shifts": list(shifts.values())})
+    return Message(RecordDict({"shift": record, "site": _name(state)}), reply_to=message)
+
+
+def _state(message: Message, context: Context):  # type: ignore[no-untyped-def]
+    """The site's state; torch and transformers take seconds to import: not at start-up."""
+    import torch
+
+    from client.site import site_of_node
+    from client.state import site_state
+    from layerweld.config import read_run_settings
+    from layerweld.transport import read
+
+    settings = read_run_settings(context.run_config)
+    torch.set_num_threads(settings.calibration.threads)
+    run = read(message.content.config_records["about"], "run", str)
+    return site_state(site_of_node(context.node_config, settings), settings, run)
+
+
+def _name(state):  # type: ignore[no-untyped-def]
+    return ConfigRecord({"name": state.site.name})

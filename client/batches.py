@@ -1,0 +1,137 @@
+"""From rows to the model's input tensors: tokenising, padding, resizing. Labels stay behind."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from client.data import Rows
+from layerweld.base_model import BaseModel
+from layerweld.errors import ConfigError
+
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Preprocessor:
+    """Texts or image files to a batch of model inputs, by the base model's own files.
+
+    Texts are cut at ``max_length`` tokens (or at what the model can take, if that is less) and
+    padded on the right to the longest of the batch. Images go through the folder's image
+    processor; without one they are squashed to the configured size and normalised as for ImageNet.
+    """
+
+    def __init__(self, base: BaseModel, max_length: int) -> None:
+        """Load the tokenizer or image processor from the base model's folder.
+
+        Raises:
+            ConfigError: the folder has no tokenizer, or one that cannot pad.
+        """
+        self._base = base
+        self._accepted = set(inspect.signature(base.backbone.forward).parameters)
+        if base.reads_images:
+            self._processor = _load_image_processor(base.folder)
+        else:
+            self._tokenizer = _load_tokenizer(base.folder)
+            self._max_length = min(max_length, _longest_input(base, self._tokenizer))
+
+    def __call__(self, inputs: Sequence[str] | Sequence[Path]) -> dict[str, Tensor]:
+        """``pixel_values`` of shape ``(rows, channels, height, width)``; or ``input_ids``.
+
+        With ``input_ids`` come ``attention_mask`` and whatever else the tokenizer makes and the
+        model takes, each ``(rows, tokens)``.
+        """
+        if self._base.reads_images:
+            return {"pixel_values": self._pixels([Path(file) for file in inputs])}
+        encoded = self._tokenizer(
+            list(inputs),
+            padding="longest",
+            truncation=True,
+            max_length=self._max_length,
+            return_tensors="pt",
+        )
+        return {key: value for key, value in encoded.items() if key in self._accepted}
+
+    def _pixels(self, files: Sequence[Path]) -> Tensor:
+        from PIL import Image
+
+        images = []
+        for file in files:
+            with Image.open(file) as image:
+                images.append(image.convert("RGB"))
+        if self._processor is None:
+            config: Any = self._base.backbone.config
+            return torch.stack([_squashed(image, config.image_size) for image in images])
+        pixels: Tensor = self._processor(images=images, return_tensors="pt")["pixel_values"]
+        return pixels
+
+
+def batches(
+    rows: Rows, base: BaseModel, batch_size: int, max_length: int
+) -> list[dict[str, Tensor]]:
+    """All rows as model inputs, in order, ``batch_size`` of them at a time; the last may be less.
+
+    Raises:
+        ConfigError: the base model's folder has no tokenizer, or one that cannot pad.
+    """
+    return list(stream(rows, Preprocessor(base, max_length), batch_size))
+
+
+def stream(rows: Rows, preprocess: Preprocessor, batch_size: int) -> Iterator[dict[str, Tensor]]:
+    """As :func:`batches`, one at a time: for data that is larger than memory."""
+    for start in range(0, len(rows), batch_size):
+        yield preprocess(rows.inputs[start : start + batch_size])
+
+
+def _load_tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, padding_side="right", truncation_side="right"
+        )
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{folder} has no tokenizer that can be read ({error}); put one there with "
+            f"`tokenizer.save_pretrained(…)`"
+        ) from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token is None:
+        raise ConfigError(
+            f"the tokenizer in {folder} has neither a pad token nor an end token: texts of "
+            f"different lengths cannot share a batch; set `tokenizer.pad_token` and save it again"
+        )
+    return tokenizer
+
+
+def _longest_input(base: BaseModel, tokenizer: Any) -> int:
+    config: Any = base.backbone.config
+    positions: int = getattr(config, "max_position_embeddings", tokenizer.model_max_length)
+    return min(positions, int(tokenizer.model_max_length))
+
+
+def _load_image_processor(folder: Path) -> Any:
+    from transformers import AutoImageProcessor
+
+    if not (folder / "preprocessor_config.json").is_file():
+        return None
+    # Pillow's backend: the same pixels whether or not a site happens to have torchvision.
+    return AutoImageProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
+
+
+def _squashed(image: Any, size: int | Sequence[int]) -> Tensor:
+    """An image at the model's size ``(height, width)``, its channels normalised."""
+    from PIL import Image
+
+    height, width = (size, size) if isinstance(size, int) else size
+    resized = image.resize((width, height), Image.Resampling.BICUBIC)
+    pixels = torch.from_numpy(np.asarray(resized, dtype=np.float32) / 255)
+    normalised = (pixels - torch.tensor(_IMAGENET_MEAN)) / torch.tensor(_IMAGENET_STD)
+    return normalised.permute(2, 0, 1)

@@ -1,0 +1,300 @@
+"""A site's rows: texts or image files, with labels where there are any. No model, no tensors."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from layerweld.config import CalibrationSettings
+from layerweld.errors import DataError
+
+Record = dict[str, Any]
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
+_LONGEST_FIELD = 2**31 - 1  # csv's own limit of 131,072 characters is shorter than a long text
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a site reads: inputs in the order of their file, and their classes.
+
+    Attributes:
+        inputs: texts, or image files.
+        labels: index into ``classes`` of each input; None for data without labels.
+        classes: class names, sorted; empty without labels.
+        skipped: rows that could not be read and are not among ``inputs``.
+        digest: SHA-256 over the inputs (of an image: its bytes) and the names of their classes.
+    """
+
+    inputs: Sequence[str] | Sequence[Path]
+    labels: tuple[int, ...] | None
+    classes: tuple[str, ...]
+    skipped: int
+    digest: str
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+
+def make_rows(
+    inputs: Sequence[str] | Sequence[Path],
+    names: Sequence[str] | None,
+    classes: Iterable[str] = (),
+    skipped: int = 0,
+) -> Rows:
+    """Rows from inputs and the class name of each.
+
+    Args:
+        inputs: texts, or image files.
+        names: class name of each input; None without labels.
+        classes: further classes that exist, whether or not an input belongs to them.
+        skipped: rows that were unreadable.
+    """
+    known = tuple(sorted({*classes, *(names or ())}))
+    index = {name: i for i, name in enumerate(known)}
+    labels = None if names is None else tuple(index[name] for name in names)
+    return Rows(inputs, labels, known, skipped, _digest(inputs, names))
+
+
+def draw(rows: Rows, samples: int, seed: int) -> Rows:
+    """A random subset without replacement, in the order of the file.
+
+    Args:
+        rows: what to draw from.
+        samples: rows to keep; 0, or more than there are, keeps all.
+        seed: the same seed draws the same rows.
+    """
+    if not samples or samples >= len(rows):
+        return rows
+    kept = sorted(random.Random(seed).sample(range(len(rows)), samples))
+    labels = rows.labels
+    names = None if labels is None else [rows.classes[labels[i]] for i in kept]
+    inputs = [rows.inputs[i] for i in kept]
+    return make_rows(inputs, names, rows.classes, rows.skipped)  # type: ignore[arg-type]
+
+
+def read_rows(source: Path, settings: CalibrationSettings, reads_images: bool) -> Rows:
+    """Read every row of a file or folder.
+
+    Args:
+        source: JSON lines, CSV or Parquet; a folder that ``datasets`` saved to disk; or, for
+            images, a folder of images or of one sub-folder per class.
+        settings: names of the columns, and how many rows may be unreadable.
+        reads_images: whether the model's input is pixels.
+
+    Raises:
+        DataError: the source is missing, empty, of an unknown kind, has no such column, or more
+            of its rows are unreadable than ``calibration.max-unreadable`` allows.
+    """
+    if not source.exists():
+        raise DataError(f"there is no data at {source}; check the site's `data` path")
+    if reads_images:
+        rows, broken = _read_images(source)
+    else:
+        rows, broken = _read_texts(source, settings)
+    _refuse_too_many_unreadable(source, rows, broken, settings)
+    return rows
+
+
+def _refuse_too_many_unreadable(
+    source: Path, rows: Rows, broken: list[str], settings: CalibrationSettings
+) -> None:
+    total = len(rows) + len(broken)
+    if not total:
+        raise DataError(f"{source} holds no rows at all")
+    if len(broken) > settings.max_unreadable * total or not len(rows):
+        raise DataError(
+            f"{len(broken)} of {total} rows in {source} are unreadable, the first is {broken[0]}; "
+            f"mend them, or raise `calibration.max-unreadable` (now {settings.max_unreadable:g})"
+        )
+
+
+def _read_texts(source: Path, settings: CalibrationSettings) -> tuple[Rows, list[str]]:
+    texts: list[str] = []
+    names: list[str] = []
+    broken: list[str] = []
+    columns: dict[str, None] = {}
+    records = list(_records(source))
+    for _, record in records:
+        columns |= dict.fromkeys(record or ())
+    _require_column(source, settings.text_column, columns, any_rows=bool(records))
+    has_labels = settings.label_column in columns
+    for where, record in records:
+        text = _readable_text((record or {}).get(settings.text_column))
+        name = _class_name((record or {}).get(settings.label_column)) if has_labels else ""
+        if text is None or name is None:
+            broken.append(where)
+        else:
+            texts.append(text)
+            names.append(name)
+    return make_rows(texts, names if has_labels else None, skipped=len(broken)), broken
+
+
+def _require_column(source: Path, column: str, columns: Iterable[str], any_rows: bool) -> None:
+    there = sorted(columns)
+    if any_rows and there and column not in there:
+        raise DataError(
+            f"{source} has no column {column!r}; it has {', '.join(there)}: "
+            f"set `calibration.text-column`"
+        )
+
+
+def _readable_text(value: Any) -> str | None:
+    if not isinstance(value, str) or not value.strip():
+        return None
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # half a surrogate pair, or bytes that were not UTF-8
+        return None
+    return value
+
+
+def _class_name(value: Any) -> str | None:
+    """The label as text, the same for 1, 1.0 and "1"; None where it is missing or a structure."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool | int) or (isinstance(value, float) and value == value):
+        return str(value)
+    return _readable_text(value)
+
+
+def _records(source: Path) -> Iterator[tuple[str, Record | None]]:
+    """Each row's place and content, None where it cannot be parsed."""
+    if source.is_dir():
+        return _saved_dataset_records(source)
+    match source.suffix.lower():
+        case ".jsonl" | ".ndjson" | ".json":
+            return _json_records(source)
+        case ".csv":
+            return _csv_records(source)
+        case ".parquet":
+            return _parquet_records(source)
+    raise DataError(
+        f"{source} is neither JSON lines (.jsonl), CSV (.csv) nor Parquet (.parquet); "
+        f"convert it to one of these"
+    )
+
+
+def _json_records(source: Path) -> Iterator[tuple[str, Record | None]]:
+    with source.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                yield f"line {number}", _parsed(line)
+
+
+def _parsed(line: bytes) -> Record | None:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):  # broken JSON, or bytes that are no UTF-8
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _csv_records(source: Path) -> Iterator[tuple[str, Record | None]]:
+    csv.field_size_limit(_LONGEST_FIELD)
+    with source.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
+        rows = _csv_rows(lines)
+        header = next(rows, ([], 0, 0))[0] or []
+        for fields, first, last in rows:
+            if fields is not None and len(fields) == len(header):
+                yield f"line {first}", dict(zip(header, fields, strict=True))
+            elif fields != []:  # a blank line is nobody's row
+                for number in range(first, last + 1):  # an open quote swallows many lines
+                    yield f"line {number}", None
+
+
+def _csv_rows(lines: Iterable[str]) -> Iterator[tuple[list[str] | None, int, int]]:
+    """Fields of each row, None where its quotes are broken, with its first and last line."""
+    reader = csv.reader(lines, strict=True)
+    while True:
+        first = reader.line_num + 1
+        fields: list[str] | None = None
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error:
+            pass
+        yield fields, first, reader.line_num
+
+
+def _parquet_records(source: Path) -> Iterator[tuple[str, Record | None]]:
+    import pyarrow as arrow
+    import pyarrow.parquet as parquet
+
+    try:
+        rows = parquet.read_table(source).to_pylist()
+    except arrow.ArrowException as error:
+        raise DataError(f"{source} is damaged, or no Parquet file: {error}") from error
+    for number, record in enumerate(rows, start=1):
+        yield f"row {number}", record
+
+
+def _saved_dataset_records(folder: Path) -> Iterator[tuple[str, Record | None]]:
+    import pyarrow as arrow
+
+    if not (folder / "state.json").is_file():
+        raise DataError(
+            f"{folder} is no folder of `datasets.save_to_disk` with a single split (it has no "
+            f"state.json); name one of its splits, or a file"
+        )
+    rows: list[Record] = []
+    try:
+        for file in json.loads((folder / "state.json").read_bytes())["_data_files"]:
+            with arrow.memory_map(str(folder / file["filename"])) as stream:
+                rows += arrow.ipc.open_stream(stream).read_all().to_pylist()
+    except (OSError, KeyError, ValueError, arrow.ArrowException) as error:
+        raise DataError(f"{folder} is damaged, save the dataset again: {error!r}") from error
+    for number, record in enumerate(rows, start=1):
+        yield f"row {number}", record
+
+
+def _read_images(folder: Path) -> tuple[Rows, list[str]]:
+    if not folder.is_dir():
+        raise DataError(
+            f"{folder} is a file, but the base model reads images: give a folder of images, or "
+            f"one with a sub-folder for each class"
+        )
+    flat = _images_in(folder.iterdir())
+    nested = {f.name: _images_in(f.rglob("*")) for f in folder.iterdir() if f.is_dir()}
+    if flat and any(nested.values()):
+        raise DataError(
+            f"{folder} holds both images ({flat[0].name}, …) and class sub-folders; move the "
+            f"images into a sub-folder, or remove the sub-folders"
+        )
+    files = flat or [file for name in sorted(nested) for file in nested[name]]
+    broken = {file for file in files if not _decodes(file)}
+    kept = [file for file in files if file not in broken]
+    names = None if flat or not kept else [file.relative_to(folder).parts[0] for file in kept]
+    where = [f"file {file.relative_to(folder)}" for file in files if file in broken]
+    return make_rows(kept, names, skipped=len(where)), where
+
+
+def _images_in(files: Iterable[Path]) -> list[Path]:
+    return sorted(f for f in files if f.suffix.lower() in IMAGE_SUFFIXES and f.name[0] != ".")
+
+
+def _decodes(file: Path) -> bool:
+    from PIL import Image
+
+    try:
+        with Image.open(file) as image:
+            image.draft("RGB", (64, 64))  # a JPEG is decoded at an eighth of the cost
+            image.load()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # what Pillow raises
+        return False
+    return True
+
+
+def _digest(inputs: Sequence[str] | Sequence[Path], names: Sequence[str] | None) -> str:
+    digest = hashlib.sha256()
+    for i, item in enumerate([*inputs]):
+        content = item.read_bytes() if isinstance(item, Path) else item.encode()
+        name = b"" if names is None else names[i].encode()
+        digest.update(f"{len(content)} {len(name)} ".encode() + content + name)
+    return digest.hexdigest()

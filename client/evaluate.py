@@ -1,0 +1,60 @@
+"""Held-out accuracy of a site's head on the backbone as it stands."""
+
+from __future__ import annotations
+
+import torch
+from torchmetrics.classification import MulticlassAccuracy
+
+from client.batches import Preprocessor, stream
+from client.data import Rows
+from client.heads import ClassifierHead
+from layerweld.base_model import BaseModel
+from layerweld.config import EvaluateSettings
+from layerweld.errors import DataError
+
+
+@torch.inference_mode()
+def accuracy(
+    base: BaseModel, head: ClassifierHead, rows: Rows, settings: EvaluateSettings
+) -> tuple[float, int]:
+    """Share of rows whose class the head finds, and the number of rows.
+
+    Args:
+        base: its backbone is used as it stands; whoever wants it merged runs this inside
+            :func:`layerweld.linear.updated`.
+        head: the site's own.
+        rows: labelled rows that were not trained on.
+        settings: batch size and length.
+
+    Raises:
+        DataError: the rows have no labels, or one of a class that the head does not know.
+    """
+    device = next(base.backbone.parameters()).device
+    labels = _labels_of(rows, head).to(device)
+    head = head.to(device).eval()
+    metric = MulticlassAccuracy(len(head.classes), average="micro").to(device)
+    seen = 0
+    for batch in stream(rows, Preprocessor(base, settings.max_length), settings.batch_size):
+        inputs = {key: value.to(device) for key, value in batch.items()}
+        hidden = base.backbone(**inputs).last_hidden_state
+        logits = head(hidden, inputs.get("attention_mask"))
+        metric.update(logits, labels[seen : seen + len(logits)])
+        seen += len(logits)
+    return float(metric.compute()), seen
+
+
+def _labels_of(rows: Rows, head: ClassifierHead) -> torch.Tensor:
+    """Labels of the rows, as positions among the head's classes."""
+    if rows.labels is None or not len(rows):
+        raise DataError(
+            "the held-out rows have no labels to compare with; name their column in "
+            "`calibration.label-column`, or set `evaluate.enabled = false`"
+        )
+    unknown = sorted({rows.classes[i] for i in rows.labels} - set(head.classes))
+    if unknown:
+        raise DataError(
+            f"held-out rows are labelled {unknown[0]!r}, which the head was not trained on "
+            f"(it knows {', '.join(head.classes)}); remove these rows, or train on such rows too"
+        )
+    position = {name: i for i, name in enumerate(head.classes)}
+    return torch.tensor([position[rows.classes[label]] for label in rows.labels])

@@ -1,0 +1,65 @@
+"""What a site says of itself before anything is computed."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+from client.state import SiteState
+from layerweld import __version__
+from layerweld.base_model import tokenizer_fingerprint
+from layerweld.collect import ReplayableModel
+from layerweld.errors import DataError
+from layerweld.transport import Introduction
+from layerweld.updates import LowRankUpdate
+
+
+def introduce(state: SiteState) -> Introduction:
+    """Read the model, the rows and the adapter (if there is one) and describe them."""
+    kind, layers, ranks, prefix = _adapter_facts(state)
+    model = ReplayableModel(state.base.backbone, state.plan)
+    recording = state.recording(model, shifted_embeddings=False)
+    tokens = sum(int(batch.keep.sum()) for batch in recording)
+    if tokens == 0:
+        raise DataError(f"{state.site.name}: no calibration token in {len(state.rows)} rows")
+    return Introduction(
+        site=state.site.name,
+        base=state.base.fingerprint,
+        tokenizer=tokenizer_fingerprint(state.base.folder),
+        plan=state.plan.digest,
+        settings=state.settings.digest(),
+        kind=kind,
+        layers=layers,
+        ranks=ranks,
+        prefix=prefix,
+        samples=len(state.calibration_rows),
+        tokens=tokens,
+        skipped=state.rows.skipped,
+        evaluates=_can_evaluate(state),
+        versions=(f"layerweld={__version__}", *_versions("torch", "transformers", "peft", "flwr")),
+    )
+
+
+def _adapter_facts(
+    state: SiteState,
+) -> tuple[str, tuple[str, ...], tuple[int, ...], str]:
+    if state.must_fine_tune:
+        return "none", state.targets, (state.settings.finetune.rank,) * len(state.targets), ""
+    adapter = state.adapter
+    updates = adapter.task_vector.updates
+    layers = tuple(name for name in state.plan.layer_names if name in updates)
+    ranks = []
+    for name in layers:
+        update = updates[name]
+        ranks.append(update.rank if isinstance(update, LowRankUpdate) else 0)
+    kind = "lora" if adapter.task_vector.is_low_rank else "full"
+    return kind, layers, tuple(ranks), adapter.prefix
+
+
+def _can_evaluate(state: SiteState) -> bool:
+    if not state.settings.evaluate.enabled or state.held_out is None:
+        return False
+    return state.must_fine_tune or state.head_file.is_file()
+
+
+def _versions(*packages: str) -> tuple[str, ...]:
+    return tuple(f"{package}={version(package)}" for package in packages)

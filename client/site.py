@@ -1,0 +1,57 @@
+"""Which site this node is: from its own node configuration, or by its number in the run's file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from layerweld.config import RunSettings, Scalar
+from layerweld.errors import ConfigError
+from layerweld.sites import DEMO, SiteEntry, read_run_file
+
+
+def site_of_node(node_config: Mapping[str, Scalar], settings: RunSettings) -> SiteEntry:
+    """The site that a node plays.
+
+    A node that says ``name="hospital-a" data="…"`` in its node configuration is that site. A node
+    that only has a ``partition-id``, as Flower's simulation gives it, takes that number in the
+    run's file, or in the demo's list when the run has no file.
+
+    Raises:
+        ConfigError: neither is there, or the number is larger than the list.
+    """
+    own = {k: v for k, v in node_config.items() if k not in ("partition-id", "num-partitions")}
+    if own:
+        try:
+            return SiteEntry.model_validate(own)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            field = ".".join(str(part) for part in problem["loc"])
+            raise ConfigError(f"node configuration, {field}: {problem['msg']}") from None
+    if "partition-id" not in node_config:
+        raise ConfigError("this node has no `name` and `data` in its node configuration")
+    number = int(node_config["partition-id"])
+    sites = read_run_file(Path(settings.sites))[1] if settings.sites else demo_sites()
+    if number >= len(sites):
+        raise ConfigError(f"node {number} of a run that lists {len(sites)} sites")
+    return sites[number]
+
+
+def demo_sites() -> tuple[SiteEntry, ...]:
+    """The demo's six sites, which fine-tune and evaluate on the tasks they are named after."""
+    from client.demo_tasks import DEMO_SITES
+
+    return tuple(
+        SiteEntry(name=task, data=f"{DEMO}{task}", held_out=f"{DEMO}{task}") for task in DEMO_SITES
+    )
+
+
+def cache_folder(site: SiteEntry, settings: RunSettings) -> Path:
+    """Where this site keeps adapters it trained and the state of runs."""
+    chosen = site.cache or settings.cache
+    if chosen:
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "layerweld"

@@ -1,0 +1,206 @@
+"""All that one site knows in one run: its model, rows, adapter and recorded calibration batches."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+from torch import Tensor
+
+from client.batches import batches
+from client.data import Rows, draw, read_rows
+from client.demo_tasks import demo_rows
+from client.site import cache_folder
+from client.store import SiteStore
+from layerweld.adapters import Adapter
+from layerweld.base_model import BaseModel, load_base
+from layerweld.collect import ReplayableModel
+from layerweld.config import RunSettings
+from layerweld.demo import base_folder
+from layerweld.discover import discover_plan
+from layerweld.errors import AdapterError, ConfigError
+from layerweld.linear import shifted
+from layerweld.plan import MergePlan
+from layerweld.replay import RecordedBatch
+from layerweld.sites import DEMO, SiteEntry
+from layerweld.task_vectors import read_fine_tuned
+
+_DEMO_TRAINING_ROWS = 1500
+_DEMO_HELD_OUT_ROWS = 500
+
+
+@lru_cache(maxsize=2)
+def _loaded(folder: Path) -> tuple[BaseModel, MergePlan]:
+    """Sites of one process share one base model: they put updates in place and take them out."""
+    base = load_base(folder)
+    return base, discover_plan(base.backbone)
+
+
+@lru_cache(maxsize=16)
+def site_state(site: SiteEntry, settings: RunSettings, run: str) -> SiteState:
+    """The state of one site in one run; built once per process, rebuilt in the next one."""
+    return SiteState(site, settings, run)
+
+
+class SiteState:
+    """One site in one run. Everything is read when it is first asked for.
+
+    Args:
+        site: who it is and where its things lie.
+        settings: of the run.
+        run: identifies the run; files are kept below it.
+    """
+
+    def __init__(self, site: SiteEntry, settings: RunSettings, run: str) -> None:
+        self.site = site
+        self.settings = settings
+        self.run = run
+        self._recordings: dict[bool, list[RecordedBatch]] = {}
+
+    @cached_property
+    def base(self) -> BaseModel:
+        """The base model."""
+        return _loaded(self._base_folder)[0]
+
+    @cached_property
+    def plan(self) -> MergePlan:
+        """The merge plan of the whole model."""
+        return _loaded(self._base_folder)[1]
+
+    @cached_property
+    def rows(self) -> Rows:
+        """The site's rows, to fine-tune and to calibrate on."""
+        if self.site.data.startswith(DEMO):
+            return self._demo_rows(self.site.data, held_out=False)
+        return read_rows(
+            Path(self.site.data), self.settings.calibration, reads_images=self.base.reads_images
+        )
+
+    @cached_property
+    def held_out(self) -> Rows | None:
+        """Labelled rows to evaluate on, if the site has any."""
+        if not self.site.held_out:
+            return None
+        if self.site.held_out.startswith(DEMO):
+            return self._demo_rows(self.site.held_out, held_out=True)
+        return read_rows(
+            Path(self.site.held_out), self.settings.calibration, reads_images=self.base.reads_images
+        )
+
+    @cached_property
+    def calibration_rows(self) -> Rows:
+        """The rows that statistics are taken over."""
+        calibration = self.settings.calibration
+        return draw(self.rows, calibration.samples, calibration.seed)
+
+    @property
+    def adapter_folder(self) -> Path:
+        """The site's own folder, or where its fine-tuning is kept, by what decides its result."""
+        if self.site.adapter:
+            return Path(self.site.adapter).expanduser()
+        finetune = self.settings.finetune
+        decides = finetune.model_dump_json(exclude={"logger", "accelerator", "devices"})
+        seed = self.settings.calibration.seed
+        about = f"{self.base.fingerprint} {self.rows.digest} {decides} {seed}"
+        key = hashlib.sha256(about.encode()).hexdigest()[:16]
+        folder = cache_folder(self.site, self.settings) / "adapters" / f"{self.site.name}-{key}"
+        return folder / "adapter"
+
+    @property
+    def head_file(self) -> Path:
+        """Where the task head lies: beside the adapter. It never leaves the site."""
+        return self.adapter_folder.parent / "head.safetensors"
+
+    @property
+    def must_fine_tune(self) -> bool:
+        """Whether the site has data but no adapter yet."""
+        return not self.site.adapter and not self.adapter_folder.is_dir()
+
+    @cached_property
+    def adapter(self) -> Adapter:
+        """What fine-tuning added to the base model.
+
+        Raises:
+            AdapterError: there is none, or it cannot be read.
+            PlanError: it changes a linear layer outside of the model's blocks.
+        """
+        if not self.adapter_folder.is_dir():
+            raise AdapterError(f"{self.adapter_folder} does not exist; {self.site.name} needs it")
+        adapter = read_fine_tuned(self.adapter_folder, self.base)
+        self.plan.restricted_to(adapter.task_vector.updates)
+        return adapter
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Layers that fine-tuning adapts, by ``finetune.targets``."""
+        wanted = self.settings.finetune.targets
+        if wanted == "all-linear":
+            return self.plan.layer_names
+        suffixes = tuple(suffix.strip() for suffix in wanted.split(","))
+        chosen = [n for n in self.plan.layer_names if n.endswith(suffixes)]
+        if not chosen:
+            raise ConfigError(
+                f"finetune.targets = {wanted!r} fits no layer; the model has, for example, "
+                f"{', '.join(self.plan.layer_names[:3])}"
+            )
+        return tuple(chosen)
+
+    @cached_property
+    def batches(self) -> list[dict[str, Tensor]]:
+        """The calibration rows as model inputs."""
+        calibration = self.settings.calibration
+        return batches(
+            self.calibration_rows, self.base, calibration.batch_size, calibration.max_length
+        )
+
+    def recording(self, model: ReplayableModel, *, shifted_embeddings: bool) -> list[RecordedBatch]:
+        """The recorded calibration batches, as the embeddings in place now see them.
+
+        Args:
+            model: the base model; the caller has put the remainder in place, or not.
+            shifted_embeddings: whether it has: the two recordings are kept apart.
+        """
+        if shifted_embeddings not in self._recordings:
+            self._recordings[shifted_embeddings] = model.record(self.batches)
+        return self._recordings[shifted_embeddings]
+
+    def store(self, method: str) -> SiteStore:
+        """Files of this run, site and method; another adapter or other rows get other files."""
+        decides = f"{self.base.fingerprint} {self.calibration_rows.digest} {self.adapter.digest}"
+        key = hashlib.sha256(decides.encode()).hexdigest()[:16]
+        folder = cache_folder(self.site, self.settings) / "runs" / self.run / method
+        return SiteStore(folder / f"{self.site.name}-{key}")
+
+    def with_remainder(self, remainder: dict[str, Tensor]) -> AbstractContextManager[None]:
+        """Run with norms, biases and embeddings as full fine-tuning (or its average) left them."""
+        return shifted(self.base.backbone, remainder)
+
+    @property
+    def _base_folder(self) -> Path:
+        chosen = self.site.base or self.settings.base
+        return Path(chosen).expanduser() if chosen else base_folder()
+
+    def _demo_rows(self, source: str, *, held_out: bool) -> Rows:
+        samples = _DEMO_HELD_OUT_ROWS if held_out else _DEMO_TRAINING_ROWS
+        split = "test" if held_out else "train"
+        seed = self.settings.calibration.seed
+        return demo_rows(source.removeprefix(DEMO), split, samples, seed)
+
+
+def fine_tune_site(state: SiteState, on_step: Callable[[int, int], None] | None = None) -> None:
+    """Train the site's adapter where it has none yet."""
+    from client.finetune import fine_tune
+
+    if state.must_fine_tune:
+        fine_tune(
+            state.base,
+            state.targets,
+            state.rows,
+            state.settings.finetune,
+            state.settings.calibration.seed,
+            state.adapter_folder.parent,
+            on_step,
+        )

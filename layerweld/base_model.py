@@ -1,0 +1,91 @@
+"""The base model that all sites started from: loaded, named and fingerprinted."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from layerweld.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """The backbone without a task head, in float32 and in evaluation mode.
+
+    Attributes:
+        folder: transformers model folder it was read from.
+        backbone: the model; layer names in this project are names of its modules.
+    """
+
+    folder: Path
+    backbone: nn.Module
+
+    @property
+    def prefix(self) -> str:
+        """What transformers puts before a backbone name once a head is on top, e.g. ``bert.``."""
+        prefix: str = getattr(self.backbone, "base_model_prefix", "")
+        return f"{prefix}." if prefix else ""
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether the model's input is pixels and not token ids."""
+        name: str = self.backbone.main_input_name
+        return name == "pixel_values"
+
+    @property
+    def d_model(self) -> int:
+        """Width of the hidden states."""
+        width: int = self.backbone.config.hidden_size
+        return width
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over every parameter's name, dtype, shape and bytes."""
+        digest = hashlib.sha256()
+        for name, parameter in sorted(self.backbone.named_parameters()):
+            values = parameter.detach().cpu().contiguous()
+            digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
+            digest.update(values.view(torch.uint8).numpy().data if values.numel() else b"")
+        return digest.hexdigest()
+
+
+def load_base(folder: str | Path) -> BaseModel:
+    """Read a transformers model folder: safetensors only, no remote code, no network.
+
+    Raises:
+        ConfigError: the folder is missing, is not a model, or would have to be unpickled.
+    """
+    from transformers import AutoModel, logging
+
+    path = Path(folder).expanduser()
+    if not (path / "config.json").is_file():
+        raise ConfigError(f"{path} is no model folder: it has no config.json")
+    if not any(path.glob("*.safetensors")):
+        raise ConfigError(
+            f"{path} has no *.safetensors; convert it once with "
+            f"`AutoModel.from_pretrained(…).save_pretrained(…)`"
+        )
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    backbone = AutoModel.from_pretrained(
+        path, dtype=torch.float32, local_files_only=True, use_safetensors=True
+    )
+    for name in ("pooler",):
+        if isinstance(getattr(backbone, name, None), nn.Module):
+            setattr(backbone, name, None)  # part of the heads of some classes; no block reads it
+    return BaseModel(path, backbone.eval().requires_grad_(False))
+
+
+def tokenizer_fingerprint(folder: Path) -> str:
+    """SHA-256 over the tokenizer's or image processor's files; empty text where there are none."""
+    names = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "preprocessor_config.json")
+    files = [folder / name for name in names if (folder / name).is_file()]
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest() if files else ""

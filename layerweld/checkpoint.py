@@ -1,0 +1,129 @@
+"""Read a fully fine-tuned model folder as a task vector: its weights minus the base model's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import PretrainedConfig
+
+from layerweld.base_model import BaseModel
+from layerweld.errors import AdapterError
+from layerweld.linear import is_transposed, linear_layers
+from layerweld.updates import DenseUpdate, TaskVector
+
+
+def read_checkpoint(folder: Path, base: BaseModel) -> TaskVector:
+    """The task vector of a transformers model folder; its task head is ignored.
+
+    Weights of linear layers become dense updates in ``nn.Linear`` layout, all other parameters
+    go into the remainder; what did not change is left out. A weight that two modules share is
+    counted once, under the name of the first.
+
+    Raises:
+        AdapterError: the folder is damaged, incomplete or quantised, is of another architecture,
+            holds NaN, or equals the base model.
+    """
+    base_config: PretrainedConfig = base.backbone.config
+    _check_config(folder, base_config.to_dict())
+    model = _load(folder)
+    tuned, original = dict(model.named_parameters()), dict(base.backbone.named_parameters())
+    for name, parameter in original.items():
+        _check_parameter(folder, name, tuned, parameter)
+    layers = linear_layers(base.backbone)
+    updates: dict[str, DenseUpdate] = {}
+    remainder: dict[str, Tensor] = {}
+    for name, parameter in original.items():
+        difference = tuned[name].detach().float() - parameter.detach().float()
+        if not difference.any():
+            continue
+        layer = name.removesuffix(".weight")
+        if layer != name and layer in layers:
+            turned = difference.T if is_transposed(layers[layer]) else difference
+            updates[layer] = DenseUpdate(turned.contiguous())
+        else:
+            remainder[name] = difference
+    if not updates:
+        raise AdapterError(
+            f"{folder} changes no linear layer of the base model; was its backbone trained, or "
+            f"is this the base model itself?"
+        )
+    return TaskVector(updates, remainder)
+
+
+def _check_config(folder: Path, base_config: Mapping[str, Any]) -> None:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise AdapterError(f"{folder}/config.json cannot be read ({error})") from error
+    if not any(folder.glob("*.safetensors")):
+        raise AdapterError(
+            f"{folder} has no *.safetensors, and pickled weights are never opened; convert it "
+            f"where you trust it: `AutoModel.from_pretrained(…).save_pretrained(…)`"
+        )
+    if config.get("quantization_config"):
+        raise AdapterError(
+            f"{folder} is quantised; give its weights as they were before, or "
+            f"`model.dequantize()` and save it"
+        )
+    for key in _architecture_keys(config):
+        if key in base_config and config[key] != base_config[key]:
+            raise AdapterError(
+                f"{folder}: `{key}` is {config[key]!r}, but {base_config[key]!r} in the base "
+                f"model; only models fine-tuned from the same base model can be merged"
+            )
+
+
+def _architecture_keys(config: Collection[str]) -> list[str]:
+    """Settings of which a different value means another network: sizes, counts, activation."""
+    named = {"model_type", "hidden_act"}
+    return [k for k in config if k in named or k.startswith("num_") or k.endswith("_size")]
+
+
+def _load(folder: Path) -> nn.Module:
+    from transformers import AutoModel
+
+    try:
+        model, report = AutoModel.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except (SafetensorError, StrictDataclassError, OSError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise AdapterError(
+            f"{folder} is damaged or no model that transformers can load ({reason}); save it again"
+        ) from error
+    # A pooler is part of some classes' heads; transformers makes one up where there is none.
+    missing = sorted(k for k in report["missing_keys"] if not k.startswith("pooler."))
+    if missing:
+        raise AdapterError(
+            f"{folder} is incomplete: {missing[0]!r} (of {len(missing)} such) is not in its files; "
+            f"save the whole model with `save_pretrained`"
+        )
+    loaded: nn.Module = model
+    return loaded
+
+
+def _check_parameter(
+    folder: Path, name: str, tuned: Mapping[str, Tensor], original: Tensor
+) -> None:
+    if name not in tuned or tuned[name].shape != original.shape:
+        found = tuple(tuned[name].shape) if name in tuned else "absent"
+        raise AdapterError(
+            f"{folder}: {name!r} is {found}, but {tuple(original.shape)} in the base model; only "
+            f"models fine-tuned from the same base model can be merged"
+        )
+    if not torch.isfinite(tuned[name]).all():
+        raise AdapterError(
+            f"{folder}: {name!r} holds NaN or infinity; the training diverged, repeat it with a "
+            f"lower learning rate"
+        )

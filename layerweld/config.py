@@ -1,0 +1,208 @@
+"""Flower's flat ``run_config`` turned, once, into typed and frozen settings."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from layerweld.errors import ConfigError
+
+Scalar = bool | int | float | str
+Normalization = Literal["token", "feature", "trace", "none"]
+Importance = Literal["off-diagonal", "uniform"]
+Granularity = Literal["group", "block", "model", "jacobi"]
+Anchor = Literal["base", "mean"]
+
+
+def _kebab(name: str) -> str:
+    return name.replace("_", "-")
+
+
+class Settings(BaseModel):
+    """What all tables of settings have in common: frozen, strict, nothing unknown."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, alias_generator=_kebab, populate_by_name=True
+    )
+
+
+class MergeSettings(Settings):
+    """How statistics are normalised, weighted and solved."""
+
+    granularity: Granularity = "group"
+    """What one round solves: a layer group (CoM), a block (RegMean++), the whole model without a
+    chain (RegMean), or the whole model again in each of ``rounds`` rounds (Jacobi)."""
+    rounds: Annotated[int, Field(ge=1)] = 2
+    """Rounds of ``granularity = "jacobi"``; nothing else reads it."""
+    normalization: Normalization = "token"
+    """Token vectors to unit norm (tr G = 1), features to unit norm (diag G = 1), the whole matrix
+    to unit trace, or none (mean over tokens)."""
+    importance: Importance = "off-diagonal"
+    """Weight of a site in a group: Σ_{p<q}|G_pq| (eq. 6 of the paper), or the same for all."""
+    shrinkage: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Factor on the off-diagonal of G: 1 leaves it, 0 keeps the diagonal only."""
+    ridge: Annotated[float, Field(ge=0)] = 0.01
+    """λ as a fraction of mean(diag S)."""
+    anchor: Anchor = "base"
+    """Where the ridge pulls to: no update at all, or the mean of the updates."""
+    rank: Annotated[int, Field(ge=0)] = 0
+    """Rank to which each merged update is compressed, in the metric of S; 0 keeps it exact."""
+    products: Literal["auto", "dense"] = "auto"
+    """Upload ``B`` and ``A G`` where a site has LoRA factors, or always the dense ``ΔW G``."""
+    covariate_shift: bool = False
+    """Let each site measure eq. 8 per group, and send that one number."""
+
+
+class CalibrationSettings(Settings):
+    """Which rows of a site's data the statistics are taken over, and how."""
+
+    samples: Annotated[int, Field(ge=0)] = 0
+    """Rows drawn at random with ``seed``; 0 uses every row, in order."""
+    max_length: Annotated[int, Field(ge=1)] = 128
+    """Tokens after which a text is cut."""
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    """Rows per forward pass."""
+    seed: int = 0
+    """Seed of the draw, of fine-tuning and of everything else that is random."""
+    threads: Annotated[int, Field(ge=1)] = 2
+    """Threads per site. The same number everywhere gives the same bits everywhere."""
+    max_unreadable: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """Share of rows that may be unreadable; they are counted and skipped, more is an error."""
+    text_column: str = "text"
+    """Column of the rows that holds the text."""
+    label_column: str = "label"
+    """Column that holds the label; only fine-tuning and evaluation need it."""
+
+
+class FinetuneSettings(Settings):
+    """Local LoRA fine-tuning of the sites that bring data but no adapter."""
+
+    rank: Annotated[int, Field(ge=1)] = 8
+    """LoRA rank."""
+    alpha: Annotated[float, Field(gt=0)] = 16.0
+    """LoRA alpha: the update is scaled by alpha / rank."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout on the LoRA branch."""
+    targets: str = "all-linear"
+    """Comma-separated name suffixes of the layers to adapt, or ``all-linear``: every one of the
+    merge plan."""
+    epochs: Annotated[int, Field(ge=1)] = 3
+    """Passes over the training rows."""
+    max_steps: int = -1
+    """Optimiser steps after which training ends whatever ``epochs`` says; -1 for no such limit."""
+    batch_size: Annotated[int, Field(ge=1)] = 16
+    """Rows per optimiser step."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    """Peak learning rate of AdamW."""
+    max_length: Annotated[int, Field(ge=1)] = 64
+    """Tokens after which a training text is cut."""
+    accelerator: str = "auto"
+    """Lightning's ``Trainer(accelerator=…)``."""
+    devices: Annotated[int, Field(ge=1)] = 1
+    """Lightning's ``Trainer(devices=…)``."""
+    precision: str = "32-true"
+    """Lightning's ``Trainer(precision=…)``."""
+    logger: Literal["tensorboard", "csv", "none"] = "tensorboard"
+    """Where training curves go, inside the site's own folder."""
+
+
+class EvaluateSettings(Settings):
+    """Held-out evaluation at the sites."""
+
+    enabled: bool = True
+    """Evaluate at the sites that have labelled held-out rows and a head."""
+    batch_size: Annotated[int, Field(ge=1)] = 64
+    """Rows per forward pass."""
+    max_length: Annotated[int, Field(ge=1)] = 64
+    """Tokens after which a text is cut."""
+
+
+class RunSettings(Settings):
+    """Everything a run's behaviour depends on; the same at the server and at every site."""
+
+    base: str = ""
+    """Folder of the base model; empty for the demo's."""
+    sites: str = ""
+    """TOML file that lists the sites; empty for the demo's six."""
+    min_sites: Annotated[int, Field(ge=1)] = 2
+    """Sites that must be connected before the handshake."""
+    methods: str = "chain"
+    """Comma-separated names of :mod:`layerweld.methods`; the first one's merge is written out.
+    ``chain`` is whichever ``merge.granularity`` says."""
+    scaling: Annotated[float, Field(gt=0)] = 0.3
+    """λ of task arithmetic: base + λ Σ ΔW."""
+    output: str = ""
+    """Folder to create at the server; empty for ``runs/<name>`` below the working directory."""
+    cache: str = ""
+    """Folder for what sites must remember between messages; empty for the user's cache folder."""
+    name: str = "run"
+    """Name of the run, for humans and for resuming."""
+    timeout: Annotated[float, Field(gt=0)] = 3600.0
+    """Seconds the server waits for the sites in one round."""
+    merge: MergeSettings = MergeSettings()
+    calibration: CalibrationSettings = CalibrationSettings()
+    finetune: FinetuneSettings = FinetuneSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+
+    def flat(self) -> dict[str, Scalar]:
+        """As Flower's ``run_config``: dotted keys, scalar values."""
+        return {
+            f"{table}.{key}" if table else key: value
+            for table, entries in self._tables().items()
+            for key, value in entries.items()
+        }
+
+    def digest(self) -> str:
+        """SHA-256 over what decides the merged bits (not over paths, names or time limits)."""
+        about = {table: self._tables()[table] for table in ("merge", "calibration")}
+        return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+    def _tables(self) -> dict[str, dict[str, Scalar]]:
+        everything: dict[str, Any] = self.model_dump(by_alias=True)
+        tables: dict[str, dict[str, Scalar]] = {"": {}}
+        for key, value in everything.items():
+            if isinstance(value, dict):
+                tables[key] = value
+            else:
+                tables[""][key] = value
+        return tables
+
+
+def read_run_settings(run_config: Mapping[str, Scalar]) -> RunSettings:
+    """Check every key of a run configuration and give it its type.
+
+    Raises:
+        ConfigError: a key is unknown, has the wrong type or an impossible value; the message names
+            the key, the value and what is possible.
+    """
+    nested: dict[str, Any] = {}
+    for key, value in run_config.items():
+        table, _, entry = key.rpartition(".")
+        (nested.setdefault(table, {}) if table else nested)[entry] = value
+    return validate_settings(nested)
+
+
+def validate_settings(nested: Mapping[str, Any]) -> RunSettings:
+    """As :func:`read_run_settings`, from nested tables as a TOML file has them."""
+    try:
+        return RunSettings.model_validate(nested)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_problem(e) for e in error.errors())) from None
+
+
+def _problem(error: Any) -> str:
+    where = ".".join(str(part) for part in error["loc"]) or "settings"
+    if error["type"] == "extra_forbidden":
+        return f"unknown setting {where!r}; known here: {', '.join(_known(error['loc']))}"
+    return f"{where} = {error['input']!r}: {error['msg']}"
+
+
+def _known(location: tuple[str | int, ...]) -> list[str]:
+    settings: type[BaseModel] = RunSettings
+    if len(location) > 1:
+        settings = type(getattr(RunSettings(), str(location[0])))
+    return sorted(field.alias or name for name, field in settings.model_fields.items())

@@ -1,0 +1,144 @@
+"""The model card that lies beside a merge: what it is, where it came from, how to load it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from layerweld.config import Scalar
+
+_CITATION = """\
+```bibtex
+@article{buzzega2025rethinking,
+  title   = {Rethinking Layer-wise Model Merging through Chain of Merges},
+  author  = {Buzzega, Pietro and Salami, Riccardo and Porrello, Angelo and Calderara, Simone},
+  journal = {arXiv preprint arXiv:2508.21421},
+  year    = {2025}
+}
+```"""
+
+_TO_KNOW = """\
+- **Gram matrices are not anonymous.** Instead of data, the sites sent second moments of layer
+  inputs. From those of a language model's first layers the counts of single tokens can be read off.
+- **Task heads are not included.** They stay at the sites; put your own on top.
+- The merge is for this base model only, with the weights that all sites started from."""
+
+
+class Participant(Protocol):
+    """What the card says about a site: one row of its table of sites."""
+
+    @property
+    def name(self) -> str:
+        """As the site is called in the run."""
+
+    @property
+    def samples(self) -> int:
+        """Calibration samples."""
+
+    @property
+    def tokens(self) -> int:
+        """Calibration tokens, without padding."""
+
+
+def write_model_card(
+    folder: Path,
+    *,
+    base_name: str,
+    sites: Sequence[Participant],
+    settings: Mapping[str, Scalar],
+    scores: Mapping[str, Mapping[str, float]],
+    prefix: str = "",
+) -> None:
+    """Write ``README.md`` into the folder of a merge; the same facts give the same bytes.
+
+    Args:
+        folder: an adapter folder or a model folder; the card says how to load what it finds.
+        base_name: name of the base model, not a path on this machine.
+        sites: who took part.
+        settings: what decided the result, by dotted name; pass no paths.
+        scores: per site, the score of each method or model; may be empty.
+        prefix: as given to :func:`layerweld.export.write_adapter`.
+    """
+    adapter = (folder / "adapter_config.json").is_file()
+    data = ModelCardData(
+        base_model=base_name,
+        library_name="peft" if adapter else "transformers",
+        tags=["federated", "lora", "merge"],
+    )
+    sections = {
+        f"Merge of {len(sites)} sites on {base_name}": _summary(base_name, adapter),
+        "How to load it": _how_to_load(folder.name, base_name, adapter, prefix),
+        "Sites": _table(
+            ("site", "samples", "tokens"), ((s.name, s.samples, s.tokens) for s in sites)
+        ),
+        "Scores": _scores(scores) if scores else "",
+        "Settings": _table(("setting", "value"), ((f"`{k}`", v) for k, v in settings.items())),
+        "What to know": _TO_KNOW,
+        "Citation": _CITATION,
+    }
+    first = next(iter(sections))
+    body = "\n\n".join(
+        f"{'#' if title == first else '##'} {title}\n\n{text}"
+        for title, text in sections.items()
+        if text
+    )
+    ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n").save(folder / "README.md")
+
+
+def _summary(base_name: str, adapter: bool) -> str:
+    what = "A LoRA adapter" if adapter else "A model"
+    return (
+        f"{what} that does the tasks of several sites, each of which fine-tuned `{base_name}` on "
+        f"data of its own. It was merged layer by layer with layerweld, from statistics that the "
+        f"sites computed on their data; the data never left them."
+    )
+
+
+def _how_to_load(name: str, base_name: str, adapter: bool, prefix: str) -> str:
+    if not adapter:
+        lines = [
+            "from transformers import AutoModel",
+            "",
+            f'model = AutoModel.from_pretrained("{name}")',
+        ]
+        return _python(lines)
+    model_class = "AutoModelForX" if prefix else "AutoModel"
+    lines = [
+        "from peft import PeftModel",
+        f"from transformers import {model_class}",
+        "",
+        f'base = {model_class}.from_pretrained("{base_name}")',
+        f'model = PeftModel.from_pretrained(base, "{name}")',
+    ]
+    which = (
+        f"`AutoModelForX` stands for the class that the sites trained; its layer names begin with "
+        f"`{prefix}`."
+        if prefix
+        else "The names are those of the model without a head."
+    )
+    return f"{_python(lines)}\n\n{which} If PEFT warns of missing adapter keys, the class is wrong."
+
+
+def _python(lines: Iterable[str]) -> str:
+    return "\n".join(("```python", *lines, "```"))
+
+
+def _scores(scores: Mapping[str, Mapping[str, float]]) -> str:
+    columns = sorted({column for row in scores.values() for column in row})
+    rows = (
+        (site, *(f"{row[column]:.4f}" if column in row else "" for column in columns))
+        for site, row in scores.items()
+    )
+    return _table(("site", *columns), rows)
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(_cell(cell) for cell in line)} |" for line in lines)
+
+
+def _cell(value: object) -> str:
+    return str(value).replace("|", r"\|").replace("\n", " ")

@@ -1,0 +1,32 @@
+"""Where long work reports how far it is; whoever shows it decides how."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+Listener = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and how much there is."""
+
+
+def _nobody(_what: str, _done: int, _total: int) -> None:
+    return None
+
+
+_listener: ContextVar[Listener] = ContextVar("layerweld_progress", default=_nobody)
+
+
+@contextmanager
+def listening(listener: Listener) -> Iterator[None]:
+    """Send progress reported in this context to ``listener``."""
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
+
+
+def report_progress(what: str, done: int, total: int) -> None:
+    """Tell whoever listens; nobody does in a process of its own, and that is fine."""
+    _listener.get()(what, done, total)

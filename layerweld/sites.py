@@ -1,0 +1,85 @@
+"""The list of sites of a run on one machine, as ``[[sites]]`` tables of a TOML file."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from layerweld.config import RunSettings, Settings, validate_settings
+from layerweld.errors import ConfigError
+
+DEMO = "demo:"
+"""Prefix of ``data`` that names one of the demo's tasks instead of a file."""
+
+
+class SiteEntry(Settings):
+    """One ``[[sites]]`` table, or the same keys of a Flower node configuration."""
+
+    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the site, unique in the run; it names a folder, so letters, digits and ``._-``."""
+    data: str = Field(min_length=1)
+    """Rows to calibrate on (and to fine-tune on): JSON lines, CSV, Parquet or an image folder."""
+    adapter: str = ""
+    """PEFT LoRA folder or fully fine-tuned model folder; empty to fine-tune on ``data`` first."""
+    base: str = ""
+    """Where this site keeps the base model, if not where the run's settings say."""
+    held_out: str = ""
+    """Labelled rows to evaluate on."""
+    cache: str = ""
+    """Where this site keeps its state, if not where the run's settings say."""
+
+
+def read_run_file(file: Path) -> tuple[RunSettings, tuple[SiteEntry, ...]]:
+    """Read a run's TOML file: settings, and ``[[sites]]``.
+
+    Relative paths in it are relative to the file's folder.
+
+    Raises:
+        ConfigError: the file is missing or no TOML, a setting is unknown or wrong, or the sites
+            are none, or two of one name.
+    """
+    try:
+        tables: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{file} does not exist") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is no TOML file: {error}") from None
+    entries = tables.pop("sites", [])
+    sites = site_entries(entries, file)
+    settings = validate_settings(tables | {"sites": str(file.resolve())})
+    base = settings.base and _resolve(settings.base, file)
+    return settings.model_copy(update={"base": base}), sites
+
+
+def site_entries(entries: Any, file: Path) -> tuple[SiteEntry, ...]:
+    """Check ``[[sites]]`` tables; see :func:`read_run_file`."""
+    if not isinstance(entries, list) or not entries:
+        raise ConfigError(f"{file} lists no sites: add a [[sites]] table for each, with name, data")
+    sites = []
+    for number, entry in enumerate(entries, start=1):
+        try:
+            site = SiteEntry.model_validate(entry)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            field = ".".join(str(part) for part in problem["loc"])
+            raise ConfigError(f"{file}, site {number}, {field}: {problem['msg']}") from None
+        sites.append(site.model_copy(update=_resolved(site, file)))
+    names = [site.name for site in sites]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise ConfigError(f"{file}: two sites are called {twice!r}; every site needs its own name")
+    return tuple(sites)
+
+
+def _resolved(site: SiteEntry, file: Path) -> dict[str, str]:
+    paths = {key: getattr(site, key) for key in ("data", "adapter", "base", "held_out", "cache")}
+    return {
+        key: _resolve(path, file) for key, path in paths.items() if path and DEMO not in path[:5]
+    }
+
+
+def _resolve(path: str, file: Path) -> str:
+    return str((file.resolve().parent / Path(path).expanduser()).resolve())

@@ -1,0 +1,65 @@
+"""The normal equations of one layer group. Pure tensor code: no models, no files, no network."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class RegularizedGram:
+    """``S + λI``, factorised once for all layers that share it.
+
+    Attributes:
+        gram: ``S``, ``(d_in, d_in)`` float64, without the ridge.
+        ridge: ``λ``, in units of ``S``.
+        condition: lower bound of the condition number after scaling to unit diagonal, read off the
+            Cholesky factor; of the kept spectrum where the eigen-decomposition had to serve.
+    """
+
+    gram: Tensor
+    ridge: float
+    condition: float
+    _scale: Tensor
+    _cholesky: Tensor | None
+    _pseudo_inverse: Tensor | None
+
+    def solve(self, rows: Float64[Tensor, "rows d_in"]) -> Float64[Tensor, "rows d_in"]:
+        """``rows (S + λI)⁻¹``; the pseudo-inverse where the matrix is singular."""
+        if self._cholesky is None:
+            assert self._pseudo_inverse is not None
+            return rows @ self._pseudo_inverse
+        scaled = torch.cholesky_solve((rows * self._scale).T, self._cholesky).T
+        return scaled * self._scale
+
+
+def regularize(gram: Float64[Tensor, "d_in d_in"], ridge: float) -> RegularizedGram:
+    """Add ``λ = ridge · tr(S) / d_in`` to the diagonal and factorise.
+
+    Cholesky on the matrix scaled to unit diagonal, which is within a factor d_in of the best
+    conditioning any diagonal scaling can reach (van der Sluis 1969). A matrix that has no Cholesky
+    factor (no ridge and fewer tokens than features) is decomposed into eigenvectors instead, and
+    directions that the calibration tokens never excited are left out: there the merged update is 0.
+
+    Args:
+        gram: ``S = Σ ω_i G_i``, symmetric positive semi-definite.
+        ridge: fraction of mean(diag S); 0 for none.
+    """
+    d_in = len(gram)
+    ridge_value = ridge * float(gram.trace()) / d_in
+    matrix = gram + ridge_value * torch.eye(d_in, dtype=gram.dtype)
+    diagonal = matrix.diagonal()
+    scale = torch.where(diagonal > 0, diagonal.rsqrt(), torch.ones_like(diagonal))
+    factor, failed_at = torch.linalg.cholesky_ex(matrix * scale * scale[:, None])
+    pivots = factor.diagonal()
+    smallest = float(pivots.min()) if not failed_at else 0.0
+    if smallest > d_in * torch.finfo(torch.float64).eps ** 0.5:
+        condition = (float(pivots.max()) / smallest) ** 2
+        return RegularizedGram(gram, ridge_value, condition, scale, factor, None)
+    values, vectors = torch.linalg.eigh(matrix)
+    largest = float(values[-1])
+    kept = values > d_in * torch.finfo(torch.float32).eps * largest
+    inverse = (vectors[:, kept] / values[kept]) @ vectors[:, kept].T
+    condition = largest / float(values[kept].min()) if bool(kept.any()) else 1.0
+    return RegularizedGram(gram, ridge_value, condition, scale, None, inverse)

@@ -1,0 +1,98 @@
+"""Do the sites belong together? Decided from their introductions, before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from layerweld.errors import CohortError
+from layerweld.plan import MergePlan
+from layerweld.transport import Introduction
+
+_SAME_VERSIONS = ("layerweld", "torch", "transformers")
+
+
+def check_cohort(
+    introductions: Sequence[Introduction], *, base: str, tokenizer: str, plan: str, settings: str
+) -> None:
+    """Refuse a mixed cohort, by name of the site and of the field.
+
+    Args:
+        introductions: one per node.
+        base: fingerprint of the server's base model.
+        tokenizer: fingerprint of its tokenizer or image processor.
+        plan: digest of the whole model's plan.
+        settings: digest of the settings.
+
+    Raises:
+        CohortError: two sites of one name, or one that differs in anything that must be equal.
+    """
+    names = [introduction.site for introduction in introductions]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise CohortError(f"two nodes call themselves {twice!r}; every site needs its own name")
+    expected = {"base": base, "tokenizer": tokenizer, "plan": plan, "settings": settings}
+    means = {
+        "base": "another base model: the sites must start from the same weights",
+        "tokenizer": "another tokenizer or image processor",
+        "plan": "another merge plan: is its transformers version the same?",
+        "settings": "other settings: is its app the same version?",
+    }
+    for introduction in sorted(introductions, key=lambda one: one.site):
+        for field, value in expected.items():
+            theirs = getattr(introduction, field)
+            if theirs != value:
+                raise CohortError(
+                    f"site {introduction.site}, {field}: {theirs[:12]} instead of {value[:12]}; "
+                    f"{means[field]}"
+                )
+    _check_versions(introductions)
+    _check_rows(introductions)
+
+
+def _check_versions(introductions: Sequence[Introduction]) -> None:
+    first = introductions[0]
+    for package in _SAME_VERSIONS:
+        versions = {one.site: _minor(one.versions, package) for one in introductions}
+        for site, version in sorted(versions.items()):
+            if version != versions[first.site]:
+                raise CohortError(
+                    f"site {site}, {package}: version {version}, but {first.site} has "
+                    f"{versions[first.site]}; install the same one everywhere"
+                )
+
+
+def _minor(versions: Sequence[str], package: str) -> str:
+    found: Mapping[str, str] = dict(entry.split("=", 1) for entry in versions)
+    return ".".join(found.get(package, "?").split("+")[0].split(".")[:2])
+
+
+def _check_rows(introductions: Sequence[Introduction]) -> None:
+    for introduction in introductions:
+        if introduction.samples < 1 or introduction.tokens < 1:
+            raise CohortError(f"site {introduction.site} has no calibration rows")
+
+
+def merged_layers(introductions: Sequence[Introduction], plan: MergePlan) -> MergePlan:
+    """The plan of the layers that at least one site has fine-tuned.
+
+    Raises:
+        PlanError: one of them lies outside of the model's blocks.
+    """
+    return plan.restricted_to({layer for one in introductions for layer in one.layers})
+
+
+def too_few_tokens(introductions: Sequence[Introduction], plan: MergePlan) -> str | None:
+    """A warning where all sites' tokens together are fewer than a group's features.
+
+    The statistics are then singular and the ridge alone decides the rest; near equality the
+    solution is at its worst (double descent).
+    """
+    tokens = sum(one.tokens for one in introductions)
+    widest = max(plan.groups, key=lambda group: group.d_in)
+    if tokens >= 2 * widest.d_in:
+        return None
+    return (
+        f"{tokens} calibration tokens over all sites for {widest.d_in} features of {widest.name}: "
+        f"the ridge decides what the tokens do not. Give the sites more rows, or raise merge.ridge "
+        f"(0.1 is safe here)"
+    )

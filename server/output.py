@@ -1,0 +1,205 @@
+"""Write what a run made: the merged adapter or model, the manifest, the report, the tables."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from layerweld import __version__
+from layerweld.base_model import BaseModel
+from layerweld.config import RunSettings
+from layerweld.errors import OutputError
+from layerweld.export import write_adapter, write_model
+from layerweld.methods import settings_for
+from layerweld.model_card import write_model_card
+from layerweld.transport import Introduction
+from layerweld.updates import LowRankUpdate
+from server.federation import MergedModel
+from server.report import write_report
+from server.results import MethodResult, RunResults, Score, SiteSummary
+from server.tables import write_accuracy_csv
+
+JOURNAL = "journal"
+
+
+def check_output_folder(folder: Path) -> None:
+    """Refuse a folder that holds anything but the journal of an interrupted run.
+
+    Raises:
+        OutputError: the folder is in use, or cannot be made.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder} is a file; choose another output folder")
+    there = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+    if there and there != [JOURNAL]:
+        raise OutputError(
+            f"{folder} is in use (it holds {there[0]!r}); choose another output folder, or remove it"
+        )
+    parent = next(p for p in (folder, *folder.resolve().parents) if p.exists())
+    if not os.access(parent, os.W_OK):
+        raise OutputError(f"{folder} cannot be created: {parent} is not writable")
+
+
+def write_merge(folder: Path, merged: MergedModel, base: BaseModel, prefix: str) -> dict[str, str]:
+    """Write the merged adapter, or the merged model where it is not a LoRA.
+
+    Returns:
+        SHA-256 of every file written, by its path in the folder.
+    """
+    low_rank = {k: u for k, u in merged.updates.items() if isinstance(u, LowRankUpdate)}
+    if len(low_rank) == len(merged.updates) and not merged.remainder:
+        target = folder / "adapter"
+        write_adapter(target, low_rank, base, prefix)
+    else:
+        target = folder / "model"
+        write_model(target, merged.updates, merged.remainder, base)
+    return {
+        str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(target.rglob("*"))
+        if file.is_file()
+    }
+
+
+def write_manifest(
+    folder: Path,
+    merged: MergedModel,
+    base: BaseModel,
+    sites: Sequence[Introduction],
+    settings: RunSettings,
+    files: Mapping[str, str],
+) -> str:
+    """Write ``manifest.json``: what was merged, how, and what came out.
+
+    It holds no time, no path and no run number: the same merge gives the same bytes, wherever and
+    however often interrupted it is played.
+
+    Returns:
+        SHA-256 of the manifest.
+    """
+    effective = settings_for(merged.method.name, settings)
+    manifest = {
+        "layerweld": __version__,
+        "method": merged.method.name,
+        "base": {"name": base.folder.resolve().name, "fingerprint": base.fingerprint},
+        "settings": {
+            "merge": effective.merge.model_dump(by_alias=True),
+            "calibration": effective.calibration.model_dump(by_alias=True),
+        },
+        "sites": [_site(introduction) for introduction in sites],
+        "groups": [_group(figures) for figures in merged.groups],
+        "prefix": merged.prefix,
+        "files": dict(files),
+    }
+    text = json.dumps(manifest, indent=2, sort_keys=True) + "\n"
+    partial = folder / "manifest.json.partial"
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(folder / "manifest.json")
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def write_card(
+    folder: Path,
+    base: BaseModel,
+    sites: Sequence[Introduction],
+    settings: RunSettings,
+    scores: Mapping[str, Mapping[str, Score]],
+    prefix: str,
+) -> None:
+    """Write the model card beside what was merged."""
+    target = next(folder / name for name in ("adapter", "model") if (folder / name).is_dir())
+    by_site: dict[str, dict[str, float]] = {}
+    for model, per_site in scores.items():
+        for site, score in per_site.items():
+            by_site.setdefault(site, {})[model] = score.accuracy
+    about = {k: v for k, v in settings.flat().items() if k.startswith(("merge.", "calibration."))}
+    write_model_card(
+        target,
+        base_name=base.folder.resolve().name,
+        sites=[summary_of(introduction) for introduction in sites],
+        settings=about,
+        scores=by_site,
+        prefix=prefix,
+    )
+
+
+def write_results(folder: Path, results: RunResults) -> None:
+    """Write ``results.json``, ``accuracy.csv`` and ``report.html``."""
+    text = json.dumps(asdict(results), indent=2, sort_keys=True, default=str)
+    (folder / "results.json").write_text(text + "\n", encoding="utf-8")
+    if any(method.scores for method in results.methods):
+        write_accuracy_csv(results, folder / "accuracy.csv")
+    write_report(results, folder / "report.html")
+
+
+def run_results(
+    settings: RunSettings,
+    base: BaseModel,
+    sites: Sequence[Introduction],
+    methods: Sequence[MethodResult],
+    chosen: str,
+    manifest_hash: str,
+) -> RunResults:
+    """Everything the report shows, in one value."""
+    packages = ("torch", "transformers", "peft", "lightning", "flwr")
+    return RunResults(
+        name=settings.name,
+        base=base.folder.resolve().name,
+        sites=tuple(summary_of(introduction) for introduction in sites),
+        methods=tuple(methods),
+        chosen=chosen,
+        settings=settings.flat(),
+        manifest_hash=manifest_hash,
+        versions={"layerweld": __version__} | {name: version(name) for name in packages},
+    )
+
+
+def method_result(merged: MergedModel, shifts: Mapping[str, Mapping[str, float]]) -> MethodResult:
+    """One merged model as the report shows it."""
+    groups = tuple(
+        replace(figures, covariate_shift=dict(shifts.get(figures.name, {})))
+        for figures in merged.groups
+    )
+    return MethodResult(
+        name=merged.method.name,
+        label=merged.method.label,
+        rounds=merged.rounds,
+        seconds=merged.seconds,
+        bytes_up=merged.bytes_up,
+        bytes_down=merged.bytes_down,
+        scores=merged.scores,
+        groups=groups,
+    )
+
+
+def summary_of(introduction: Introduction) -> SiteSummary:
+    """A site as reports and cards show it."""
+    return SiteSummary(
+        name=introduction.site,
+        samples=introduction.samples,
+        tokens=introduction.tokens,
+        adapter=introduction.kind,
+        rank=max(introduction.ranks, default=0),
+    )
+
+
+def _site(introduction: Introduction) -> dict[str, Any]:
+    return {
+        "name": introduction.site,
+        "samples": introduction.samples,
+        "tokens": introduction.tokens,
+        "skipped": introduction.skipped,
+        "kind": introduction.kind,
+        "ranks": dict(zip(introduction.layers, introduction.ranks, strict=True)),
+    }
+
+
+def _group(figures: Any) -> dict[str, Any]:
+    about = asdict(figures)
+    del about["covariate_shift"], about["bytes_up"]
+    return about

@@ -1,0 +1,280 @@
+"""``report.html``: one self-contained page about a run, opened without a network."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from server import report_charts as charts
+from server.report_accuracy import accuracy_rows
+from server.report_charts import Chart
+from server.report_labels import (
+    DARK,
+    LIGHT,
+    byte_text,
+    group_label,
+    number_text,
+    time_text,
+)
+from server.report_template import FIGURE, PAGE, SCRIPT, STYLE
+from server.report_verdict import caveat, verdict
+from server.results import MethodResult, RunResults, SiteSummary
+from server.scores import evaluated, method_named
+
+_LAYOUT: dict[str, Any] = {
+    "paper_bgcolor": "rgba(0,0,0,0)",
+    "plot_bgcolor": "rgba(0,0,0,0)",
+    "font": {"family": "system-ui, -apple-system, Segoe UI, Roboto, sans-serif", "color": "--ink"},
+    "margin": {"l": 8, "r": 16, "t": 8, "b": 8},
+    "legend": {
+        "orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom",
+        "font": {"size": 13, "color": "--ink"}, "itemclick": "toggle",
+        "traceorder": "normal",
+    },
+    "hoverlabel": {
+        "bgcolor": "--card", "bordercolor": "--line", "align": "left", "namelength": -1,
+        "font": {"color": "--ink", "size": 13},
+    },
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as text; the first column names the row."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading with what stands under it; without charts its text says how to get some."""
+
+    key: str
+    title: str
+    text: str = ""
+    setting: str = ""
+    charts: Sequence[Chart] = ()
+    side_by_side: bool = False
+    table: Table | None = None
+    fold: str = ""
+    """Title of the fold the table is in; empty to show it at once."""
+
+
+def write_report(results: RunResults, file: Path) -> None:
+    """Write the page. Every name in it is escaped, since sites choose their names."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(render_report(results), encoding="utf-8")
+
+
+def render_report(results: RunResults) -> str:
+    """The page as text, Plotly's script included (about 5 MB)."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    figure = environment.from_string(FIGURE)
+    featured = _featured(results)
+    sections = _sections(results, featured)
+    accuracy_charts = [c for c in (charts.accuracy_chart(results),) if c is not None]
+    drawn = [*accuracy_charts, *(c for section in sections for c in section.charts)]
+    return environment.from_string(PAGE).render(
+        name=results.name,
+        verdict=verdict(results),
+        caveat=caveat(results),
+        tiles=_tiles(results),
+        accuracy=accuracy_rows(results),
+        accuracy_charts=accuracy_charts,
+        sections=sections,
+        figure=lambda chart: Markup(figure.render(chart=chart)),
+        usage=_usage(results),
+        limits=_limits(results, featured),
+        facts=_facts(results),
+        manifest_hash=results.manifest_hash,
+        light=LIGHT,
+        dark=DARK,
+        style=Markup(STYLE),
+        script=Markup(SCRIPT),
+        plotly=Markup(get_plotlyjs()),
+        charts=_chart_json(drawn),
+    )
+
+
+def _chart_json(drawn: Sequence[Chart]) -> Markup:
+    page = {"light": LIGHT, "dark": DARK, "layout": _LAYOUT, "charts": [asdict(c) for c in drawn]}
+    text = json.dumps(_finite(page), allow_nan=False, separators=(",", ":"))
+    # A name with "</script>" in it would end the element; \u003c is the same to a JSON parser.
+    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return value
+
+
+def _featured(results: RunResults) -> MethodResult | None:
+    """The method whose groups are shown: the chosen one, else the first that has any."""
+    chosen = [m for m in results.methods if m.name == results.chosen and m.groups]
+    return next(iter([*chosen, *(m for m in results.methods if m.groups)]), None)
+
+
+def _tiles(results: RunResults) -> list[dict[str, str]]:
+    chosen = method_named(results, results.chosen)
+    tiles = [{"label": "Sites", "value": str(len(results.sites)), "detail": _adapters(results)}]
+    if chosen:
+        sent = chosen.bytes_up
+        tiles += [
+            {"label": "Rounds", "value": f"{chosen.rounds:,}", "detail": chosen.label},
+            {"label": "Uploaded", "value": byte_text(sent), "detail": "by all sites together"},
+            {"label": "Time", "value": time_text(chosen.seconds), "detail": ""},
+        ]
+    manifest = {"label": "Manifest", "value": results.manifest_hash[:10], "detail": results.base}
+    return [*tiles, manifest]
+
+
+def _adapters(results: RunResults) -> str:
+    ranks = sorted({s.rank for s in results.sites if s.adapter == "lora"})
+    full = sum(s.adapter != "lora" for s in results.sites)
+    parts = [f"{full} fully fine-tuned"] if full else []
+    if ranks:
+        ends = dict.fromkeys((ranks[0], ranks[-1]))
+        parts.insert(0, f"LoRA, rank {'–'.join(map(str, ends))}")
+    return " · ".join(parts)
+
+
+def _sections(results: RunResults, featured: MethodResult | None) -> list[Section]:
+    tokens = charts.tokens_chart(results, featured)
+    cost = Section("cost", "What it cost", table=_cost_table(results), charts=[tokens])
+    if featured is None:
+        return [cost]
+    importance = charts.importance_chart(results, featured)
+    shown = [importance] if importance else []
+    solving = Section(
+        "solving", "Solving the groups",
+        f"Along the chain, group by group: {featured.label}.",
+        charts=[charts.residual_chart(featured), charts.condition_chart(featured)],
+        side_by_side=True, table=_group_numbers(featured), fold="All groups in numbers",
+    )  # fmt: skip
+    upload = [charts.bytes_chart(results, featured), tokens]
+    cost = Section("cost", "What it cost", table=_cost_table(results), charts=upload)
+    who = Section("importance", "Who shaped the merge", charts=shown)
+    return [_shift_section(results, featured), *([who] if shown else []), solving, cost]
+
+
+def _shift_section(results: RunResults, featured: MethodResult) -> Section:
+    shift, comparison = charts.shift_chart(results, featured), charts.shift_comparison(results)
+    drawn = [chart for chart in (comparison, shift) if chart]
+    if drawn:
+        return Section("shift", "Covariate shift", charts=drawn)
+    text = "Not measured in this run. To measure it, set"
+    return Section("shift", "Covariate shift", text, "merge.covariate-shift = true")
+
+
+def _cost_table(results: RunResults) -> Table:
+    merges = [m for m in results.methods if m.rounds or m.bytes_up or m.seconds]
+    return Table(
+        ("Method", "Rounds", "Time", "Uploaded", "Downloaded"),
+        [
+            (
+                m.label, f"{m.rounds:,}", time_text(m.seconds),
+                byte_text(m.bytes_up), byte_text(m.bytes_down),
+            )
+            for m in merges
+        ],
+    )  # fmt: skip
+
+
+def _group_numbers(method: MethodResult) -> Table:
+    head = (
+        "Group",
+        "Round",
+        "Inputs",
+        "Tokens",
+        "λ",
+        "Condition",
+        "Residual",
+        "Compression error",
+        "Uploaded",
+    )
+    return Table(
+        head,
+        [
+            (
+                group_label(g), str(g.step + 1), f"{g.d_in:,}", f"{sum(g.tokens.values()):,}",
+                number_text(g.ridge), number_text(g.condition), number_text(g.residual),
+                number_text(g.compression_error), byte_text(sum(g.bytes_up.values())),
+            )
+            for g in method.groups
+        ],
+    )  # fmt: skip
+
+
+def _usage(results: RunResults) -> dict[str, str]:
+    if all(s.adapter == "lora" for s in results.sites):
+        text = (
+            "The merge is a LoRA update like those of the sites; PEFT loads it onto the same base."
+        )
+        code = (
+            "from peft import PeftModel\nfrom transformers import AutoModel\n\n"
+            f"base = AutoModel.from_pretrained({json.dumps(results.base, ensure_ascii=False)})\n"
+            'model = PeftModel.from_pretrained(base, "adapter")'
+        )
+    else:
+        text = "Not every site brought a LoRA update, so the merge is a whole model."
+        code = 'from transformers import AutoModel\n\nmodel = AutoModel.from_pretrained("model")'
+    return {"text": f"{text} Task heads stay at their sites.", "code": code}
+
+
+def _limits(results: RunResults, featured: MethodResult | None) -> list[str]:
+    limits = []
+    if evaluated(results):
+        limits.append(
+            "Accuracies are on each site's own held-out rows. They say nothing about other data,"
+            " and they are samples: with n rows, an accuracy p is known to about"
+            " ± 1.96 √(p(1−p)/n)."
+        )
+        limits.append(
+            "Each site measured its own accuracy and reported it; the coordinator has not seen the"
+            " rows."
+        )
+    if featured:
+        limits.append(
+            "Gram matrices are not anonymous. That of a language model's first layer group can give"
+            " back which tokens a site's data contains; whoever sees a site's statistics can learn"
+            " about its data."
+        )
+        limits.append(
+            "A small residual means that the merged layers reproduce the sites' updates on the"
+            " calibration tokens, not that the merged model is right."
+        )
+    limits.append("One run, one seed: how much a repetition would differ is not in these numbers.")
+    return limits
+
+
+def _facts(results: RunResults) -> list[dict[str, Any]]:
+    tables: dict[str, list[tuple[str, str]]] = {}
+    for key, value in results.settings.items():
+        tables.setdefault(key.rpartition(".")[0] or "run", []).append((key, _setting_text(value)))
+    sites = [(s.name, f"{s.samples:,} samples, {_adapter(s)}") for s in results.sites]
+    tables = {"Sites": sites, **tables, "Versions": list(results.versions.items())}
+    return [{"title": title, "rows": rows} for title, rows in tables.items() if rows]
+
+
+def _adapter(site: SiteSummary) -> str:
+    return f"LoRA, rank {site.rank}" if site.adapter == "lora" else "fully fine-tuned"
+
+
+def _setting_text(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return "–" if value == "" else str(value)

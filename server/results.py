@@ -1,0 +1,88 @@
+"""What a run found out, as values: report, tables and ``results.json`` are made of these."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class SiteSummary:
+    """One site as the handshake described it."""
+
+    name: str
+    samples: int
+    tokens: int
+    adapter: str
+    """``lora`` or ``full``."""
+    rank: int
+    """Largest LoRA rank; 0 for full fine-tuning."""
+
+
+@dataclass(frozen=True)
+class GroupFigures:
+    """How far the solution of one layer group can be trusted, and who shaped it."""
+
+    name: str
+    step: int
+    layers: tuple[str, ...]
+    d_in: int
+    tokens: Mapping[str, int]
+    """Calibration tokens per site."""
+    importance: Mapping[str, float]
+    """ω per site."""
+    condition: float
+    """Of S + λI after diagonal scaling."""
+    ridge: float
+    """λ, in units of S."""
+    residual: float
+    """Σ_i ω_i tr[(ΔW_M - ΔW_i) G_i (…)ᵀ] / Σ_i ω_i tr[ΔW_i G_i ΔW_iᵀ]: what of the sites'
+    updates the merged layer could not reproduce; 0 is perfect, the base model scores 1."""
+    compression_error: float
+    """‖(ΔW_M - ΔW_rank) S^½‖ / ‖ΔW_M S^½‖, Frobenius; 0 where nothing was compressed."""
+    bytes_up: Mapping[str, int]
+    """Bytes of statistics each site sent."""
+    covariate_shift: Mapping[str, float] = field(default_factory=dict)
+    """Eq. 8 per site; empty unless the run measured it."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """Held-out accuracy of one model at one site."""
+
+    accuracy: float
+    samples: int
+
+
+@dataclass(frozen=True)
+class MethodResult:
+    """One model of the comparison: a merge, or a reference (base, individual)."""
+
+    name: str
+    """Short and stable: ``base``, ``individual``, ``mean``, ``com`` …"""
+    label: str
+    """For humans: ``Chain of Merges``."""
+    rounds: int
+    seconds: float
+    bytes_up: int
+    bytes_down: int
+    scores: Mapping[str, Score]
+    """By site; empty when the run did not evaluate."""
+    groups: tuple[GroupFigures, ...] = ()
+    """In solving order; empty for methods without statistics."""
+
+
+@dataclass(frozen=True)
+class RunResults:
+    """Everything the report shows."""
+
+    name: str
+    base: str
+    """Name of the base model's folder."""
+    sites: tuple[SiteSummary, ...]
+    methods: tuple[MethodResult, ...]
+    chosen: str
+    """Name of the method whose merge was written out."""
+    settings: Mapping[str, object]
+    manifest_hash: str
+    versions: Mapping[str, str]

@@ -1,0 +1,103 @@
+"""Play one run from its settings to its output folder."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+from flwr.serverapp import Grid
+
+from layerweld.config import RunSettings
+from layerweld.progress import report_progress
+from server.federation import Federation, MergedModel
+from server.handshake import too_few_tokens
+from server.journal import RunJournal
+from server.output import (
+    JOURNAL,
+    check_output_folder,
+    method_result,
+    run_results,
+    write_card,
+    write_manifest,
+    write_merge,
+    write_results,
+)
+from server.results import MethodResult, RunResults, Score
+
+
+def play(grid: Grid, settings: RunSettings, base: str, output: Path) -> RunResults:
+    """Merge, evaluate where the sites can, and write the output folder.
+
+    Args:
+        grid: Flower's grid: in this process, a simulation's or a deployment's.
+        settings: of the run.
+        base: folder of the base model at the server.
+        output: folder to create; one that holds the journal of an interrupted run is resumed.
+
+    Returns:
+        What the report shows.
+    """
+    check_output_folder(output)
+    torch.set_num_threads(settings.calibration.threads)
+    journal = RunJournal(output / JOURNAL)
+    federation = Federation(grid, settings, base, journal)
+    federation.introduce()
+    warning = too_few_tokens(federation.introductions, federation.plan)
+    if warning:
+        report_progress(f"warning: {warning}", 0, 0)
+    federation.fine_tune()
+    federation.begin_journal()
+    merges = _merge_all(federation)
+    references = _references(federation)
+    results = _write(federation, merges, references, output)
+    journal.remove()
+    return results
+
+
+def _merge_all(federation: Federation) -> list[tuple[MergedModel, MethodResult]]:
+    remainder = federation.average_remainder()
+    merges = []
+    for method in federation.methods:
+        merged = federation.merge(method, remainder)
+        if federation.sites_can_evaluate:
+            merged.scores.update(federation.evaluate("merged", merged))
+        measures = federation.settings.merge.covariate_shift and bool(merged.groups)
+        shifts = federation.measure_shift(merged) if measures else {}
+        merges.append((merged, method_result(merged, shifts)))
+    return merges
+
+
+def _references(federation: Federation) -> list[MethodResult]:
+    """The base model and each site's own: what merges are measured against."""
+    if not federation.sites_can_evaluate:
+        return []
+    references = []
+    for kind, label in (("base", "Base model"), ("individual", "Individual fine-tuning")):
+        started = time.perf_counter()
+        scores = federation.evaluate(kind)
+        seconds = time.perf_counter() - started
+        references.append(MethodResult(kind, label, 0, seconds, 0, 0, scores))
+    return references
+
+
+def _write(
+    federation: Federation,
+    merges: list[tuple[MergedModel, MethodResult]],
+    references: list[MethodResult],
+    output: Path,
+) -> RunResults:
+    chosen = merges[0][0]
+    prefixes = {introduction.prefix for introduction in federation.introductions}
+    prefix = prefixes.pop() if len(prefixes) == 1 else ""
+    sites, settings, base = federation.introductions, federation.settings, federation.base
+    files = write_merge(output, chosen, base, prefix)
+    manifest_hash = write_manifest(output, chosen, base, sites, settings, files)
+    methods = [*references, *(result for _, result in merges)]
+    scores: dict[str, dict[str, Score]] = {
+        method.label: dict(method.scores) for method in (*references, merges[0][1]) if method.scores
+    }
+    write_card(output, base, sites, settings, scores, prefix)
+    results = run_results(settings, base, sites, methods, chosen.method.name, manifest_hash)
+    write_results(output, results)
+    return results

@@ -1,0 +1,1 @@
+"""The Flower app: see README.md for which folder holds what."""

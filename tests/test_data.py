@@ -1,0 +1,213 @@
+"""A site's rows: what is read, in which order, and what is refused."""
+
+import csv
+import json
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from client.data import draw, make_rows, read_rows
+from layerweld.config import CalibrationSettings
+from layerweld.errors import DataError
+
+TEXTS = ["one, two", 'a "quote"', "N/A", "line\nbreak", "naïve"]
+LABELS = ["b", "a", "b", "c", "a"]
+STRICT = CalibrationSettings(max_unreadable=0.0)
+LENIENT = CalibrationSettings(max_unreadable=0.5)
+
+
+def write_jsonl(file: Path) -> Path:
+    records = [{"text": t, "label": n} for t, n in zip(TEXTS, LABELS, strict=True)]
+    file.write_text("\n".join(json.dumps(r) for r in records) + "\n\n")
+    return file
+
+
+def write_csv(file: Path) -> Path:
+    with file.open("w", newline="") as lines:
+        csv.writer(lines).writerows([("text", "label"), *zip(TEXTS, LABELS, strict=True)])
+    return file
+
+
+def write_parquet(file: Path) -> Path:
+    pd.DataFrame({"text": TEXTS, "label": LABELS}).to_parquet(file)
+    return file
+
+
+def write_saved_dataset(folder: Path) -> Path:
+    folder.mkdir()
+    table = pa.table({"text": TEXTS, "label": LABELS})
+    with pa.ipc.new_stream(str(folder / "data-00000-of-00001.arrow"), table.schema) as stream:
+        stream.write_table(table)
+    files = [{"filename": "data-00000-of-00001.arrow"}]
+    (folder / "state.json").write_text(json.dumps({"_data_files": files}))
+    return folder
+
+
+def write_image(file: Path, colour: str = "red") -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (9, 7), colour).save(file)
+    return file
+
+
+def jsonl(folder: Path, *lines: str) -> Path:
+    file = folder / "rows.jsonl"
+    file.write_text("\n".join(lines))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("rows.jsonl", write_jsonl),
+        ("rows.csv", write_csv),
+        ("rows.parquet", write_parquet),
+        ("saved", write_saved_dataset),
+    ],
+)
+def test_the_same_rows_are_the_same_in_every_format(tmp_path, name, write):
+    rows = read_rows(write(tmp_path / name), STRICT, reads_images=False)
+    assert rows == make_rows(TEXTS, LABELS)
+    assert rows.classes == ("a", "b", "c")
+    assert rows.labels == (1, 0, 1, 2, 0)
+
+
+def test_rows_without_the_label_column_have_no_labels(tmp_path):
+    rows = read_rows(jsonl(tmp_path, '{"text": "a"}', '{"text": "b"}'), STRICT, reads_images=False)
+    assert (rows.labels, rows.classes) == (None, ())
+
+
+def test_a_number_names_the_same_class_in_every_format(tmp_path):
+    lines = [json.dumps({"text": "a", "label": label}) for label in (1, 1.0, "1")]
+    assert read_rows(jsonl(tmp_path, *lines), STRICT, reads_images=False).classes == ("1",)
+
+
+@given(total=st.integers(1, 30), samples=st.integers(0, 40), seed=st.integers(0, 99))
+def test_a_draw_keeps_order_and_labels(total, samples, seed):
+    rows = make_rows(
+        [f"text {i:02}" for i in range(total)], [f"class {i % 3}" for i in range(total)]
+    )
+    drawn = draw(rows, samples, seed)
+    assert len(drawn) == (min(samples, total) or total)
+    assert list(drawn.inputs) == sorted(set(drawn.inputs))
+    pairs = dict(zip(rows.inputs, rows.labels, strict=True))
+    assert [pairs[text] for text in drawn.inputs] == list(drawn.labels)
+    assert drawn.classes == rows.classes
+    assert drawn == draw(rows, samples, seed)
+
+
+def test_the_digest_sees_inputs_labels_and_order():
+    versions = [
+        make_rows(["a", "b"], None),
+        make_rows(["b", "a"], None),
+        make_rows(["ab", ""], None),
+        make_rows(["a", "b"], ["x", "y"]),
+        make_rows(["a", "b"], ["x", "x"]),
+    ]
+    assert len({rows.digest for rows in versions}) == len(versions)
+
+
+BROKEN = ['{"text": ', "[1]", "{}", '{"text": ""}', '{"text": 3}', '{"text": "\\ud800"}']
+
+
+@pytest.mark.parametrize("line", BROKEN)
+def test_an_unreadable_row_is_counted_and_skipped(tmp_path, line):
+    source = jsonl(tmp_path, '{"text": "first"}', line, '{"text": "last"}')
+    rows = read_rows(source, LENIENT, reads_images=False)
+    assert (list(rows.inputs), rows.skipped) == (["first", "last"], 1)
+
+
+def test_more_unreadable_rows_than_allowed_are_an_error(tmp_path):
+    source = jsonl(tmp_path, '{"text": "first"}', "", *BROKEN)
+    with pytest.raises(DataError, match=r"6 of 7 .* line 3; .*`calibration.max-unreadable`"):
+        read_rows(source, LENIENT, reads_images=False)
+
+
+def test_an_open_quote_in_a_csv_costs_every_line_it_swallows(tmp_path):
+    source = tmp_path / "rows.csv"
+    source.write_text('text\nfine\n"never closed\nlost\nlost too\n')
+    with pytest.raises(DataError, match=r"3 of 4 rows .* line 3;"):
+        read_rows(source, LENIENT, reads_images=False)
+
+
+def test_text_that_is_not_utf8_is_unreadable(tmp_path):
+    source = tmp_path / "rows.csv"
+    source.write_bytes("text\nfine\nna\xefve\n".encode("latin-1"))
+    assert read_rows(source, LENIENT, reads_images=False).skipped == 1
+
+
+def test_a_missing_column_lists_those_that_exist(tmp_path):
+    source = jsonl(tmp_path, '{"body": "a", "label": 1}')
+    with pytest.raises(DataError, match=r"has body, label: set `calibration.text-column`"):
+        read_rows(source, STRICT, reads_images=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "remedy"),
+    [
+        ("empty.jsonl", b"", "holds no rows"),
+        ("empty.csv", b"text,label\n", "holds no rows"),
+        ("rows.pdf", b"%PDF", r"convert it to one of these"),
+        ("rows.parquet", b"not parquet", "damaged"),
+    ],
+)
+def test_a_source_that_cannot_be_read_is_an_error(tmp_path, name, content, remedy):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=remedy):
+        read_rows(tmp_path / name, STRICT, reads_images=False)
+
+
+@pytest.mark.parametrize("reads_images", [False, True])
+def test_a_missing_source_is_an_error(tmp_path, reads_images):
+    with pytest.raises(DataError, match="check the site's `data` path"):
+        read_rows(tmp_path / "absent", STRICT, reads_images)
+
+
+def test_a_folder_without_a_saved_dataset_is_an_error(tmp_path):
+    with pytest.raises(DataError, match="name one of its splits"):
+        read_rows(tmp_path, STRICT, reads_images=False)
+
+
+def test_sub_folders_of_images_are_classes(tmp_path):
+    files = [write_image(tmp_path / name) for name in ("cat/b.png", "cat/a.jpg", "dog/c.webp")]
+    rows = read_rows(tmp_path, STRICT, reads_images=True)
+    assert list(rows.inputs) == sorted(files)
+    assert (rows.classes, rows.labels) == (("cat", "dog"), (0, 0, 1))
+
+
+def test_a_flat_folder_of_images_has_no_labels(tmp_path):
+    files = [write_image(tmp_path / name) for name in ("b.bmp", "a.png")]
+    (tmp_path / "notes.txt").write_text("not an image")
+    rows = read_rows(tmp_path, STRICT, reads_images=True)
+    assert (list(rows.inputs), rows.labels) == (sorted(files), None)
+
+
+def test_the_digest_of_images_is_over_their_bytes(tmp_path):
+    colours = ("red", "blue", "red")
+    folders = [write_image(tmp_path / str(i) / "a.png", c).parent for i, c in enumerate(colours)]
+    red, blue, again = (read_rows(folder, STRICT, reads_images=True).digest for folder in folders)
+    assert red == again != blue
+
+
+def test_an_image_that_cannot_be_decoded_is_counted_and_skipped(tmp_path):
+    whole = write_image(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(whole.read_bytes()[:-30])
+    assert read_rows(tmp_path, LENIENT, reads_images=True).skipped == 1
+    with pytest.raises(DataError, match=r"1 of 2 .*file b.png; .*`calibration.max-unreadable`"):
+        read_rows(tmp_path, STRICT, reads_images=True)
+
+
+def test_images_beside_class_folders_are_an_error(tmp_path):
+    write_image(tmp_path / "a.png")
+    write_image(tmp_path / "cat" / "b.png")
+    with pytest.raises(DataError, match="move the images into a sub-folder"):
+        read_rows(tmp_path, STRICT, reads_images=True)
+
+
+def test_a_model_that_reads_images_wants_a_folder(tmp_path):
+    with pytest.raises(DataError, match="give a folder of images"):
+        read_rows(write_jsonl(tmp_path / "rows.jsonl"), STRICT, reads_images=True)

@@ -1,0 +1,274 @@
+import json
+import warnings
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModel
+
+from layerweld.adapters import read_adapter
+from layerweld.base_model import load_base
+from layerweld.checkpoint import read_checkpoint
+from layerweld.errors import OutputError
+from layerweld.export import write_adapter, write_model
+from layerweld.linear import linear_layers, updated, weight_of
+from layerweld.model_card import write_model_card
+from layerweld.updates import DenseUpdate, LowRankUpdate
+from tests.tiny_peft import TARGETS, hidden_states, new_model, save_base
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory):
+    return {f: save_base(f, tmp_path_factory.mktemp("base") / f) for f in TARGETS}
+
+
+def random_updates(base, ranks=(3, 1, 5)):
+    """One factored update per layer of the backbone; the ranks take turns."""
+    generator = torch.Generator().manual_seed(4)
+    updates = {}
+    for index, (name, layer) in enumerate(linear_layers(base.backbone).items()):
+        d_out, d_in = weight_of(layer).shape
+        rank = ranks[index % len(ranks)]
+        left = 0.2 * torch.randn(d_out, rank, generator=generator)
+        updates[name] = LowRankUpdate(left, torch.randn(rank, d_in, generator=generator))
+    return updates
+
+
+def with_updates(base, updates):
+    with updated(linear_layers(base.backbone), updates):
+        return hidden_states(base.backbone)
+
+
+@contextmanager
+def no_word_from_peft():
+    """PEFT only warns of missing keys, unknown keys and patterns that match nothing."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        yield
+
+
+def contents(folder):
+    return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
+
+
+@pytest.mark.parametrize("ranks", [(4,), (3, 1, 5)], ids=["one-rank", "three-ranks"])
+@pytest.mark.parametrize("family", TARGETS)
+def test_peft_loads_the_adapter_as_the_base_model_with_the_updates(family, ranks, bases, tmp_path):
+    base = bases[family]
+    updates = random_updates(base, ranks)
+    write_adapter(tmp_path / "merged", updates, base, prefix="")
+    with no_word_from_peft():
+        model = PeftModel.from_pretrained(
+            AutoModel.from_pretrained(base.folder), tmp_path / "merged"
+        )
+    ours = with_updates(base, updates)
+    torch.testing.assert_close(hidden_states(model.eval()), ours, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(ours, hidden_states(base.backbone), atol=1e-2)
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_with_a_prefix_it_loads_onto_the_class_that_the_sites_trained(family, bases, tmp_path):
+    base = bases[family]
+    updates = random_updates(base)
+    write_adapter(tmp_path / "merged", updates, base, prefix=base.prefix)
+    with no_word_from_peft():
+        model = PeftModel.from_pretrained(new_model(family), tmp_path / "merged").eval()
+    inner = hidden_states(model.base_model.model.base_model)
+    torch.testing.assert_close(inner, with_updates(base, updates), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", TARGETS)
+def test_reading_what_was_written_gives_the_same_factors(family, bases, tmp_path):
+    base = bases[family]
+    updates = random_updates(base)
+    write_adapter(tmp_path / "merged", updates, base, prefix=base.prefix)
+    adapter = read_adapter(tmp_path / "merged", base)
+    assert adapter.prefix == base.prefix
+    assert set(adapter.task_vector.updates) == set(updates)
+    for name, update in adapter.task_vector.updates.items():
+        assert torch.equal(update.left, updates[name].left)
+        assert torch.equal(update.right, updates[name].right)
+
+
+def test_a_subset_of_the_layers_stays_a_subset(bases, tmp_path):
+    base = bases["llama"]
+    every = random_updates(base)
+    updates = {name: every[name] for name in list(every)[3:5]}
+    write_adapter(tmp_path / "merged", updates, base, prefix="")
+    assert set(read_adapter(tmp_path / "merged", base).task_vector.updates) == set(updates)
+
+
+def test_layers_that_share_a_factor_are_written_each_with_its_own(bases, tmp_path):
+    shared = torch.randn(2, 16)
+    names = [f"layers.0.self_attn.{name}_proj" for name in ("k", "v")]
+    updates = {name: LowRankUpdate(torch.randn(8, 2), shared) for name in names}
+    write_adapter(tmp_path / "merged", updates, bases["llama"], prefix="")
+    tensors = load_file(tmp_path / "merged" / "adapter_model.safetensors")
+    assert len(tensors) == 4
+
+
+def test_the_order_of_the_updates_does_not_change_a_byte(bases, tmp_path):
+    updates = random_updates(bases["bert"])
+    backwards = dict(reversed(updates.items()))
+    write_adapter(tmp_path / "one" / "merged", updates, bases["bert"], prefix="bert.")
+    write_adapter(tmp_path / "two" / "merged", backwards, bases["bert"], prefix="bert.")
+    assert contents(tmp_path / "one" / "merged") == contents(tmp_path / "two" / "merged")
+
+
+def test_neither_the_hash_seed_nor_a_path_gets_into_the_configuration(bases, tmp_path):
+    base = bases["llama"]
+    write_adapter(tmp_path / "merged", random_updates(base), base, prefix="")
+    text = (tmp_path / "merged" / "adapter_config.json").read_text()
+    names = json.loads(text)["target_modules"]
+    assert names == sorted(names)  # PEFT itself writes a set, in the order of this process
+    assert str(tmp_path.parent) not in text
+    assert json.loads(text)["base_model_name_or_path"] == base.folder.name
+
+
+@pytest.mark.parametrize("updates", [{}, {"layers.0.mlp.up_proj": 0}])
+def test_an_adapter_without_a_column_is_our_own_mistake(updates, bases, tmp_path):
+    empty = {n: LowRankUpdate(torch.zeros(24, r), torch.zeros(r, 16)) for n, r in updates.items()}
+    with pytest.raises(ValueError, match="rank 1 or more"):
+        write_adapter(tmp_path / "merged", empty, bases["llama"], prefix="")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_with_something_in_it_is_refused(bases, tmp_path):
+    (tmp_path / "note.txt").write_text("keep me")
+    for write in (write_adapter, write_model):
+        with pytest.raises(OutputError, match="give another name or remove it first"):
+            write(tmp_path, random_updates(bases["bert"]), *last_arguments(write, bases["bert"]))
+    assert [file.name for file in tmp_path.iterdir()] == ["note.txt"]
+
+
+def last_arguments(write, base):
+    return (base, "") if write is write_adapter else ({}, base)
+
+
+def test_an_empty_folder_and_the_rest_of_a_killed_run_are_in_nobodys_way(bases, tmp_path):
+    (tmp_path / "merged").mkdir()
+    (tmp_path / "merged.partial").mkdir()
+    (tmp_path / "merged.partial" / "half.safetensors").write_bytes(b"x")
+    write_adapter(tmp_path / "merged", random_updates(bases["bert"]), bases["bert"], prefix="")
+    assert [file.name for file in tmp_path.iterdir()] == ["merged"]
+    assert set(contents(tmp_path / "merged")) == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
+
+
+def test_a_place_that_cannot_be_written_is_an_output_error(bases, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="permissions"):
+        write_adapter(
+            tmp_path / "file" / "merged", random_updates(bases["bert"]), bases["bert"], prefix=""
+        )
+
+
+@pytest.mark.parametrize("family", TARGETS)
+def test_the_written_model_is_the_base_model_with_the_updates(family, bases, tmp_path):
+    base = bases[family]
+    before = base.fingerprint
+    updates = random_updates(base)
+    write_model(tmp_path / "merged", updates, {}, base)
+    merged = AutoModel.from_pretrained(tmp_path / "merged").eval()
+    expected = with_updates(base, updates)
+    torch.testing.assert_close(hidden_states(merged), expected, rtol=1e-5, atol=1e-5)
+    assert {parameter.dtype for parameter in merged.parameters()} == {torch.float32}
+    assert load_base(base.folder).fingerprint == before
+
+
+def test_the_remainder_and_dense_updates_come_back_from_the_written_model(bases, tmp_path):
+    base = bases["gpt2"]
+    updates = {"h.1.mlp.c_fc": DenseUpdate(torch.randn(64, 16))}
+    remainder = {"h.0.ln_1.bias": torch.randn(16), "wte.weight": torch.randn(40, 16)}
+    write_model(tmp_path / "merged", updates, remainder, base)
+    vector = read_checkpoint(tmp_path / "merged", base)
+    assert set(vector.updates) == set(updates)
+    torch.testing.assert_close(
+        vector.updates["h.1.mlp.c_fc"].dense(), updates["h.1.mlp.c_fc"].dense()
+    )
+    assert set(vector.remainder) == set(remainder)
+    for name, difference in remainder.items():
+        torch.testing.assert_close(vector.remainder[name], difference)
+
+
+def test_the_written_model_is_the_same_to_the_byte_each_time(bases, tmp_path):
+    updates = random_updates(bases["bert"])
+    write_model(tmp_path / "one", updates, {}, bases["bert"])
+    write_model(tmp_path / "two", updates, {}, bases["bert"])
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+def test_the_pooler_goes_along_only_if_the_base_model_has_one(bases, tmp_path):
+    write_model(tmp_path / "with", {}, {}, bases["bert"])
+    assert "pooler.dense.weight" in load_file(tmp_path / "with" / "model.safetensors")
+    bases["bert"].backbone.save_pretrained(tmp_path / "base")
+    write_model(tmp_path / "without", {}, {}, load_base(tmp_path / "base"))
+    assert "pooler.dense.weight" not in load_file(tmp_path / "without" / "model.safetensors")
+
+
+def test_the_tokenizer_goes_along(bases, tmp_path):
+    base = save_base("bert", tmp_path / "base")
+    (base.folder / "vocab.txt").write_text("[PAD]\n")
+    (base.folder / "notes.txt").write_text("private")
+    write_model(tmp_path / "merged", {}, {}, base)
+    files = {"config.json", "model.safetensors", "vocab.txt"}
+    assert set(contents(tmp_path / "merged")) == files
+
+
+CARD = {
+    "base_name": "tiny-bert",
+    "sites": [
+        SimpleNamespace(name="north", samples=40, tokens=512),
+        SimpleNamespace(name="a|b", samples=10, tokens=99),
+    ],
+    "settings": {"merge.granularity": "group", "merge.ridge": 0.01},
+    "scores": {"north": {"merged": 0.91, "own": 0.95}, "a|b": {"merged": 0.5}},
+}
+
+
+def test_the_card_says_what_it_is_where_it_came_from_and_what_to_know(bases, tmp_path):
+    folder = tmp_path / "merged"
+    write_adapter(folder, random_updates(bases["bert"]), bases["bert"], prefix="")
+    write_model_card(folder, **CARD)
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.library_name == "peft"
+    assert card.data.tags == ["federated", "lora", "merge"]
+    assert card.data.base_model == "tiny-bert"
+    for line in (
+        "| north | 40 | 512 |",
+        r"| a\|b | 10 | 99 |",
+        "| `merge.ridge` | 0.01 |",
+        "| north | 0.9100 | 0.9500 |",
+        'PeftModel.from_pretrained(base, "merged")',
+        "not anonymous",
+        "heads are not included",
+        "arXiv:2508.21421",
+    ):
+        assert line in card.text
+
+
+def test_the_card_of_a_model_and_of_a_head_class_say_how_to_load_them(bases, tmp_path):
+    tmp_path.joinpath("model").mkdir()
+    write_model_card(tmp_path / "model", **CARD)
+    card = ModelCard.load(tmp_path / "model" / "README.md")
+    assert card.data.library_name == "transformers"
+    assert 'AutoModel.from_pretrained("model")' in card.text
+    write_adapter(tmp_path / "a", random_updates(bases["bert"]), bases["bert"], prefix="bert.")
+    write_model_card(tmp_path / "a", **CARD | {"scores": {}}, prefix="bert.")
+    text = (tmp_path / "a" / "README.md").read_text()
+    assert "begin with `bert.`" in text
+    assert "## Scores" not in text
+
+
+def test_the_same_facts_give_the_same_card(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name / "merged").mkdir(parents=True)
+        write_model_card(tmp_path / name / "merged", **CARD)
+    assert contents(tmp_path / "one" / "merged") == contents(tmp_path / "two" / "merged")

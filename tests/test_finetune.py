@@ -1,0 +1,318 @@
+"""Local fine-tuning, on models so small that it takes seconds."""
+
+import hashlib
+import logging
+import warnings
+
+import pytest
+import torch
+from peft import PeftModel
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    BertConfig,
+    BertModel,
+    Dinov2Config,
+    Dinov2Model,
+    GPT2Config,
+    GPT2Model,
+    PreTrainedTokenizerFast,
+)
+
+from client.batches import batches
+from client.data import make_rows, read_rows
+from client.evaluate import accuracy
+from client.finetune import fine_tune
+from client.heads import ClassifierHead, load_head
+from layerweld.base_model import BaseModel, load_base
+from layerweld.config import CalibrationSettings, EvaluateSettings, FinetuneSettings
+from layerweld.errors import AdapterError, ConfigError, DataError, OutputError
+from layerweld.linear import linear_layers
+
+WORDS = ["[PAD]", "[UNK]", "[END]", "the", "a", "is", "red", "warm", "blue", "cold", "very"]
+TEXTS = [f"{a} {b} is very {c}" for c in ("warm", "cold") for a in ("the", "a") for b in WORDS[3:]]
+ROWS = make_rows(TEXTS, ["fire" if "warm" in text[-4:] else "ice" for text in TEXTS])
+SETTINGS = FinetuneSettings(
+    rank=2, epochs=8, batch_size=8, learning_rate=2e-2, accelerator="cpu", logger="none"
+)
+EVALUATE = EvaluateSettings(batch_size=5)
+TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+def save_tokenizer(folder, **special):
+    words = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(folder)
+
+
+def save_model(model_class, config, folder):
+    torch.manual_seed(0)
+    model_class(config).save_pretrained(folder)
+    return load_base(folder)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Models this small only lose by sharing their work, most of all on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def text_base(tmp_path_factory) -> BaseModel:
+    folder = tmp_path_factory.mktemp("bert")
+    save_tokenizer(folder, pad_token="[PAD]", unk_token="[UNK]")
+    config = BertConfig(
+        vocab_size=len(WORDS), intermediate_size=64, max_position_embeddings=16, **TINY
+    )
+    return save_model(BertModel, config, folder)
+
+
+@pytest.fixture(scope="module")
+def image_base(tmp_path_factory) -> BaseModel:
+    config = Dinov2Config(image_size=28, patch_size=14, mlp_ratio=2, **TINY)
+    return save_model(Dinov2Model, config, tmp_path_factory.mktemp("vit"))
+
+
+def adaptable(base):
+    return [name for name in linear_layers(base.backbone) if "layer" in name]
+
+
+def trained(base, folder, rows=ROWS, settings=SETTINGS, seed=0, **options):
+    fine_tune(base, adaptable(base), rows, settings, seed, folder, **options)
+    return folder
+
+
+def adapted(base, folder):
+    """The site's own model: what PEFT makes of the saved adapter on a fresh base model."""
+    model = PeftModel.from_pretrained(load_base(base.folder).backbone, folder / "adapter")
+    return BaseModel(base.folder, model.merge_and_unload())
+
+
+def bytes_below(folder):
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return {
+        str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in files
+    }
+
+
+def test_training_separates_what_can_be_separated(text_base, tmp_path):
+    folder = trained(text_base, tmp_path / "site")
+    untrained = ClassifierHead(text_base.d_model, ROWS.classes)
+    before, _ = accuracy(text_base, untrained, ROWS, EVALUATE)
+    after, rows = accuracy(
+        adapted(text_base, folder), load_head(folder / "head.safetensors"), ROWS, EVALUATE
+    )
+    assert rows == len(ROWS)
+    assert before <= 0.75 < 0.95 < after
+
+
+def test_the_base_model_is_left_as_it_was(text_base, tmp_path):
+    modules = [type(module) for module in text_base.backbone.modules()]
+    before = load_base(text_base.folder).fingerprint
+    trained(text_base, tmp_path / "site", settings=SETTINGS.model_copy(update={"max_steps": 3}))
+    assert BaseModel(text_base.folder, text_base.backbone).fingerprint == before
+    assert [type(module) for module in text_base.backbone.modules()] == modules
+    assert not any(module.training for module in text_base.backbone.modules())
+    assert not any(p.requires_grad or p.grad is not None for p in text_base.backbone.parameters())
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(text_base, tmp_path):
+    settings = SETTINGS.model_copy(update={"max_steps": 4, "dropout": 0.1})
+    folders = [
+        trained(text_base, tmp_path / str(i), settings=settings, seed=seed)
+        for i, seed in enumerate((3, 3, 4))
+    ]
+    first, again, other = (bytes_below(folder) for folder in folders)
+    assert first == again
+    weights = "adapter/adapter_model.safetensors"
+    assert first[weights] != other[weights]
+
+
+def test_lora_dropout_is_active_and_the_base_models_own_is_not(text_base, tmp_path):
+    weights = []
+    for own, lora in ((0.0, 0.0), (0.5, 0.0), (0.0, 0.5)):
+        base = load_base(text_base.folder)
+        for module in base.backbone.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = own
+        settings = SETTINGS.model_copy(update={"max_steps": 4, "dropout": lora})
+        folder = trained(base, tmp_path / f"{own}-{lora}", settings=settings)
+        weights.append(bytes_below(folder)["head.safetensors"])
+    plain, with_own, with_lora = weights
+    assert plain == with_own != with_lora
+
+
+def test_the_callers_random_numbers_and_switches_are_left_alone(text_base, tmp_path):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    trained(text_base, tmp_path / "site", settings=SETTINGS.model_copy(update={"max_steps": 1}))
+    assert torch.equal(torch.rand(3), expected)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_only_the_chosen_layers_are_adapted(text_base, tmp_path):
+    chosen = [name for name in adaptable(text_base) if "layer.1" in name and "query" in name]
+    settings = SETTINGS.model_copy(update={"max_steps": 1})
+    fine_tune(text_base, chosen, ROWS, settings, 0, tmp_path / "site")
+    model = PeftModel.from_pretrained(
+        load_base(text_base.folder).backbone, tmp_path / "site" / "adapter"
+    )
+    assert list(model.targeted_module_names) == chosen
+
+
+def test_progress_counts_to_the_last_step(text_base, tmp_path):
+    seen = []
+    settings = SETTINGS.model_copy(update={"epochs": 2})
+    trained(
+        text_base,
+        tmp_path / "site",
+        settings=settings,
+        on_step=lambda done, total: seen.append((done, total)),
+    )
+    assert seen == [(step, 8) for step in range(1, 9)]  # 2 epochs of 32 rows, 8 at a time
+
+
+def test_a_conv1d_model_without_a_pad_token_is_trained(tmp_path):
+    save_tokenizer(tmp_path / "gpt2", eos_token="[END]", unk_token="[UNK]")
+    config = GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=len(WORDS), n_positions=16)
+    base = save_model(GPT2Model, config, tmp_path / "gpt2")
+    targets = list(linear_layers(base.backbone))
+    settings = SETTINGS.model_copy(update={"max_steps": 2})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        fine_tune(base, targets, ROWS, settings, 0, tmp_path / "site")
+    model = PeftModel.from_pretrained(base.backbone, tmp_path / "site" / "adapter")
+    assert set(model.targeted_module_names) == set(targets)
+
+
+def test_images_work_end_to_end(image_base, tmp_path):
+    for i in range(8):
+        for name, colour in {"dark": (10 * i, 9, 0), "light": (255 - 10 * i, 220, 240)}.items():
+            (tmp_path / "images" / name).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (30 + i, 40), colour).save(tmp_path / "images" / name / f"{i}.png")
+    rows = read_rows(tmp_path / "images", CalibrationSettings(), reads_images=True)
+    folder = trained(image_base, tmp_path / "site", rows=rows)
+    head = load_head(folder / "head.safetensors")
+    assert accuracy(adapted(image_base, folder), head, rows, EVALUATE) == (1.0, 16)
+
+
+@pytest.mark.parametrize(("logger", "file"), [("csv", "metrics.csv"), ("tensorboard", "events*")])
+def test_training_curves_lie_beside_the_result(text_base, tmp_path, logger, file):
+    settings = SETTINGS.model_copy(update={"logger": logger, "epochs": 3})  # 12 steps, 10 to a log
+    trained(text_base, tmp_path / "site", settings=settings)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["logs", "site"]
+    assert len(list((tmp_path / "logs" / "site").glob(file))) == 1
+
+
+def test_training_says_nothing(text_base, tmp_path, capfd, caplog):
+    with warnings.catch_warnings(record=True) as announced:
+        warnings.simplefilter("always")
+        trained(text_base, tmp_path / "site", settings=SETTINGS.model_copy(update={"epochs": 1}))
+    output = capfd.readouterr()
+    assert (output.out, output.err, announced) == ("", "", [])
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_an_interrupted_run_leaves_no_result_and_does_not_block_the_next(text_base, tmp_path):
+    def interrupt(done: int, total: int) -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        trained(text_base, tmp_path / "site", on_step=interrupt)
+    assert not (tmp_path / "site").exists()
+    (tmp_path / "site.partial").mkdir()
+    (tmp_path / "site.partial" / "head.safetensors").write_text("half")
+    trained(text_base, tmp_path / "site", settings=SETTINGS.model_copy(update={"max_steps": 1}))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["site"]
+
+
+def test_rows_without_labels_cannot_be_trained_on(text_base, tmp_path):
+    with pytest.raises(DataError, match=r"`calibration\.label-column`, or bring an adapter"):
+        trained(text_base, tmp_path / "site", rows=make_rows(TEXTS, None))
+
+
+def test_a_single_class_cannot_be_trained_on(text_base, tmp_path):
+    with pytest.raises(DataError, match="add rows of another class"):
+        trained(text_base, tmp_path / "site", rows=make_rows(["a", "is"], ["x", "x"], ["y"]))
+
+
+@pytest.mark.parametrize("targets", [[], ["encoder.layer.9.query"]])
+def test_targets_that_are_no_layers_are_refused(text_base, tmp_path, targets):
+    with pytest.raises(ConfigError, match=r"`finetune\.targets`"):
+        fine_tune(text_base, targets, ROWS, SETTINGS, 0, tmp_path / "site")
+
+
+def test_an_earlier_result_is_not_overwritten(text_base, tmp_path):
+    with pytest.raises(OutputError, match="remove it to fine-tune again"):
+        trained(text_base, tmp_path)
+
+
+def test_padding_and_batch_size_do_not_change_the_logits(text_base):
+    torch.manual_seed(0)
+    head = ClassifierHead(text_base.d_model, ROWS.classes)
+    rows = make_rows(["warm", "the cold is very blue", "a red"], None)
+
+    def logits(batch_size):
+        made = batches(rows, text_base, batch_size, max_length=16)
+        states = [text_base.backbone(**batch).last_hidden_state for batch in made]
+        pairs = zip(states, made, strict=True)
+        return torch.cat([head(state, batch["attention_mask"]) for state, batch in pairs])
+
+    torch.testing.assert_close(logits(3), logits(1))
+
+
+def test_texts_are_cut_at_the_shorter_of_setting_and_model(text_base):
+    rows = make_rows(["a " * 40], None)
+    lengths = [
+        batches(rows, text_base, 1, max_length)[0]["input_ids"].shape[1] for max_length in (4, 99)
+    ]
+    assert lengths == [4, 16]
+
+
+def test_a_model_folder_without_a_tokenizer_says_how_to_get_one(image_base, text_base, tmp_path):
+    base = BaseModel(tmp_path, text_base.backbone)
+    with pytest.raises(ConfigError, match=r"tokenizer\.save_pretrained"):
+        batches(ROWS, base, 1, 16)
+
+
+def test_a_head_is_read_back_as_it_was_saved(tmp_path):
+    head = ClassifierHead(4, ["ä", "b"])
+    head.save(tmp_path / "head.safetensors")
+    again = load_head(tmp_path / "head.safetensors")
+    hidden = torch.randn(2, 3, 4)
+    assert again.classes == ("ä", "b")
+    assert torch.equal(again(hidden), head(hidden))
+
+
+def test_a_head_that_is_missing_or_damaged_is_an_error(tmp_path):
+    with pytest.raises(AdapterError, match="fine-tune the site"):
+        load_head(tmp_path / "head.safetensors")
+    (tmp_path / "head.safetensors").write_bytes(b"damaged")
+    with pytest.raises(AdapterError, match="fine-tune again"):
+        load_head(tmp_path / "head.safetensors")
+
+
+def test_accuracy_matches_classes_by_name_not_by_position(text_base):
+    head = ClassifierHead(text_base.d_model, ["air", *ROWS.classes])
+    everything_is_ice = torch.tensor([0.0, 0.0, 99.0])
+    head.linear.weight.data.zero_()
+    head.linear.bias.data = everything_is_ice
+    share = ROWS.labels.count(1) / len(ROWS)
+    assert accuracy(text_base, head, ROWS, EVALUATE) == (pytest.approx(share), len(ROWS))
+
+
+@pytest.mark.parametrize(
+    ("rows", "remedy"),
+    [
+        (make_rows(["a"], None), r"evaluate\.enabled = false"),
+        (make_rows(["a"], ["steam"]), "train on such rows too"),
+    ],
+)
+def test_rows_that_cannot_be_scored_are_an_error(text_base, rows, remedy):
+    with pytest.raises(DataError, match=remedy):
+        accuracy(text_base, ClassifierHead(text_base.d_model, ROWS.classes), rows, EVALUATE)
