@@ -12,7 +12,7 @@ from torch import Tensor
 
 from client.batches import batches
 from client.data import Rows, draw, read_rows
-from client.demo_tasks import demo_rows
+from client.demo_tasks import Split, demo_rows
 from client.site import cache_folder
 from client.store import SiteStore
 from layerweld.adapters import Adapter
@@ -29,7 +29,7 @@ from layerweld.sites import DEMO, SiteEntry
 from layerweld.task_vectors import read_fine_tuned
 
 _DEMO_TRAINING_ROWS = 1500
-_DEMO_HELD_OUT_ROWS = 500
+_DEMO_HELD_OUT_ROWS = 250
 
 
 @lru_cache(maxsize=2)
@@ -185,7 +185,7 @@ class SiteState:
 
     def _demo_rows(self, source: str, *, held_out: bool) -> Rows:
         samples = _DEMO_HELD_OUT_ROWS if held_out else _DEMO_TRAINING_ROWS
-        split = "test" if held_out else "train"
+        split: Split = "test" if held_out else "train"
         seed = self.settings.calibration.seed
         return demo_rows(source.removeprefix(DEMO), split, samples, seed)
 

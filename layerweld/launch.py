@@ -1,0 +1,48 @@
+"""Find the Flower app and play it in this process, the way Flower itself would load it."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from layerweld.config import RunSettings, Scalar
+
+
+def app_folder() -> Path:
+    """The folder with ``server``, ``client`` and ``strategies``: in the wheel, or the checkout."""
+    package = Path(__file__).resolve().parent
+    packaged = package / "app"
+    return packaged if packaged.is_dir() else package.parent
+
+
+def play_in_process(
+    settings: RunSettings, nodes: Sequence[Mapping[str, Scalar]], base: str, output: Path
+) -> Any:
+    """Play server and sites in this process, one message at a time.
+
+    The app's folders are no installed packages: they are put on the path and imported by name,
+    as Flower does with an app bundle.
+
+    Args:
+        settings: of the run.
+        nodes: one node configuration per site.
+        base: folder of the base model.
+        output: folder to create.
+
+    Returns:
+        The ``server.results.RunResults`` of the run.
+    """
+    module = app_module
+    grid = module("server.in_process").InProcessGrid(module("client.app").app, nodes, settings)
+    return module("server.run").play(grid, settings, base, output)
+
+
+def app_module(name: str) -> Any:
+    """One module of the app, by name."""
+    folder = str(app_folder())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    return importlib.import_module(name)

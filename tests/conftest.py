@@ -1,0 +1,23 @@
+"""Set-up for all tests."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: no test needs the network
+
+import pytest
+import torch
+from flwr.supercore.task_identity import TaskIdentity
+from hypothesis import settings
+
+# No deadline: a process's first torch call may take 300 ms.
+settings.register_profile("layerweld", deadline=None, max_examples=30)
+settings.load_profile("layerweld")
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def flower_task(monkeypatch):
+    """Flower >= 1.41 builds messages only inside a task; give every test a fake one."""
+    for name in ("_task_id", "_run_id", "_node_id"):
+        monkeypatch.setattr(TaskIdentity, name, 1)
