@@ -6,11 +6,15 @@ import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from layerweld.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,7 @@ class BaseModel:
     """
 
     folder: Path
-    backbone: nn.Module
+    backbone: PreTrainedModel
 
     @property
     def prefix(self) -> str:
@@ -48,8 +52,8 @@ class BaseModel:
         """SHA-256 over every parameter's name, dtype, shape and bytes."""
         digest = hashlib.sha256()
         for name, parameter in sorted(self.backbone.named_parameters()):
-            values = parameter.detach().cpu().contiguous()
-            digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
+            digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
+            values = parameter.detach().cpu().flatten().contiguous()
             digest.update(values.view(torch.uint8).numpy().data if values.numel() else b"")
         return digest.hexdigest()
 
@@ -78,6 +82,8 @@ def load_base(folder: str | Path) -> BaseModel:
     for name in ("pooler",):
         if isinstance(getattr(backbone, name, None), nn.Module):
             setattr(backbone, name, None)  # part of the heads of some classes; no block reads it
+    if getattr(backbone.config, "use_cache", False):
+        backbone.config.use_cache = False  # a key-value cache would corrupt every replay
     return BaseModel(path, backbone.eval().requires_grad_(False))
 
 

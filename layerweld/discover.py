@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +14,16 @@ from layerweld.errors import PlanError
 from layerweld.linear import linear_layers, weight_of
 from layerweld.plan import LayerGroup, LayerShape, MergePlan
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 _PROBE_TOKENS = 8
+_ONE_STACK = (
+    "layerweld merges models with one stack of blocks (encoders, decoders, vision transformers)"
+)
 
 
-def discover_plan(backbone: nn.Module) -> MergePlan:
+def discover_plan(backbone: PreTrainedModel) -> MergePlan:
     """The merge plan of a transformers model, from one hooked forward pass on a made-up input.
 
     Nothing is known about architectures: the blocks are the elements of the model's one list of
@@ -28,6 +34,8 @@ def discover_plan(backbone: nn.Module) -> MergePlan:
         PlanError: the model has no such list, several of them (encoder-decoder), or runs a layer
             more than once a pass.
     """
+    if backbone.config.is_encoder_decoder:
+        raise PlanError(f"{type(backbone).__name__} is an encoder-decoder; {_ONE_STACK}")
     blocks = _find_blocks(backbone)
     names = {module: name for name, module in backbone.named_modules()}
     owners = {
@@ -43,7 +51,7 @@ def discover_plan(backbone: nn.Module) -> MergePlan:
     return MergePlan(tuple(names[block] for block in blocks), tuple(groups))
 
 
-def probe_inputs(backbone: nn.Module) -> dict[str, Tensor]:
+def probe_inputs(backbone: PreTrainedModel) -> dict[str, Tensor]:
     """A made-up batch of one row: a few token ids, or one image of the configured size."""
     config = backbone.config
     if backbone.main_input_name == "pixel_values":
@@ -81,7 +89,7 @@ def _watching(modules: list[nn.Module]) -> Iterator[_Calls]:
 
 
 @torch.inference_mode()
-def _find_blocks(backbone: nn.Module) -> list[nn.Module]:
+def _find_blocks(backbone: PreTrainedModel) -> list[nn.Module]:
     lists = [m for m in backbone.modules() if isinstance(m, nn.ModuleList) and len(m)]
     elements = [element for module_list in lists for element in module_list]
     with _watching(elements) as calls:
@@ -100,20 +108,21 @@ def _find_blocks(backbone: nn.Module) -> list[nn.Module]:
     if len(outermost) != 1:
         found = "no list of blocks" if not outermost else f"{len(outermost)} lists of blocks"
         raise PlanError(
-            f"{type(backbone).__name__} has {found} that run one after the other; layerweld "
-            f"merges models with one stack of blocks (encoders, decoders, vision transformers)"
+            f"{type(backbone).__name__} has {found} that run one after the other; {_ONE_STACK}"
         )
     return outermost[0]
 
 
 @torch.inference_mode()
-def _readers_of_each_input(backbone: nn.Module, layers: Mapping[str, nn.Module]) -> list[list[str]]:
+def _readers_of_each_input(
+    backbone: PreTrainedModel, layers: Mapping[str, nn.Module]
+) -> list[list[str]]:
     with _watching(list(layers.values())) as calls:
         backbone(**probe_inputs(backbone))
     names = {layer: name for name, layer in layers.items()}
-    readers: dict[tuple[int, int, tuple[int, ...]], list[str]] = {}
+    readers: dict[tuple[int, tuple[int, ...], tuple[int, ...]], list[str]] = {}
     for layer, read in calls.order:
-        key = (read.data_ptr(), read.storage_offset(), tuple(read.shape))
+        key = (read.data_ptr(), tuple(read.shape), read.stride())
         readers.setdefault(key, []).append(names[layer])
     order = [name for group in readers.values() for name in group]
     twice = next((name for name in order if order.count(name) > 1), None)

@@ -28,7 +28,7 @@ def is_transposed(layer: nn.Module) -> bool:
 
 def weight_of(layer: nn.Module) -> Tensor:
     """The weight in ``nn.Linear`` layout, ``(d_out, d_in)``: a view, not a copy."""
-    weight: Tensor = layer.weight.data
+    weight = layer.get_parameter("weight").data
     return weight.T if is_transposed(layer) else weight
 
 
@@ -43,13 +43,14 @@ def updated(layers: Mapping[str, nn.Module], updates: Mapping[str, Update]) -> I
     try:
         for name, update in updates.items():
             layer = layers[name]
-            base[name] = layer.weight.data
-            merged = weight_of(layer) + update.dense().to(layer.weight.device, torch.float32)
-            layer.weight.data = (merged.T if is_transposed(layer) else merged).contiguous()
+            weight = layer.get_parameter("weight")
+            base[name] = weight.data
+            merged = weight_of(layer) + update.dense().to(weight.device, torch.float32)
+            weight.data = (merged.T if is_transposed(layer) else merged).contiguous()
         yield
     finally:
-        for name, weight in base.items():
-            layers[name].weight.data = weight
+        for name, values in base.items():
+            layers[name].get_parameter("weight").data = values
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from layerweld.compress import compress
 from layerweld.config import MergeSettings
 from layerweld.errors import RefusedReplyError
-from layerweld.exact_sum import ExactSum
+from layerweld.exact_sum import LIMIT, ExactSum
 from layerweld.gram import off_diagonal_importance, shrink
 from layerweld.plan import LayerGroup
 from layerweld.solve import RegularizedGram, regularize
@@ -80,8 +80,7 @@ class GroupPool:
                 of the same site. Nothing was added then.
         """
         self._check(site, statistics)
-        uniform = self.settings.importance == "uniform"
-        weight = 1.0 if uniform else off_diagonal_importance(statistics.gram)
+        weight = self._weight(statistics)
         self._gram.add(weight * statistics.gram.double())
         for layer, product in statistics.products.items():
             self._pool_of(layer, product).add(site, weight, product)
@@ -115,6 +114,10 @@ class GroupPool:
             compression_error=worst,
         )
 
+    def _weight(self, statistics: GroupStatistics) -> float:
+        uniform = self.settings.importance == "uniform"
+        return 1.0 if uniform else off_diagonal_importance(statistics.gram)
+
     def _check(self, site: str, statistics: GroupStatistics) -> None:
         if site in self._importance:
             raise RefusedReplyError(f"{site} answered for {self.group.name} twice")
@@ -135,6 +138,12 @@ class GroupPool:
                 raise RefusedReplyError(f"{layer}: factored and dense products in one run")
             if self.settings.anchor == "mean" and _own_update(product) is None:
                 raise RefusedReplyError(f"{layer}: the anchor 'mean' needs the update itself")
+        largest = max(1.0, self._weight(statistics)) * _largest(statistics)
+        if not largest < LIMIT:
+            raise RefusedReplyError(
+                f"{self.group.name}: weighted numbers up to {largest:.3g} of {site} are beyond what "
+                f"can be summed exactly; every normalization but 'none' keeps them small"
+            )
 
     def _pool_of(self, layer: str, product: Product) -> _LowRankPool | _DensePool:
         d_out = next(shape.d_out for shape in self.group.layers if shape.name == layer)
@@ -207,8 +216,16 @@ class _DensePool:
         return _Solved(update, float(quadratic - 2 * linear), error)
 
 
-def _pool_class(product: Product) -> Callable[[tuple[int, int]], _LowRankPool | _DensePool]:
+def _pool_class(product: Product) -> type[_LowRankPool] | type[_DensePool]:
     return _LowRankPool if isinstance(product, LowRankProduct) else _DensePool
+
+
+def _largest(statistics: GroupStatistics) -> float:
+    """The largest magnitude of anything that goes into an :class:`ExactSum` unweighted."""
+    products = statistics.products.values()
+    dense = [t for p in products if isinstance(p, DenseProduct) for t in p.tensors().values()]
+    magnitudes = [float(t.abs().max()) for t in (statistics.gram, *dense)]
+    return max(*magnitudes, 0.0, *(product.energy for product in products))
 
 
 def _own_update(product: Product) -> Tensor | None:

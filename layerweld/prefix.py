@@ -51,5 +51,5 @@ def factors(layer: str, update: Update) -> dict[str, Tensor]:
 
 
 def _bytes(name: str, tensor: Tensor) -> bytes:
-    values = tensor.contiguous().view(torch.uint8).numpy().tobytes()
+    values = tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
     return f"{name} {tuple(tensor.shape)} ".encode() + values

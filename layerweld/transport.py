@@ -145,10 +145,10 @@ def encode_run(run: str) -> RecordDict:
 
 def encode_model(model: ModelToMeasure) -> RecordDict:
     """A model to measure."""
-    about = {"run": model.run, "kind": model.kind, "layers": list(model.layers)}
+    about = ConfigRecord({"run": model.run, "kind": model.kind, "layers": list(model.layers)})
     return RecordDict(
         {
-            _ABOUT: ConfigRecord(about),
+            _ABOUT: about,
             _MERGED: to_arrays(update_tensors(model.updates)),
             _REMAINDER: to_arrays(model.remainder),
         }
@@ -303,7 +303,7 @@ def decode_answer(content: RecordDict) -> Answer:
             statistics=statistics,
             need_from=need_from if need_from < step else None,
         )
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, EOFError, RuntimeError) as error:
         raise RefusedReplyError(f"a reply that cannot be read: {error}") from error
 
 

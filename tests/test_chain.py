@@ -1,0 +1,313 @@
+"""The chain, played through Flower's messages, against a slow implementation of the formulas."""
+
+import json
+import shutil
+from itertools import pairwise
+
+import pytest
+import torch
+from flwr.app import ArrayRecord
+from peft import PeftModel
+from safetensors import safe_open
+from transformers import AutoModel, AutoTokenizer
+
+from layerweld.base_model import load_base
+from layerweld.discover import discover_plan
+from layerweld.errors import JournalError, OutputError
+from layerweld.launch import app_module
+from layerweld.linear import updated, weight_of
+from layerweld.task_vectors import read_fine_tuned
+from layerweld.updates import DenseUpdate
+from tests.tiny_peft import new_model
+from tests.tiny_sites import make_sites
+
+TARGETS = ["query", "key", "value", "output.dense", "intermediate.dense"]
+
+
+@pytest.fixture(scope="module")
+def bert_sites(tmp_path_factory):
+    return make_sites(tmp_path_factory.mktemp("bert"), TARGETS)
+
+
+def play(sites, output, **merge):
+    settings = sites.settings(**merge)
+    return app_module("server.run").play(sites.grid(settings), settings, str(sites.base), output)
+
+
+def merged_updates(output):
+    """ΔW of every layer of the written adapter, as PEFT itself reads it."""
+    wrapped = PeftModel.from_pretrained(new_model("bert"), output / "adapter")
+    return {
+        name.removeprefix("base_model.model.bert."): module.get_delta_weight("default").double()
+        for name, module in wrapped.named_modules()
+        if hasattr(module, "get_delta_weight")
+    }
+
+
+class Reference:
+    """Algorithm 1 by the book: dense updates, float64, the whole model run again every time."""
+
+    def __init__(self, sites):
+        self.base = load_base(sites.base)
+        self.plan = discover_plan(self.base.backbone)
+        self.layers = {n: self.base.backbone.get_submodule(n) for n in self.plan.layer_names}
+        tokenizer = AutoTokenizer.from_pretrained(sites.base)
+        self.updates, self.batches = {}, {}
+        for node in sites.nodes:
+            adapter = read_fine_tuned(node["adapter"], self.base)
+            self.updates[node["name"]] = {
+                layer: update.dense().double()
+                for layer, update in adapter.task_vector.updates.items()
+            }
+            with open(node["data"]) as file:
+                texts = [json.loads(line)["text"] for line in file]
+            self.batches[node["name"]] = tokenizer(
+                texts, padding=True, truncation=True, max_length=12, return_tensors="pt"
+            )
+
+    def inputs(self, site, group, in_place):
+        """Kept tokens that reach the group in the whole model, with these updates in place."""
+        batch, seen = self.batches[site], []
+        layer = self.layers[group.layers[0].name]
+        hook = layer.register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
+        dense = {name: DenseUpdate(update.float()) for name, update in in_place.items()}
+        with updated(self.layers, dense), torch.no_grad():
+            self.base.backbone(**{k: v for k, v in batch.items() if k != "token_type_ids"})
+        hook.remove()
+        return seen[0][batch["attention_mask"].bool()].double()
+
+    def gram(self, x, normalization):
+        if normalization == "token":
+            x = x / x.norm(dim=1, keepdim=True)
+        gram = x.T @ x / len(x)
+        if normalization == "feature":
+            scale = gram.diagonal().rsqrt()
+            gram = gram * scale * scale[:, None]
+        return gram / gram.trace() if normalization == "trace" else gram
+
+    def solve(self, group, grams, *, importance, shrinkage, ridge, anchor):
+        d = group.d_in
+        off = torch.ones(d, d, dtype=torch.float64).triu(1)
+        omega = {s: float((g.abs() * off).sum()) for s, g in grams.items()}
+        if importance == "uniform":
+            omega = dict.fromkeys(grams, 1.0)
+        mask = torch.full((d, d), shrinkage, dtype=torch.float64).fill_diagonal_(1.0)
+        grams = {site: gram * mask for site, gram in grams.items()}
+        s = sum(omega[i] * grams[i] for i in grams)
+        lam = ridge * s.trace() / d
+        merged = {}
+        for layer in (shape.name for shape in group.layers):
+            own = {i: self.updates[i].get(layer) for i in grams}
+            own = {i: u for i, u in own.items() if u is not None}
+            if not own:
+                continue
+            r = sum(omega[i] * u @ grams[i] for i, u in own.items())
+            if anchor == "mean":
+                r = r + lam * sum(own.values()) / len(grams)
+            merged[layer] = torch.linalg.solve(s + lam * torch.eye(d), r.T).T
+        return merged
+
+    def chain(self, granularity="group", rounds=2, normalization="token", **settings):
+        settings = {"importance": "off-diagonal", "shrinkage": 1.0, "ridge": 0.01} | settings
+        settings = {"anchor": "base"} | settings
+        groups = self.plan.groups
+        if granularity == "group":
+            steps = [[group] for group in groups]
+        elif granularity == "block":
+            steps = [self.plan.groups_of_block(b) for b in range(len(self.plan.blocks))]
+        else:
+            steps = [groups] * (1 if granularity == "model" else rounds)
+        merged = {}
+        for number, step in enumerate(steps):
+            names = {shape.name for group in step for shape in group.layers}
+            in_place = {}
+            for site in self.batches:
+                own = {n: u for n, u in self.updates[site].items() if n in names}
+                jacobi = granularity == "jacobi" and number > 0
+                in_place[site] = merged if jacobi else {**merged, **own}
+            solved = {}
+            for group in step:
+                grams = {
+                    site: self.gram(self.inputs(site, group, in_place[site]), normalization)
+                    for site in self.batches
+                }
+                solved |= self.solve(group, grams, **settings)
+            merged = merged | solved
+        return merged
+
+
+SETTINGS = [
+    {},
+    {"granularity": "block"},
+    {"granularity": "model"},
+    {"granularity": "jacobi", "rounds": 3},
+    {"normalization": "feature", "ridge": 0.1},
+    {"normalization": "trace", "importance": "uniform"},
+    {"normalization": "none", "shrinkage": 0.8, "anchor": "mean", "ridge": 0.3},
+]
+
+
+@pytest.mark.parametrize("merge", SETTINGS, ids=str)
+def test_the_merge_is_what_the_formulas_say(bert_sites, tmp_path, merge):
+    play(bert_sites, tmp_path / "out", **merge)
+    reference = Reference(bert_sites)
+    expected = reference.chain(**merge)
+    got = merged_updates(tmp_path / "out")
+    assert got.keys() == expected.keys()
+    for layer, update in expected.items():
+        assert (got[layer] - update).norm() / update.norm() < 1e-4, layer
+
+
+def test_a_llama_with_grouped_query_attention_is_merged_too(tmp_path):
+    sites = make_sites(tmp_path, ["q_proj", "v_proj", "o_proj", "down_proj"], family="llama")
+    play(sites, tmp_path / "out")
+    with safe_open(tmp_path / "out/adapter/adapter_model.safetensors", "pt") as file:
+        names = list(file.keys())
+    assert any(
+        name.startswith("base_model.model.model.layers.0.self_attn.q_proj") for name in names
+    )
+    assert not any("k_proj" in name for name in names)  # nobody fine-tuned it
+
+
+def test_dense_products_give_the_weights_of_factored_ones(bert_sites, tmp_path):
+    play(bert_sites, tmp_path / "factored")
+    play(bert_sites, tmp_path / "dense", products="dense")
+    base = load_base(bert_sites.base)
+    factored = merged_updates(tmp_path / "factored")
+    dense = AutoModel.from_pretrained(tmp_path / "dense/model")
+    for layer, update in factored.items():
+        difference = weight_of(dense.get_submodule(layer)) - weight_of(
+            base.backbone.get_submodule(layer)
+        )
+        torch.testing.assert_close(difference.double(), update, rtol=1e-3, atol=2e-6)
+
+
+def test_compressed_ranks_and_their_errors_are_in_the_manifest(bert_sites, tmp_path):
+    play(bert_sites, tmp_path / "out", rank=4)
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    assert all(0 < group["compression_error"] < 1 for group in manifest["groups"])
+    with safe_open(tmp_path / "out/adapter/adapter_model.safetensors", "pt") as file:
+        ranks = {file.get_tensor(n).shape[0] for n in file.keys() if "lora_A" in n}  # noqa: SIM118
+    assert ranks == {4}
+
+
+def test_the_order_of_the_sites_does_not_change_a_bit(bert_sites, tmp_path):
+    first = play(bert_sites, tmp_path / "one")
+    bert_sites.nodes.reverse()
+    second = play(bert_sites, tmp_path / "two")
+    bert_sites.nodes.reverse()
+    assert first.manifest_hash == second.manifest_hash
+
+
+def test_flowers_own_start_plays_the_same_chain(bert_sites, tmp_path):
+    federation = app_module("server.federation")
+    journal = app_module("server.journal").RunJournal(tmp_path / "journal")
+    settings = bert_sites.settings()
+    grid = bert_sites.grid(settings)
+    run = federation.Federation(grid, settings, str(bert_sites.base), journal)
+    run.introduce()
+    chain = app_module("strategies.chain_of_merges")
+    strategies = [
+        chain.ChainOfMerges(
+            run.plan,
+            run.cohort,
+            settings,
+            "com",
+            f"run-{number}",
+            app_module("layerweld.statistics").ProductForm(False, False),
+            {},
+            journal.of_method(f"com-{number}"),
+        )
+        for number in range(2)
+    ]
+    strategies[0].play(grid)
+    strategies[1].start(grid, ArrayRecord())
+    assert strategies[0].final_prefix == strategies[1].final_prefix
+
+
+class Killed(BaseException):
+    """As sudden as a signal: nothing catches it."""
+
+
+@pytest.mark.parametrize("after", [0, 3, 6])
+def test_a_run_killed_after_any_step_ends_in_the_same_bytes(
+    bert_sites, tmp_path, monkeypatch, after
+):
+    whole = play(bert_sites, tmp_path / "whole")
+    journal = app_module("server.journal").StepJournal
+    keep = journal.keep
+
+    def keep_and_die(self, step):
+        keep(self, step)
+        if step.index == after:
+            raise Killed
+
+    monkeypatch.setattr(journal, "keep", keep_and_die)
+    with pytest.raises(Killed):
+        play(bert_sites, tmp_path / "out")
+    monkeypatch.setattr(journal, "keep", keep)
+    assert play(bert_sites, tmp_path / "out").manifest_hash == whole.manifest_hash
+    assert not (tmp_path / "out/journal").exists()
+
+
+def test_a_site_that_lost_its_cache_catches_up(bert_sites, tmp_path, monkeypatch):
+    whole = play(bert_sites, tmp_path / "whole")
+    journal = app_module("server.journal").StepJournal
+    keep = journal.keep
+
+    def keep_and_lose(self, step):
+        keep(self, step)
+        if step.index == 4:
+            shutil.rmtree(bert_sites.folder / "cache/runs")
+
+    monkeypatch.setattr(journal, "keep", keep_and_lose)
+    assert play(bert_sites, tmp_path / "out").manifest_hash == whole.manifest_hash
+
+
+def test_a_damaged_hidden_state_is_computed_again(bert_sites, tmp_path, monkeypatch):
+    whole = play(bert_sites, tmp_path / "whole")
+    journal = app_module("server.journal").StepJournal
+    keep = journal.keep
+
+    def keep_and_damage(self, step):
+        keep(self, step)
+        for file in (bert_sites.folder / "cache/runs").rglob("hidden-*.safetensors"):
+            content = bytearray(file.read_bytes())
+            content[-5] ^= 1
+            file.write_bytes(content)
+
+    monkeypatch.setattr(journal, "keep", keep_and_damage)
+    assert play(bert_sites, tmp_path / "out").manifest_hash == whole.manifest_hash
+
+
+def test_a_journal_of_other_settings_is_not_resumed(bert_sites, tmp_path, monkeypatch):
+    journal = app_module("server.journal").StepJournal
+    keep = journal.keep
+
+    def keep_and_die(self, step):
+        keep(self, step)
+        raise Killed
+
+    monkeypatch.setattr(journal, "keep", keep_and_die)
+    with pytest.raises(Killed):
+        play(bert_sites, tmp_path / "out")
+    monkeypatch.setattr(journal, "keep", keep)
+    with pytest.raises(JournalError, match="remove the folder"):
+        play(bert_sites, tmp_path / "out", ridge=0.5)
+
+
+def test_an_output_folder_in_use_is_left_alone(bert_sites, tmp_path):
+    (tmp_path / "letter.txt").write_text("mine")
+    with pytest.raises(OutputError, match=r"letter\.txt"):
+        play(bert_sites, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["letter.txt"]
+
+
+def test_every_group_of_the_chain_measures_behind_the_one_before(bert_sites, tmp_path):
+    manifest_of = {}
+    for name in ("one", "two"):
+        play(bert_sites, tmp_path / name)
+        manifest_of[name] = json.loads((tmp_path / name / "manifest.json").read_text())
+    steps = [group["step"] for group in manifest_of["one"]["groups"]]
+    assert all(later == earlier + 1 for earlier, later in pairwise(steps))
+    assert manifest_of["one"] == manifest_of["two"]

@@ -1,0 +1,110 @@
+"""What a person types, and the one line they get when it cannot work."""
+
+import json
+import re
+
+import pytest
+from typer.testing import CliRunner
+
+from layerweld import cli
+from layerweld.errors import LayerweldError
+from tests.tiny_sites import make_sites
+
+runner = CliRunner()
+
+
+@pytest.fixture(scope="module")
+def sites(tmp_path_factory):
+    return make_sites(tmp_path_factory.mktemp("sites"), ["query", "value"])
+
+
+def merge(sites, output, *options, nodes=None):
+    arguments = ["merge", str(sites.base), "--output", str(output), "--max-length", "12"]
+    for node in nodes or sites.nodes:
+        arguments += ["--site", f"{node['name']}={node['adapter']}:{node['data']}"]
+    return runner.invoke(cli.app, [*arguments, *options])
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def test_merge_writes_an_adapter_a_manifest_and_a_report(sites, tmp_path):
+    result = merge(sites, tmp_path / "out", "--ridge", "0.1", "--samples", "10")
+    assert result.exit_code == 0, result.output
+    assert {"adapter", "manifest.json", "report.html", "results.json"} == {
+        p.name for p in (tmp_path / "out").iterdir()
+    }
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    assert manifest["settings"]["merge"]["ridge"] == 0.1
+    assert [site["samples"] for site in manifest["sites"]] == [10, 10, 10]
+    assert set(manifest["groups"][0]["importance"]) == {"ash", "birch", "cedar"}
+
+
+def test_the_same_run_from_a_file_gives_the_same_manifest(sites, tmp_path):
+    assert merge(sites, tmp_path / "merged", "--batch-size", "4").exit_code == 0
+    tables = [f'base = "{sites.base}"\n[calibration]\nmax-length = 12\nbatch-size = 4\n']
+    for node in sites.nodes:
+        tables.append("[[sites]]\n" + "".join(f'{k} = "{v}"\n' for k, v in node.items()))
+    (tmp_path / "run.toml").write_text("\n".join(tables))
+    result = runner.invoke(
+        cli.app, ["simulate", str(tmp_path / "run.toml"), "--output", str(tmp_path / "simulated")]
+    )
+    assert result.exit_code == 0, result.output
+    merged, simulated = (tmp_path / n / "manifest.json" for n in ("merged", "simulated"))
+    assert merged.read_bytes() == simulated.read_bytes()
+
+
+def test_plan_lists_every_group(sites):
+    result = runner.invoke(cli.app, ["plan", str(sites.base)])
+    assert result.exit_code == 0
+    assert "8 layer groups in 2 blocks" in result.output
+
+
+def test_an_unknown_normalization_lists_the_known_ones(sites, tmp_path):
+    result = merge(sites, tmp_path / "out", "--normalization", "tokens")
+    assert result.exit_code == 2
+    assert "feature" in result.output
+
+
+@pytest.mark.parametrize(
+    ("changes", "content", "says"),
+    [
+        ({"adapter": "nowhere"}, None, "nowhere"),
+        ({}, "", "empty|no row|holds no"),
+        ({}, '{"texts": "w1 w2"}\n', "text"),
+        ({}, '{"text": "w1 w2"}\nnonsense\n{"text": 3}\n', "max-unreadable"),
+    ],
+    ids=["no adapter", "no rows", "wrong column", "unreadable rows"],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(sites, tmp_path, changes, content, says):
+    if content is not None:
+        (tmp_path / "rows.jsonl").write_text(content)
+        changes = changes | {"data": str(tmp_path / "rows.jsonl")}
+    result = merge(sites, tmp_path / "out", nodes=[sites.nodes[0], sites.nodes[1] | changes])
+    assert isinstance(result.exception, LayerweldError)
+
+    assert re.search(says, str(result.exception)), result.exception
+    assert "\n" not in str(result.exception)
+    assert not (tmp_path / "out").exists()
+
+
+def test_expected_errors_are_one_line_on_stderr_and_exit_code_1(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["layerweld", "plan", str(tmp_path)])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    captured = capsys.readouterr()
+    assert stopped.value.code == 1
+    assert "config.json" in captured.err
+    assert captured.out == ""
+
+
+def test_a_misspelt_setting_in_a_file_lists_the_known_ones(tmp_path):
+    (tmp_path / "run.toml").write_text(
+        '[merge]\nrigde = 0.1\n[[sites]]\nname = "a"\ndata = "a.jsonl"\n'
+    )
+    result = runner.invoke(cli.app, ["simulate", str(tmp_path / "run.toml")])
+    assert isinstance(result.exception, LayerweldError)
+    assert "merge.rigde" in str(result.exception)
+    assert "ridge" in str(result.exception)

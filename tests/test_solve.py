@@ -1,0 +1,76 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from layerweld.solve import regularize
+
+seeds = st.integers(0, 2**16)
+
+
+def spd(d, seed, tokens=None):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(tokens or 3 * d, d, dtype=torch.float64, generator=generator)
+    return x.T @ x / len(x)
+
+
+def rows_of(num, d, seed):
+    generator = torch.Generator().manual_seed(seed + 1)
+    return torch.randn(num, d, dtype=torch.float64, generator=generator)
+
+
+@given(d=st.integers(1, 12), ridge=st.floats(1e-6, 10), seed=seeds)
+def test_solution_is_that_of_the_ridge_normal_equations(d, ridge, seed):
+    gram, rows = spd(d, seed), rows_of(3, d, seed)
+    system = regularize(gram, ridge)
+    value = ridge * float(gram.trace()) / d
+    expected = rows.numpy() @ np.linalg.inv(gram.numpy() + value * np.eye(d))
+    assert system.ridge == pytest.approx(value)
+    np.testing.assert_allclose(system.solve(rows).numpy(), expected, rtol=1e-6, atol=1e-9)
+
+
+@given(d=st.integers(2, 10), seed=seeds, data=st.data())
+def test_singular_system_without_ridge_is_the_pseudo_inverse(d, seed, data):
+    tokens = data.draw(st.integers(1, d - 1))
+    # orthonormal tokens: the spectrum is tokens/tokens = 1 and 0, far from any cut-off
+    basis = torch.linalg.qr(rows_of(d, d, seed))[0][:tokens]
+    gram, rows = basis.T @ basis, rows_of(3, d, seed + 7)
+    system = regularize(gram, 0.0)
+    np.testing.assert_allclose(
+        system.solve(rows).numpy(), rows.numpy() @ np.linalg.pinv(gram.numpy()), atol=1e-9
+    )
+    assert system.condition == pytest.approx(1, rel=1e-6)
+
+
+def test_directions_that_no_token_excites_are_left_at_zero():
+    gram = torch.diag(torch.tensor([2.0, 0.0, 1.0], dtype=torch.float64))
+    solved = regularize(gram, 0.0).solve(torch.ones(1, 3, dtype=torch.float64))
+    torch.testing.assert_close(solved, torch.tensor([[0.5, 0.0, 1.0]], dtype=torch.float64))
+
+
+def test_a_system_that_is_all_zero_has_the_solution_zero():
+    system = regularize(torch.zeros(3, 3, dtype=torch.float64), 0.01)
+    assert not system.solve(torch.ones(2, 3, dtype=torch.float64)).any()
+    assert system.condition == 1.0
+
+
+def test_features_of_wildly_different_scales_are_solved_to_full_precision():
+    # Unscaled the condition number is 1e16; scaling to unit diagonal takes it back to that of C.
+    scale = torch.logspace(-4, 4, 6, dtype=torch.float64)
+    cosine = 0.5 * torch.eye(6, dtype=torch.float64) + 0.5
+    gram = cosine * scale * scale[:, None]
+    wanted = rows_of(3, 6, 0)
+    torch.testing.assert_close(
+        regularize(gram, 0.0).solve(wanted @ gram), wanted, rtol=1e-7, atol=0
+    )
+
+
+@given(d=st.integers(1, 10), seed=seeds, ridge=st.sampled_from([0.0, 1e-4, 0.1]))
+def test_reported_condition_is_a_lower_bound_of_the_scaled_one(d, seed, ridge):
+    gram = spd(d, seed, tokens=4 * d)
+    system = regularize(gram, ridge)
+    matrix = gram + system.ridge * torch.eye(d, dtype=torch.float64)
+    scale = matrix.diagonal().rsqrt()
+    exact = np.linalg.cond((matrix * scale * scale[:, None]).numpy())
+    assert 1 - 1e-9 <= system.condition <= exact * (1 + 1e-6)

@@ -1,0 +1,64 @@
+"""A tiny federation on disk: a random base model, and sites with an adapter and rows each."""
+
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from layerweld.config import RunSettings, validate_settings
+from layerweld.launch import app_module
+from tests.tiny_peft import new_model, save_base, train_adapter
+
+_WORDS = ["[PAD]", "[UNK]", *(f"w{i}" for i in range(30))]
+
+
+@dataclass(frozen=True)
+class TinySites:
+    """Folders of a federation of three sites."""
+
+    base: Path
+    nodes: list[dict[str, str]]
+    folder: Path
+
+    def settings(self, **merge: object) -> RunSettings:
+        return validate_settings(
+            {
+                "base": str(self.base),
+                "cache": str(self.folder / "cache"),
+                "min-sites": len(self.nodes),
+                "merge": merge,
+                "calibration": {"batch-size": 4, "max-length": 12, "threads": 1},
+            }
+        )
+
+    def grid(self, settings: RunSettings):
+        in_process = app_module("server.in_process")
+        return in_process.InProcessGrid(app_module("client.app").app, self.nodes, settings)
+
+
+def make_sites(folder: Path, targets: list[str], family: str = "bert") -> TinySites:
+    base = folder / "base"
+    save_base(family, base)
+    words = Tokenizer(models.WordLevel({w: i for i, w in enumerate(_WORDS)}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]"
+    ).save_pretrained(base)
+    nodes = []
+    for number, name in enumerate(("ash", "birch", "cedar")):
+        train_adapter(new_model(family), folder / name, targets, seed=number, r=2 + number)
+        rows = folder / f"{name}.jsonl"
+        rows.write_text("\n".join(_rows(number)) + "\n")
+        nodes.append({"name": name, "adapter": str(folder / name), "data": str(rows)})
+    return TinySites(base, nodes, folder)
+
+
+def _rows(seed: int) -> list[str]:
+    rng = random.Random(seed)
+    own = _WORDS[2 + 8 * seed : 14 + 8 * seed]
+    return [
+        json.dumps({"text": " ".join(rng.choices(own, k=rng.randint(2, 14)))}) for _ in range(18)
+    ]
