@@ -65,7 +65,7 @@ def normalize(
     if normalization == "feature":
         diagonal = gram.diagonal()
         scale = torch.where(diagonal > 0, diagonal.rsqrt(), torch.zeros_like(diagonal))
-        cosine = gram * scale * scale[:, None]
+        cosine = gram * torch.outer(scale, scale)  # symmetric to the bit, unlike two products
         return cosine.diagonal_scatter((diagonal > 0).to(gram.dtype))
     if normalization == "trace":
         return gram / gram.trace()

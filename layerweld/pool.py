@@ -141,8 +141,8 @@ class GroupPool:
         largest = max(1.0, self._weight(statistics)) * _largest(statistics)
         if not largest < LIMIT:
             raise RefusedReplyError(
-                f"{self.group.name}: weighted numbers up to {largest:.3g} of {site} are beyond what "
-                f"can be summed exactly; every normalization but 'none' keeps them small"
+                f"{self.group.name}: {site} sent numbers up to {largest:.3g} once weighted, too "
+                f"large to sum exactly; every normalization but 'none' keeps them small"
             )
 
     def _pool_of(self, layer: str, product: Product) -> _LowRankPool | _DensePool:

@@ -100,8 +100,8 @@ class Federation:
         messages = unnamed.messages(encode_run(self.run), "query.handshake", "handshake")
         replies = stream_replies(self.grid, messages, self.settings.timeout)
         for _, reply in unnamed.checked(replies, "handshake"):
-            report_progress("handshake", len(by_node), len(nodes))
             by_node[reply.metadata.src_node_id] = decode_introduction(reply.content)
+            report_progress("handshake", len(by_node), len(nodes))
         self.introductions = tuple(sorted(by_node.values(), key=lambda one: one.site))
         check_cohort(
             self.introductions,

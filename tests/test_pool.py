@@ -1,0 +1,476 @@
+"""Every law of one layer group's merge, against dense formulas written down independently."""
+
+import dataclasses
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from layerweld.config import MergeSettings
+from layerweld.errors import RefusedReplyError
+from layerweld.exact_sum import LIMIT
+from layerweld.gram import GramAccumulator
+from layerweld.plan import LayerGroup, LayerShape
+from layerweld.pool import GroupPool
+from layerweld.statistics import ProductForm, group_statistics
+from layerweld.updates import DenseUpdate, LowRankUpdate
+
+D_IN, D_OUT = 6, 4
+GROUP = LayerGroup("attn.{q,v}", 0, D_IN, (LayerShape("q", D_OUT), LayerShape("v", 3)))
+NORMALIZATIONS = ["token", "feature", "trace", "none"]
+IMPORTANCES = ["off-diagonal", "uniform"]
+seeds = st.integers(0, 2**16)
+sites_counts = st.integers(1, 4)
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    name: str
+    tokens: torch.Tensor
+    updates: dict
+
+
+def new_sites(count, seed, *, num_tokens=40, dense=False, ranks=(1, 2, 3, 1)):
+    """Sites with tokens of their own covariance and updates of different ranks."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    def update(d_out, rank):
+        factored = LowRankUpdate(random(d_out, rank), random(rank, D_IN))
+        return DenseUpdate(factored.dense()) if dense else factored
+
+    return [
+        Site(
+            name,
+            random(num_tokens, D_IN) @ random(D_IN, D_IN),
+            {"q": update(D_OUT, rank), "v": update(3, rank)},
+        )
+        for name, rank in zip("abcd"[:count], ranks, strict=False)
+    ]
+
+
+def statistics_of(site, merge):
+    accumulator = GramAccumulator(D_IN, unit_tokens=merge.normalization == "token")
+    accumulator.update(site.tokens[None], torch.ones(1, len(site.tokens), dtype=torch.bool))
+    return group_statistics(
+        GROUP.name,
+        accumulator.mean(),
+        accumulator.num_tokens,
+        site.updates,
+        normalization=merge.normalization,
+        shrinkage=merge.shrinkage,
+        form=ProductForm(dense=merge.products == "dense", with_updates=merge.anchor == "mean"),
+    )
+
+
+def merge(sites, **entries):
+    chosen = MergeSettings(**entries)
+    pool = GroupPool(GROUP, chosen)
+    for site in sites:
+        pool.add(site.name, statistics_of(site, chosen))
+    return pool.solve()
+
+
+def dense_gram(tokens, normalization):
+    """The normalised Gram matrix in numpy, from its definition in words."""
+    x = tokens.double().numpy()
+    if normalization == "token":
+        x = x / np.linalg.norm(x, axis=1, keepdims=True)
+        return x.T @ x / len(x)
+    if normalization == "feature":
+        x = x / np.linalg.norm(x, axis=0)
+        return x.T @ x
+    gram = x.T @ x / len(x)
+    return gram / np.trace(gram) if normalization == "trace" else gram
+
+
+def weight_of(gram, importance):
+    return np.abs(np.triu(gram, 1)).sum() if importance == "off-diagonal" else 1.0
+
+
+def shrunk(gram, factor):
+    return factor * gram + (1 - factor) * np.diag(np.diag(gram))
+
+
+def weighted_grams(sites, chosen):
+    grams = [dense_gram(site.tokens, chosen.normalization) for site in sites]
+    return [weight_of(g, chosen.importance) * shrunk(g, chosen.shrinkage) for g in grams]
+
+
+def by_the_formula(sites, layer, chosen):
+    """``(R + λ ΔW_anchor) (S + λI)⁻¹``, dense and in float64."""
+    weighted = weighted_grams(sites, chosen)
+    updates = [site.updates[layer].dense().double().numpy() for site in sites]
+    s = sum(weighted)
+    r = sum(u @ g for u, g in zip(updates, weighted, strict=True))
+    ridge = chosen.ridge * np.trace(s) / D_IN
+    anchor = sum(updates) / len(sites) if chosen.anchor == "mean" else 0.0
+    return (r + ridge * anchor) @ np.linalg.inv(s + ridge * np.eye(D_IN))
+
+
+def relative(actual, expected):
+    return np.linalg.norm(actual.double().numpy() - expected) / np.linalg.norm(expected)
+
+
+def merged_of(solution, layer):
+    update = solution.updates[layer]
+    if isinstance(update, LowRankUpdate):  # in float64: the product of factors is not the subject
+        return update.left.double() @ update.right.double()
+    return update.weight
+
+
+EVERY_WAY = list(
+    itertools.product(
+        NORMALIZATIONS, IMPORTANCES, [1.0, 0.8], ["base", "mean"], ["auto", "dense"]
+    )
+)
+
+
+@pytest.mark.parametrize(
+    ("normalization", "importance", "shrinkage", "anchor", "products"), EVERY_WAY
+)
+@settings(max_examples=4)
+@given(count=sites_counts, ridge=st.sampled_from([0.01, 0.1, 1.0]), seed=seeds)
+def test_merge_is_the_formula(
+    normalization, importance, shrinkage, anchor, products, count, ridge, seed
+):
+    entries = {
+        "normalization": normalization,
+        "importance": importance,
+        "shrinkage": shrinkage,
+        "anchor": anchor,
+        "products": products,
+        "ridge": ridge,
+    }
+    sites = new_sites(count, seed)
+    solution = merge(sites, **entries)
+    for layer in ("q", "v"):
+        expected = by_the_formula(sites, layer, MergeSettings(**entries))
+        assert relative(merged_of(solution, layer), expected) < 1e-5
+
+
+@pytest.mark.parametrize("products", ["auto", "dense"])
+def test_without_a_ridge_the_merge_is_pooled_least_squares(products):
+    # argmin_W Σ ω_i / n_i ‖X_i (W - W_i)ᵀ‖², by stacking all tokens of all sites
+    sites = new_sites(3, seed=0)
+    solution = merge(sites, ridge=0.0, normalization="none", products=products)
+    inputs, targets = [], []
+    for site in sites:
+        x = site.tokens.double().numpy()
+        scale = math.sqrt(weight_of(x.T @ x / len(x), "off-diagonal") / len(x))
+        inputs.append(scale * x)
+        targets.append(scale * x @ site.updates["q"].dense().double().numpy().T)
+    expected = np.linalg.lstsq(np.concatenate(inputs), np.concatenate(targets))[0].T
+    # The statistics are float32: their 6e-8 times the condition number of S, at most 1e3 here.
+    assert relative(merged_of(solution, "q"), expected) < 1e-4
+
+
+@given(order=st.permutations(range(4)), seed=seeds, dense=st.booleans())
+def test_bits_do_not_depend_on_the_order_of_arrival(order, seed, dense):
+    sites = new_sites(4, seed, dense=dense)
+    sorted_first = merge(sites, anchor="mean")
+    as_they_came = merge([sites[i] for i in order], anchor="mean")
+    for layer in ("q", "v"):
+        for name in ("left", "right", "weight"):
+            bits = getattr(sorted_first.updates[layer], name, None)
+            if bits is not None:
+                assert torch.equal(bits, getattr(as_they_came.updates[layer], name))
+    assert sorted_first.residual == as_they_came.residual
+    assert list(sorted_first.importance) == list(as_they_came.importance) == list("abcd")
+
+
+@given(num_tokens=st.integers(1, 9), seed=seeds)
+def test_one_site_alone_gets_its_update_back_on_the_span_of_its_tokens(num_tokens, seed):
+    (site,) = new_sites(1, seed, num_tokens=num_tokens)
+    solution = merge([site], ridge=0.0, normalization="token")
+    unit = site.tokens.double() / site.tokens.double().norm(dim=1, keepdim=True)
+    own = site.updates["q"].dense().double()
+    difference = unit @ (merged_of(solution, "q").double() - own).T
+    # Directions whose share of the energy is below 6 · 1.2e-7 count as silent (the cut-off of the
+    # pseudo-inverse), so a token may lose sqrt(6 · 1.2e-7 · 9) = 2.5e-3 of its output.
+    assert float(difference.norm()) < 3e-3 * float(own.norm()) * math.sqrt(num_tokens)
+
+
+@pytest.mark.parametrize("importance", IMPORTANCES)
+@given(count=sites_counts, seed=seeds)
+def test_sites_with_the_same_tokens_merge_to_the_mean(importance, count, seed):
+    sites = new_sites(count, seed)
+    sites = [dataclasses.replace(site, tokens=sites[0].tokens) for site in sites]
+    solution = merge(sites, ridge=0.0, importance=importance)
+    mean = sum(site.updates["q"].dense().double() for site in sites) / count
+    assert relative(merged_of(solution, "q"), mean.numpy()) < 1e-2
+    on_tokens = sites[0].tokens.double() @ (merged_of(solution, "q") - mean).T
+    assert float(on_tokens.norm()) < 1e-4 * float((sites[0].tokens.double() @ mean.T).norm())
+
+
+@given(scales=st.lists(st.sampled_from([0.5, 1.0, 3.0]), min_size=2, max_size=4), seed=seeds)
+def test_grams_of_one_shape_but_different_size_merge_to_the_weighted_mean(scales, seed):
+    # normalization none, tokens scaled by c: G scales with c², ω with c² again
+    (first, *_) = sites = new_sites(len(scales), seed)
+    sites = [
+        dataclasses.replace(site, tokens=scale * first.tokens)
+        for site, scale in zip(sites, scales, strict=True)
+    ]
+    solution = merge(sites, ridge=0.0, normalization="none")
+    weights = np.array(scales) ** 4
+    updates = [site.updates["q"].dense().double().numpy() for site in sites]
+    expected = sum(w * u for w, u in zip(weights, updates, strict=True)) / weights.sum()
+    tokens = first.tokens.double().numpy()
+    error = tokens @ (merged_of(solution, "q").double().numpy() - expected).T
+    assert np.linalg.norm(error) < 1e-4 * np.linalg.norm(tokens @ expected.T)
+
+
+@pytest.mark.parametrize("anchor", ["base", "mean"])
+@given(count=sites_counts, seed=seeds)
+def test_sites_that_agree_merge_to_what_they_agree_on_up_to_the_ridge(anchor, count, seed):
+    # R = ΔW S, so the merge is ΔW S (S + λI)⁻¹ = ΔW - λ ΔW (S + λI)⁻¹; the anchor adds it back.
+    sites = new_sites(count, seed)
+    sites = [dataclasses.replace(site, updates=sites[0].updates) for site in sites]
+    chosen = MergeSettings(anchor=anchor, ridge=0.1)
+    solution = merge(sites, anchor=anchor, ridge=0.1)
+    agreed = sites[0].updates["q"].dense().double().numpy()
+    s = sum(weighted_grams(sites, chosen))
+    ridge = 0.1 * np.trace(s) / D_IN
+    pulled = ridge * agreed @ np.linalg.inv(s + ridge * np.eye(D_IN))
+    expected = agreed - pulled if anchor == "base" else agreed
+    assert relative(merged_of(solution, "q"), expected) < 1e-5
+
+
+@pytest.mark.parametrize("products", ["auto", "dense"])
+def test_a_huge_ridge_gives_the_anchor(products):
+    sites = new_sites(3, seed=0)
+    mean = sum(site.updates["q"].dense().double() for site in sites).numpy() / 3
+    to_mean = merge(sites, ridge=1e9, anchor="mean", products=products)
+    assert relative(merged_of(to_mean, "q"), mean) < 1e-6
+    # (R + λ 0)(S + λI)⁻¹ ≈ R / λ: nine orders below the updates
+    to_base = merge(sites, ridge=1e9, products=products)
+    assert float(merged_of(to_base, "q").norm()) < 1e-7 * np.linalg.norm(mean)
+
+
+@pytest.mark.parametrize("anchor", ["base", "mean"])
+@given(count=sites_counts, seed=seeds)
+def test_factors_merge_to_what_dense_products_merge_to(anchor, count, seed):
+    sites = new_sites(count, seed)
+    factored = merge(sites, anchor=anchor, products="auto", ridge=0.1)
+    dense = merge(sites, anchor=anchor, products="dense", ridge=0.1)
+    assert isinstance(factored.updates["q"], LowRankUpdate)
+    assert isinstance(dense.updates["q"], DenseUpdate)
+    assert relative(merged_of(factored, "q"), dense.updates["q"].weight.double().numpy()) < 1e-5
+    assert factored.residual == pytest.approx(dense.residual, rel=1e-4, abs=1e-6)
+    assert factored.condition == dense.condition
+
+
+@given(count=sites_counts, seed=seeds)
+def test_a_merge_of_loras_is_a_lora_of_the_summed_rank(count, seed):
+    solution = merge(new_sites(count, seed))
+    assert solution.updates["q"].rank == sum((1, 2, 3, 1)[:count])
+
+
+@pytest.mark.parametrize("products", ["auto", "dense"])
+@pytest.mark.parametrize("rank", [0, 1])
+@given(count=sites_counts, seed=seeds)
+def test_residual_is_what_one_layer_cannot_reproduce(products, rank, count, seed):
+    sites = new_sites(count, seed)
+    entries = {"products": products, "ridge": 0.1, "shrinkage": 0.9, "rank": rank}
+    chosen = MergeSettings(**entries)
+    solution = merge(sites, **entries)
+    misfit = energy = 0.0
+    for layer in ("q", "v"):
+        merged = merged_of(solution, layer).double().numpy()
+        for site, gram in zip(sites, weighted_grams(sites, chosen), strict=True):
+            own = site.updates[layer].dense().double().numpy()
+            misfit += np.trace((merged - own) @ gram @ (merged - own).T)
+            energy += np.trace(own @ gram @ own.T)
+    assert solution.residual == pytest.approx(misfit / energy, rel=1e-3, abs=1e-5)
+
+
+def test_a_layer_that_one_site_left_alone_counts_as_no_update_there():
+    sites = new_sites(2, seed=0)
+    sites[1] = dataclasses.replace(sites[1], updates={"v": sites[1].updates["v"]})
+    zero = DenseUpdate(torch.zeros(D_OUT, D_IN))
+    explicit = [sites[0], dataclasses.replace(sites[1], updates=sites[1].updates | {"q": zero})]
+    for anchor in ("base", "mean"):
+        expected = by_the_formula(explicit, "q", MergeSettings(anchor=anchor))
+        assert relative(merged_of(merge(sites, anchor=anchor), "q"), expected) < 1e-5
+
+
+def test_a_layer_that_no_site_fine_tuned_is_absent():
+    sites = [
+        dataclasses.replace(site, updates={"v": site.updates["v"]}) for site in new_sites(2, 0)
+    ]
+    assert list(merge(sites).updates) == ["v"]
+
+
+def test_importance_and_tokens_are_reported_by_site():
+    sites = new_sites(2, seed=0, num_tokens=17)
+    solution = merge(sites)
+    for site in sites:
+        expected = weight_of(dense_gram(site.tokens, "token"), "off-diagonal")
+        assert solution.importance[site.name] == pytest.approx(expected, rel=1e-6)
+    assert solution.tokens == {"a": 17, "b": 17}
+    assert merge(sites, importance="uniform").importance == {"a": 1.0, "b": 1.0}
+
+
+def test_compressed_merge_reports_the_error_of_its_worst_layer():
+    sites = new_sites(3, seed=0)
+    exact, small = merge(sites), merge(sites, rank=2)
+    s = sum(weighted_grams(sites, MergeSettings()))
+    errors = []
+    for layer in ("q", "v"):
+        assert small.updates[layer].rank == 2
+        whole = merged_of(exact, layer).numpy()
+        lost = whole - merged_of(small, layer).numpy()
+        errors.append(math.sqrt(np.trace(lost @ s @ lost.T) / np.trace(whole @ s @ whole.T)))
+    assert small.compression_error == pytest.approx(max(errors), rel=1e-4)
+    assert exact.compression_error == 0.0
+    assert small.residual > exact.residual
+
+
+def test_a_dense_merge_compressed_to_a_rank_becomes_factors():
+    sites = new_sites(3, seed=0)
+    dense, factored = (merge(sites, rank=2, products=form) for form in ("dense", "auto"))
+    assert isinstance(dense.updates["q"], LowRankUpdate)
+    assert relative(merged_of(dense, "q"), merged_of(factored, "q").numpy()) < 1e-4
+
+
+def double_descent_error(num_tokens, ridge, d=48, sites=1, seed=0):
+    """Error on fresh inputs of a merge measured on so many tokens, relative to the outputs.
+
+    A site's tokens have a decaying spectrum, as hidden states have. Between collecting and using
+    the merge the float32 products are off by noise: here as much of it as bfloat16 activations
+    would bring (2⁻⁸), which an ill-conditioned S magnifies.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    spectrum = torch.arange(1, d + 1, dtype=torch.float64) ** -0.5
+    group = LayerGroup("g", 0, d, (LayerShape("g", d),))
+    pool = GroupPool(group, MergeSettings(ridge=ridge))
+    weighted, fresh = [], []
+    for i in range(2):
+        mixing = torch.linalg.qr(random(d, d))[0]
+        tokens = (random(num_tokens, d) * spectrum) @ mixing
+        test = (random(2000, d) * spectrum) @ mixing
+        update = random(d, d)
+        accumulator = GramAccumulator(d, unit_tokens=True)
+        accumulator.update(tokens[None], torch.ones(1, num_tokens, dtype=torch.bool))
+        pool.add(
+            f"site{i}",
+            group_statistics(
+                "g", accumulator.mean(), num_tokens, {"g": DenseUpdate(update)},
+                normalization="token", shrinkage=1.0, form=ProductForm(True, False),
+            ),
+        )  # fmt: skip
+        weighted.append(update)
+        fresh.append(test)
+    merged = pool.solve().updates["g"].dense().double()
+    error = sum(float((x @ (merged - u).T).square().sum()) for x, u in zip(fresh, weighted))
+    energy = sum(float((x @ u.T).square().sum()) for x, u in zip(fresh, weighted))
+    return error / energy
+
+
+REFUSED_STATISTICS = {
+    "another group": ({"group": "mlp"}, r"'mlp' where 'attn.\{q,v\}' was asked"),
+    "no tokens": ({"num_tokens": 0}, "counted 0 tokens"),
+    "nan": ({"gram": torch.full((D_IN, D_IN), math.nan)}, "not finite"),
+    "width": ({"gram": torch.eye(D_IN + 1)}, r"is \(7, 7\), not \(6, 6\)"),
+    "trace": ({"gram": torch.eye(D_IN)}, "has trace 6; 'token' makes it 1"),
+}
+REFUSED_PRODUCTS = {
+    "left": ({"left": torch.zeros(D_OUT + 1, 1)}, r"q: left is \(5, 1\), not \(4, 1\)"),
+    "right": ({"right": torch.zeros(1, D_IN - 1)}, r"q: right is \(1, 5\), not \(1, 6\)"),
+    "flat": ({"right": torch.zeros(D_IN)}, "q: left is"),
+    "rank": ({"left": torch.zeros(D_OUT, 2)}, r"q: left is \(4, 2\), not \(4, 1\)"),
+    "nan": ({"left": torch.full((D_OUT, 1), math.nan)}, "q: left holds a number that is not"),
+    "energy": ({"energy": -1.0}, "q: energy -1.0 is no sum of squares"),
+    "energy nan": ({"energy": math.nan}, "q: energy nan is no sum of squares"),
+    "energy huge": ({"energy": 2 * LIMIT}, "too large to sum exactly"),
+}
+
+
+def refuse(pool, site, statistics, message):
+    """The reply is refused, and the pool is as it was: another site's merge has its own bits."""
+    with pytest.raises(RefusedReplyError, match=message):
+        pool.add(site, statistics)
+
+
+def honest(**entries):
+    chosen = MergeSettings(**entries)
+    one, other = new_sites(2, seed=0)
+    return chosen, statistics_of(one, chosen), statistics_of(other, chosen)
+
+
+def same_as_alone(pool, chosen, statistics):
+    alone = GroupPool(GROUP, chosen)
+    alone.add("b", statistics)
+    pool.add("b", statistics)
+    ours, theirs = pool.solve(), alone.solve()
+    assert torch.equal(ours.updates["q"].dense(), theirs.updates["q"].dense())
+    assert ours.residual == theirs.residual
+    assert list(ours.tokens) == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), REFUSED_STATISTICS.values(), ids=REFUSED_STATISTICS.keys()
+)
+def test_statistics_that_answer_nothing_we_asked_are_refused(change, message):
+    chosen, one, other = honest()
+    pool = GroupPool(GROUP, chosen)
+    refuse(pool, "a", dataclasses.replace(one, **change), message)
+    same_as_alone(pool, chosen, other)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), REFUSED_PRODUCTS.values(), ids=REFUSED_PRODUCTS.keys()
+)
+def test_products_of_impossible_form_are_refused_and_nothing_is_added(change, message):
+    chosen, one, other = honest()
+    pool = GroupPool(GROUP, chosen)
+    broken = dataclasses.replace(one.products["q"], **change)
+    broken = dataclasses.replace(one, products={**one.products, "q": broken})
+    refuse(pool, "a", broken, message)
+    same_as_alone(pool, chosen, other)
+
+
+@pytest.mark.parametrize("entry", ["product", "update"])
+def test_dense_numbers_beyond_the_exact_sum_are_refused_and_nothing_is_added(entry):
+    chosen, one, other = honest(products="dense", anchor="mean")
+    pool = GroupPool(GROUP, chosen)
+    huge = dataclasses.replace(one.products["v"], **{entry: torch.full((3, D_IN), 1e20)})
+    broken = dataclasses.replace(one, products={**one.products, "v": huge})
+    refuse(pool, "a", broken, "a sent numbers up to .* too large to sum exactly")
+    same_as_alone(pool, chosen, other)
+
+
+def test_a_site_counts_once():
+    chosen, one, other = honest()
+    pool = GroupPool(GROUP, chosen)
+    pool.add("a", one)
+    refuse(pool, "a", other, "a answered for attn.* twice")
+
+
+def test_a_layer_of_another_group_is_refused():
+    chosen, one, _ = honest()
+    broken = dataclasses.replace(one, products={"mlp.up": one.products["q"]})
+    refuse(GroupPool(GROUP, chosen), "a", broken, "'mlp.up' is not a layer of attn")
+
+
+def test_factored_and_dense_products_do_not_mix():
+    chosen, one, _ = honest()
+    pool = GroupPool(GROUP, chosen)
+    pool.add("a", one)
+    refuse(pool, "b", honest(products="dense")[2], "q: factored and dense products in one run")
+
+
+def test_an_anchor_needs_the_updates():
+    _, one, _ = honest(anchor="base")
+    pool = GroupPool(GROUP, MergeSettings(anchor="mean"))
+    refuse(pool, "a", one, "q: the anchor 'mean' needs the update itself")

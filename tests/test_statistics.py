@@ -1,0 +1,141 @@
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from layerweld.errors import RefusedReplyError
+from layerweld.gram import GramAccumulator, shrink
+from layerweld.statistics import (
+    DenseProduct,
+    GroupStatistics,
+    LowRankProduct,
+    ProductForm,
+    check_statistics,
+    group_statistics,
+)
+from layerweld.updates import DenseUpdate, LowRankUpdate
+
+NORMALIZATIONS = ["token", "feature", "trace", "none"]
+seeds = st.integers(0, 2**16)
+
+
+def measured(normalization="token", shrinkage=1.0, dense=False, with_updates=False, num=9, seed=0):
+    """Statistics of three-wide tokens, and the updates they were formed with."""
+    generator = torch.Generator().manual_seed(seed)
+    accumulator = GramAccumulator(3, unit_tokens=normalization == "token")
+    tokens = torch.randn(1, num, 3, generator=generator)
+    accumulator.update(tokens, torch.ones(1, num, dtype=torch.bool))
+    updates = {
+        "up": LowRankUpdate(
+            torch.randn(4, 2, generator=generator), torch.randn(2, 3, generator=generator)
+        ),
+        "gate": DenseUpdate(torch.randn(2, 3, generator=generator)),
+    }
+    statistics = group_statistics(
+        "mlp",
+        accumulator.mean(),
+        num,
+        updates,
+        normalization=normalization,
+        shrinkage=shrinkage,
+        form=ProductForm(dense, with_updates),
+    )
+    return statistics, updates
+
+
+def product_of(statistics, layer):
+    product = statistics.products[layer]
+    if isinstance(product, LowRankProduct):
+        return product.left @ product.right
+    return product.product
+
+
+@pytest.mark.parametrize(
+    ("normalization", "dense"), itertools.product(NORMALIZATIONS, [True, False])
+)
+@given(shrinkage=st.floats(0, 1), seed=seeds)
+def test_products_are_the_update_times_the_shrunk_gram(normalization, dense, shrinkage, seed):
+    statistics, updates = measured(normalization, shrinkage, dense, seed=seed)
+    gram = shrink(statistics.gram.double(), shrinkage)
+    for layer, update in updates.items():
+        weight = update.dense().double()
+        # one float32 rounding of each factor, of entries of order 10
+        torch.testing.assert_close(
+            product_of(statistics, layer).double(), weight @ gram, rtol=1e-5, atol=1e-5
+        )
+        energy = float((weight @ gram @ weight.T).trace())
+        assert statistics.products[layer].energy == pytest.approx(energy, rel=1e-5)
+
+
+def test_dense_form_sends_no_factors_and_the_anchor_sends_the_updates():
+    statistics, updates = measured(dense=True, with_updates=True)
+    assert all(isinstance(p, DenseProduct) for p in statistics.products.values())
+    torch.testing.assert_close(statistics.products["up"].update, updates["up"].dense())
+    factored, _ = measured(with_updates=True)
+    assert torch.equal(factored.products["up"].factor, updates["up"].right)
+    assert measured()[0].products["up"].factor is None
+
+
+@pytest.mark.parametrize("with_updates", [True, False])
+def test_bytes_are_a_triangle_and_the_products_tensors(with_updates):
+    statistics, _ = measured(with_updates=with_updates)
+    numbers = 6 + (4 * 2 + 2 * 3) + 2 * 3  # triangle of 3, factors of up, product of gate
+    if with_updates:
+        numbers += 2 * 3 + 2 * 3
+    assert statistics.num_bytes == 4 * numbers
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@given(num=st.integers(1, 20), seed=seeds)
+def test_honest_statistics_pass_every_check(normalization, num, seed):
+    statistics, _ = measured(normalization, num=num, seed=seed)
+    check_statistics(statistics, 3, normalization)
+
+
+def with_gram(rows):
+    return GroupStatistics("mlp", torch.tensor(rows), {}, 1)
+
+
+THIRD = 1 / 3
+BROKEN = {
+    "another width": ([[1.0]], "none", r"is \(1, 1\), not \(3, 3\)"),
+    "nan": (
+        [[math.nan, 0, 0], [0, THIRD, 0], [0, 0, THIRD]],
+        "token",
+        "holds a number that is not finite",
+    ),
+    "infinite": (
+        [[1.0, math.inf, 0], [math.inf, 1, 0], [0, 0, 1]],
+        "none",
+        "holds a number that is not finite",
+    ),
+    "trace of tokens": ([[1.0, 0, 0], [0, 1, 0], [0, 0, 1]], "token", "has trace 3; 'token'"),
+    "trace": ([[0.1, 0, 0], [0, 0.1, 0], [0, 0, 0.1]], "trace", "has trace 0.3; 'trace' makes"),
+    "diagonal": ([[1.0, 0, 0], [0, 0.9, 0], [0, 0, 1]], "feature", "has a diagonal that is not 1"),
+    "negative diagonal": (
+        [[-1.0, 0, 0], [0, 1, 0], [0, 0, 1]],
+        "token",
+        "negative eigenvalue: no data has such moments",
+    ),
+    "Cauchy-Schwarz": (
+        [[1.0, 1.5, 0], [1.5, 1, 0], [0, 0, 1]],
+        "feature",
+        r"breaks \|G_pq\|² ≤ G_pp G_qq",
+    ),
+    # Three unit vectors cannot be pairwise at 120° in one plane and beyond: eigenvalue 1 - 2 · 0.9.
+    "indefinite": (
+        [[1.0, -0.9, -0.9], [-0.9, 1, -0.9], [-0.9, -0.9, 1]],
+        "feature",
+        "has a negative eigenvalue",
+    ),
+}
+
+
+@pytest.mark.parametrize(("gram", "normalization", "message"), BROKEN.values(), ids=BROKEN.keys())
+def test_moments_that_no_data_has_are_refused(gram, normalization, message):
+    with pytest.raises(RefusedReplyError, match=message) as refused:
+        check_statistics(with_gram(gram), 3, normalization)
+    assert str(refused.value).startswith("mlp: the Gram matrix")
