@@ -1,7 +1,12 @@
 """Flower entry point of a site. Handlers translate; the work is done elsewhere."""
 
+from typing import TYPE_CHECKING
+
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+
+if TYPE_CHECKING:
+    from client.state import SiteState
 
 app = ClientApp()
 
@@ -85,7 +90,7 @@ def shift(message: Message, context: Context) -> Message:
     return Message(RecordDict({"shift": record, "site": _name(state)}), reply_to=message)
 
 
-def _state(message: Message, context: Context):  # type: ignore[no-untyped-def]
+def _state(message: Message, context: Context) -> "SiteState":
     """The site's state; torch and transformers take seconds to import: not at start-up."""
     import torch
 
@@ -100,5 +105,5 @@ def _state(message: Message, context: Context):  # type: ignore[no-untyped-def]
     return site_state(site_of_node(context.node_config, settings), settings, run)
 
 
-def _name(state):  # type: ignore[no-untyped-def]
+def _name(state: "SiteState") -> ConfigRecord:
     return ConfigRecord({"name": state.site.name})

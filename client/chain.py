@@ -134,7 +134,8 @@ class _ChainSite:
         for candidate in range(wanted, 0, -1):
             kept = self.store.load_hidden(candidate, self._prefix_of(candidate, prefixes))
             if kept is not None:
-                hidden, block = kept, candidate
+                device = entry[0].device
+                hidden, block = [states.to(device) for states in kept], candidate
                 break
         if block == wanted:
             return hidden

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torchmetrics.classification import MulticlassAccuracy
@@ -50,8 +51,8 @@ def accuracy(
 
 
 def _in_order(rows: Rows, order: Sequence[int]) -> Rows:
-    inputs = [rows.inputs[i] for i in order]
-    return replace(rows, inputs=inputs)  # type: ignore[arg-type]  (of one kind, as they were)
+    inputs: Sequence[Any] = [rows.inputs[i] for i in order]  # texts or files, as they were
+    return replace(rows, inputs=inputs)
 
 
 def _labels_of(rows: Rows, head: ClassifierHead) -> torch.Tensor:

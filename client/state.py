@@ -16,7 +16,7 @@ from client.demo_tasks import Split, demo_rows
 from client.site import cache_folder
 from client.store import SiteStore
 from layerweld.adapters import Adapter
-from layerweld.base_model import BaseModel, load_base
+from layerweld.base_model import BaseModel, device_named, load_base
 from layerweld.collect import ReplayableModel
 from layerweld.config import RunSettings
 from layerweld.demo import base_folder
@@ -33,10 +33,12 @@ _DEMO_HELD_OUT_ROWS = 250
 
 
 @lru_cache(maxsize=2)
-def _loaded(folder: Path) -> tuple[BaseModel, MergePlan]:
+def _loaded(folder: Path, device: str) -> tuple[BaseModel, MergePlan]:
     """Sites of one process share one base model: they put updates in place and take them out."""
     base = load_base(folder)
-    return base, discover_plan(base.backbone)
+    plan = discover_plan(base.backbone)
+    base.backbone.to(device_named(device))
+    return base, plan
 
 
 @lru_cache(maxsize=16)
@@ -63,12 +65,12 @@ class SiteState:
     @cached_property
     def base(self) -> BaseModel:
         """The base model."""
-        return _loaded(self._base_folder)[0]
+        return self._loaded[0]
 
     @cached_property
     def plan(self) -> MergePlan:
         """The merge plan of the whole model."""
-        return _loaded(self._base_folder)[1]
+        return self._loaded[1]
 
     @cached_property
     def rows(self) -> Rows:
@@ -150,11 +152,13 @@ class SiteState:
 
     @cached_property
     def batches(self) -> list[dict[str, Tensor]]:
-        """The calibration rows as model inputs."""
+        """The calibration rows as model inputs, on the model's device."""
         calibration = self.settings.calibration
-        return batches(
+        made = batches(
             self.calibration_rows, self.base, calibration.batch_size, calibration.max_length
         )
+        device = device_named(calibration.device)
+        return [{name: tensor.to(device) for name, tensor in batch.items()} for batch in made]
 
     def recording(self, model: ReplayableModel, *, shifted_embeddings: bool) -> list[RecordedBatch]:
         """The recorded calibration batches, as the embeddings in place now see them.
@@ -177,6 +181,10 @@ class SiteState:
     def with_remainder(self, remainder: dict[str, Tensor]) -> AbstractContextManager[None]:
         """Run with norms, biases and embeddings as full fine-tuning (or its average) left them."""
         return shifted(self.base.backbone, remainder)
+
+    @property
+    def _loaded(self) -> tuple[BaseModel, MergePlan]:
+        return _loaded(self._base_folder, self.settings.calibration.device)
 
     @property
     def _base_folder(self) -> Path:

@@ -52,7 +52,7 @@ class SiteStore:
         """Keep the hidden states that enter a block, and forget those of blocks before the last."""
         self._write(
             f"hidden-{block:04d}",
-            {f"{i:06d}": states for i, states in enumerate(hidden)},
+            {f"{i:06d}": states.cpu() for i, states in enumerate(hidden)},
             prefix=prefix,
         )
         for file in self._folder.glob("hidden-*.safetensors"):

@@ -87,6 +87,21 @@ def load_base(folder: str | Path) -> BaseModel:
     return BaseModel(path, backbone.eval().requires_grad_(False))
 
 
+def device_named(name: str) -> torch.device:
+    """``auto`` is the first GPU where there is one, else the CPU.
+
+    Raises:
+        ConfigError: torch does not know the name, or the machine has no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"calibration.device = {name!r}: {reason}; `auto` always works") from None
+
+
 def tokenizer_fingerprint(folder: Path) -> str:
     """SHA-256 over the tokenizer's or image processor's files; empty text where there are none."""
     names = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "preprocessor_config.json")

@@ -40,7 +40,7 @@ def read_checkpoint(folder: Path, base: BaseModel) -> TaskVector:
     updates: dict[str, DenseUpdate] = {}
     remainder: dict[str, Tensor] = {}
     for name, parameter in original.items():
-        difference = tuned[name].detach().float() - parameter.detach().float()
+        difference = tuned[name].detach().float() - parameter.detach().float().cpu()
         if not difference.any():
             continue
         layer = name.removesuffix(".weight")

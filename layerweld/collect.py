@@ -108,7 +108,7 @@ def collect(
     return tuple(
         group_statistics(
             group.name,
-            grams[group.name].mean(),
+            grams[group.name].mean().cpu(),
             grams[group.name].num_tokens,
             {shape.name: own[shape.name] for shape in group.layers if shape.name in own},
             normalization=settings.normalization,

@@ -68,6 +68,8 @@ class CalibrationSettings(Settings):
     """Rows per forward pass."""
     seed: int = 0
     """Seed of the draw, of fine-tuning and of everything else that is random."""
+    device: str = "auto"
+    """Where sites run the model: ``cpu``, ``cuda:1``; ``auto`` is a GPU where there is one."""
     threads: Annotated[int, Field(ge=1)] = 2
     """Threads per site. The same number everywhere gives the same bits everywhere."""
     max_unreadable: Annotated[float, Field(ge=0, le=1)] = 0.01

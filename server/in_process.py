@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.supercore.run import Run
 from flwr.serverapp import Grid
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from layerweld.config import RunSettings, Scalar
@@ -108,6 +108,8 @@ def _through_the_wire(message: Message) -> Message:
     """What the other side would receive: serialised object by object, and put together again."""
     object_id = message.object_id
     contents = {key: part.deflate() for key, part in get_all_nested_objects(message).items()}
-    received: Message = inflate_object_from_contents(object_id, contents)
+    received = inflate_object_from_contents(object_id, contents)
+    if not isinstance(received, Message):
+        raise TypeError(f"a message came back as a {type(received).__name__}")
     received.metadata.__dict__["_message_id"] = object_id
     return received

@@ -39,7 +39,7 @@ def check_output_folder(folder: Path) -> None:
     there = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
     if there and there != [JOURNAL]:
         raise OutputError(
-            f"{folder} is in use (it holds {there[0]!r}); choose another output folder, or remove it"
+            f"{folder} is in use (it holds {there[0]!r}); choose another one, or remove it"
         )
     parent = next(p for p in (folder, *folder.resolve().parents) if p.exists())
     if not os.access(parent, os.W_OK):

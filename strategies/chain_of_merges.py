@@ -163,7 +163,7 @@ class ChainOfMerges(Strategy):
         self.journal.keep(solved)
         self.solved.append(solved)
         self.on_step(step, solved)
-        metrics = {
+        metrics: dict[str, int | float | list[int] | list[float]] = {
             "groups": len(solutions),
             "condition": max(solution.condition for solution in solutions),
             "residual": max(solution.residual for solution in solutions),

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -180,6 +181,22 @@ def test_dense_products_give_the_weights_of_factored_ones(bert_sites, tmp_path):
             base.backbone.get_submodule(layer)
         )
         torch.testing.assert_close(difference.double(), update, rtol=1e-3, atol=2e-6)
+
+
+def test_fully_fine_tuned_sites_that_agree_merge_to_themselves(bert_sites, tmp_path):
+    tuned = load_base(bert_sites.base).backbone
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+    tuned.save_pretrained(tmp_path / "tuned")
+    nodes = [node | {"adapter": str(tmp_path / "tuned")} for node in bert_sites.nodes]
+    sites = replace(bert_sites, nodes=nodes)
+    play(sites, tmp_path / "out", ridge=1e-9)
+    merged = AutoModel.from_pretrained(tmp_path / "out/model", add_pooling_layer=False)
+    for name, parameter in merged.named_parameters():
+        expected = tuned.get_parameter(name)
+        torch.testing.assert_close(parameter, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_compressed_ranks_and_their_errors_are_in_the_manifest(bert_sites, tmp_path):
