@@ -126,9 +126,7 @@ def merged_of(solution, layer):
 
 
 EVERY_WAY = list(
-    itertools.product(
-        NORMALIZATIONS, IMPORTANCES, [1.0, 0.8], ["base", "mean"], ["auto", "dense"]
-    )
+    itertools.product(NORMALIZATIONS, IMPORTANCES, [1.0, 0.8], ["base", "mean"], ["auto", "dense"])
 )
 
 
