@@ -370,8 +370,10 @@ def double_descent_error(num_tokens, ridge, d=48, sites=1, seed=0):
         weighted.append(update)
         fresh.append(test)
     merged = pool.solve().updates["g"].dense().double()
-    error = sum(float((x @ (merged - u).T).square().sum()) for x, u in zip(fresh, weighted))
-    energy = sum(float((x @ u.T).square().sum()) for x, u in zip(fresh, weighted))
+    error = sum(
+        float((x @ (merged - u).T).square().sum()) for x, u in zip(fresh, weighted, strict=True)
+    )
+    energy = sum(float((x @ u.T).square().sum()) for x, u in zip(fresh, weighted, strict=True))
     return error / energy
 
 
