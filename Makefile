@@ -22,7 +22,7 @@ help: ## list the targets
 demo: $(DEMO_DATA) ## six sites, six real text tasks: fine-tune, merge, evaluate, report (SEED=, OUTPUT=)
 	$(BIN)/layerweld demo --seed $(SEED) --output $(OUTPUT)
 
-test: $(DEMO_DATA) ## the tests that take seconds
+test: $(DEMO_DATA) ## the tests, without the slow ones
 	$(BIN)/pytest -q
 
 check: $(INSTALLED) ## formatting, lint, types, import contracts
@@ -31,7 +31,7 @@ check: $(INSTALLED) ## formatting, lint, types, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test-all: $(DEMO_DATA) ## all tests: also those that take minutes or listen on loopback
+test-all: $(DEMO_DATA) ## all tests: also those that take minutes, or listen on loopback
 	$(BIN)/pytest -q -m ''
 
 simulate: $(DEMO_DATA) ## the demo's federation in Flower's own simulation, into runs/demo

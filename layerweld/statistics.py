@@ -155,6 +155,10 @@ def check_statistics(statistics: GroupStatistics, d_in: int, normalization: str)
         raise RefusedReplyError(f"{where} has trace {trace:.6g}; {normalization!r} makes it 1")
     if normalization == "feature" and not bool(((diagonal == 0) | (diagonal == 1)).all()):
         raise RefusedReplyError(f"{where} has a diagonal that is not 1; 'feature' makes it 1")
+    if bool((diagonal < 0).any()):
+        raise RefusedReplyError(
+            f"{where} has a negative number on its diagonal: no data has such moments"
+        )
     if not bool((gram.square() <= torch.outer(diagonal, diagonal) * (1 + 1e-4) + 1e-24).all()):
         raise RefusedReplyError(f"{where} breaks |G_pq|² ≤ G_pp G_qq: no data has such moments")
     jitter = 1e-6 * trace * torch.eye(d_in, dtype=torch.float64)

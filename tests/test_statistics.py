@@ -118,7 +118,7 @@ BROKEN = {
     "negative diagonal": (
         [[-1.0, 0, 0], [0, 1, 0], [0, 0, 1]],
         "token",
-        "negative eigenvalue: no data has such moments",
+        "has a negative number on its diagonal: no data has such moments",
     ),
     "Cauchy-Schwarz": (
         [[1.0, 1.5, 0], [1.5, 1, 0], [0, 0, 1]],
