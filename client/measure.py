@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from client.data import Rows
 from client.evaluate import accuracy
 from client.heads import load_head
+from client.reference_scores import kept_or_measured
 from client.state import SiteState
 from layerweld.collect import ReplayableModel, input_moments
 from layerweld.covariate_shift import MomentAccumulator, squared_wasserstein
@@ -32,6 +34,13 @@ def held_out_accuracy(state: SiteState, model: ModelToMeasure) -> tuple[float, i
     """
     if state.held_out is None:
         raise DataError(f"{state.site.name} has no held-out rows to evaluate on")
+    if model.kind == "merged":
+        return _measured(state, model, state.held_out)
+    held_out = state.held_out
+    return kept_or_measured(state, model.kind, lambda: _measured(state, model, held_out))
+
+
+def _measured(state: SiteState, model: ModelToMeasure, held_out: Rows) -> tuple[float, int]:
     head = load_head(state.head_file)
     parts = _parts(state, model)
     replayable = ReplayableModel(state.base.backbone, state.plan)
@@ -39,7 +48,7 @@ def held_out_accuracy(state: SiteState, model: ModelToMeasure) -> tuple[float, i
         state.with_remainder(dict(parts.remainder)),
         updated(replayable.layers, parts.updates),
     ):
-        return accuracy(state.base, head, state.held_out, state.settings.evaluate)
+        return accuracy(state.base, head, held_out, state.settings.evaluate)
 
 
 def shift_per_group(state: SiteState, model: ModelToMeasure) -> dict[str, float]:

@@ -24,10 +24,12 @@ class BaseModel:
     Attributes:
         folder: transformers model folder it was read from.
         backbone: the model; layer names in this project are names of its modules.
+        name: what cards and adapter configurations call it: a hub name, or the folder's.
     """
 
     folder: Path
     backbone: PreTrainedModel
+    name: str
 
     @property
     def prefix(self) -> str:
@@ -58,8 +60,12 @@ class BaseModel:
         return digest.hexdigest()
 
 
-def load_base(folder: str | Path) -> BaseModel:
+def load_base(folder: str | Path, name: str = "") -> BaseModel:
     """Read a transformers model folder: safetensors only, no remote code, no network.
+
+    Args:
+        folder: of the model.
+        name: what to call it; empty for the name of the folder.
 
     Raises:
         ConfigError: the folder is missing, is not a model, or would have to be unpickled.
@@ -79,12 +85,11 @@ def load_base(folder: str | Path) -> BaseModel:
     backbone = AutoModel.from_pretrained(
         path, dtype=torch.float32, local_files_only=True, use_safetensors=True
     )
-    for name in ("pooler",):
-        if isinstance(getattr(backbone, name, None), nn.Module):
-            setattr(backbone, name, None)  # part of the heads of some classes; no block reads it
+    if isinstance(getattr(backbone, "pooler", None), nn.Module):
+        backbone.pooler = None  # part of the heads of some classes; no block reads it
     if getattr(backbone.config, "use_cache", False):
         backbone.config.use_cache = False  # a key-value cache would corrupt every replay
-    return BaseModel(path, backbone.eval().requires_grad_(False))
+    return BaseModel(path, backbone.eval().requires_grad_(False), name or path.resolve().name)
 
 
 def device_named(name: str) -> torch.device:

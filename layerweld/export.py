@@ -49,7 +49,7 @@ def write_adapter(
     Args:
         folder: to be created; its parents are created as well.
         updates: at least one, by the layer's name in the backbone, of any rank > 0.
-        base: what the adapter is for; only the name of its folder is written down.
+        base: what the adapter is for; only its name is written down.
         prefix: ``""`` to load onto ``AutoModel``; :attr:`BaseModel.prefix` to load onto the class
             with a head that the sites trained. PEFT matches names exactly, so it is one or the
             other.
@@ -64,7 +64,7 @@ def write_adapter(
     config = _lora_config(
         {prefix + name: update.rank for name, update in updates.items()},
         transposed=any(is_transposed(layers[name]) for name in updates),
-        base_name=base.folder.resolve().name,
+        base_name=base.name,
     )
     tensors: dict[str, Tensor] = {}
     for name, update in updates.items():

@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 _CHUNK = 4096  # tokens per product: bounds the float64 copy to chunk · d_in numbers
+_PANEL = 192  # rows of the triangle per product: 0.6 of the time of the whole square
 
 
 class GramAccumulator:
@@ -15,6 +16,7 @@ class GramAccumulator:
     Products and sums are float64, divided once at the end, so the result does not depend on how
     the tokens were cut into batches (beyond 1e-15). Float32 products of float32 inputs moved the
     merged weights by up to 1e-4 where S is badly conditioned; ``x`` itself is not that noisy.
+    Only the upper triangle is computed, panel by panel.
 
     Args:
         d_in: width of the group's shared input.
@@ -37,7 +39,9 @@ class GramAccumulator:
             if self._unit_tokens:
                 norms = tokens.norm(dim=1, keepdim=True)
                 tokens = (tokens / norms)[norms[:, 0] > 0]
-            self._sum.addmm_(tokens.T, tokens)
+            for first in range(0, tokens.shape[1], _PANEL):
+                rows = slice(first, first + _PANEL)
+                self._sum[rows, first:].addmm_(tokens[:, rows].T, tokens[:, first:])
             self.num_tokens += tokens.shape[0]
 
     def mean(self) -> Float[Tensor, "d_in d_in"]:
@@ -48,8 +52,8 @@ class GramAccumulator:
         """
         if self.num_tokens == 0:
             raise ValueError("no calibration token was seen; is the attention mask all False?")
-        gram = self._sum / self.num_tokens
-        return (gram + gram.T) / 2
+        upper = (self._sum / self.num_tokens).triu()
+        return upper + upper.triu(1).T
 
 
 def normalize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from layerweld.plan import LayerGroup, MergePlan
@@ -16,26 +17,30 @@ def plan_table(plan: MergePlan) -> Table:
     sum line gives the largest group's, since one group is in memory at a time.
     """
     table = Table(
-        title=f"{len(plan.groups)} layer groups in {len(plan.blocks)} blocks",
-        caption=f"plan {plan.digest[:16]} · factored products of a rank-{_RANK} LoRA, float32",
+        title=f"{len(plan.groups)} layer groups in {len(plan.blocks)} blocks, "
+        f"{plan.blocks[0]} to {plan.blocks[-1]}",
+        caption=f"plan {plan.digest[:16]} · MiB, with a LoRA of rank {_RANK} as float32 factors",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
     )
     table.add_column("round", justify="right")
-    table.add_column("group", overflow="fold", ratio=1)
-    for name in ("shapes", "G", "B, A·G", "server"):
+    table.add_column("block", justify="right")
+    table.add_column("layers", overflow="fold", ratio=1)
+    for name in ("d_out × d_in", "G", "B, A·G", "server"):
         table.add_column(name, justify="right", no_wrap=True)
     for number, group in enumerate(plan.groups, start=1):
+        block = f"{plan.blocks[group.block]}."
+        layers = "\n".join(layer.name.removeprefix(block) for layer in group.layers)
         shapes = "\n".join(f"{layer.d_out} × {group.d_in}" for layer in group.layers)
-        cells = (_size(group.gram_bytes), _size(_product_bytes(group)), _size(_server_bytes(group)))
-        table.add_row(str(number), group.name, shapes, *cells)
+        cells = (group.gram_bytes, _product_bytes(group), _server_bytes(group))
+        table.add_row(str(number), str(group.block), layers, shapes, *map(_mebibytes, cells))
     table.add_section()
-    table.add_row(
-        "",
-        "all rounds, per site",
-        "",
-        _size(sum(group.gram_bytes for group in plan.groups)),
-        _size(sum(_product_bytes(group) for group in plan.groups)),
-        _size(max(_server_bytes(group) for group in plan.groups)),
+    sums = (
+        sum(group.gram_bytes for group in plan.groups),
+        sum(_product_bytes(group) for group in plan.groups),
+        max(_server_bytes(group) for group in plan.groups),
     )
+    table.add_row("", "", "all rounds, per site", "", *map(_mebibytes, sums))
     return table
 
 
@@ -47,5 +52,5 @@ def _server_bytes(group: LayerGroup) -> int:
     return 3 * 8 * group.d_in**2
 
 
-def _size(count: int) -> str:
-    return f"{count / 2**20:,.1f} MiB"
+def _mebibytes(count: int) -> str:
+    return f"{count / 2**20:,.1f}"

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from layerweld.base_model import BaseModel, load_base, tokenizer_fingerprint
 from layerweld.config import RunSettings
+from layerweld.demo import demo_name
 from layerweld.discover import discover_plan
 from layerweld.errors import CohortError, RefusedReplyError
 from layerweld.exact_sum import ExactSum
@@ -75,7 +76,7 @@ class Federation:
         self.grid = grid
         self.settings = settings
         self.methods = methods_of(settings)
-        self.base: BaseModel = load_base(base)
+        self.base: BaseModel = load_base(base, settings.base_name or demo_name(settings))
         self.whole_plan = discover_plan(self.base.backbone)
         self.journal = journal
         self.run = journal.run_id()

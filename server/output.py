@@ -86,7 +86,7 @@ def write_manifest(
     manifest = {
         "layerweld": __version__,
         "method": merged.method.name,
-        "base": {"name": base.folder.resolve().name, "fingerprint": base.fingerprint},
+        "base": {"name": base.name, "fingerprint": base.fingerprint},
         "settings": {
             "merge": effective.merge.model_dump(by_alias=True),
             "calibration": effective.calibration.model_dump(by_alias=True),
@@ -120,7 +120,7 @@ def write_card(
     about = {k: v for k, v in settings.flat().items() if k.startswith(("merge.", "calibration."))}
     write_model_card(
         target,
-        base_name=base.folder.resolve().name,
+        base_name=base.name,
         sites=[summary_of(introduction) for introduction in sites],
         settings=about,
         scores=by_site,
@@ -149,7 +149,7 @@ def run_results(
     packages = ("torch", "transformers", "peft", "lightning", "flwr")
     return RunResults(
         name=settings.name,
-        base=base.folder.resolve().name,
+        base=base.name,
         sites=tuple(summary_of(introduction) for introduction in sites),
         methods=tuple(methods),
         chosen=chosen,

@@ -177,7 +177,7 @@ def _shift_section(results: RunResults, featured: MethodResult) -> Section:
     if drawn:
         return Section("shift", "Covariate shift", charts=drawn)
     text = "Not measured in this run. To measure it, set"
-    return Section("shift", "Covariate shift", text, "merge.covariate-shift = true")
+    return Section("shift", "Covariate shift", text, 'merge.covariate-shift = "first"')
 
 
 def _cost_table(results: RunResults) -> Table:

@@ -58,11 +58,12 @@ def play(grid: Grid, settings: RunSettings, base: str, output: Path) -> RunResul
 def _merge_all(federation: Federation) -> list[tuple[MergedModel, MethodResult]]:
     remainder = federation.average_remainder()
     merges = []
+    measured = {"off": 0, "first": 1, "all": None}[federation.settings.merge.covariate_shift]
     for method in federation.methods:
         merged = federation.merge(method, remainder)
         if federation.sites_can_evaluate:
             merged.scores.update(federation.evaluate("merged", merged))
-        measures = federation.settings.merge.covariate_shift and bool(merged.groups)
+        measures = method in federation.methods[:measured] and merged.groups
         shifts = federation.measure_shift(merged) if measures else {}
         merges.append((merged, method_result(merged, shifts)))
     return merges

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import wrap
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
@@ -25,14 +27,17 @@ from server.scores import (
 def accuracy_table(results: RunResults) -> Table:
     """Accuracy by site and method; the best merge of each row is bold.
 
-    The last rows are the means and the worst site, as in the report: over the sites at which every
-    evaluated method has a score. Normalised is accuracy / accuracy of the site's own model.
+    The last rows are the means and the worst site's normalised accuracy, as in the report: over
+    the sites at which every evaluated method has a score. Normalised is accuracy / accuracy of the
+    site's own model.
     """
     methods = evaluated(results)
-    table = Table(title="Held-out accuracy")
-    table.add_column("Site")
+    table = Table(title="Held-out accuracy, %", box=SIMPLE_HEAD, padding=(0, 0), pad_edge=False)
+    table.add_column("Site", no_wrap=True)
     for method in methods:
-        table.add_column(_plain(method.label), justify="right")
+        longest = max(len(word) for word in method.label.split())
+        lines = wrap(method.label, longest, break_on_hyphens=False)
+        table.add_column(Text("\n").join(map(_plain, lines)), justify="right", no_wrap=True)
     for site in scored_sites(results):
         values = {m.name: m.scores[site].accuracy for m in methods if site in m.scores}
         _add_row(table, site, methods, values, best_at(results, site))
@@ -42,7 +47,7 @@ def accuracy_table(results: RunResults) -> Table:
     shares = {n: s.mean_normalised for n, s in found.items() if s.mean_normalised is not None}
     worst = {name: s.worst[1] for name, s in found.items() if s.worst}
     for title, values in (
-        ("mean", means), ("normalised mean", shares), ("worst site, normalised", worst),
+        ("mean", means), ("normalised", shares), ("worst site", worst),
     ):  # fmt: skip
         if values:
             _add_row(table, title, methods, values, best_merges(values))
@@ -93,9 +98,14 @@ def _add_row(
     best: frozenset[str],
 ) -> None:
     cells = [
-        Text(percent(values.get(m.name)), style="bold" if m.name in best else "") for m in methods
+        Text(_bare(values.get(m.name)), style="bold" if m.name in best else "") for m in methods
     ]
     table.add_row(_plain(title), *cells)
+
+
+def _bare(value: float | None) -> str:
+    """Percent without the sign, which the title has: every column counts on a terminal."""
+    return percent(value).removesuffix("\u00a0%")
 
 
 def _plain(text: str) -> Text:

@@ -117,7 +117,7 @@ def test_without_scores_the_verdict_claims_nothing_and_the_report_says_how_to_ev
 def test_without_covariate_shift_the_report_says_how_to_measure_it() -> None:
     results = _results(shift=False)
     page = render_report(results)
-    assert "merge.covariate-shift = true" in page
+    assert "merge.covariate-shift = &#34;first&#34;" in page
     assert {"shift", "shift-methods"}.isdisjoint(_charts(page))
     assert {"shift", "shift-methods"} <= set(_charts(render_report(_results())))
 
@@ -218,10 +218,10 @@ def test_numbers_are_written_as_people_write_them() -> None:
 
 def test_the_terminal_table_has_the_numbers_of_the_report() -> None:
     text, bold = _rendered(accuracy_table(_results(com={"dakar": 0.40})))
-    rows = {line.split("│")[1].strip(): line for line in text.splitlines() if line.count("│") > 3}
+    rows = {line.split("  ")[0].strip(): line for line in text.splitlines() if line.strip()}
     assert _numbers(rows["amsterdam"]) == [45.0, 90.0, 54.0, 63.0, 72.0, 76.5, 85.5]
-    assert _numbers(rows["normalised mean"]) == [50.0, 100.0, 60.0, 70.0, 80.0, 85.0, 92.5]
-    assert _numbers(rows["worst site, normalised"])[-1] == 80.0
+    assert _numbers(rows["normalised"]) == [50.0, 100.0, 60.0, 70.0, 80.0, 85.0, 92.5]
+    assert _numbers(rows["worst site"])[-1] == 80.0
     assert bold == ["85.5", "76.0", "95.0", "42.5", "76.0", "85.5", "76.3", "92.5", "85.0"]
 
 
@@ -335,7 +335,7 @@ def _rendered(table: object) -> tuple[str, list[str]]:
 
 
 def _numbers(line: str) -> list[float]:
-    return [float(cell.split()[0]) for cell in line.split("│")[2:-1]]
+    return [float(number) for number in re.findall(r" ([\d.]+)", line)]
 
 
 class _Page(HTMLParser):

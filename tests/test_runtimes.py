@@ -97,7 +97,7 @@ def play(ask, superlink, sites, output, *options):
         "output": f"'{output}'",
         "methods": "'chain'",
         "min-sites": 3,
-        "merge.covariate-shift": "false",
+        "merge.covariate-shift": "'off'",
         "calibration.samples": 0,
         "calibration.max-length": 12,
         "calibration.batch-size": 4,

@@ -1,0 +1,55 @@
+"""Accuracies of the base model and of a site's own model, kept: they do not change with merges."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from client.site import cache_folder
+from client.state import SiteState
+
+
+def kept_or_measured(
+    state: SiteState, kind: str, measure: Callable[[], tuple[float, int]]
+) -> tuple[float, int]:
+    """The kept accuracy and number of rows, or the measured ones, which are then kept.
+
+    Args:
+        state: the site; its base model, adapter, head and held-out rows decide the score.
+        kind: ``base`` or ``individual``.
+        measure: takes the measurement where none is kept.
+    """
+    file = _file(state, kind)
+    kept = _read(file)
+    if kept is not None:
+        return kept
+    measured = measure()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(f".{os.getpid()}.partial")
+    partial.write_text(json.dumps(measured), encoding="utf-8")
+    partial.replace(file)
+    return measured
+
+
+def _read(file: Path) -> tuple[float, int] | None:
+    try:
+        accuracy, samples = json.loads(file.read_text(encoding="utf-8"))
+        return float(accuracy), int(samples)
+    except (FileNotFoundError, ValueError, TypeError):  # missing or damaged: measured again
+        return None
+
+
+def _file(state: SiteState, kind: str) -> Path:
+    digest = hashlib.sha256(state.head_file.read_bytes())
+    decides = (
+        state.base.fingerprint,
+        state.adapter.digest if kind == "individual" else "",
+        state.held_out.digest if state.held_out else "",
+        state.settings.evaluate.model_dump_json(),
+    )
+    digest.update(" ".join(decides).encode())
+    name = f"{state.site.name}-{kind}-{digest.hexdigest()[:16]}.json"
+    return cache_folder(state.site, state.settings) / "scores" / name

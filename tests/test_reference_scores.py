@@ -1,0 +1,59 @@
+"""Scores that merging does not change are measured once."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from client.reference_scores import kept_or_measured
+from layerweld.config import validate_settings
+from layerweld.sites import SiteEntry
+
+
+@pytest.fixture
+def site(tmp_path):
+    (tmp_path / "head.safetensors").write_bytes(b"head")
+    return SimpleNamespace(
+        site=SiteEntry(name="ash", data="rows.jsonl"),
+        settings=validate_settings({"cache": str(tmp_path / "cache")}),
+        head_file=tmp_path / "head.safetensors",
+        base=SimpleNamespace(fingerprint="base"),
+        adapter=SimpleNamespace(digest="adapter"),
+        held_out=SimpleNamespace(digest="rows"),
+    )
+
+
+def measured_once(site, kind, score):
+    taken = []
+
+    def measure():
+        taken.append(kind)
+        return score
+
+    return kept_or_measured(site, kind, measure), len(taken)
+
+
+def test_a_score_is_measured_once_per_kind(site):
+    assert measured_once(site, "base", (0.25, 8)) == ((0.25, 8), 1)
+    assert measured_once(site, "base", (0.75, 8)) == ((0.25, 8), 0)
+    assert measured_once(site, "individual", (0.75, 8)) == ((0.75, 8), 1)
+
+
+@pytest.mark.parametrize("part", ["base", "adapter", "held_out"])
+def test_another_model_adapter_or_rows_are_measured_anew(site, part):
+    measured_once(site, "individual", (0.25, 8))
+    setattr(site, part, SimpleNamespace(fingerprint="other", digest="other"))
+    assert measured_once(site, "individual", (0.75, 8)) == ((0.75, 8), 1)
+
+
+def test_another_head_is_measured_anew(site):
+    measured_once(site, "individual", (0.25, 8))
+    site.head_file.write_bytes(b"another")
+    assert measured_once(site, "individual", (0.75, 8)) == ((0.75, 8), 1)
+
+
+@pytest.mark.parametrize("content", ["", "[0.5]", "null", '["a", "b"]'])
+def test_a_damaged_file_is_measured_anew(site, tmp_path, content):
+    measured_once(site, "base", (0.25, 8))
+    (file,) = (tmp_path / "cache/scores").iterdir()
+    file.write_text(content)
+    assert measured_once(site, "base", (0.75, 8)) == ((0.75, 8), 1)
