@@ -16,9 +16,12 @@ import typer
 
 from experiments.demo_runs import play_demo, summary_rows
 
-_NORMALIZATIONS = ("token", "feature", "trace", "none")
-_RIDGES = (0.01, 0.1)
-_SHRINKAGES = (1.0, 0.9)
+_SETTINGS = (
+    *itertools.product(("token", "feature", "trace", "none"), (0.01, 0.1), (1.0,)),
+    ("token", 0.01, 0.9),
+    ("token", 0.1, 0.9),
+)
+"""Normalisation, ridge and shrinkage."""
 
 
 def main(
@@ -33,10 +36,8 @@ def main(
     known = {
         (r["seed"], r["normalization"], r["ridge"], r["shrinkage"], r["samples"]) for r in done
     }
-    grid = itertools.product(
-        [int(seed) for seed in seeds.split(",")], _NORMALIZATIONS, _RIDGES, _SHRINKAGES
-    )
-    for seed, normalization, ridge, shrinkage in grid:
+    numbers = [int(seed) for seed in seeds.split(",")]
+    for seed, (normalization, ridge, shrinkage) in itertools.product(numbers, _SETTINGS):
         about = {
             "seed": seed,
             "normalization": normalization,
