@@ -47,7 +47,7 @@ def demo_settings(seed: int, methods: str) -> RunSettings:
             "methods": methods,
             "min-sites": 6,
             "merge": {"covariate-shift": "first"},
-            "calibration": {"samples": 100, "max-length": 48, "seed": seed},
+            "calibration": {"samples": 50, "max-length": 48, "seed": seed},
             "finetune": {
                 "epochs": 1,
                 "batch-size": 8,
