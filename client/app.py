@@ -3,12 +3,13 @@
 from typing import TYPE_CHECKING
 
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
-from flwr.clientapp import ClientApp
+
+from client.guard import SiteApp
 
 if TYPE_CHECKING:
     from client.state import SiteState
 
-app = ClientApp()
+app = SiteApp()
 
 
 @app.query("handshake")
