@@ -44,6 +44,11 @@ class GroupFigures:
     """Bytes of statistics each site sent."""
     covariate_shift: Mapping[str, float] = field(default_factory=dict)
     """Eq. 8 per site; empty unless the run measured it."""
+    influence: Mapping[str, float] = field(default_factory=dict)
+    """Relative shift of the merge, in the metric of S, when the site is left out; per site. Empty
+    unless the run asked for it."""
+    lost: tuple[str, ...] = ()
+    """Sites of the run that are not in this group."""
 
 
 @dataclass(frozen=True)
@@ -86,3 +91,5 @@ class RunResults:
     settings: Mapping[str, object]
     manifest_hash: str
     versions: Mapping[str, str]
+    ignored: Mapping[str, int] = field(default_factory=dict)
+    """Replies that were dropped, by kind: ``stale``, ``duplicate``, ``foreign``, ``refused`` …"""
