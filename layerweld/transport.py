@@ -289,13 +289,33 @@ def encode_answer(answer: Answer) -> RecordDict:
     return RecordDict({_ABOUT: about, _STATISTICS: to_arrays(tensors)})
 
 
-def decode_answer(content: RecordDict, shapes: Mapping[str, tuple[int, ...]]) -> Answer:
-    """Inverse of :func:`encode_answer`.
+def decode_subject(content: RecordDict) -> Answer:
+    """What an answer is about, without its statistics: to be compared before more is read.
+
+    Raises:
+        RefusedReplyError: a field is missing or has the wrong type.
+    """
+    with refusing_malformed():
+        about = content.config_records[_ABOUT]
+        step, need_from = read(about, "step", int), read(about, "need-from", int)
+        return Answer(
+            site=read(about, "site", str),
+            run=read(about, "run", str),
+            step=step,
+            plan=read(about, "plan", str),
+            prefix=read(about, "prefix", str),
+            need_from=need_from if need_from < step else None,
+        )
+
+
+def decode_statistics(
+    content: RecordDict, shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[GroupStatistics, ...]:
+    """The statistics of an answer that does not ask for merged updates instead.
 
     Args:
         content: of the reply.
-        shapes: the arrays it must hold, :func:`layerweld.expected.statistics_shapes`, unless the
-            site asks for merged updates instead.
+        shapes: the arrays it must hold, :func:`layerweld.expected.statistics_shapes`.
 
     Raises:
         RefusedReplyError: a record is missing, has the wrong type, or does not fit the others; an
@@ -304,19 +324,7 @@ def decode_answer(content: RecordDict, shapes: Mapping[str, tuple[int, ...]]) ->
     """
     with refusing_malformed():
         about = content.config_records[_ABOUT]
-        step, need_from = read(about, "step", int), read(about, "need-from", int)
-        answer = Answer(
-            site=read(about, "site", str),
-            run=read(about, "run", str),
-            step=step,
-            plan=read(about, "plan", str),
-            prefix=read(about, "prefix", str),
-            need_from=need_from if need_from < step else None,
-        )
-        if answer.need_from is not None:
-            return answer
-        arrays = read_arrays(content.array_records[_STATISTICS], shapes)
-        return replace(answer, statistics=_all_statistics(about, arrays))
+        return _all_statistics(about, read_arrays(content.array_records[_STATISTICS], shapes))
 
 
 def _all_statistics(

@@ -23,7 +23,8 @@ from layerweld.statistics import ProductForm
 from layerweld.transport import (
     Answer,
     Question,
-    decode_answer,
+    decode_statistics,
+    decode_subject,
     encode_question,
     num_bytes,
     to_arrays,
@@ -251,11 +252,12 @@ class _Round:
         )
 
     def _read(self, site: str, content: RecordDict) -> Answer | None:
-        answer = decode_answer(content, self._shapes(site))
+        answer = decode_subject(content)
         self._check_subject(site, answer)
         if answer.need_from is not None:
             self._note_behind(site, answer.need_from)
             return None
+        answer = replace(answer, statistics=decode_statistics(content, self._shapes(site)))
         sent = [statistics.group for statistics in answer.statistics]
         if sent != [group.name for group in self.step.groups]:
             raise RefusedReplyError(f"statistics of {sent}, in the order of other groups")
