@@ -94,7 +94,7 @@ class Inquiry(Generic[T]):
         self._open: dict[str, _Asked] = {}
         self._sent: dict[str, tuple[str, int]] = {}  # site and node of every message ever sent
         self._unanswered: list[str] = []  # those of them without a reply
-        self._greeted: dict[str, int] = {}  # node of every handshake that is out
+        self._greeted: dict[str, tuple[int, float]] = {}  # node and end of handshakes that are out
         self._next_look = 0.0
 
     def messages(self) -> list[Message]:
@@ -139,7 +139,7 @@ class Inquiry(Generic[T]):
     def _sort(self, reply: Message) -> tuple[str, T] | None:
         message_id = reply.metadata.reply_to_message_id
         if message_id in self._greeted:
-            self._meet(self._greeted.pop(message_id), reply)
+            self._meet(self._greeted.pop(message_id)[0], reply)
             return None
         unwanted = self._unwanted(message_id, reply)
         if unwanted:
@@ -240,7 +240,7 @@ class Inquiry(Generic[T]):
 
     def _ask_later(self, site: str, why: str) -> None:
         asked = self._open[site]
-        wait = min(_FIRST_WAIT * 2**asked.failures, _LONGEST_WAIT)
+        wait = min(_FIRST_WAIT * 2 ** min(asked.failures, 10), _LONGEST_WAIT)
         asked.failures += 1
         asked.message, asked.until = "", time.monotonic() + wait
         if why != asked.why:
@@ -249,19 +249,18 @@ class Inquiry(Generic[T]):
 
     def _look_around(self) -> None:
         """Greet nodes that nobody knows: a site that failed may be back as one of them."""
-        for node in sorted(self._cohort.unknown_among(set(self._grid.get_node_ids()))):
-            if node in self._greeted.values() or not self._cohort.introductions:
-                continue
-            message = Message(
-                encode_run(self._cohort.run),
-                node,
-                "query.handshake",
-                ttl=self._cohort.patience.timeout,
-                group_id="handshake",
-            )
+        now, timeout = time.monotonic(), self._cohort.patience.timeout
+        self._greeted = {m: (node, end) for m, (node, end) in self._greeted.items() if now < end}
+        if not self._cohort.introductions:
+            return
+        greeted = {node for node, _ in self._greeted.values()}
+        unknown = self._cohort.unknown_among(set(self._grid.get_node_ids()))
+        for node in sorted(unknown - greeted):
+            about = encode_run(self._cohort.run)
+            message = Message(about, node, "query.handshake", ttl=timeout, group_id="handshake")
             for message_id in self._grid.push_messages([message]):
                 if message_id:
-                    self._greeted[message_id] = node
+                    self._greeted[message_id] = (node, now + timeout)
 
     def _meet(self, node: int, reply: Message) -> None:
         if reply.has_error():

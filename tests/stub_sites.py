@@ -129,7 +129,8 @@ class MemoryJournal:
 
 
 def settings(**entries):
-    return validate_settings({"min-sites": 2, "timeout": 30.0, "deadline": 1e6} | entries)
+    usual = {"min-sites": 2, "timeout": 30.0, "deadline": 1e6, "merge": {"influence": False}}
+    return validate_settings(usual | entries)
 
 
 def new_chain(chosen, method="com", journal=None, **changes):
