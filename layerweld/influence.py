@@ -38,18 +38,24 @@ def capped_scales(masses: Mapping[str, float], share: float) -> dict[str, float]
 def relative_shift(
     merged: Mapping[str, Update], without: Mapping[str, Update], gram: Tensor
 ) -> float:
-    """``‖(ΔW_M - ΔW_without) S^½‖ / ‖ΔW_M S^½‖``, Frobenius, over all layers of a group.
+    """``‖(ΔW_M - ΔW_without) S^½‖ / ‖ΔW_without S^½‖``, Frobenius, over all layers of a group.
+
+    Relative to what the others make alone: a site whose update is a hundred times theirs scores
+    about 100 / (N - 1), where relative to the whole merge it would score 1, and the others 1 / N.
 
     Args:
         merged: the merged updates, by layer.
         without: the same without one site; a layer that only that site changed is absent.
         gram: ``S``, ``(d_in, d_in)`` float64.
+
+    Returns:
+        0 for none; 1 where the others make nothing at all.
     """
-    moved = whole = 0.0
-    for layer, update in merged.items():
-        whole += _square(update, gram)
-        moved += _square(_difference(update, without.get(layer)), gram)
-    return (moved / whole) ** 0.5 if whole > 0 else 0.0
+    moved = sum(_square(_difference(u, without.get(n)), gram) for n, u in merged.items())
+    others = sum(_square(update, gram) for update in without.values())
+    if others == 0:
+        return 1.0 if moved > 0 else 0.0
+    return float((moved / others) ** 0.5)
 
 
 def outliers(influence: Mapping[str, float]) -> tuple[str, ...]:

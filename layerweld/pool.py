@@ -42,8 +42,8 @@ class GroupSolution:
         residual: share of the sites' updates that one layer cannot reproduce,
             ``Σ ω_i tr[(ΔW_M - ΔW_i) G_i (…)ᵀ] / Σ ω_i tr[ΔW_i G_i ΔW_iᵀ]``.
         compression_error: relative, in the metric of S, of the group's worst layer.
-        influence: by site, how far the merge moves when the site is left out, relative and in the
-            metric of S; empty if nobody asked, or there is one site only.
+        influence: by site, how far it moves the merge of the others, relative and in the metric
+            of S; empty if nobody asked, or there is one site only.
     """
 
     group: str
@@ -162,7 +162,7 @@ class GroupPool:
         )
 
     def _influence(self, scales: Mapping[str, float], system: RegularizedGram) -> dict[str, float]:
-        """Relative shift of the merge, in the metric of S, when a site is left out; by site."""
+        """How far each site moves the merge of the others; see :func:`relative_shift`."""
         if len(self._importance) < 2:
             return {}
         merged = _updates(self._solve(scales, rank=0)[1])

@@ -19,13 +19,14 @@ from layerweld.config import RunSettings
 from layerweld.disk import reported
 from layerweld.errors import OutputError
 from layerweld.export import write_adapter, write_model
+from layerweld.influence import outliers
 from layerweld.methods import settings_for
 from layerweld.model_card import write_model_card
 from layerweld.transport import Introduction
 from layerweld.updates import LowRankUpdate
 from server.federation import MergedModel
 from server.report import write_report
-from server.results import MethodResult, RunResults, Score, SiteSummary
+from server.results import GroupFigures, MethodResult, RunResults, Score, SiteSummary
 from server.tables import write_accuracy_csv
 
 JOURNAL = "journal"
@@ -221,7 +222,16 @@ def method_result(merged: MergedModel, shifts: Mapping[str, Mapping[str, float]]
         bytes_down=merged.bytes_down,
         scores=merged.scores,
         groups=groups,
+        outliers=_outliers(groups),
     )
+
+
+def _outliers(groups: Sequence[GroupFigures]) -> dict[str, tuple[str, ...]]:
+    flagged = {group.name: outliers(group.influence) for group in groups}
+    sites = sorted({site for names in flagged.values() for site in names})
+    return {
+        site: tuple(group for group, names in flagged.items() if site in names) for site in sites
+    }
 
 
 def summary_of(introduction: Introduction) -> SiteSummary:

@@ -45,7 +45,7 @@ class GroupFigures:
     covariate_shift: Mapping[str, float] = field(default_factory=dict)
     """Eq. 8 per site; empty unless the run measured it."""
     influence: Mapping[str, float] = field(default_factory=dict)
-    """Relative shift of the merge, in the metric of S, when the site is left out; per site. Empty
+    """How far each site moves the merge of the others, relative and in the metric of S. Empty
     unless the run asked for it."""
     lost: tuple[str, ...] = ()
     """Sites of the run that are not in this group."""
@@ -75,6 +75,8 @@ class MethodResult:
     """By site; empty when the run did not evaluate."""
     groups: tuple[GroupFigures, ...] = ()
     """In solving order; empty for methods without statistics."""
+    outliers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Groups, by site, that the site moves more than three times as far as the median site."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -75,8 +76,19 @@ def _merge_all(federation: Federation) -> list[tuple[MergedModel, MethodResult]]
             merged.scores.update(federation.evaluate("merged", merged))
         measures = federation.settings.merge.covariate_shift and bool(merged.groups)
         shifts = federation.measure_shift(merged) if measures else {}
-        merges.append((merged, method_result(merged, shifts)))
+        result = method_result(merged, shifts)
+        for site, groups in result.outliers.items():
+            report_progress(f"warning: {_decides(result, site, groups)}", 0, 0)
+        merges.append((merged, result))
     return merges
+
+
+def _decides(result: MethodResult, site: str, groups: Sequence[str]) -> str:
+    return (
+        f"{site} moves {len(groups)} of the {len(result.groups)} groups of {result.label} more "
+        f"than three times as far as the median site; look at its data and adapter, or cap it "
+        f"with merge.max-share"
+    )
 
 
 def _references(federation: Federation) -> list[MethodResult]:

@@ -19,6 +19,7 @@ from layerweld.launch import app_module
 from layerweld.linear import updated, weight_of
 from layerweld.task_vectors import read_fine_tuned
 from layerweld.updates import DenseUpdate
+from tests.faulty_grid import KINDS, Clock, Faults, FaultyGrid
 from tests.tiny_peft import new_model
 from tests.tiny_sites import make_sites
 
@@ -283,6 +284,22 @@ def test_a_site_that_lost_its_cache_catches_up(bert_sites, tmp_path, monkeypatch
 
     monkeypatch.setattr(journal, "keep", keep_and_lose)
     assert play(bert_sites, tmp_path / "out").manifest_hash == whole.manifest_hash
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_whole_run_on_a_faulty_network_ends_in_the_same_manifest(
+    bert_sites, tmp_path, monkeypatch, seed
+):
+    inquiry, clock = app_module("strategies.inquiry"), Clock()
+    monkeypatch.setattr(inquiry, "time", clock)
+    monkeypatch.setattr(inquiry, "log", lambda _level, _text: None)
+    settings = bert_sites.settings()
+    app, play_run = app_module("client.app").app, app_module("server.run").play
+    faults = Faults(seed, rate=0.3, kinds=tuple(k for k in KINDS if k != "corrupt"))
+    grid = FaultyGrid(app, bert_sites.nodes, settings, faults, clock)
+    faulty = play_run(grid, settings, str(bert_sites.base), tmp_path / "faulty")
+    assert len(faults.met) > 3
+    assert faulty.manifest_hash == play(bert_sites, tmp_path / "whole").manifest_hash
 
 
 def test_a_damaged_hidden_state_is_computed_again(bert_sites, tmp_path, monkeypatch):
