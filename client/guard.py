@@ -32,13 +32,19 @@ class SiteApp(ClientApp):
             return Message(Error(int(incident.code), str(incident)), reply_to=message)
 
     def _alone(self, message: Message, context: Context) -> Message:
-        """One message at a time in a site's cache, and none for longer than its time."""
-        from layerweld.disk import only_here
+        """One message of a run at a time in a site's cache, and none for longer than its time.
 
-        cache, name = _cache_and_name(context)
+        Runs do not share files, but for adapters that sites train.
+        """
+        from layerweld.disk import only_here
+        from layerweld.transport import decode_run
+
+        cache, site = _cache_and_name(context)
+        trains = message.metadata.message_type == "train.finetune"
+        name = site if trains else f"{site}-{decode_run(message.content)}"
         watched = bool(context.node_config.get("watchdog")) and not raises_here()
         guard = watchdog(message.metadata.ttl, cache / "logs") if watched else nullcontext()
-        with guard, only_here(cache / "locks" / f"{name}.lock", f"{cache}, as {name}"):
+        with guard, only_here(cache / "locks" / f"{name}.lock", f"{cache}, as {site}"):
             return super().__call__(message, context)
 
 

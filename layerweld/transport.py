@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -16,6 +17,7 @@ from torch import Tensor
 from layerweld.errors import RefusedReplyError
 from layerweld.gram import pack_symmetric, unpack_symmetric
 from layerweld.prefix import factors
+from layerweld.sites import SITE_NAME
 from layerweld.statistics import (
     DenseProduct,
     GroupStatistics,
@@ -144,6 +146,19 @@ class ModelToMeasure:
 def encode_run(run: str) -> RecordDict:
     """A message that only says which run it belongs to."""
     return RecordDict({_ABOUT: ConfigRecord({"run": run})})
+
+
+def decode_run(content: RecordDict) -> str:
+    """Which run a message belongs to.
+
+    Raises:
+        RefusedReplyError: it does not say so, or in a way that cannot name a folder.
+    """
+    with refusing_malformed():
+        run = read(content.config_records[_ABOUT], "run", str)
+    if not re.fullmatch(SITE_NAME, run):
+        raise RefusedReplyError(f"a run cannot be called {run!r}: its name is a folder's")
+    return run
 
 
 def encode_model(model: ModelToMeasure) -> RecordDict:

@@ -81,6 +81,13 @@ def test_an_error_in_the_configuration_does_not_leave_either(sites, tmp_path, mo
     assert "jane" in next((tmp_path / "layerweld/logs").iterdir()).read_text()
 
 
+@pytest.mark.parametrize("run", ["../../x", "/tmp/x", "", "a/b", ".."])
+def test_a_run_whose_name_would_leave_the_cache_is_refused(run, sites):
+    message = Message(encode_run(run), 1, "query.handshake")
+    reply = app_module("client.app").app(message, context_of(sites))
+    assert parse_incident(reply.error.reason).code is Code.QUESTION
+
+
 def test_an_unknown_message_is_an_incident_too(sites):
     message = handshake()
     message.metadata.message_type = "query.secrets"

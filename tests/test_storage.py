@@ -164,7 +164,7 @@ class FullDisk:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
-@pytest.mark.parametrize("writes", (0, 1, 7, 15))
+@pytest.mark.parametrize("writes", [0, 1, 7, 15])
 def test_a_disk_that_fills_up_keeps_the_steps_before_and_resumes(writes, tmp_path, monkeypatch):
     whole = digest_of(play_chain(tmp_path / "whole"))
     with monkeypatch.context() as patch:
@@ -267,8 +267,10 @@ def test_a_second_run_in_the_same_output_folder_is_refused(sites, tmp_path, hold
     assert {p.name for p in tmp_path.iterdir()} == {"out"}
 
 
-def test_a_second_process_of_the_same_site_is_refused(sites, tmp_path, holding):
-    holding(sites.folder / "cache/locks/birch.lock")
+def test_a_second_process_of_a_site_in_one_run_is_refused(sites, tmp_path, holding, monkeypatch):
+    journal = app_module("server.journal")
+    monkeypatch.setattr(journal.secrets, "token_hex", lambda _n: "0" * 16)
+    holding(sites.folder / f"cache/locks/birch-{'0' * 16}.lock")
     with pytest.raises(InUseError, match=r"another process works in .*cache, as birch"):
         play(sites, tmp_path / "out")
 
