@@ -132,7 +132,7 @@ class ChainOfMerges(Strategy):
         for step, solved in zip(self.steps, self.journal.load(), strict=False):
             self.solved.append(solved)
             self.on_step(step, solved)
-            for site in set(solved.lost) & set(self.cohort.names):
+            for site in sorted(set(solved.lost) - self.cohort.lost.keys()):
                 self.cohort.lose(site, "lost before the run was interrupted")
         for step in self.steps[len(self.solved) :]:
             self._finish(self._new_round(step, grid))
