@@ -112,7 +112,7 @@ def test_a_run_killed_while_it_writes_its_products_ends_in_the_same_bytes(sites,
     whole = play(sites, tmp_path / "whole", granularity="model")
     count = points_of(lambda: play(sites, tmp_path / "counted", granularity="model"))
     survived = 0
-    for point in range(1, count + 1, 2 * EVERY):
+    for point in range(1, count + 1, EVERY):
         output = tmp_path / f"killed-{point}"
         assert killed_at(point, lambda output=output: play(sites, output, granularity="model"))
         if not (output / "journal").is_dir() and (output / "manifest.json").is_file():
