@@ -3,12 +3,13 @@
 from typing import TYPE_CHECKING
 
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
-from flwr.clientapp import ClientApp
+
+from client.guard import SiteApp
 
 if TYPE_CHECKING:
     from client.state import SiteState
 
-app = ClientApp()
+app = SiteApp()
 
 
 @app.query("handshake")
@@ -97,12 +98,12 @@ def _state(message: Message, context: Context) -> "SiteState":
     from client.site import site_of_node
     from client.state import site_state
     from layerweld.config import read_run_settings
-    from layerweld.transport import read
+    from layerweld.transport import decode_run
 
     settings = read_run_settings(context.run_config)
     torch.set_num_threads(settings.calibration.threads)
-    run = read(message.content.config_records["about"], "run", str)
-    return site_state(site_of_node(context.node_config, settings), settings, run)
+    site = site_of_node(context.node_config, settings)
+    return site_state(site, settings, decode_run(message.content))
 
 
 def _name(state: "SiteState") -> ConfigRecord:

@@ -54,4 +54,9 @@ def cache_folder(site: SiteEntry, settings: RunSettings) -> Path:
     chosen = site.cache or settings.cache
     if chosen:
         return Path(chosen).expanduser()
+    return user_cache()
+
+
+def user_cache() -> Path:
+    """This project's folder in the user's cache."""
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "layerweld"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from layerweld.disk import writing
 from layerweld.transport import update_tensors, updates_from
 from layerweld.updates import Update
 
@@ -69,12 +69,10 @@ class SiteStore:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _write(self, name: str, tensors: dict[str, Tensor], prefix: str = "") -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        file = self._folder / f"{name}.safetensors"
-        partial = file.with_suffix(f".{os.getpid()}.partial")
         contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
-        save_file(contiguous, partial, metadata={"digest": _digest(contiguous), "prefix": prefix})
-        partial.replace(file)
+        metadata = {"digest": _digest(contiguous), "prefix": prefix}
+        with writing(self._folder / f"{name}.safetensors") as partial:
+            save_file(contiguous, partial, metadata=metadata)
 
     def _read(self, name: str, prefix: str = "") -> dict[str, Tensor] | None:
         file = self._folder / f"{name}.safetensors"

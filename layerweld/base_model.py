@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from layerweld.errors import ConfigError
@@ -82,9 +83,19 @@ def load_base(folder: str | Path, name: str = "") -> BaseModel:
         )
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    backbone = AutoModel.from_pretrained(
-        path, dtype=torch.float32, local_files_only=True, use_safetensors=True
-    )
+    try:
+        backbone = AutoModel.from_pretrained(
+            path,
+            dtype=torch.float32,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"{path} is no model that transformers itself can load: {reason}"
+        ) from error
     if isinstance(getattr(backbone, "pooler", None), nn.Module):
         backbone.pooler = None  # part of the heads of some classes; no block reads it
     if getattr(backbone.config, "use_cache", False):

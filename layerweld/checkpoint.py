@@ -94,6 +94,7 @@ def _load(folder: Path) -> nn.Module:
             folder,
             dtype=torch.float32,
             local_files_only=True,
+            trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
         )

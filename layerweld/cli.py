@@ -151,7 +151,7 @@ def plan(base: Base) -> None:
 
 
 def main() -> None:
-    """Run a command; expected errors are one line and exit code 1."""
+    """Run a command; expected errors are a line, what to type next, and their own exit code."""
     try:
         app()
     except LayerweldError as error:
@@ -159,7 +159,8 @@ def main() -> None:
 
         notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
         errors.print(f"layerweld: {error}{notes}", style="red", highlight=False, soft_wrap=True)
-        sys.exit(1)
+        errors.print(f"next: {error.next_step}", highlight=False, soft_wrap=True)
+        sys.exit(error.exit_code)
 
 
 def _nodes(sites: list[str]) -> list[dict[str, Any]]:

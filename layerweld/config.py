@@ -16,6 +16,7 @@ Normalization = Literal["token", "feature", "trace", "none"]
 Importance = Literal["off-diagonal", "uniform"]
 Granularity = Literal["group", "block", "model", "jacobi"]
 Anchor = Literal["base", "mean"]
+LostSite = Literal["wait", "abort", "continue"]
 
 
 def _kebab(name: str) -> str:
@@ -53,6 +54,13 @@ class MergeSettings(Settings):
     """Rank to which each merged update is compressed, in the metric of S; 0 keeps it exact."""
     products: Literal["auto", "dense"] = "auto"
     """Upload ``B`` and ``A G`` where a site has LoRA factors, or always the dense ``ΔW G``."""
+    max_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Largest share of Σ ω_i tr G_i that one site may have in a group; what is above it is taken
+    off the site's weight. 1 is no cap. With ``normalization = "none"`` a site that scales its
+    activations by c weighs c⁴ as much, so only a cap (or a uniform importance) bounds it there."""
+    influence: bool = False
+    """Solve every group again without each site, and report how far that moves the merge. Costs
+    the server one more factorisation and 4 d_in² bytes a site and group; the sites nothing."""
     covariate_shift: Literal["off", "first", "all"] = "off"
     """Let each site measure eq. 8 per group, and send that one number: for no merge, for the one
     that is written out, or for every method that has groups."""
@@ -135,7 +143,7 @@ class RunSettings(Settings):
     sites: str = ""
     """TOML file that lists the sites; empty for the demo's six."""
     min_sites: Annotated[int, Field(ge=1)] = 2
-    """Sites that must be connected before the handshake."""
+    """Sites that must be connected before the handshake, and fewer than which no run goes on."""
     methods: str = "chain"
     """Comma-separated names of :mod:`layerweld.methods`; the first one's merge is written out.
     ``chain`` is whichever ``merge.granularity`` says."""
@@ -148,7 +156,12 @@ class RunSettings(Settings):
     name: str = "run"
     """Name of the run, for humans and for resuming."""
     timeout: Annotated[float, Field(gt=0)] = 3600.0
-    """Seconds the server waits for the sites in one round."""
+    """Seconds a site may take for one message; then it is asked again."""
+    lost_site: LostSite = "wait"
+    """What to do about a site that fails or stays silent: ``wait`` for it until ``deadline`` and
+    then stop, to be resumed; ``abort`` at once; ``continue`` without it from ``deadline`` on."""
+    deadline: Annotated[float, Field(gt=0)] = 86400.0
+    """Seconds after which a round waits for no site any more."""
     merge: MergeSettings = MergeSettings()
     calibration: CalibrationSettings = CalibrationSettings()
     finetune: FinetuneSettings = FinetuneSettings()

@@ -46,7 +46,7 @@ def demo_settings(seed: int, methods: str) -> RunSettings:
             "name": "demo",
             "methods": methods,
             "min-sites": 6,
-            "merge": {"covariate-shift": "first"},
+            "merge": {"influence": True, "covariate-shift": "first"},
             "calibration": {"samples": 50, "max-length": 48, "seed": seed},
             "finetune": {
                 "epochs": 1,

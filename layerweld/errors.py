@@ -1,37 +1,98 @@
-"""Errors a user can act on. Our own mistakes stay ``ValueError`` and ``TypeError``."""
+"""Errors a user can act on. Our own mistakes stay ``ValueError`` and ``TypeError``.
+
+Every error knows the exit code of the command that ends with it, and what to type next;
+``docs/exit-codes.md`` lists them all.
+"""
+
+from typing import ClassVar
+
+UNFORESEEN = 1
+"""Exit code of an error nobody foresaw: it comes with a traceback, and is a bug."""
 
 
 class LayerweldError(Exception):
     """Base class, so that a caller can catch everything this package raises on purpose."""
 
+    exit_code: ClassVar[int] = UNFORESEEN
+    next_step: ClassVar[str] = "report it, with the traceback"
+
 
 class ConfigError(LayerweldError):
     """A setting is unknown, misspelled or contradicts another."""
+
+    exit_code = 3
+    next_step = "correct the setting and type the same command again"
 
 
 class AdapterError(LayerweldError):
     """An adapter or checkpoint folder cannot be read as a task vector of the base model."""
 
+    exit_code = 4
+    next_step = "give the site another adapter and type the same command again"
+
 
 class DataError(LayerweldError):
     """A site's data cannot be read, or holds nothing to calibrate on."""
+
+    exit_code = 5
+    next_step = "correct the site's data and type the same command again"
 
 
 class PlanError(LayerweldError):
     """The model cannot be cut into layer groups, or a layer lies outside of them."""
 
+    exit_code = 6
+    next_step = "look at `layerweld plan BASE`"
+
 
 class CohortError(LayerweldError):
-    """The sites do not belong together, or one of them failed or stayed silent."""
+    """The sites do not belong together, or too few of them came."""
+
+    exit_code = 7
+    next_step = "make the named site equal to the others and type the same command again"
+
+
+class LostSiteError(LayerweldError):
+    """A site failed or stayed silent, and the run's policy does not let it go on without it."""
+
+    exit_code = 8
+    next_step = "start the named site again and type the same command: the run resumes"
 
 
 class RefusedReplyError(LayerweldError):
     """A reply answers another question, or breaks an invariant of honest statistics."""
 
+    exit_code = 9
+    next_step = "look into the named site, then type the same command: the run resumes"
+
+
+class StaleReplyError(RefusedReplyError):
+    """A reply to another question than the one asked: late, or played again."""
+
 
 class JournalError(LayerweldError):
     """The journal of an earlier run is damaged, or belongs to other settings."""
 
+    exit_code = 10
+    next_step = "do what the message says with the named file, then type the same command again"
+
 
 class OutputError(LayerweldError):
-    """The output folder is in use or cannot be written."""
+    """The output folder holds something else, or cannot be created."""
+
+    exit_code = 11
+    next_step = "type the command with another `--output`"
+
+
+class StorageError(LayerweldError):
+    """A file cannot be written: the disk is full, or the folder is read-only."""
+
+    exit_code = 12
+    next_step = "free space or change the permissions and type the same command: the run resumes"
+
+
+class InUseError(LayerweldError):
+    """Another process works in the same folder."""
+
+    exit_code = 13
+    next_step = "wait for the other process to end, or choose another folder"

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from layerweld.base_model import BaseModel
+from layerweld.disk import reported
 from layerweld.errors import OutputError
 from layerweld.linear import is_transposed, linear_layers, weight_of
 from layerweld.updates import LowRankUpdate, Update
@@ -150,16 +150,13 @@ def _new_folder(folder: Path) -> Iterator[Path]:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputError(f"{folder} is already there; give another name or remove it first")
     partial = folder.with_name(f"{folder.name}.partial")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
-        partial.mkdir(parents=True)
-        yield partial
-        if folder.exists():
-            folder.rmdir()
-        partial.rename(folder)
-    except (OSError, SafetensorError) as error:
-        raise OutputError(
-            f"{folder} cannot be written ({error}); check the disk's space and the permissions"
-        ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with reported(folder):
+        try:
+            shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+            partial.mkdir(parents=True)
+            yield partial
+            if folder.exists():
+                folder.rmdir()
+            partial.rename(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)

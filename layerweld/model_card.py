@@ -51,6 +51,7 @@ def write_model_card(
     settings: Mapping[str, Scalar],
     scores: Mapping[str, Mapping[str, float]],
     prefix: str = "",
+    missing: Mapping[str, Sequence[str]] | None = None,
 ) -> None:
     """Write ``README.md`` into the folder of a merge; the same facts give the same bytes.
 
@@ -61,6 +62,7 @@ def write_model_card(
         settings: what decided the result, by dotted name; pass no paths.
         scores: per site, the score of each method or model; may be empty.
         prefix: as given to :func:`layerweld.export.write_adapter`.
+        missing: of each site that was lost on the way, the layer groups that lack it.
     """
     adapter = (folder / "adapter_config.json").is_file()
     data = ModelCardData(
@@ -74,6 +76,7 @@ def write_model_card(
         "Sites": _table(
             ("site", "samples", "tokens"), ((s.name, s.samples, s.tokens) for s in sites)
         ),
+        "Sites that were lost": _missing(missing) if missing else "",
         "Scores": _scores(scores) if scores else "",
         "Settings": _table(("setting", "value"), ((f"`{k}`", v) for k, v in settings.items())),
         "What to know": _TO_KNOW,
@@ -86,6 +89,14 @@ def write_model_card(
         if text
     )
     ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n").save(folder / "README.md")
+
+
+def _missing(missing: Mapping[str, Sequence[str]]) -> str:
+    rows = [(site, len(groups), ", ".join(groups)) for site, groups in missing.items()]
+    return (
+        f"These sites failed on the way, and the run went on without them. The groups below know "
+        f"nothing of their tasks.\n\n{_table(('site', 'groups without it', 'which'), rows)}"
+    )
 
 
 def _summary(base_name: str, adapter: bool) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from layerweld.config import MergeSettings
 from layerweld.errors import RefusedReplyError
 from layerweld.exact_sum import LIMIT, ExactSum
 from layerweld.gram import off_diagonal_importance, shrink
+from layerweld.influence import capped_scales, relative_shift
 from layerweld.plan import LayerGroup
 from layerweld.solve import RegularizedGram, regularize
 from layerweld.statistics import (
@@ -20,6 +22,7 @@ from layerweld.statistics import (
     GroupStatistics,
     LowRankProduct,
     Product,
+    check_product,
     check_statistics,
 )
 from layerweld.updates import DenseUpdate, LowRankUpdate, Update
@@ -39,6 +42,8 @@ class GroupSolution:
         residual: share of the sites' updates that one layer cannot reproduce,
             ``Σ ω_i tr[(ΔW_M - ΔW_i) G_i (…)ᵀ] / Σ ω_i tr[ΔW_i G_i ΔW_iᵀ]``.
         compression_error: relative, in the metric of S, of the group's worst layer.
+        influence: by site, how far it moves the merge of the others, relative and in the metric
+            of S; empty if nobody asked, or there is one site only.
     """
 
     group: str
@@ -49,18 +54,27 @@ class GroupSolution:
     ridge: float
     residual: float
     compression_error: float
+    influence: Mapping[str, float]
 
 
 class GroupPool:
     """``S = Σ ω_i G_i`` and ``R = Σ ω_i ΔW_i G_i`` of one layer group.
 
-    Replies are added as they come and forgotten. The sums are exact (:class:`ExactSum`) and
-    factors are stacked in the order of the sites' names, so the solution has the same bits in
-    whatever order the sites answer.
+    Replies are added as they come. The sums are exact (:class:`ExactSum`) and factors are stacked
+    in the order of the sites' names, so the solution has the same bits in whatever order the sites
+    answer. Where the settings cap a site's share or ask for its influence, its statistics are kept
+    until the group is solved, to be taken off the sums again; else they are forgotten.
+
+    What can buy a site influence: not the number of tokens or samples it claims, which nothing is
+    computed from; ω is computed here, from G. ``token`` and ``trace`` fix tr G = 1 and so bound
+    ω ≤ (d_in - 1) / 2, ``feature`` bounds ω ≤ d_in (d_in - 1) / 2: a site that sends G with all
+    entries equal gets that much. ``none`` bounds nothing: c times the activations are c⁴ times the
+    weight. ``max_share`` caps all of these; ``importance = "uniform"`` leaves only G itself. A
+    large ΔW moves the merge in proportion; nothing caps it, the influence shows it.
 
     Args:
         group: the layer group.
-        settings: normalisation, importance, shrinkage, ridge, anchor and rank.
+        settings: normalisation, importance, shrinkage, ridge, anchor, rank, cap and influence.
     """
 
     def __init__(self, group: LayerGroup, settings: MergeSettings) -> None:
@@ -71,15 +85,20 @@ class GroupPool:
         self._importance: dict[str, float] = {}
         self._tokens: dict[str, int] = {}
         self._energy = ExactSum(())
+        self._keeps = settings.influence or settings.max_share < 1
+        self._kept: dict[str, GroupStatistics] = {}
 
     def add(self, site: str, statistics: GroupStatistics) -> None:
         """Check one site's statistics and add them.
 
         Raises:
-            RefusedReplyError: wrong group, shape or form, a broken invariant, or a second reply
-                of the same site. Nothing was added then.
+            RefusedReplyError: as :meth:`check`. Nothing was added then.
         """
-        self._check(site, statistics)
+        self.check(site, statistics)
+        self.fold(site, statistics)
+
+    def fold(self, site: str, statistics: GroupStatistics) -> None:
+        """Add statistics that :meth:`check` has passed."""
         weight = self._weight(statistics)
         self._gram.add(weight * statistics.gram.double())
         for layer, product in statistics.products.items():
@@ -87,38 +106,83 @@ class GroupPool:
             self._energy.add(torch.tensor(weight * product.energy, dtype=torch.float64))
         self._importance[site] = weight
         self._tokens[site] = statistics.num_tokens
+        if self._keeps:
+            self._kept[site] = statistics
 
     def solve(self) -> GroupSolution:
         """The merged updates from what was added."""
-        gram = shrink(self._gram.total(), self.settings.shrinkage)
-        system = regularize(gram, self.settings.ridge)
-        num_sites = len(self._importance)
-        anchored = self.settings.anchor == "mean"
-        updates: dict[str, Update] = {}
-        misfit, worst = float(self._energy.total()), 0.0
-        for layer in (shape.name for shape in self.group.layers if shape.name in self._layers):
-            pool = self._layers[layer]
-            solved = pool.solve(system, num_sites if anchored else None, self.settings.rank)
-            updates[layer] = solved.update
-            misfit += solved.misfit
-            worst = max(worst, solved.compression_error)
-        energy = float(self._energy.total())
+        scales = self._scales()
+        system, solved = self._solve(scales, self.settings.rank)
+        energy = float(self._energy.total()) - self._off(scales, _energy_of)
+        misfit = energy + sum(one.misfit for one in solved.values())
         return GroupSolution(
             group=self.group.name,
-            updates=updates,
-            importance=dict(sorted(self._importance.items())),
+            updates={layer: one.update for layer, one in solved.items()},
+            importance={s: w * scales.get(s, 1.0) for s, w in sorted(self._importance.items())},
             tokens=dict(sorted(self._tokens.items())),
             condition=system.condition,
             ridge=system.ridge,
             residual=max(0.0, misfit / energy) if energy > 0 else 0.0,
-            compression_error=worst,
+            compression_error=max((one.compression_error for one in solved.values()), default=0.0),
+            influence=self._influence(scales, system) if self.settings.influence else {},
         )
+
+    def _scales(self) -> dict[str, float]:
+        """What the cap takes each site's weight down to; empty where there is no cap."""
+        if self.settings.max_share == 1:
+            return {}
+        masses = {
+            site: self._importance[site] * float(statistics.gram.double().trace())
+            for site, statistics in self._kept.items()
+        }
+        return capped_scales(masses, self.settings.max_share)
+
+    def _solve(
+        self, scales: Mapping[str, float], rank: int
+    ) -> tuple[RegularizedGram, dict[str, _Solved]]:
+        """With each site's weight multiplied by its scale (1 if absent); 0 leaves it out."""
+        total = self._gram.total() - self._off(scales, lambda kept: kept.gram.double())
+        system = regularize(shrink(total, self.settings.shrinkage), self.settings.ridge)
+        left_out = sum(1 for scale in scales.values() if scale == 0)
+        sites = len(self._importance) - left_out
+        anchored_to = sites if self.settings.anchor == "mean" else None
+        names = [shape.name for shape in self.group.layers if shape.name in self._layers]
+        return system, {
+            layer: self._layers[layer].solve(system, anchored_to, rank, scales)
+            for layer in names
+            if self._layers[layer].has_any(scales)
+        }
+
+    def _off(self, scales: Mapping[str, float], part: Callable[[GroupStatistics], Any]) -> Any:
+        """What the scales take off a weighted sum of parts, site by site in their order."""
+        return sum(
+            (1 - scale) * self._importance[site] * part(self._kept[site])
+            for site, scale in sorted(scales.items())
+            if scale < 1
+        )
+
+    def _influence(self, scales: Mapping[str, float], system: RegularizedGram) -> dict[str, float]:
+        """How far each site moves the merge of the others; see :func:`relative_shift`."""
+        if len(self._importance) < 2:
+            return {}
+        merged = _updates(self._solve(scales, rank=0)[1])
+        shifts = {}
+        for site in sorted(self._importance):
+            without = _updates(self._solve({**scales, site: 0.0}, rank=0)[1])
+            shifts[site] = relative_shift(merged, without, system.gram)
+        return shifts
 
     def _weight(self, statistics: GroupStatistics) -> float:
         uniform = self.settings.importance == "uniform"
         return 1.0 if uniform else off_diagonal_importance(statistics.gram)
 
-    def _check(self, site: str, statistics: GroupStatistics) -> None:
+    def check(self, site: str, statistics: GroupStatistics) -> None:
+        """Refuse statistics that honest data cannot give, or that nobody asked for.
+
+        Raises:
+            RefusedReplyError: wrong group, shape or form, a broken invariant, or a second reply
+                of the same site.
+        """
         if site in self._importance:
             raise RefusedReplyError(f"{site} answered for {self.group.name} twice")
         if statistics.group != self.group.name:
@@ -132,7 +196,8 @@ class GroupPool:
         for layer, product in statistics.products.items():
             if layer not in d_out:
                 raise RefusedReplyError(f"{layer!r} is not a layer of {self.group.name}")
-            _check_product(product, (d_out[layer], self.group.d_in), layer)
+            _check_shapes(product, (d_out[layer], self.group.d_in), layer)
+            check_product(product, statistics.gram.double().diagonal(), layer)
             known = self._layers.get(layer)
             if known is not None and not isinstance(known, _pool_class(product)):
                 raise RefusedReplyError(f"{layer}: factored and dense products in one run")
@@ -147,7 +212,10 @@ class GroupPool:
 
     def _pool_of(self, layer: str, product: Product) -> _LowRankPool | _DensePool:
         d_out = next(shape.d_out for shape in self.group.layers if shape.name == layer)
-        return self._layers.setdefault(layer, _pool_class(product)((d_out, self.group.d_in)))
+        if layer not in self._layers:
+            dense = _DensePool((d_out, self.group.d_in), keeps=self._keeps)
+            self._layers[layer] = _LowRankPool() if isinstance(product, LowRankProduct) else dense
+        return self._layers[layer]
 
 
 @dataclass(frozen=True)
@@ -160,16 +228,29 @@ class _Solved:
 class _LowRankPool:
     """Factors of one layer by site; their merge is a LoRA of rank ``Σ r_i``."""
 
-    def __init__(self, shape: tuple[int, int]) -> None:
-        self._shape = shape
+    def __init__(self) -> None:
         self._parts: dict[str, tuple[float, LowRankProduct]] = {}
 
     def add(self, site: str, weight: float, product: Product) -> None:
         assert isinstance(product, LowRankProduct)
         self._parts[site] = (weight, product)
 
-    def solve(self, system: RegularizedGram, anchored_to: int | None, rank: int) -> _Solved:
-        parts = [self._parts[site] for site in sorted(self._parts)]
+    def has_any(self, scales: Mapping[str, float]) -> bool:
+        return any(scales.get(site, 1.0) > 0 for site in self._parts)
+
+    def solve(
+        self,
+        system: RegularizedGram,
+        anchored_to: int | None,
+        rank: int,
+        scales: Mapping[str, float],
+    ) -> _Solved:
+        scaled = {site: scales.get(site, 1.0) for site in sorted(self._parts)}
+        parts = [
+            (self._parts[site][0] * scale, self._parts[site][1])
+            for site, scale in scaled.items()
+            if scale > 0
+        ]
         left = torch.cat([product.left.double() for _, product in parts], dim=1)
         moments = torch.cat([weight * product.right.double() for weight, product in parts])
         target = moments
@@ -186,23 +267,47 @@ class _LowRankPool:
 
 
 class _DensePool:
-    """The sum of one layer's dense products, and of the updates where the anchor needs them."""
+    """The sum of one layer's dense products, and of the updates where the anchor needs them.
 
-    def __init__(self, shape: tuple[int, int]) -> None:
+    The products are kept as well where sites may have to be taken off again.
+    """
+
+    def __init__(self, shape: tuple[int, int], *, keeps: bool) -> None:
         self._moments = ExactSum(shape)
         self._updates = ExactSum(shape)
+        self._keeps = keeps
+        self._sites: set[str] = set()
+        self._parts: dict[str, tuple[float, DenseProduct]] = {}
 
     def add(self, site: str, weight: float, product: Product) -> None:
         assert isinstance(product, DenseProduct)
         self._moments.add(weight * product.product.double())
         if product.update is not None:
             self._updates.add(product.update.double())
+        self._sites.add(site)
+        if self._keeps:
+            self._parts[site] = (weight, product)
 
-    def solve(self, system: RegularizedGram, anchored_to: int | None, rank: int) -> _Solved:
-        moments = self._moments.total()
+    def has_any(self, scales: Mapping[str, float]) -> bool:
+        return any(scales.get(site, 1.0) > 0 for site in self._sites)
+
+    def solve(
+        self,
+        system: RegularizedGram,
+        anchored_to: int | None,
+        rank: int,
+        scales: Mapping[str, float],
+    ) -> _Solved:
+        moments, updates = self._moments.total(), self._updates.total()
+        for site, scale in sorted(scales.items()):
+            if site in self._parts and scale < 1:
+                weight, product = self._parts[site]
+                moments = moments - (1 - scale) * weight * product.product.double()
+                if product.update is not None and scale == 0:
+                    updates = updates - product.update.double()
         target = moments
         if anchored_to:
-            target = moments + system.ridge / anchored_to * self._updates.total()
+            target = moments + system.ridge / anchored_to * updates
         merged = system.solve(target)
         update: Update = DenseUpdate(merged.float())
         error = 0.0
@@ -238,7 +343,15 @@ def _maybe_compress(
     return compress(left, right, gram, rank) if rank else (left, right, 0.0)
 
 
-def _check_product(product: Product, shape: tuple[int, int], layer: str) -> None:
+def _energy_of(statistics: GroupStatistics) -> float:
+    return sum(product.energy for product in statistics.products.values())
+
+
+def _updates(solved: Mapping[str, _Solved]) -> dict[str, Update]:
+    return {layer: one.update for layer, one in solved.items()}
+
+
+def _check_shapes(product: Product, shape: tuple[int, int], layer: str) -> None:
     if isinstance(product, LowRankProduct):
         rank = product.right.shape[0] if product.right.ndim == 2 else -1
         expected = {"left": (shape[0], rank), "right": (rank, shape[1]), "factor": (rank, shape[1])}
@@ -249,7 +362,3 @@ def _check_product(product: Product, shape: tuple[int, int], layer: str) -> None
             raise RefusedReplyError(
                 f"{layer}: {name} is {tuple(tensor.shape)}, not {expected[name]}"
             )
-        if not bool(torch.isfinite(tensor).all()):
-            raise RefusedReplyError(f"{layer}: {name} holds a number that is not finite")
-    if not 0 <= product.energy < float("inf"):
-        raise RefusedReplyError(f"{layer}: energy {product.energy} is no sum of squares")

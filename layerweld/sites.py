@@ -14,11 +14,14 @@ from layerweld.errors import ConfigError
 DEMO = "demo:"
 """Prefix of ``data`` that names one of the demo's tasks instead of a file."""
 
+SITE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
+"""What a site may be called: it names folders and files."""
+
 
 class SiteEntry(Settings):
     """One ``[[sites]]`` table, or the same keys of a Flower node configuration."""
 
-    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(min_length=1, pattern=f"^{SITE_NAME}$")
     """Name of the site, unique in the run; it names a folder, so letters, digits and ``._-``."""
     data: str = Field(min_length=1)
     """Rows to calibrate on (and to fine-tune on): JSON lines, CSV, Parquet or an image folder."""
@@ -30,6 +33,9 @@ class SiteEntry(Settings):
     """Labelled rows to evaluate on."""
     cache: str = ""
     """Where this site keeps its state, if not where the run's settings say."""
+    watchdog: bool = False
+    """End the process that answers a message when the message's time is over. For sites that Flower
+    starts one process a message for: without it, a hung one blocks every later message."""
 
 
 def read_run_file(file: Path) -> tuple[RunSettings, tuple[SiteEntry, ...]]:

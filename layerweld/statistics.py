@@ -133,6 +133,39 @@ def _product(update: Update, gram: Tensor, form: ProductForm) -> Product:
     return DenseProduct(product.float(), sent, energy)
 
 
+def check_product(product: Product, diagonal: Tensor, where: str) -> None:
+    """Refuse a product that no update has with a Gram matrix of this diagonal.
+
+    By Cauchy and Schwarz column q of ``ΔW G`` is at most ``sqrt(tr[ΔW G ΔWᵀ] G_qq)`` long: a
+    feature that never fires cannot carry an update. Without this, a number there would be divided
+    by the ridge alone.
+
+    Args:
+        product: of one layer; its shapes have been checked.
+        diagonal: ``(d_in,)`` of the same site's Gram matrix (shrinking leaves it alone).
+        where: the layer, for the message.
+
+    Raises:
+        RefusedReplyError: as said, or a number is not finite.
+    """
+    for name, tensor in product.tensors().items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise RefusedReplyError(f"{where}: {name} holds a number that is not finite")
+    if not 0 <= product.energy < float("inf"):
+        raise RefusedReplyError(f"{where}: energy {product.energy} is no sum of squares")
+    if isinstance(product, LowRankProduct):
+        left, right = product.left.double(), product.right.double()
+        squares = (right * (left.T @ left @ right)).sum(dim=0)
+    else:
+        squares = product.product.double().square().sum(dim=0)
+    bound = product.energy * (1.01 * diagonal + 1e-9 * float(diagonal.sum()))
+    if not bool((squares <= bound).all()):
+        raise RefusedReplyError(
+            f"{where}: the product is longer than its energy {product.energy:.3g} and the Gram "
+            f"matrix allow: no update has such a product"
+        )
+
+
 def check_statistics(statistics: GroupStatistics, d_in: int, normalization: str) -> None:
     """Refuse a Gram matrix that honest data cannot have.
 

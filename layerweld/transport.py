@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor
@@ -13,6 +17,7 @@ from torch import Tensor
 from layerweld.errors import RefusedReplyError
 from layerweld.gram import pack_symmetric, unpack_symmetric
 from layerweld.prefix import factors
+from layerweld.sites import SITE_NAME
 from layerweld.statistics import (
     DenseProduct,
     GroupStatistics,
@@ -143,6 +148,19 @@ def encode_run(run: str) -> RecordDict:
     return RecordDict({_ABOUT: ConfigRecord({"run": run})})
 
 
+def decode_run(content: RecordDict) -> str:
+    """Which run a message belongs to.
+
+    Raises:
+        RefusedReplyError: it does not say so, or in a way that cannot name a folder.
+    """
+    with refusing_malformed():
+        run = read(content.config_records[_ABOUT], "run", str)
+    if not re.fullmatch(SITE_NAME, run):
+        raise RefusedReplyError(f"a run cannot be called {run!r}: its name is a folder's")
+    return run
+
+
 def encode_model(model: ModelToMeasure) -> RecordDict:
     """A model to measure."""
     about = ConfigRecord({"run": model.run, "kind": model.kind, "layers": list(model.layers)})
@@ -174,8 +192,22 @@ def encode_introduction(introduction: Introduction) -> RecordDict:
 
 
 def decode_introduction(content: RecordDict) -> Introduction:
-    """Inverse of :func:`encode_introduction`, with every field's type checked."""
-    about = content.config_records[_ABOUT]
+    """Inverse of :func:`encode_introduction`, with every field's type checked.
+
+    Raises:
+        RefusedReplyError: a field is missing or has another type.
+    """
+    with refusing_malformed():
+        return introduction_from(content.config_records[_ABOUT])
+
+
+def introduction_from(about: Mapping[str, Any]) -> Introduction:
+    """An introduction from its fields: a Flower record's, or a JSON object's.
+
+    Raises:
+        KeyError: a field is missing.
+        TypeError: a field has another type.
+    """
     return Introduction(
         site=read(about, "site", str),
         base=read(about, "base", str),
@@ -272,27 +304,14 @@ def encode_answer(answer: Answer) -> RecordDict:
     return RecordDict({_ABOUT: about, _STATISTICS: to_arrays(tensors)})
 
 
-def decode_answer(content: RecordDict) -> Answer:
-    """Inverse of :func:`encode_answer`.
+def decode_subject(content: RecordDict) -> Answer:
+    """What an answer is about, without its statistics: to be compared before more is read.
 
     Raises:
-        RefusedReplyError: a record is missing, has the wrong type, or does not fit the others.
+        RefusedReplyError: a field is missing or has the wrong type.
     """
-    try:
+    with refusing_malformed():
         about = content.config_records[_ABOUT]
-        arrays = from_arrays(content.array_records[_STATISTICS])
-        names = read_list(about, "energy-of", str)
-        energies = dict(zip(names, read_list(about, "energies", float), strict=True))
-        groups = zip(
-            read_list(about, "groups", str),
-            read_list(about, "widths", int),
-            read_list(about, "tokens", int),
-            strict=True,
-        )
-        statistics = tuple(
-            _statistics_from(i, group, width, tokens, arrays, energies)
-            for i, (group, width, tokens) in enumerate(groups)
-        )
         step, need_from = read(about, "step", int), read(about, "need-from", int)
         return Answer(
             site=read(about, "site", str),
@@ -300,11 +319,46 @@ def decode_answer(content: RecordDict) -> Answer:
             step=step,
             plan=read(about, "plan", str),
             prefix=read(about, "prefix", str),
-            statistics=statistics,
             need_from=need_from if need_from < step else None,
         )
-    except (KeyError, ValueError, TypeError, EOFError, RuntimeError) as error:
-        raise RefusedReplyError(f"a reply that cannot be read: {error}") from error
+
+
+def decode_statistics(
+    content: RecordDict, shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[GroupStatistics, ...]:
+    """The statistics of an answer that does not ask for merged updates instead.
+
+    Args:
+        content: of the reply.
+        shapes: the arrays it must hold, :func:`layerweld.expected.statistics_shapes`.
+
+    Raises:
+        RefusedReplyError: a record is missing, has the wrong type, or does not fit the others; an
+            array is missing, unexpected, or not what its place needs. That is seen on the headers,
+            before memory is taken for any number.
+    """
+    with refusing_malformed():
+        about = content.config_records[_ABOUT]
+        return _all_statistics(about, read_arrays(content.array_records[_STATISTICS], shapes))
+
+
+def _all_statistics(
+    about: ConfigRecord, arrays: Mapping[str, Tensor]
+) -> tuple[GroupStatistics, ...]:
+    names = read_list(about, "energy-of", str)
+    energies = dict(zip(names, read_list(about, "energies", float), strict=True))
+    if energies.keys() != {n.rpartition("/")[0] for n in arrays if not n.endswith("/gram")}:
+        raise ValueError("the energies are of other layers than the products")
+    groups = zip(
+        read_list(about, "groups", str),
+        read_list(about, "widths", int),
+        read_list(about, "tokens", int),
+        strict=True,
+    )
+    return tuple(
+        _statistics_from(i, group, width, tokens, arrays, energies)
+        for i, (group, width, tokens) in enumerate(groups)
+    )
 
 
 def _statistics_from(
@@ -363,20 +417,70 @@ def from_arrays(record: ArrayRecord) -> dict[str, Tensor]:
     return {key: torch.from_numpy(array.numpy().copy()).float() for key, array in record.items()}
 
 
+def read_arrays(record: ArrayRecord, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """As :func:`from_arrays`, for arrays that nobody vouches for.
+
+    Args:
+        record: as it came over the network.
+        shapes: of every array that must be there; no other may.
+
+    Raises:
+        ValueError: one is missing, is not expected, or is anything but little-endian float32 in
+            C order of that shape and of just as many bytes. Nothing was allocated then.
+    """
+    missing, surplus = sorted(shapes.keys() - record.keys()), sorted(record.keys() - shapes.keys())
+    if missing or surplus:
+        kind, names = ("missing", missing) if missing else ("unexpected", surplus)
+        raise ValueError(f"array {names[0]!r} (of {len(names)} such) is {kind}")
+    for name, shape in shapes.items():
+        _check_header(name, record[name], shape)
+    return from_arrays(record)
+
+
+def _check_header(name: str, array: Array, shape: tuple[int, ...]) -> None:
+    """What numpy would believe when it allocates: the header inside the data, not Flower's."""
+    if array.stype != "numpy.ndarray" or array.dtype != "float32":
+        raise ValueError(f"{name!r} is {array.stype} of {array.dtype}, not numpy float32")
+    opened = io.BytesIO(array.data)
+    if np.lib.format.read_magic(opened) != (1, 0):
+        raise ValueError(f"{name!r} has a header of another version")
+    found, fortran, dtype = np.lib.format.read_array_header_1_0(opened)
+    if tuple(array.shape) != shape or found != shape:
+        raise ValueError(f"{name!r} is {found}, not {shape}")
+    if dtype.str != "<f4" or (fortran and min(shape, default=1) > 1):
+        raise ValueError(f"{name!r} is {dtype.str} in another order than C")
+    numbers, rest = int(np.prod(shape, dtype=object)), len(array.data) - opened.tell()
+    if rest != 4 * numbers:
+        raise ValueError(f"{name!r} has {rest} bytes for {numbers} numbers")
+
+
+@contextmanager
+def refusing_malformed() -> Iterator[None]:
+    """Whatever cannot be read as what it should be is a refused reply.
+
+    Raises:
+        RefusedReplyError: as said.
+    """
+    try:
+        yield
+    except (KeyError, ValueError, TypeError, EOFError, RuntimeError, OverflowError) as error:
+        raise RefusedReplyError(f"a reply that cannot be read: {error}") from error
+
+
 def num_bytes(content: RecordDict) -> int:
     """Bytes of all arrays in a message; the few words around them are not counted."""
     return sum(len(a.data) for record in content.array_records.values() for a in record.values())
 
 
-def read(record: ConfigRecord, key: str, kind: type[T]) -> T:
+def read(record: Mapping[str, Any], key: str, kind: type[T]) -> T:
     """One typed value of a record that came over the network."""
     value = record[key]
-    if not isinstance(value, kind):
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise TypeError(f"record entry {key!r} should be a {kind.__name__}, not {value!r}")
     return value
 
 
-def read_list(record: ConfigRecord, key: str, kind: type[T]) -> Sequence[T]:
+def read_list(record: Mapping[str, Any], key: str, kind: type[T]) -> Sequence[T]:
     """One typed list of a record that came over the network."""
     values: Any = record[key]
     if not isinstance(values, list) or not all(isinstance(v, kind) for v in values):

@@ -8,17 +8,28 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Read the run's configuration, play the run, and say where its output is."""
+    """Read the run's configuration, play the run, and say where its output is.
+
+    Raises:
+        LayerweldError: the run failed, and Flower lists it as such; the log's last lines are the
+            cause and what to do.
+    """
     from pathlib import Path
 
     from flwr.supercore import log
 
     from layerweld.config import read_run_settings
+    from layerweld.errors import LayerweldError
     from server.run import play
 
-    settings = read_run_settings(context.run_config)
-    output = Path(settings.output or f"runs/{settings.name}")
-    results = play(grid, settings, settings.base or demo_base(), output)
+    try:
+        settings = read_run_settings(context.run_config)
+        output = Path(settings.output or f"runs/{settings.name}")
+        results = play(grid, settings, settings.base or demo_base(), output)
+    except LayerweldError as error:
+        log(40, "failed with exit code %d: %s", error.exit_code, error)
+        log(40, "next: %s", error.next_step)
+        raise
     log(20, "manifest %s, output in %s", results.manifest_hash, output.resolve())
 
 

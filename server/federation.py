@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 
+from flwr.app import RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
@@ -14,7 +15,7 @@ from layerweld.config import RunSettings
 from layerweld.demo import demo_name
 from layerweld.discover import discover_plan
 from layerweld.errors import CohortError, RefusedReplyError
-from layerweld.exact_sum import ExactSum
+from layerweld.exact_sum import LIMIT, ExactSum
 from layerweld.methods import Method, methods_of
 from layerweld.plan import MergePlan
 from layerweld.progress import report_progress
@@ -26,16 +27,19 @@ from layerweld.transport import (
     decode_introduction,
     encode_model,
     encode_run,
-    from_arrays,
+    read,
+    read_arrays,
     read_list,
+    refusing_malformed,
 )
 from layerweld.updates import Update
-from server.handshake import check_cohort, merged_layers
+from server.handshake import check_cohort, check_layers, merged_layers
 from server.journal import RunJournal
 from server.results import GroupFigures, Score
 from strategies.averaging import UpdateAveraging
 from strategies.chain_of_merges import ChainOfMerges, SolvedStep
-from strategies.cohort import Cohort, stream_replies
+from strategies.cohort import Cohort, Patience
+from strategies.inquiry import ask
 
 
 @dataclass
@@ -46,6 +50,7 @@ class MergedModel:
         method: which.
         updates: merged updates, by layer.
         remainder: what was added to norms, biases and embeddings; empty for LoRA.
+        lost: sites that took part in the run and are not in all of this merge.
         groups: figures per layer group; empty for methods without statistics.
         prefix: hash over everything merged; empty for methods without a chain.
     """
@@ -57,6 +62,7 @@ class MergedModel:
     seconds: float
     bytes_up: int
     bytes_down: int
+    lost: tuple[str, ...] = ()
     groups: tuple[GroupFigures, ...] = ()
     prefix: str = ""
     scores: dict[str, Score] = field(default_factory=dict)
@@ -80,7 +86,8 @@ class Federation:
         self.whole_plan = discover_plan(self.base.backbone)
         self.journal = journal
         self.run = journal.run_id()
-        self.cohort = Cohort({}, settings.timeout)
+        self.patience = Patience.of(settings)
+        self.cohort = Cohort({}, {}, self.run, self.patience)
         self.introductions: tuple[Introduction, ...] = ()
 
     @property
@@ -89,37 +96,50 @@ class Federation:
         return merged_layers(self.introductions, self.whole_plan)
 
     @property
+    def ignored(self) -> Mapping[str, int]:
+        """Replies that were dropped so far, by kind."""
+        return self.cohort.ignored
+
+    @property
     def sites_can_evaluate(self) -> bool:
         """Whether every site has a head and labelled held-out rows."""
         return all(introduction.evaluates for introduction in self.introductions)
 
     def introduce(self) -> None:
         """Wait for the sites, ask each who it is, and refuse a cohort that does not fit."""
-        nodes = self._wait_for_nodes()
-        unnamed = Cohort({node: f"node {node}" for node in nodes}, self.settings.timeout)
-        by_node: dict[int, Introduction] = {}
-        messages = unnamed.messages(encode_run(self.run), "query.handshake", "handshake")
-        replies = stream_replies(self.grid, messages, self.settings.timeout)
-        for _, reply in unnamed.checked(replies, "handshake"):
-            by_node[reply.metadata.src_node_id] = decode_introduction(reply.content)
-            report_progress("handshake", len(by_node), len(nodes))
-        self.introductions = tuple(sorted(by_node.values(), key=lambda one: one.site))
+        nodes = {f"node {node}": node for node in self._wait_for_nodes()}
+        unnamed = Cohort(nodes, {}, self.run, Patience.of_handshake(self.settings))
+        came: dict[str, Introduction] = {}
+        about = encode_run(self.run)
+        answers = ask(self.grid, unnamed, "query.handshake", "handshake", about, _introduction)
+        for node, introduction in answers:
+            came[node] = introduction
+            report_progress("handshake", len(came), len(nodes))
         check_cohort(
-            self.introductions,
+            tuple(came.values()),
             base=self.base.fingerprint,
             tokenizer=tokenizer_fingerprint(self.base.folder),
-            plan=self.whole_plan.digest,
+            plan=self.whole_plan,
             settings=self.settings.digest(),
         )
-        self.cohort = Cohort({n: i.site for n, i in by_node.items()}, self.settings.timeout)
+        at = {introduction.site: nodes[node] for node, introduction in came.items()}
+        known = {introduction.site: introduction for introduction in came.values()}
+        gone = self.journal.lost_introductions(known)
+        self.introductions = _sorted((*came.values(), *gone))
+        everybody = {introduction.site: introduction for introduction in self.introductions}
+        self.cohort = Cohort(at, everybody, self.run, self.patience)
 
     def fine_tune(self) -> None:
         """Let the sites that have no adapter yet train one."""
         if all(introduction.kind != "none" for introduction in self.introductions):
             return
-        answers = self.cohort.ask(self.grid, encode_run(self.run), "train.finetune")
-        trained = [decode_introduction(content) for _, content in answers]
-        self.introductions = tuple(sorted(trained, key=lambda one: one.site))
+        about = encode_run(self.run)
+        answers = ask(self.grid, self.cohort, "train.finetune", "fine-tuning", about, self._trained)
+        trained = dict(answers)
+        self.cohort.introductions |= trained
+        self.introductions = _sorted(
+            trained.get(introduction.site, introduction) for introduction in self.introductions
+        )
 
     def begin_journal(self) -> None:
         """From here on, what is solved is kept."""
@@ -130,7 +150,7 @@ class Federation:
                 "plan": self.plan.digest,
                 "settings": self.settings.digest(),
                 "methods": [method.name for method in self.methods],
-                "sites": {one.site: [one.samples, one.tokens] for one in self.introductions},
+                "sites": {one.site: asdict(one) for one in self.introductions},
             }
         )
 
@@ -142,14 +162,13 @@ class Federation:
         if all(introduction.kind == "lora" for introduction in self.introductions):
             return {}
         sums: dict[str, ExactSum] = {}
-        for site, content in self.cohort.ask(self.grid, encode_run(self.run), "train.remainder"):
-            for name, values in from_arrays(content.array_records["remainder"]).items():
-                total = sums.setdefault(name, ExactSum(tuple(values.shape)))
-                try:
-                    total.add(values.double())
-                except ValueError as error:
-                    raise RefusedReplyError(f"{site}: remainder of {name!r}: {error}") from None
-        count = len(self.introductions)
+        about, count = encode_run(self.run), 0
+        for _site, tensors in ask(
+            self.grid, self.cohort, "train.remainder", "remainder", about, self._remainder
+        ):
+            count += 1
+            for name, values in tensors.items():
+                sums.setdefault(name, ExactSum(tuple(values.shape))).add(values.double())
         return {name: (total.total() / count).float() for name, total in sorted(sums.items())}
 
     def merge(self, method: Method, remainder: Mapping[str, Tensor]) -> MergedModel:
@@ -183,51 +202,48 @@ class Federation:
             seconds=time.perf_counter() - started,
             bytes_up=sum(_bytes_up(solved) for solved in strategy.solved),
             bytes_down=sum(solved.bytes_down for solved in strategy.solved),
+            lost=tuple(sorted(self.cohort.lost)),
             groups=_figures(strategy.steps, strategy.solved),
             prefix=strategy.final_prefix,
         )
 
     def evaluate(self, kind: str, merged: MergedModel | None = None) -> dict[str, Score]:
         """Held-out accuracy at every site: of the base model, the sites' own, or a merged one."""
-        model = self._model(kind, merged)
+        label = merged.method.label if merged else kind
+        content = encode_model(self._model(kind, merged))
         scores: dict[str, Score] = {}
-        for site, content in self.cohort.ask(self.grid, encode_model(model), "evaluate.model"):
-            metrics = content.metric_records["metrics"]
-            accuracy, samples = metrics["accuracy"], metrics["num-examples"]
-            if not isinstance(accuracy, float) or not isinstance(samples, int):
-                raise RefusedReplyError(f"{site} sent {accuracy!r} as its accuracy")
-            scores[site] = Score(accuracy, samples)
-            label = merged.method.label if merged else kind
-            report_progress(f"evaluating {label}", len(scores), len(self.cohort.sites))
+        for site, score in ask(
+            self.grid, self.cohort, "evaluate.model", f"evaluation of {label}", content, _score
+        ):
+            scores[site] = score
+            report_progress(f"evaluating {label}", len(scores), len(self.cohort.names))
         return dict(sorted(scores.items()))
 
     def measure_shift(self, merged: MergedModel) -> dict[str, dict[str, float]]:
         """Eq. 8 of a merged model: by group, then by site."""
         by_group: dict[str, dict[str, float]] = {g.name: {} for g in self.plan.groups}
-        model = self._model("merged", merged)
-        for done, (site, content) in enumerate(
-            self.cohort.ask(self.grid, encode_model(model), "query.shift")
-        ):
-            record = content.config_records["shift"]
-            values = read_list(record, "shifts", float)
-            for group, value in zip(read_list(record, "groups", str), values, strict=True):
+        content = encode_model(self._model("merged", merged))
+        what = f"covariate shift, {merged.method.label}"
+        answers = ask(self.grid, self.cohort, "query.shift", what, content, self._shifts)
+        for done, (site, shifts) in enumerate(answers, start=1):
+            for group, value in shifts.items():
                 by_group[group][site] = value
-            what = f"covariate shift, {merged.method.label}"
-            report_progress(what, done + 1, len(self.cohort.sites))
+            report_progress(what, done, len(self.cohort.names))
         return {group: dict(sorted(sites.items())) for group, sites in by_group.items()}
 
     def _average(self, method: Method, remainder: Mapping[str, Tensor]) -> MergedModel:
         started = time.perf_counter()
-        count = len(self.introductions)
-        factor = self.settings.scaling if method.name == "task-arithmetic" else 1 / count
-        strategy = UpdateAveraging(self.plan, self.cohort, self.run, factor)
+        count = len(self.cohort.names)
+        scaling = self.settings.scaling if method.name == "task-arithmetic" else None
+        strategy = UpdateAveraging(self.plan, self.cohort, self.run, scaling)
         report_progress(method.label, 0, 1)
         strategy.play(self.grid)
         report_progress(method.label, 1, 1)
         return MergedModel(
             method=method,
             updates=strategy.merged,
-            remainder={name: values * (factor * count) for name, values in remainder.items()},
+            remainder={n: values * (strategy.factor * count) for n, values in remainder.items()},
+            lost=tuple(sorted(self.cohort.lost)),
             rounds=1,
             seconds=time.perf_counter() - started,
             bytes_up=sum(strategy.bytes_up.values()),
@@ -239,6 +255,36 @@ class Federation:
         remainder = merged.remainder if merged else {}
         return ModelToMeasure(self.run, kind, self.plan.layer_names, updates, remainder)
 
+    def _trained(self, site: str, content: RecordDict) -> Introduction:
+        introduction = _introduction(site, content)
+        before = self.cohort.introductions[site]
+        free = ("kind", "layers", "ranks", "prefix", "evaluates")
+        differing = [k for k in vars(before) if k not in free and _differs(before, introduction, k)]
+        if differing or introduction.kind == "none":
+            raise RefusedReplyError(f"after fine-tuning it has another {', '.join(differing)}")
+        check_layers(introduction, self.whole_plan)
+        return introduction
+
+    def _remainder(self, site: str, content: RecordDict) -> dict[str, Tensor]:
+        parameters = {n: tuple(p.shape) for n, p in self.base.backbone.named_parameters()}
+        with refusing_malformed():
+            record = content.array_records["remainder"]
+            shapes = {name: parameters[name] for name in record}
+            tensors = read_arrays(record, shapes)
+        for name, values in tensors.items():
+            if not bool((values.abs() < LIMIT).all()):  # False for NaN too
+                raise RefusedReplyError(f"remainder of {name!r}: not finite, or beyond 2⁴²")
+        return tensors
+
+    def _shifts(self, site: str, content: RecordDict) -> dict[str, float]:
+        with refusing_malformed():
+            record = content.config_records["shift"]
+            names, values = read_list(record, "groups", str), read_list(record, "shifts", float)
+            shifts = dict(zip(names, values, strict=True))
+        if shifts.keys() != {group.name for group in self.plan.groups}:
+            raise RefusedReplyError("the shifts are of other groups than those of the plan")
+        return shifts
+
     def _wait_for_nodes(self) -> list[int]:
         deadline = time.monotonic() + self.settings.timeout
         while len(nodes := sorted(self.grid.get_node_ids())) < self.settings.min_sites:
@@ -249,6 +295,27 @@ class Federation:
                 )
             time.sleep(0.2)
         return nodes
+
+
+def _introduction(_site: str, content: RecordDict) -> Introduction:
+    return decode_introduction(content)
+
+
+def _differs(before: Introduction, after: Introduction, field: str) -> bool:
+    return bool(getattr(before, field) != getattr(after, field))
+
+
+def _sorted(introductions: Iterable[Introduction]) -> tuple[Introduction, ...]:
+    return tuple(sorted(introductions, key=lambda one: one.site))
+
+
+def _score(_site: str, content: RecordDict) -> Score:
+    with refusing_malformed():
+        metrics = content.metric_records["metrics"]
+        accuracy, samples = read(metrics, "accuracy", float), read(metrics, "num-examples", int)
+    if not 0 <= accuracy <= 1 or samples < 0:
+        raise RefusedReplyError(f"an accuracy of {accuracy} over {samples} rows")
+    return Score(accuracy, samples)
 
 
 def _bytes_up(solved: SolvedStep) -> int:
@@ -272,5 +339,7 @@ def _figures(steps: Sequence[Step], solved: Sequence[SolvedStep]) -> tuple[Group
                 residual=solution.residual,
                 compression_error=solution.compression_error,
                 bytes_up=dict(sorted(done.bytes_up[group.name].items())),
+                influence=solution.influence,
+                lost=done.lost,
             )
     return tuple(by_group.values())

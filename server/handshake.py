@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from layerweld.errors import CohortError
 from layerweld.plan import MergePlan
+from layerweld.sites import SITE_NAME
 from layerweld.transport import Introduction
 
 _SAME_VERSIONS = ("layerweld", "torch", "transformers")
 
 
 def check_cohort(
-    introductions: Sequence[Introduction], *, base: str, tokenizer: str, plan: str, settings: str
+    introductions: Sequence[Introduction],
+    *,
+    base: str,
+    tokenizer: str,
+    plan: MergePlan,
+    settings: str,
 ) -> None:
     """Refuse a mixed cohort, by name of the site and of the field.
 
@@ -20,17 +27,20 @@ def check_cohort(
         introductions: one per node.
         base: fingerprint of the server's base model.
         tokenizer: fingerprint of its tokenizer or image processor.
-        plan: digest of the whole model's plan.
+        plan: of the whole model.
         settings: digest of the settings.
 
     Raises:
         CohortError: two sites of one name, or one that differs in anything that must be equal.
     """
+    for introduction in introductions:
+        if not re.fullmatch(SITE_NAME, introduction.site):
+            raise CohortError(f"a node calls itself {introduction.site!r}, which is no site's name")
     names = [introduction.site for introduction in introductions]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
         raise CohortError(f"two nodes call themselves {twice!r}; every site needs its own name")
-    expected = {"base": base, "tokenizer": tokenizer, "plan": plan, "settings": settings}
+    expected = {"base": base, "tokenizer": tokenizer, "plan": plan.digest, "settings": settings}
     means = {
         "base": "another base model: the sites must start from the same weights",
         "tokenizer": "another tokenizer or image processor",
@@ -45,8 +55,33 @@ def check_cohort(
                     f"site {introduction.site}, {field}: {theirs[:12]} instead of {value[:12]}; "
                     f"{means[field]}"
                 )
+    for introduction in introductions:
+        check_layers(introduction, plan)
     _check_versions(introductions)
     _check_rows(introductions)
+
+
+def check_layers(introduction: Introduction, plan: MergePlan) -> None:
+    """Refuse layers that the model does not have, and ranks that no LoRA needs.
+
+    They decide how much a site may send later.
+
+    Raises:
+        CohortError: as said.
+    """
+    widths = {s.name: max(s.d_out, g.d_in) for g in plan.groups for s in g.layers}
+    if introduction.kind not in ("lora", "full", "none"):
+        raise CohortError(f"site {introduction.site}, kind: {introduction.kind!r} is unknown")
+    if len(introduction.layers) != len(introduction.ranks):
+        raise CohortError(f"site {introduction.site}, ranks: one per layer is needed")
+    for layer, rank in zip(introduction.layers, introduction.ranks, strict=True):
+        if layer not in widths:
+            raise CohortError(f"site {introduction.site}, layers: the model has no {layer!r}")
+        if not 0 <= rank <= widths[layer]:
+            raise CohortError(
+                f"site {introduction.site}, ranks: {rank} for {layer!r}, which is "
+                f"{widths[layer]} wide"
+            )
 
 
 def _check_versions(introductions: Sequence[Introduction]) -> None:
@@ -62,7 +97,7 @@ def _check_versions(introductions: Sequence[Introduction]) -> None:
 
 
 def _minor(versions: Sequence[str], package: str) -> str:
-    found: Mapping[str, str] = dict(entry.split("=", 1) for entry in versions)
+    found: Mapping[str, str] = dict(e.split("=", 1) for e in versions if "=" in e)
     return ".".join(found.get(package, "?").split("+")[0].split(".")[:2])
 
 

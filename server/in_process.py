@@ -13,6 +13,7 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from layerweld.config import RunSettings, Scalar
+from layerweld.incidents import raising_here
 
 
 class InProcessGrid(Grid):
@@ -96,7 +97,8 @@ class InProcessGrid(Grid):
         if node not in self._contexts:
             return _through_the_wire(Message(Error(5, "no such node"), reply_to=message))
         try:
-            reply = self._app(message, self._contexts[node])
+            with raising_here():
+                reply = self._app(message, self._contexts[node])
         except Exception as error:
             name = self._contexts[node].node_config.get("name", f"node {node}")
             error.add_note(f"at site {name}, asked for {message.metadata.message_type}")

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import secrets
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from layerweld.disk import reported, writing
 from layerweld.errors import JournalError
 from layerweld.pool import GroupSolution
-from layerweld.transport import update_tensors, updates_from
+from layerweld.progress import report_progress
+from layerweld.transport import Introduction, introduction_from, update_tensors, updates_from
 from strategies.chain_of_merges import SolvedStep
+
+FINISHED = "journal.finished"
+"""What the journal is called while it is being removed."""
 
 _HEADER = "run.json"
 
@@ -41,9 +45,21 @@ class RunJournal:
         try:
             self._facts = json.loads(header.read_text())
             run: str = self._facts["run"]
-        except (json.JSONDecodeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError) as error:
             raise JournalError(f"{header} is damaged ({error}); remove {self._folder}") from None
         return run
+
+    def lost_introductions(self, came: Collection[str]) -> list[Introduction]:
+        """Sites that the interrupted run had lost and that have not come again.
+
+        Raises:
+            JournalError: what the journal says of them cannot be read.
+        """
+        sites = self._facts.get("sites", {})
+        try:
+            return [introduction_from(sites[n]) for n in self._lost() if n not in came]
+        except (KeyError, TypeError) as error:
+            raise JournalError(f"{self._folder / _HEADER} is damaged: {error}") from None
 
     def open(self, facts: Mapping[str, Any]) -> None:
         """Begin a journal, or check that the interrupted run was about the same things.
@@ -55,11 +71,13 @@ class RunJournal:
             JournalError: the journal on disk is of other sites, settings or models.
         """
         if not self._facts:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            _write_whole(self._folder / _HEADER, json.dumps(facts, sort_keys=True).encode())
-            self._facts = dict(facts)
+            text = json.dumps(facts, sort_keys=True)
+            with writing(self._folder / _HEADER) as partial:
+                partial.write_text(text, encoding="utf-8")
+            self._facts = json.loads(text)
             return
-        other = [name for name in facts if facts[name] != self._facts.get(name)]
+        same = json.loads(json.dumps(facts))  # tuples are lists in JSON
+        other = [name for name in same if same[name] != self._facts.get(name)]
         if other:
             raise JournalError(
                 f"{self._folder} holds an interrupted run with other {', '.join(other)}; finish "
@@ -71,8 +89,18 @@ class RunJournal:
         return StepJournal(self._folder / method)
 
     def remove(self) -> None:
-        """The run is finished and written out."""
-        shutil.rmtree(self._folder)
+        """The run is finished and written out.
+
+        The rename is what finishes it: a journal that is only half removed is never resumed.
+        """
+        with reported(self._folder):
+            done = self._folder.with_name(FINISHED)
+            self._folder.replace(done)
+            shutil.rmtree(done)
+
+    def _lost(self) -> list[str]:
+        methods = [self.of_method(name) for name in self._facts.get("methods", ())]
+        return sorted({site for method in methods for step in method.load() for site in step.lost})
 
 
 class StepJournal:
@@ -88,11 +116,21 @@ class StepJournal:
     def load(self) -> Sequence[SolvedStep]:
         """Every kept step in order.
 
+        A last file that does not match its hash was being written when the power went: it is left
+        out, and that step is solved again.
+
         Raises:
-            JournalError: a file is damaged.
+            JournalError: an earlier file is damaged or missing.
         """
         files = sorted(self._folder.glob("step-*.safetensors"))
-        steps = [_read_step(file) for file in files]
+        steps: list[SolvedStep] = []
+        for file in files:
+            try:
+                steps.append(_read_step(file))
+            except JournalError as error:
+                if file != files[-1]:
+                    raise
+                report_progress(f"{error}: that step is solved again", 0, 0)
         for index, step in enumerate(steps):
             if step.index != index:
                 raise JournalError(
@@ -101,23 +139,25 @@ class StepJournal:
         return steps
 
     def keep(self, step: SolvedStep) -> None:
-        """Write one step under another name first, then rename: it is whole or not there."""
-        self._folder.mkdir(parents=True, exist_ok=True)
+        """Write one step: it is whole or not there.
+
+        Raises:
+            StorageError: it cannot be written; the steps before it are untouched.
+        """
         file = self._folder / f"step-{step.index:04d}.safetensors"
-        partial = file.with_suffix(".partial")
         tensors = {key: t.contiguous() for key, t in update_tensors(step.updates).items()}
         figures = {
             "index": step.index,
             "bytes_up": step.bytes_up,
             "bytes_down": step.bytes_down,
+            "lost": step.lost,
             "solutions": [_figures(solution) for solution in step.solutions],
         }
-        text = json.dumps(figures, sort_keys=True)
-        save_file(tensors, partial, metadata={"figures": text})
-        digest = hashlib.sha256(partial.read_bytes()).hexdigest()
-        _write_whole(file.with_suffix(".sha256"), digest.encode())
-        _sync(partial)
-        partial.replace(file)
+        with writing(file) as partial:
+            save_file(tensors, partial, metadata={"figures": json.dumps(figures, sort_keys=True)})
+            digest = hashlib.sha256(partial.read_bytes()).hexdigest()
+            with writing(file.with_suffix(".sha256")) as hashed:
+                hashed.write_text(digest, encoding="utf-8")
 
 
 def _figures(solution: GroupSolution) -> dict[str, Any]:
@@ -135,7 +175,7 @@ def _read_step(file: Path) -> SolvedStep:
         with safe_open(file, framework="pt") as opened:
             figures = json.loads(opened.metadata()["figures"])
             tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, json.JSONDecodeError, KeyError) as error:
+    except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
         raise JournalError(
             f"{file} cannot be read ({error}); remove it to solve that step again"
         ) from None
@@ -145,17 +185,9 @@ def _read_step(file: Path) -> SolvedStep:
         layers = about.pop("layers")
         solutions.append(GroupSolution(updates={k: updates[k] for k in layers}, **about))
     return SolvedStep(
-        figures["index"], tuple(solutions), figures["bytes_up"], figures["bytes_down"]
+        figures["index"],
+        tuple(solutions),
+        figures["bytes_up"],
+        figures["bytes_down"],
+        tuple(figures["lost"]),
     )
-
-
-def _write_whole(file: Path, content: bytes) -> None:
-    partial = file.with_name(file.name + ".partial")
-    partial.write_bytes(content)
-    _sync(partial)
-    partial.replace(file)
-
-
-def _sync(file: Path) -> None:
-    with file.open("rb") as opened:
-        os.fsync(opened.fileno())

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -14,22 +16,29 @@ from typing import Any
 from layerweld import __version__
 from layerweld.base_model import BaseModel
 from layerweld.config import RunSettings
+from layerweld.disk import reported
 from layerweld.errors import OutputError
 from layerweld.export import write_adapter, write_model
+from layerweld.influence import outliers
 from layerweld.methods import settings_for
 from layerweld.model_card import write_model_card
 from layerweld.transport import Introduction
 from layerweld.updates import LowRankUpdate
 from server.federation import MergedModel
 from server.report import write_report
-from server.results import MethodResult, RunResults, Score, SiteSummary
+from server.results import GroupFigures, MethodResult, RunResults, Score, SiteSummary
 from server.tables import write_accuracy_csv
 
 JOURNAL = "journal"
 
+# In the order in which they are moved into the folder; the manifest says that all of them are.
+_PRODUCTS = ("adapter", "model", "accuracy.csv", "results.json", "report.html", "manifest.json")
+
 
 def check_output_folder(folder: Path) -> None:
-    """Refuse a folder that holds anything but the journal of an interrupted run.
+    """Refuse a folder that holds anything but what an interrupted run has left.
+
+    That is its journal, and perhaps some of its products.
 
     Raises:
         OutputError: the folder is in use, or cannot be made.
@@ -37,13 +46,40 @@ def check_output_folder(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder} is a file; choose another output folder")
     there = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
-    if there and there != [JOURNAL]:
+    if there and not (JOURNAL in there and {*there} <= {JOURNAL, *_PRODUCTS}):
         raise OutputError(
             f"{folder} is in use (it holds {there[0]!r}); choose another one, or remove it"
         )
     parent = next(p for p in (folder, *folder.resolve().parents) if p.exists())
     if not os.access(parent, os.W_OK):
         raise OutputError(f"{folder} cannot be created: {parent} is not writable")
+
+
+@contextmanager
+def finished_together(folder: Path) -> Iterator[Path]:
+    """Give a folder to write all products into; they move to ``folder`` once all are written.
+
+    Raises:
+        StorageError: the disk is full; the products so far are removed, the journal stays.
+    """
+    staging = folder / JOURNAL / "products"
+    with reported(folder):
+        shutil.rmtree(staging, ignore_errors=True)  # of a run that was killed
+        staging.mkdir(parents=True)
+        try:
+            yield staging
+            for name in _PRODUCTS:
+                _replace(staging / name, folder / name)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def _replace(product: Path, target: Path) -> None:
+    if not product.exists():
+        return
+    if target.is_dir():
+        shutil.rmtree(target)  # moved here by a run that was killed before it was finished
+    product.replace(target)
 
 
 def write_merge(folder: Path, merged: MergedModel, base: BaseModel, prefix: str) -> dict[str, str]:
@@ -95,7 +131,7 @@ def write_manifest(
         "groups": [_group(figures) for figures in merged.groups],
         "prefix": merged.prefix,
         "files": dict(files),
-    }
+    } | ({"lost": list(merged.lost)} if merged.lost else {})
     text = json.dumps(manifest, indent=2, sort_keys=True) + "\n"
     partial = folder / "manifest.json.partial"
     partial.write_text(text, encoding="utf-8")
@@ -110,6 +146,7 @@ def write_card(
     settings: RunSettings,
     scores: Mapping[str, Mapping[str, Score]],
     prefix: str,
+    merged: MergedModel,
 ) -> None:
     """Write the model card beside what was merged."""
     target = next(folder / name for name in ("adapter", "model") if (folder / name).is_dir())
@@ -125,7 +162,16 @@ def write_card(
         settings=about,
         scores=by_site,
         prefix=prefix,
+        missing=_missing(merged),
     )
+
+
+def _missing(merged: MergedModel) -> dict[str, list[str]]:
+    """Of each site that was lost, the layer groups that are merged without it."""
+    return {
+        site: [figures.name for figures in merged.groups if site in figures.lost]
+        for site in merged.lost
+    }
 
 
 def write_results(folder: Path, results: RunResults) -> None:
@@ -144,6 +190,7 @@ def run_results(
     methods: Sequence[MethodResult],
     chosen: str,
     manifest_hash: str,
+    ignored: Mapping[str, int],
 ) -> RunResults:
     """Everything the report shows, in one value."""
     packages = ("torch", "transformers", "peft", "lightning", "flwr")
@@ -155,6 +202,7 @@ def run_results(
         chosen=chosen,
         settings=settings.flat(),
         manifest_hash=manifest_hash,
+        ignored=dict(sorted(ignored.items())),
         versions={"layerweld": __version__} | {name: version(name) for name in packages},
     )
 
@@ -174,7 +222,16 @@ def method_result(merged: MergedModel, shifts: Mapping[str, Mapping[str, float]]
         bytes_down=merged.bytes_down,
         scores=merged.scores,
         groups=groups,
+        outliers=_outliers(groups),
     )
+
+
+def _outliers(groups: Sequence[GroupFigures]) -> dict[str, tuple[str, ...]]:
+    flagged = {group.name: outliers(group.influence) for group in groups}
+    sites = sorted({site for names in flagged.values() for site in names})
+    return {
+        site: tuple(group for group, names in flagged.items() if site in names) for site in sites
+    }
 
 
 def summary_of(introduction: Introduction) -> SiteSummary:
@@ -201,5 +258,7 @@ def _site(introduction: Introduction) -> dict[str, Any]:
 
 def _group(figures: Any) -> dict[str, Any]:
     about = asdict(figures)
-    del about["covariate_shift"], about["bytes_up"]
+    del about["covariate_shift"], about["bytes_up"], about["influence"]
+    if not figures.lost:
+        del about["lost"]
     return about

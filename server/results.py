@@ -44,6 +44,11 @@ class GroupFigures:
     """Bytes of statistics each site sent."""
     covariate_shift: Mapping[str, float] = field(default_factory=dict)
     """Eq. 8 per site; empty unless the run measured it."""
+    influence: Mapping[str, float] = field(default_factory=dict)
+    """How far each site moves the merge of the others, relative and in the metric of S. Empty
+    unless the run asked for it."""
+    lost: tuple[str, ...] = ()
+    """Sites of the run that are not in this group."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,8 @@ class MethodResult:
     """By site; empty when the run did not evaluate."""
     groups: tuple[GroupFigures, ...] = ()
     """In solving order; empty for methods without statistics."""
+    outliers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Groups, by site, that the site moves more than three times as far as the median site."""
 
 
 @dataclass(frozen=True)
@@ -86,3 +93,5 @@ class RunResults:
     settings: Mapping[str, object]
     manifest_hash: str
     versions: Mapping[str, str]
+    ignored: Mapping[str, int] = field(default_factory=dict)
+    """Replies that were dropped, by kind: ``stale``, ``duplicate``, ``foreign``, ``refused`` …"""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from flwr.serverapp import Grid
 
 from layerweld.config import RunSettings
+from layerweld.disk import only_here
 from layerweld.progress import report_progress
 from server.federation import Federation, MergedModel
 from server.handshake import too_few_tokens
@@ -16,6 +18,7 @@ from server.journal import RunJournal
 from server.output import (
     JOURNAL,
     check_output_folder,
+    finished_together,
     method_result,
     run_results,
     write_card,
@@ -37,8 +40,17 @@ def play(grid: Grid, settings: RunSettings, base: str, output: Path) -> RunResul
 
     Returns:
         What the report shows.
+
+    Raises:
+        InUseError: another run works in the output folder.
+        LayerweldError: as the class says. What was solved is in the journal; the same call resumes.
     """
-    check_output_folder(output)
+    with only_here(output.resolve().with_name(f".{output.resolve().name}.lock"), str(output)):
+        check_output_folder(output)
+        return _play(grid, settings, base, output)
+
+
+def _play(grid: Grid, settings: RunSettings, base: str, output: Path) -> RunResults:
     torch.set_num_threads(settings.calibration.threads)
     journal = RunJournal(output / JOURNAL)
     federation = Federation(grid, settings, base, journal)
@@ -65,8 +77,19 @@ def _merge_all(federation: Federation) -> list[tuple[MergedModel, MethodResult]]
             merged.scores.update(federation.evaluate("merged", merged))
         measures = method in federation.methods[:measured] and merged.groups
         shifts = federation.measure_shift(merged) if measures else {}
-        merges.append((merged, method_result(merged, shifts)))
+        result = method_result(merged, shifts)
+        for site, groups in result.outliers.items():
+            report_progress(f"warning: {_decides(result, site, groups)}", 0, 0)
+        merges.append((merged, result))
     return merges
+
+
+def _decides(result: MethodResult, site: str, groups: Sequence[str]) -> str:
+    return (
+        f"{site} moves {len(groups)} of the {len(result.groups)} groups of {result.label} more "
+        f"than three times as far as the median site; look at its data and adapter, or cap it "
+        f"with merge.max-share"
+    )
 
 
 def _references(federation: Federation) -> list[MethodResult]:
@@ -92,13 +115,16 @@ def _write(
     prefixes = {introduction.prefix for introduction in federation.introductions}
     prefix = prefixes.pop() if len(prefixes) == 1 else ""
     sites, settings, base = federation.introductions, federation.settings, federation.base
-    files = write_merge(output, chosen, base, prefix)
-    manifest_hash = write_manifest(output, chosen, base, sites, settings, files)
     methods = [*references, *(result for _, result in merges)]
     scores: dict[str, dict[str, Score]] = {
         method.label: dict(method.scores) for method in (*references, merges[0][1]) if method.scores
     }
-    write_card(output, base, sites, settings, scores, prefix)
-    results = run_results(settings, base, sites, methods, chosen.method.name, manifest_hash)
-    write_results(output, results)
+    with finished_together(output) as folder:
+        files = write_merge(folder, chosen, base, prefix)
+        manifest_hash = write_manifest(folder, chosen, base, sites, settings, files)
+        write_card(folder, base, sites, settings, scores, prefix, chosen)
+        results = run_results(
+            settings, base, sites, methods, chosen.method.name, manifest_hash, federation.ignored
+        )
+        write_results(folder, results)
     return results

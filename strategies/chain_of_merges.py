@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
 
 from layerweld.config import RunSettings
-from layerweld.errors import CohortError, RefusedReplyError
+from layerweld.errors import RefusedReplyError, StaleReplyError
+from layerweld.expected import statistics_shapes
 from layerweld.methods import settings_for
 from layerweld.plan import MergePlan
 from layerweld.pool import GroupPool, GroupSolution
@@ -22,14 +23,16 @@ from layerweld.statistics import ProductForm
 from layerweld.transport import (
     Answer,
     Question,
-    decode_answer,
+    decode_statistics,
+    decode_subject,
     encode_question,
     num_bytes,
     to_arrays,
     update_tensors,
 )
 from layerweld.updates import Update
-from strategies.cohort import Cohort, stream_replies
+from strategies.cohort import Cohort
+from strategies.inquiry import Inquiry
 
 
 @dataclass(frozen=True)
@@ -41,12 +44,14 @@ class SolvedStep:
         solutions: one for each group of the step.
         bytes_up: bytes of statistics by group and site.
         bytes_down: bytes of merged updates sent to all sites together.
+        lost: sites that were in the run and are in no sum of this step.
     """
 
     index: int
     solutions: tuple[GroupSolution, ...]
     bytes_up: Mapping[str, Mapping[str, int]]
     bytes_down: int
+    lost: tuple[str, ...] = ()
 
     @property
     def updates(self) -> dict[str, Update]:
@@ -108,8 +113,7 @@ class ChainOfMerges(Strategy):
         self.steps = schedule(plan, self.settings.merge)
         self.first_prefix = first_prefix(plan.digest, self.settings.digest(), remainder)
         self.solved: list[SolvedStep] = []
-        self._grid: Grid | None = None
-        self._bytes_down = 0
+        self._round: _Round | None = None
 
     @property
     def merged(self) -> dict[str, Update]:
@@ -128,10 +132,10 @@ class ChainOfMerges(Strategy):
         for step, solved in zip(self.steps, self.journal.load(), strict=False):
             self.solved.append(solved)
             self.on_step(step, solved)
-        nothing = ConfigRecord()
-        for round_ in range(len(self.solved) + 1, len(self.steps) + 1):
-            messages = self.configure_train(round_, ArrayRecord(), nothing, grid)
-            self.aggregate_train(round_, stream_replies(grid, messages, self.cohort.timeout))
+            for site in sorted(set(solved.lost) - self.cohort.lost.keys()):
+                self.cohort.lose(site, "lost before the run was interrupted")
+        for step in self.steps[len(self.solved) :]:
+            self._finish(self._new_round(step, grid))
 
     def start(self, grid: Grid, *args: object, **kwargs: object) -> Result:
         """Flower's own loop, over as many rounds as the schedule has steps."""
@@ -142,31 +146,19 @@ class ChainOfMerges(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Ask for the next step's statistics and send what the last step solved."""
-        self._grid = grid
-        self._bytes_down = 0
-        question = self._question(self.steps[server_round - 1])
-        return self._messages(question, range(max(0, question.step - 1), question.step))
+        self._round = self._new_round(self.steps[server_round - 1], grid)
+        return self._round.inquiry.messages()
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord, MetricRecord]:
-        """Add the replies up as they come, solve, and make the solution durable."""
-        step = self.steps[server_round - 1]
-        pools = {group.name: GroupPool(group, self.settings.merge) for group in step.groups}
-        bytes_up: dict[str, dict[str, int]] = {group.name: {} for group in step.groups}
-        for site, answer in self._settled(self._question(step), replies):
-            for statistics in answer.statistics:
-                pools[statistics.group].add(site, statistics)
-                bytes_up[statistics.group][site] = statistics.num_bytes
-        solutions = tuple(pool.solve() for pool in pools.values())
-        solved = SolvedStep(step.index, solutions, bytes_up, self._bytes_down)
-        self.journal.keep(solved)
-        self.solved.append(solved)
-        self.on_step(step, solved)
+        """Add the replies up, ask again where one is bad or missing, solve, make it durable."""
+        assert self._round is not None
+        solved = self._finish(self._round, replies)
         metrics: dict[str, int | float | list[int] | list[float]] = {
-            "groups": len(solutions),
-            "condition": max(solution.condition for solution in solutions),
-            "residual": max(solution.residual for solution in solutions),
+            "groups": len(solved.solutions),
+            "condition": max(solution.condition for solution in solved.solutions),
+            "residual": max(solution.residual for solution in solved.solutions),
         }
         return to_arrays(update_tensors(solved.updates)), MetricRecord(metrics)
 
@@ -182,9 +174,16 @@ class ChainOfMerges(Strategy):
     def summary(self) -> None:
         """Flower prints this before the first round; the run's own progress says it better."""
 
-    def _question(self, step: Step) -> Question:
+    def _finish(self, round_: _Round, early: Iterable[Message] = ()) -> SolvedStep:
+        solved = round_.play(early)
+        self.journal.keep(solved)
+        self.solved.append(solved)
+        self.on_step(round_.step, solved)
+        return solved
+
+    def _new_round(self, step: Step, grid: Grid) -> _Round:
         merged = {solved.index: solved.updates for solved in self.solved}
-        return Question(
+        question = Question(
             run=self.run,
             method=self.method,
             step=step.index,
@@ -194,66 +193,100 @@ class ChainOfMerges(Strategy):
             form=self.form,
             averaged=bool(self.remainder),
         )
+        return _Round(grid, self.cohort, step, question, self.settings, self.remainder, merged)
 
-    def _messages(self, question: Question, steps: Iterable[int]) -> list[Message]:
-        asked = self._with_merged(question, steps, with_remainder=question.step == 0)
-        messages = self.cohort.messages(
-            encode_question(asked), "train.statistics", str(question.step)
+
+class _Round:
+    """One step: what every site is asked, what may be added, and the sums.
+
+    Nothing of an answer is added before all of it has been checked.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        cohort: Cohort,
+        step: Step,
+        question: Question,
+        settings: RunSettings,
+        remainder: Mapping[str, Tensor],
+        merged: Mapping[int, Mapping[str, Update]],
+    ) -> None:
+        what = f"statistics of step {step.index + 1}"
+        self.step = step
+        self.inquiry = Inquiry(grid, cohort, "train.statistics", what, self._content, self._read)
+        self._cohort = cohort
+        self._question = question
+        self._remainder = remainder
+        self._merged = merged
+        self._pools = {group.name: GroupPool(group, settings.merge) for group in step.groups}
+        self._behind: dict[str, int] = {}  # first step that a site lacks, by site
+        self._usual = self._encoded(max(0, step.index - 1), with_remainder=step.index == 0)
+        self._bytes_down = 0
+
+    def play(self, early: Iterable[Message]) -> SolvedStep:
+        """Ask, add up as the answers come, and solve."""
+        bytes_up: dict[str, dict[str, int]] = {name: {} for name in self._pools}
+        for site, answer in self.inquiry.answers(early):
+            for statistics in answer.statistics:
+                self._pools[statistics.group].fold(site, statistics)
+                bytes_up[statistics.group][site] = statistics.num_bytes
+        solutions = tuple(pool.solve() for pool in self._pools.values())
+        lost = tuple(sorted(self._cohort.lost))
+        return SolvedStep(self.step.index, solutions, bytes_up, self._bytes_down, lost)
+
+    def _content(self, site: str) -> RecordDict:
+        """What the site may lack: the last step's updates, or all from the step it named."""
+        content = self._usual
+        if site in self._behind:
+            first = self._behind[site]
+            content = self._encoded(max(first, self.step.needs.start), with_remainder=first < 0)
+        self._bytes_down += num_bytes(content)
+        return content
+
+    def _encoded(self, first: int, *, with_remainder: bool) -> RecordDict:
+        remainder = self._remainder if with_remainder else {}
+        steps = range(first, self.step.index)
+        return encode_question(
+            self._question.catching_up(remainder, {k: self._merged[k] for k in steps})
         )
-        self._bytes_down += sum(num_bytes(message.content) for message in messages)
-        return messages
 
-    def _with_merged(
-        self, question: Question, steps: Iterable[int], *, with_remainder: bool
-    ) -> Question:
-        remainder = self.remainder if with_remainder else {}
-        return question.catching_up(remainder, {k: self.solved[k].updates for k in steps})
-
-    def _settled(
-        self, question: Question, replies: Iterable[Message]
-    ) -> Iterator[tuple[str, Answer]]:
-        """Each site's answer with statistics; a site that lags behind is sent what it lacks."""
-        behind: dict[int, int] = {}
-        for site, reply in self.cohort.checked(replies, f"statistics of step {question.step}"):
-            answer = self._read(site, question, reply)
-            if answer.need_from is None:
-                yield site, answer
-            else:
-                behind[reply.metadata.src_node_id] = answer.need_from
-        for node, first in sorted(behind.items()):
-            yield self._catch_up(question, node, first)
-
-    def _catch_up(self, question: Question, node: int, first: int) -> tuple[str, Answer]:
-        assert self._grid is not None
-        site = self.cohort.sites[node]
-        needed = range(max(first, self.steps[question.step].needs.start), question.step)
-        asked = self._with_merged(question, needed, with_remainder=first < 0)
-        one = Cohort({node: site}, self.cohort.timeout)
-        messages = one.messages(encode_question(asked), "train.statistics", str(question.step))
-        self._bytes_down += num_bytes(messages[0].content)
-        replies = stream_replies(self._grid, messages, one.timeout)
-        for _, reply in one.checked(replies, f"statistics of step {question.step}"):
-            answer = self._read(site, question, reply)
-            if answer.need_from is None:
-                return site, answer
-        raise CohortError(
-            f"{site} still lacks merged updates after it was sent all from step {first}; is its "
-            f"cache folder writable, and its disk not full?"
-        )
-
-    def _read(self, site: str, question: Question, reply: Message) -> Answer:
-        answer = decode_answer(reply.content)
-        about = (answer.site, answer.run, answer.step, answer.plan, answer.prefix)
-        asked = (site, question.run, question.step, question.plan, question.prefix)
-        if about != asked:
-            raise RefusedReplyError(
-                f"{site} answered for (site, run, step, plan, prefix) = {about}, asked was {asked}"
-            )
-        expected = {group.name for group in self.steps[question.step].groups}
+    def _read(self, site: str, content: RecordDict) -> Answer | None:
+        answer = decode_subject(content)
+        self._check_subject(site, answer)
+        if answer.need_from is not None:
+            self._note_behind(site, answer.need_from)
+            return None
+        answer = replace(answer, statistics=decode_statistics(content, self._shapes(site)))
         sent = [statistics.group for statistics in answer.statistics]
-        if answer.need_from is None and (set(sent) != expected or len(sent) != len(expected)):
-            raise RefusedReplyError(
-                f"{site} sent statistics of {len(sent)} groups where step {question.step} has "
-                f"{len(expected)}, or of other ones"
-            )
+        if sent != [group.name for group in self.step.groups]:
+            raise RefusedReplyError(f"statistics of {sent}, in the order of other groups")
+        for statistics in answer.statistics:
+            self._pools[statistics.group].check(site, statistics)
         return answer
+
+    def _shapes(self, site: str) -> Mapping[str, tuple[int, ...]]:
+        introduction = self._cohort.introductions[site]
+        ranks = dict(zip(introduction.layers, introduction.ranks, strict=True))
+        return statistics_shapes(self.step.groups, ranks, self._question.form)
+
+    def _check_subject(self, site: str, answer: Answer) -> None:
+        asked = self._question
+        about = (answer.site, answer.run, answer.step, answer.plan, answer.prefix)
+        wanted = (site, asked.run, asked.step, asked.plan, asked.prefix)
+        if about != wanted:
+            raise StaleReplyError(f"it answered for another {_differing(about, wanted)}")
+
+    def _note_behind(self, site: str, first: int) -> None:
+        if self._behind.get(site, self.step.index) <= first:
+            raise RefusedReplyError(
+                f"it still lacks merged updates after it was sent all from step {first + 1}; is "
+                f"its cache folder writable, and its disk not full?"
+            )
+        self._behind[site] = first
+
+
+def _differing(about: tuple[object, ...], wanted: tuple[object, ...]) -> str:
+    fields = ("site", "run", "step", "plan", "prefix")
+    pairs = zip(fields, about, wanted, strict=True)
+    return " and ".join(field for field, found, asked in pairs if found != asked)

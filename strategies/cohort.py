@@ -1,101 +1,142 @@
-"""The sites of a run as the server reaches them: one question to all, answers as they come."""
+"""The sites of a run as the server reaches them: at which node each one is, and who is lost."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
-from flwr.app import Message, RecordDict
-from flwr.serverapp import Grid
-
-from layerweld.errors import CohortError
-
-_POLL_SECONDS = 0.1
-
-
-def stream_replies(
-    grid: Grid, messages: Iterable[Message], timeout: float | None
-) -> Iterator[Message]:
-    """Push messages and yield each reply when it is there, so that none has to wait in memory.
-
-    Flower's own ``send_and_receive`` hands all replies over at once and polls every 3 seconds.
-
-    Args:
-        grid: Flower's grid.
-        messages: one per site; pushed one by one, for the same reason.
-        timeout: seconds after which the rest is given up; None waits for ever.
-    """
-    waiting = [message_id for message in messages for message_id in grid.push_messages([message])]
-    deadline = None if timeout is None else time.monotonic() + timeout
-    while waiting and (deadline is None or time.monotonic() < deadline):
-        arrived = []
-        for message_id in waiting:
-            for reply in grid.pull_messages([message_id]):
-                arrived.append(message_id)
-                yield reply
-        waiting = [message_id for message_id in waiting if message_id not in arrived]
-        if waiting and not arrived:
-            time.sleep(_POLL_SECONDS)
+from layerweld.config import LostSite, RunSettings
+from layerweld.errors import LostSiteError, RefusedReplyError
+from layerweld.transport import Introduction
 
 
 @dataclass(frozen=True)
-class Cohort:
-    """The sites being merged: fixed, since a chain cannot change its links.
+class Patience:
+    """How long a site is waited for, and what happens then.
 
     Attributes:
-        sites: name of the site at each Flower node id.
-        timeout: seconds to wait for the sites in one round.
+        timeout: seconds a site may take for one message.
+        deadline: seconds after which a round waits for nobody any more.
+        lost_site: the policy, as in :attr:`layerweld.config.RunSettings.lost_site`.
+        min_sites: fewer than these never go on.
+        fails_fast: whether a failure that somebody at the site must mend ends the run at once:
+            in the handshake, when nothing is computed yet that waiting would save.
     """
 
-    sites: Mapping[int, str]
     timeout: float
+    deadline: float
+    lost_site: LostSite
+    min_sites: int
+    fails_fast: bool = False
+
+    @classmethod
+    def of(cls, settings: RunSettings) -> Patience:
+        """What the run's settings say."""
+        return cls(settings.timeout, settings.deadline, settings.lost_site, settings.min_sites)
+
+    @classmethod
+    def of_handshake(cls, settings: RunSettings) -> Patience:
+        """A handshake is over after one message's time, and leaves nobody out."""
+        return cls(settings.timeout, settings.timeout, "wait", settings.min_sites, fails_fast=True)
+
+
+class Cohort:
+    """The sites being merged.
+
+    Flower's node ids change when a site restarts without a registered key; names do not. A node
+    that nobody knows is a site that came back if it introduces itself exactly as that site did.
+
+    Args:
+        nodes: Flower's node id of each site, by the site's name.
+        introductions: what each site said of itself, by name; a site without one cannot come back
+            under another node id.
+        run: identifies the run.
+        patience: how long sites are waited for.
+    """
+
+    def __init__(
+        self,
+        nodes: Mapping[str, int],
+        introductions: Mapping[str, Introduction],
+        run: str,
+        patience: Patience,
+    ) -> None:
+        self.introductions = dict(introductions)
+        self.run = run
+        self.patience = patience
+        self.lost: dict[str, str] = {}
+        """Why each lost site was given up, by name."""
+        self.ignored: Counter[str] = Counter()
+        """Replies that were dropped, by kind: ``foreign``, ``duplicate``, ``stale`` (an answer to
+        another question), ``refused``, ``unknown site``."""
+        self._nodes = dict(nodes)
+        self._strangers: set[int] = set()
+        self._second_homes: dict[str, int] = {}
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The sites' names, sorted."""
-        return tuple(sorted(self.sites.values()))
+        """The sites that are still in, sorted."""
+        return tuple(sorted(self._nodes.keys() - self.lost.keys()))
 
-    def messages(self, content: RecordDict, message_type: str, group_id: str) -> list[Message]:
-        """The same content for every site, in the order of their names."""
-        return [
-            Message(content, node, message_type, ttl=self.timeout, group_id=group_id)
-            for node, _ in sorted(self.sites.items(), key=lambda item: item[1])
-        ]
+    def node_of(self, site: str) -> int:
+        """Where a site was seen last."""
+        return self._nodes[site]
 
-    def ask(
-        self, grid: Grid, content: RecordDict, message_type: str
-    ) -> Iterator[tuple[str, RecordDict]]:
-        """Ask all sites and yield each one's name and reply.
+    def site_at(self, node: int) -> str | None:
+        """Who is at a node."""
+        return next((site for site in self.names if self._nodes[site] == node), None)
 
-        Raises:
-            CohortError: a site failed, or did not answer in time.
-        """
-        messages = self.messages(content, message_type, message_type)
-        replies = stream_replies(grid, messages, self.timeout)
-        for site, reply in self.checked(replies, message_type):
-            yield site, reply.content
+    def unknown_among(self, nodes: set[int]) -> set[int]:
+        """Nodes that are no site's, and that were not turned away before."""
+        known = {*self._nodes.values(), *self._second_homes.values()}
+        return nodes - known - self._strangers
 
-    def checked(self, replies: Iterable[Message], what: str) -> Iterator[tuple[str, Message]]:
-        """Yield good replies by site; raise for a failed one, and for silent sites at the end.
+    def turn_away(self, node: int) -> None:
+        """Never ask this node again."""
+        self._strangers.add(node)
+        self.ignored["unknown site"] += 1
+
+    def recognise(self, introduction: Introduction) -> str:
+        """Whose introduction a node's is.
 
         Raises:
-            CohortError: as said, naming the sites.
+            RefusedReplyError: nobody's, or a site of that name said something else at first.
         """
-        answered: set[str] = set()
-        for reply in replies:
-            site = self.sites.get(reply.metadata.src_node_id)
-            if reply.has_error():
-                reason = reply.error.reason
-                raise CohortError(f"{site or 'a site'} failed at {what!r}: {reason}")
-            if site is None or site in answered:
-                continue  # a foreign node, or a duplicate: nothing of it is used
-            answered.add(site)
-            yield site, reply
-        silent = sorted(set(self.names) - answered)
-        if silent:
-            raise CohortError(
-                f"no answer to {what!r} from {', '.join(silent)} within {self.timeout:.0f} s; "
-                f"merging without them would silently drop their tasks. Start the site again, or "
-                f"raise `timeout`; the run resumes where it stopped"
+        known = self.introductions.get(introduction.site)
+        if known is None or introduction.site in self.lost:
+            raise RefusedReplyError(f"{introduction.site!r} is no site of this run")
+        if known.kind == "none" and introduction.kind != "none":
+            # It fine-tuned before its first answer was lost.
+            introduction = replace(introduction, kind=known.kind, prefix=known.prefix)
+        differing = [k for k, v in vars(known).items() if v != getattr(introduction, k)]
+        if differing:
+            raise RefusedReplyError(
+                f"{introduction.site} came back with another {', '.join(differing)} than it began "
+                f"with; start it with the same model, rows, adapter and versions"
+            )
+        return introduction.site
+
+    def note(self, site: str, node: int) -> None:
+        """A site introduced itself at another node than the one it was at."""
+        self._second_homes[site] = node
+
+    def move(self, site: str) -> bool:
+        """Use the node that :meth:`note` has noted from now on, if there is one."""
+        if site not in self._second_homes:
+            return False
+        self._nodes[site] = self._second_homes.pop(site)
+        return True
+
+    def lose(self, site: str, why: str) -> None:
+        """Give a site up for the rest of the run.
+
+        Raises:
+            LostSiteError: too few sites would be left.
+        """
+        self.lost[site] = why
+        if len(self.names) < max(1, self.patience.min_sites):
+            raise LostSiteError(
+                f"{site}: {why}; {len(self.names)} sites would be left, and min-sites is "
+                f"{self.patience.min_sites}"
             )

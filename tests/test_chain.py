@@ -18,7 +18,9 @@ from layerweld.errors import JournalError, OutputError
 from layerweld.launch import app_module
 from layerweld.linear import updated, weight_of
 from layerweld.task_vectors import read_fine_tuned
+from layerweld.transport import decode_question
 from layerweld.updates import DenseUpdate
+from tests.faulty_grid import KINDS, Clock, Faults, FaultyGrid, from_the_node
 from tests.tiny_peft import new_model
 from tests.tiny_sites import make_sites
 
@@ -283,6 +285,74 @@ def test_a_site_that_lost_its_cache_catches_up(bert_sites, tmp_path, monkeypatch
 
     monkeypatch.setattr(journal, "keep", keep_and_lose)
     assert play(bert_sites, tmp_path / "out").manifest_hash == whole.manifest_hash
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_whole_run_on_a_faulty_network_ends_in_the_same_manifest(
+    bert_sites, tmp_path, monkeypatch, seed
+):
+    inquiry, clock = app_module("strategies.inquiry"), Clock()
+    monkeypatch.setattr(inquiry, "time", clock)
+    monkeypatch.setattr(inquiry, "log", lambda _level, _text: None)
+    settings = bert_sites.settings()
+    app, play_run = app_module("client.app").app, app_module("server.run").play
+    # In the handshake a node is whoever it says it is: another's words there are another site.
+    kinds = tuple(kind for kind in KINDS if kind not in ("corrupt", "another's"))
+    faults = Faults(seed, rate=0.3, kinds=kinds)
+    grid = FaultyGrid(app, bert_sites.nodes, settings, faults, clock)
+    faulty = play_run(grid, settings, str(bert_sites.base), tmp_path / "faulty")
+    assert len(faults.met) > 3
+    assert faulty.manifest_hash == play(bert_sites, tmp_path / "whole").manifest_hash
+
+
+class CedarFails(FaultyGrid):
+    """One site raises whenever it is asked for statistics from the third step on."""
+
+    def _answer(self, message):
+        asked = message.metadata.message_type == "train.statistics"
+        if (
+            asked
+            and message.metadata.dst_node_id == 3
+            and decode_question(message.content).step > 1
+        ):
+            return from_the_node(message, 2)
+        return super()._answer(message)
+
+
+def test_a_lost_site_is_named_wherever_the_merge_is_described_and_the_run_resumes_without_it(
+    bert_sites, tmp_path, monkeypatch
+):
+    inquiry, clock = app_module("strategies.inquiry"), Clock()
+    monkeypatch.setattr(inquiry, "time", clock)
+    settings = bert_sites.settings().model_copy(
+        update={"lost_site": "continue", "deadline": 60.0, "min_sites": 2}
+    )
+    play_run, app = app_module("server.run").play, app_module("client.app").app
+
+    def play_with(nodes, output):
+        grid = CedarFails(app, nodes, settings, Faults(0, rate=0.0), clock)
+        return play_run(grid, settings, str(bert_sites.base), output)
+
+    whole = play_with(bert_sites.nodes, tmp_path / "whole")
+    manifest = json.loads((tmp_path / "whole/manifest.json").read_text())
+    assert manifest["lost"] == ["cedar"]
+    assert [group.get("lost") for group in manifest["groups"][:3]] == [None, None, ["cedar"]]
+    assert "| cedar | 6 |" in (tmp_path / "whole/adapter/README.md").read_text()
+
+    journal = app_module("server.journal").StepJournal
+    keep = journal.keep
+
+    def keep_and_die(self, step):
+        keep(self, step)
+        if step.index == 4:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(journal, "keep", keep_and_die)
+        with pytest.raises(Killed):
+            play_with(bert_sites.nodes, tmp_path / "out")
+    resumed = play_with(bert_sites.nodes[:2], tmp_path / "out")
+    assert resumed.manifest_hash == whole.manifest_hash
 
 
 def test_a_damaged_hidden_state_is_computed_again(bert_sites, tmp_path, monkeypatch):

@@ -90,13 +90,14 @@ def test_bad_input_is_one_line_and_leaves_nothing(sites, tmp_path, changes, cont
     assert not (tmp_path / "out").exists()
 
 
-def test_expected_errors_are_one_line_on_stderr_and_exit_code_1(tmp_path, monkeypatch, capsys):
+def test_expected_errors_are_a_line_a_next_step_and_an_exit_code(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["layerweld", "plan", str(tmp_path)])
     with pytest.raises(SystemExit) as stopped:
         cli.main()
     captured = capsys.readouterr()
-    assert stopped.value.code == 1
+    assert stopped.value.code == 3
     assert "config.json" in captured.err
+    assert captured.err.splitlines()[-1].startswith("next: ")
     assert captured.out == ""
 
 

@@ -13,7 +13,7 @@ from transformers import AutoModel
 from layerweld.adapters import read_adapter
 from layerweld.base_model import load_base
 from layerweld.checkpoint import read_checkpoint
-from layerweld.errors import OutputError
+from layerweld.errors import OutputError, StorageError
 from layerweld.export import write_adapter, write_model
 from layerweld.linear import linear_layers, updated, weight_of
 from layerweld.model_card import write_model_card
@@ -162,9 +162,9 @@ def test_an_empty_folder_and_the_rest_of_a_killed_run_are_in_nobodys_way(bases, 
     }
 
 
-def test_a_place_that_cannot_be_written_is_an_output_error(bases, tmp_path):
+def test_a_place_that_cannot_be_written_is_a_storage_error(bases, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="permissions"):
+    with pytest.raises(StorageError, match="merged cannot be written"):
         write_adapter(
             tmp_path / "file" / "merged", random_updates(bases["bert"]), bases["bert"], prefix=""
         )

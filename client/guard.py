@@ -1,0 +1,90 @@
+"""The site's app with a wall around it: an error's text stays at the site, a hung message ends."""
+
+from __future__ import annotations
+
+import faulthandler
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+from flwr.app import Context, Error, Message
+from flwr.clientapp import ClientApp
+
+from layerweld.incidents import raises_here, record_incident
+
+
+class SiteApp(ClientApp):
+    """Answers every message: with what a handler returns, or with an incident's code and number.
+
+    Flower itself would send the text of an exception to the coordinator, and print it there. In
+    the process of the person who started the run (:func:`layerweld.incidents.raising_here`) errors
+    are raised as they are.
+    """
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        """Handle one message; only what is no ``Exception`` gets out."""
+        if raises_here():
+            return self._alone(message, context)
+        try:
+            return self._alone(message, context)
+        except Exception as error:  # noqa: BLE001  # whatever it is, its text must not leave
+            incident = record_incident(error, _logs(context))
+            return Message(Error(int(incident.code), str(incident)), reply_to=message)
+
+    def _alone(self, message: Message, context: Context) -> Message:
+        """One message of a run at a time in a site's cache, and none for longer than its time.
+
+        Runs do not share files, but for adapters that sites train.
+        """
+        from layerweld.disk import only_here
+        from layerweld.transport import decode_run
+
+        cache, site = _cache_and_name(context)
+        trains = message.metadata.message_type == "train.finetune"
+        name = site if trains else f"{site}-{decode_run(message.content)}"
+        watched = bool(context.node_config.get("watchdog")) and not raises_here()
+        guard = watchdog(message.metadata.ttl, cache / "logs") if watched else nullcontext()
+        with guard, only_here(cache / "locks" / f"{name}.lock", f"{cache}, as {site}"):
+            return super().__call__(message, context)
+
+
+@contextmanager
+def watchdog(seconds: float, folder: Path) -> Iterator[None]:
+    """End this process, whatever it hangs in, if the body takes longer.
+
+    The stacks of all threads go into ``folder/hung.log`` first. The clock runs in a thread that
+    needs no interpreter lock, so it also ends a process that hangs inside of native code. Flower
+    then tells the coordinator that the app crashed, and the node is free for the next message.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "hung.log").open("a", encoding="utf-8") as file:
+        faulthandler.dump_traceback_later(seconds, exit=True, file=file)
+        try:
+            yield
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+
+
+def _cache_and_name(context: Context) -> tuple[Path, str]:
+    """The site's cache folder and name.
+
+    Raises:
+        ConfigError: the run's settings or the node configuration are wrong.
+    """
+    from client.site import cache_folder, site_of_node
+    from layerweld.config import read_run_settings
+
+    settings = read_run_settings(context.run_config)
+    site = site_of_node(context.node_config, settings)
+    return cache_folder(site, settings), site.name
+
+
+def _logs(context: Context) -> Path:
+    """Where incidents are written, also if nothing else about the site can be read."""
+    from client.site import user_cache
+    from layerweld.errors import ConfigError
+
+    try:
+        return _cache_and_name(context)[0] / "logs"
+    except ConfigError:
+        return user_cache() / "logs"

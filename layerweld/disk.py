@@ -1,0 +1,90 @@
+"""Files that are whole or not there, folders that one process at a time works in."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+
+from layerweld.errors import InUseError, StorageError
+
+
+@contextmanager
+def writing(target: Path) -> Iterator[Path]:
+    """Give the name to write under; what was written there becomes ``target`` at the end.
+
+    The file is on the disk before it gets its name, and the name is before this returns: a power
+    cut leaves the old file or the new one. A failure leaves nothing behind.
+
+    Raises:
+        StorageError: the disk is full, the folder is read-only, or the disk is damaged.
+    """
+    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
+    with reported(target):
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            yield partial
+            _sync(partial)
+            partial.replace(target)
+            _sync(target.parent)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def reported(target: Path) -> Iterator[None]:
+    """Turn what the operating system says about a write into an error with a way out.
+
+    Raises:
+        StorageError: as said.
+    """
+    try:
+        yield
+    except SafetensorError as error:
+        # Rust's text, such as "I/O error: No space left on device (os error 28)"
+        raise StorageError(f"{target} cannot be written ({error})") from _os_error(error)
+    except OSError as error:
+        raise StorageError(f"{target} cannot be written ({error.strerror or error})") from error
+
+
+@contextmanager
+def only_here(lock: Path, what: str) -> Iterator[None]:
+    """Hold a lock file; the operating system lets go of it when the process dies.
+
+    Args:
+        lock: the file; removed at the end.
+        what: the folder it stands for, for the message.
+
+    Raises:
+        InUseError: another process holds it.
+    """
+    with reported(lock):
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        held = FileLock(lock, timeout=0)
+        try:
+            held.acquire()
+        except Timeout:
+            raise InUseError(f"another process works in {what} (it holds {lock})") from None
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)  # first: whoever opened it notices that it has no name now
+        held.release()
+
+
+def _os_error(error: SafetensorError) -> OSError | SafetensorError:
+    _, _, number = str(error).rpartition("(os error ")
+    digits = number.partition(")")[0]
+    return OSError(int(digits), str(error)) if digits.isdigit() else error
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,87 @@
+"""How much one site decides: a cap on its weight, and what the merge would be without it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from layerweld.updates import DenseUpdate, LowRankUpdate, Update
+
+OUTLIER = 3.0
+"""A site whose removal moves a group more than this many times the median site's is flagged."""
+
+
+def capped_scales(masses: Mapping[str, float], share: float) -> dict[str, float]:
+    """Factors in (0, 1] that leave no site more than a share of the sum of what is left.
+
+    Where ``share`` is below 1 / N that is impossible, and all sites end up equal.
+
+    Args:
+        masses: what each site brings, ≥ 0.
+        share: in (0, 1]; 1 changes nothing.
+    """
+    ranked = sorted(masses.items(), key=lambda item: (-item[1], item[0]))
+    limit = ranked[-1][1]
+    for above in range(len(ranked)):
+        if share * above >= 1:
+            break
+        rest = sum(mass for _, mass in ranked[above:])
+        if ranked[above][1] * (1 - share * above) <= share * rest:
+            limit = share * rest / (1 - share * above)
+            break
+    return {site: min(1.0, limit / mass) if mass > 0 else 1.0 for site, mass in masses.items()}
+
+
+def relative_shift(
+    merged: Mapping[str, Update], without: Mapping[str, Update], gram: Tensor
+) -> float:
+    """``‖(ΔW_M - ΔW_without) S^½‖ / ‖ΔW_without S^½‖``, Frobenius, over all layers of a group.
+
+    Relative to what the others make alone: a site whose update is a hundred times theirs scores
+    about 100 / (N - 1), where relative to the whole merge it would score 1, and the others 1 / N.
+
+    Args:
+        merged: the merged updates, by layer.
+        without: the same without one site; a layer that only that site changed is absent.
+        gram: ``S``, ``(d_in, d_in)`` float64.
+
+    Returns:
+        0 for none; 1 where the others make nothing at all.
+    """
+    moved = sum(_square(_difference(u, without.get(n)), gram) for n, u in merged.items())
+    others = sum(_square(update, gram) for update in without.values())
+    if others == 0:
+        return 1.0 if moved > 0 else 0.0
+    return float((moved / others) ** 0.5)
+
+
+def outliers(influence: Mapping[str, float]) -> tuple[str, ...]:
+    """Sites whose removal shifts the merge by more than :data:`OUTLIER` times the median site's.
+
+    Of two sites neither is an outlier.
+    """
+    if len(influence) < 3:
+        return ()
+    usual = median(influence.values())
+    return tuple(site for site, shift in sorted(influence.items()) if shift > OUTLIER * usual)
+
+
+def _difference(one: Update, other: Update | None) -> Update:
+    if other is None:
+        return one
+    if isinstance(one, LowRankUpdate) and isinstance(other, LowRankUpdate):
+        left = torch.cat([one.left, -other.left], dim=1)
+        return LowRankUpdate(left, torch.cat([one.right, other.right]))
+    return DenseUpdate(one.dense() - other.dense())
+
+
+def _square(update: Update, gram: Tensor) -> float:
+    """``tr[ΔW S ΔWᵀ]``; never below 0."""
+    if isinstance(update, LowRankUpdate):
+        left, right = update.left.double(), update.right.double()
+        return max(0.0, float((left.T @ left * (right @ gram @ right.T)).sum()))
+    weight = update.weight.double()
+    return max(0.0, float((weight @ gram * weight).sum()))

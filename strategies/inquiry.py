@@ -1,0 +1,322 @@
+"""One question to all sites: asked, asked again, and answered at most once by each."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from flwr.app import Error, Message, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore import log
+
+from layerweld.errors import LostSiteError, RefusedReplyError, StaleReplyError
+from layerweld.incidents import parse_incident
+from layerweld.progress import report_progress
+from layerweld.transport import decode_introduction, encode_run
+from strategies.cohort import Cohort
+
+T = TypeVar("T")
+
+_POLL_SECONDS = 0.1
+_LOOK_SECONDS = 2.0  # between two looks at which nodes are there
+_FIRST_WAIT, _LONGEST_WAIT = 1.0, 60.0  # seconds before a failed site is asked again, doubling
+_STRIKES = 3  # refused answers after which asking again is pointless
+
+# What Flower itself says, by error code. Its own texts may quote an exception and are not shown.
+_FLOWER_ERRORS = {
+    1: "its app could not be loaded",
+    2: "its app raised an error",
+    3: "the message expired before it was answered",
+    4: "its reply was lost",
+    5: "its node is not reachable",
+    7: "it refused the app bundle",
+    8: "its process died",
+}
+
+
+@dataclass
+class _Asked:
+    """Where one site stands.
+
+    Attributes:
+        message: id of the message that is out; empty while none is.
+        until: when that message's time is over, or when to ask again.
+        failures: in a row.
+        strikes: refused answers.
+        why: of the last failure, for humans.
+    """
+
+    message: str = ""
+    until: float = 0.0
+    failures: int = 0
+    strikes: int = 0
+    why: str = ""
+
+
+class Inquiry(Generic[T]):
+    """Puts one question to every site of a cohort and yields each one's first valid answer.
+
+    A site that fails, dies, becomes unreachable or lets its message's time pass is asked again,
+    after a pause that doubles from 1 to 60 seconds, with one message out at a time. What replies
+    nobody waits for, or that answer another question, is dropped and counted. An answer that is
+    refused is asked for again twice. What happens to a site that never answers well is the
+    cohort's :class:`~strategies.cohort.Patience`.
+
+    Args:
+        grid: Flower's grid.
+        cohort: the sites; who is lost or has moved is noted there.
+        message_type: Flower's type of the message.
+        what: the question, for humans.
+        content: what to send to a site; called each time it is asked.
+        read: an answer from what a site sent. None: ask it again at once (``content`` knows more
+            now). It raises ``StaleReplyError`` for an answer to something else, and
+            ``RefusedReplyError`` for one that must not be used.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        cohort: Cohort,
+        message_type: str,
+        what: str,
+        content: Callable[[str], RecordDict],
+        read: Callable[[str, RecordDict], T | None],
+    ) -> None:
+        self._grid = grid
+        self._cohort = cohort
+        self._message_type = message_type
+        self._what = what
+        self._content = content
+        self._read = read
+        self._open: dict[str, _Asked] = {}
+        self._sent: dict[str, tuple[str, int]] = {}  # site and node of every message ever sent
+        self._unanswered: list[str] = []  # those of them without a reply
+        self._greeted: dict[str, tuple[int, float]] = {}  # node and end of handshakes that are out
+        self._next_look = 0.0
+
+    def messages(self) -> list[Message]:
+        """The first message for every site, in the order of their names, for Flower to send."""
+        return [self._message(site, self._cohort.node_of(site)) for site in self._cohort.names]
+
+    def answers(self, early: Iterable[Message] = ()) -> Iterator[tuple[str, T]]:
+        """Each site and its answer, as they come.
+
+        Args:
+            early: replies that Flower's own loop has collected to :meth:`messages`; sites without
+                a good one among them are asked by this one.
+
+        Raises:
+            LostSiteError: the policy ends the run; the message names the site.
+            RefusedReplyError: a site's answer was refused three times.
+        """
+        self._open = {site: _Asked() for site in self._cohort.names}
+        for reply in early:
+            site = self._cohort.site_at(reply.metadata.src_node_id)
+            if site is not None and site in self._open and reply.has_content():
+                answer = self._take(site, reply)
+                if answer is not None:
+                    yield site, answer
+        until = time.monotonic() + self._cohort.patience.deadline
+        while self._open:
+            self._keep_asking()
+            yield from self._arrivals()
+            if self._open and time.monotonic() > until:
+                self._give_up(sorted(self._open))
+            if self._open and all(asked.until > time.monotonic() for asked in self._open.values()):
+                time.sleep(_POLL_SECONDS)
+
+    def _arrivals(self) -> Iterator[tuple[str, T]]:
+        """Pull message by message, so that no reply has to wait in memory for another."""
+        for message_id in [*self._greeted, *self._unanswered]:
+            for reply in self._grid.pull_messages([message_id]):
+                found = self._sort(reply)
+                if found is not None:
+                    yield found
+
+    def _sort(self, reply: Message) -> tuple[str, T] | None:
+        message_id = reply.metadata.reply_to_message_id
+        if message_id in self._greeted:
+            self._meet(self._greeted.pop(message_id)[0], reply)
+            return None
+        unwanted = self._unwanted(message_id, reply)
+        if unwanted:
+            self._cohort.ignored[unwanted] += 1
+            return None
+        site = self._sent[message_id][0]
+        self._unanswered.remove(message_id)
+        if not reply.has_error():
+            answer = self._take(site, reply)
+            return None if answer is None else (site, answer)
+        # An earlier message's error says nothing about the one that is out now.
+        if self._open[site].message == message_id:
+            self._fail(site, reply.error)
+        return None
+
+    def _unwanted(self, message_id: str, reply: Message) -> str:
+        """Why nobody waits for this reply; empty if somebody does."""
+        if message_id not in self._sent:
+            return "foreign"
+        site, node = self._sent[message_id]
+        if site not in self._open or message_id not in self._unanswered:
+            return "duplicate"
+        if not reply.has_error() and reply.metadata.src_node_id != node:
+            return "foreign"
+        return ""
+
+    def _take(self, site: str, reply: Message) -> T | None:
+        asked = self._open[site]
+        try:
+            answer = self._read(site, reply.content)
+        except StaleReplyError as error:
+            self._cohort.ignored["stale"] += 1
+            self._ask_later(site, str(error))
+            return None
+        except RefusedReplyError as error:
+            self._cohort.ignored["refused"] += 1
+            asked.strikes += 1
+            self._ask_later(site, str(error))
+            if asked.strikes >= _STRIKES:
+                self._refuse(site, error)
+            return None
+        if answer is None:
+            asked.message, asked.until = "", 0.0
+            return None
+        self._close(site)
+        return answer
+
+    def _close(self, site: str) -> None:
+        del self._open[site]
+        self._unanswered = [m for m in self._unanswered if self._sent[m][0] != site]
+
+    def _keep_asking(self) -> None:
+        now = time.monotonic()
+        if now >= self._next_look and any(asked.failures for asked in self._open.values()):
+            self._look_around()
+            self._next_look = now + _LOOK_SECONDS
+        for site, asked in sorted(self._open.items()):
+            if now < asked.until:
+                continue
+            if asked.message:
+                timeout = self._cohort.patience.timeout
+                self._pause(site, f"it did not answer within {timeout:.0f} s")
+            else:
+                self._ask(site)
+
+    def _ask(self, site: str) -> None:
+        asked, node = self._open[site], self._cohort.node_of(site)
+        pushed = list(self._grid.push_messages([self._message(site, node)]))
+        if not pushed or not pushed[0]:
+            self._pause(site, _FLOWER_ERRORS[5])
+            return
+        asked.message = pushed[0]
+        asked.until = time.monotonic() + self._cohort.patience.timeout
+        self._sent[asked.message] = (site, node)
+        self._unanswered.append(asked.message)
+
+    def _message(self, site: str, node: int) -> Message:
+        ttl = self._cohort.patience.timeout
+        return Message(self._content(site), node, self._message_type, ttl=ttl, group_id=self._what)
+
+    def _fail(self, site: str, error: Error) -> None:
+        incident = parse_incident(error.reason)
+        if incident is None:
+            self._pause(site, _FLOWER_ERRORS.get(error.code, f"Flower's error {error.code}"))
+            return
+        why = f"{incident.code.meaning} ({incident}; its log has the details)"
+        if self._cohort.patience.fails_fast and incident.code.is_lasting:
+            raise LostSiteError(f"{site} failed at the {self._what}: {why}")
+        self._pause(site, why)
+
+    def _pause(self, site: str, why: str) -> None:
+        """A site failed: ask again after a while, unless the policy says that this is the end."""
+        if self._cohort.patience.lost_site == "abort":
+            raise LostSiteError(f"{site} failed at the {self._what}: {why}")
+        self._ask_later(site, why)
+        if self._cohort.move(site):
+            self._open[site].until = 0.0
+
+    def _ask_later(self, site: str, why: str) -> None:
+        asked = self._open[site]
+        wait = min(_FIRST_WAIT * 2 ** min(asked.failures, 10), _LONGEST_WAIT)
+        asked.failures += 1
+        asked.message, asked.until = "", time.monotonic() + wait
+        if why != asked.why:
+            _say(f"waiting for {site} at the {self._what}: {why}")
+        asked.why = why
+
+    def _look_around(self) -> None:
+        """Greet nodes that nobody knows: a site that failed may be back as one of them."""
+        now, timeout = time.monotonic(), self._cohort.patience.timeout
+        self._greeted = {m: (node, end) for m, (node, end) in self._greeted.items() if now < end}
+        if not self._cohort.introductions:
+            return
+        greeted = {node for node, _ in self._greeted.values()}
+        unknown = self._cohort.unknown_among(set(self._grid.get_node_ids()))
+        for node in sorted(unknown - greeted):
+            about = encode_run(self._cohort.run)
+            message = Message(about, node, "query.handshake", ttl=timeout, group_id="handshake")
+            for message_id in self._grid.push_messages([message]):
+                if message_id:
+                    self._greeted[message_id] = (node, now + timeout)
+
+    def _meet(self, node: int, reply: Message) -> None:
+        if reply.has_error():
+            return  # greeted again at the next look
+        try:
+            site = self._cohort.recognise(decode_introduction(reply.content))
+        except RefusedReplyError as error:
+            self._cohort.turn_away(node)
+            _say(f"node {node} is turned away: {error}")
+            return
+        self._cohort.note(site, node)
+        asked = self._open.get(site)
+        if asked is None:
+            return
+        gone = self._cohort.node_of(site) not in set(self._grid.get_node_ids())
+        if gone or (asked.failures and not asked.message):
+            self._cohort.move(site)
+            asked.message, asked.until = "", 0.0
+
+    def _refuse(self, site: str, error: RefusedReplyError) -> None:
+        if self._cohort.patience.lost_site != "continue":
+            raise RefusedReplyError(f"{site}, asked {_STRIKES} times: {error}") from error
+        self._lose(site, str(error))
+
+    def _give_up(self, silent: list[str]) -> None:
+        """The deadline is over."""
+        if self._cohort.patience.lost_site == "continue":
+            for site in silent:
+                self._lose(site, self._open[site].why or "it never answered")
+            return
+        reasons = "; ".join(f"{s}: {self._open[s].why or 'it never answered'}" for s in silent)
+        raise LostSiteError(
+            f"no answer to the {self._what} within {self._cohort.patience.deadline:.0f} s from "
+            f"{reasons}. Merging without a site would silently drop its task: start it again and "
+            f"type the same command, and the run resumes here"
+        )
+
+    def _lose(self, site: str, why: str) -> None:
+        self._cohort.lose(site, why)
+        self._close(site)
+        _say(f"going on without {site}: {why}")
+
+
+def ask(
+    grid: Grid,
+    cohort: Cohort,
+    message_type: str,
+    what: str,
+    content: RecordDict,
+    read: Callable[[str, RecordDict], T | None],
+) -> Iterator[tuple[str, T]]:
+    """The same content for every site, and each one's answer as it comes; see :class:`Inquiry`."""
+    return Inquiry(grid, cohort, message_type, what, lambda _site: content, read).answers()
+
+
+def _say(text: str) -> None:
+    """To whoever shows progress, and to Flower's log, which is all that a deployment has."""
+    report_progress(text, 0, 0)
+    log(logging.WARNING, text)

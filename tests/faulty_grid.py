@@ -1,0 +1,254 @@
+"""Flower's Grid with everything that goes wrong on the way, at random but repeatably."""
+
+import random
+from dataclasses import dataclass, field
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, Error, Message, RecordDict
+
+from layerweld.launch import app_module
+
+InProcessGrid = app_module("server.in_process").InProcessGrid
+ERRORS = (0, 2, 3, 5, 8)
+FROM_THE_SUPERLINK = (3, 5)
+KINDS = (
+    *(f"error {code}" for code in ERRORS),
+    "silence", "late", "twice", "replay", "another's", "foreign", "corrupt", "moved", "unpushed",
+)  # fmt: skip
+
+
+class Clock:
+    """Stands in for :mod:`time`: nobody really waits."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def monotonic(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+
+@dataclass
+class Faults:
+    """What goes wrong: each message with a probability, until there were enough."""
+
+    seed: int
+    rate: float = 0.4
+    most: int = 25
+    kinds: tuple = KINDS
+    met: list = field(default_factory=list)
+
+    def __post_init__(self):
+        self.random = random.Random(self.seed)
+
+    def draw(self):
+        if len(self.met) >= self.most or self.random.random() > self.rate:
+            return ""
+        self.met.append(self.random.choice(self.kinds))
+        return self.met[-1]
+
+
+class FaultyGrid(InProcessGrid):
+    def __init__(self, app, nodes, settings, faults, clock):
+        super().__init__(app, nodes, settings)
+        self._faults = faults
+        self._clock = clock
+        self._next_node = 100
+        self._gone = set()
+        self._fate = {}  # fault by message id
+        self._past = []  # every good reply there was
+        self._corrupted = {}
+
+    def get_node_ids(self):
+        return [node for node in self._contexts if node not in self._gone]
+
+    def push_messages(self, messages):
+        ids = []
+        for message in messages:
+            fate = self._faults.draw()
+            if fate == "unpushed":
+                ids.append(None)
+                continue
+            ids.extend(super().push_messages([message]))
+            self._fate[ids[-1]] = (fate, self._clock.now)
+        return ids
+
+    def pull_messages(self, message_ids):
+        return [r for i in list(message_ids) if i in self._pushed for r in self._replies(i)]
+
+    def _replies(self, message_id):
+        message = self._pushed[message_id]
+        node = message.metadata.dst_node_id
+        fate, since = self._fate[message_id]
+        if fate == "moved":
+            self._move(node)
+        if node in self._gone:
+            return [from_the_superlink(self._pushed.pop(message_id), 5)]
+        if fate == "silence" or (fate == "late" and self._clock.now < since + 45):
+            return []
+        message = self._pushed.pop(message_id)
+        if fate.startswith("error"):
+            code = int(fate.split()[1])
+            make = from_the_superlink if code in FROM_THE_SUPERLINK else from_the_node
+            return [make(message, code)]
+        reply = self._answer(message)
+        self._past.append(reply)
+        return self._spoilt(fate, reply)
+
+    def _spoilt(self, fate, reply):
+        if fate == "twice":
+            return [reply, reply, reply]
+        if fate in ("replay", "another's"):  # an earlier reply of this site, or of any
+            past = self._faults.random.choice(self._earlier(reply, any_site=fate != "replay"))
+            return [with_content(reply, past.content), past]
+        if fate == "foreign":
+            spoofed = with_content(reply, reply.content)
+            spoofed.metadata.__dict__["_src_node_id"] = 77
+            unasked = with_content(reply, reply.content)
+            unasked.metadata.__dict__["_reply_to_message_id"] = "unasked"
+            return [spoofed, unasked, reply]
+        if fate == "corrupt":
+            return [self._corrupt(reply)]
+        return [reply]
+
+    def _earlier(self, reply, any_site):
+        ours = reply.metadata
+        return [
+            past
+            for past in self._past
+            if past.metadata.message_type == ours.message_type
+            and (any_site or past.metadata.src_node_id == ours.src_node_id)
+        ]
+
+    def _corrupt(self, reply):
+        """At most two in a row at one node: the third would be the policy's."""
+        node = reply.metadata.src_node_id
+        self._corrupted[node] = self._corrupted.get(node, 0) + 1
+        if self._corrupted[node] % 3 == 0 or "statistics" not in reply.content:
+            return reply
+        spoil = self._faults.random.choice(list(CORRUPTIONS.values()))
+        return with_content(reply, spoil(reply.content))
+
+    def _move(self, node):
+        """The node dies; its site comes back under another id, without its cache."""
+        if node in self._gone:
+            return
+        self._gone.add(node)
+        context = self._contexts[node]
+        self._contexts[self._next_node] = context
+        self._next_node += 1
+        getattr(self._app, "has", {}).get(context.node_config["name"], set()).clear()
+
+
+def from_the_node(message, code):
+    return Message(Error(code, "row 17: <ValueError> " * 3), reply_to=message)
+
+
+def from_the_superlink(message, code):
+    reply = from_the_node(message, code)
+    reply.metadata.__dict__["_src_node_id"] = 1
+    return reply
+
+
+def with_content(reply, content):
+    made = Message(content=RecordDict(dict(content)), metadata=reply.metadata)
+    made.__dict__["_metadata"] = type(reply.metadata)(
+        **{k.removeprefix("_"): v for k, v in vars(reply.metadata).items() if k != "_delivered_at"}
+    )
+    return made
+
+
+def with_arrays(content, **changes):
+    arrays = {k: changes.get(k.split("/")[-1], lambda a: a)(a) for k, a in statistics(content)}
+    return RecordDict(
+        dict(content) | {"statistics": ArrayRecord({k: a for k, a in arrays.items() if a})}
+    )
+
+
+def statistics(content):
+    return content.array_records["statistics"].items()
+
+
+def with_about(content, **changes):
+    about = type(content["about"])(dict(content["about"]))
+    for key, change in changes.items():
+        about[key.replace("_", "-")] = change(about[key.replace("_", "-")])
+    return RecordDict(dict(content) | {"about": about})
+
+
+def times(factor):
+    return lambda array: Array((array.numpy() * factor).astype(np.float32))
+
+
+def to(dtype):
+    return lambda array: Array(array.numpy().astype(dtype))
+
+
+def first(value):
+    def change(array):
+        values = array.numpy().copy()
+        values.flat[0] = value
+        return Array(values)
+
+    return change
+
+
+def swapped(array):
+    values = array.numpy().copy()
+    values[:2] = values[1::-1]
+    return Array(values)
+
+
+def claiming(shape, data_shape=None):
+    """A header that asks for memory which the data does not fill."""
+
+    def change(array):
+        header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {data_shape or shape}, }}"
+        padded = header.encode() + b" " * (117 - len(header)) + b"\n"
+        data = b"\x93NUMPY\x01\x00" + len(padded).to_bytes(2, "little") + padded + b"\0" * 16
+        return Array("float32", shape, "numpy.ndarray", data)
+
+    return change
+
+
+def big_endian(array):
+    return Array("float32", array.shape, array.stype, array.data.replace(b"<f4", b">f4"))
+
+
+def pickled(array):
+    return Array("float32", array.shape, array.stype, array.data.replace(b"'<f4'", b"'|O' "))
+
+
+CORRUPTIONS = {
+    "nan": lambda c: with_arrays(c, gram=first(np.nan)),
+    "infinity": lambda c: with_arrays(c, gram=first(np.inf)),
+    "nan product": lambda c: with_arrays(c, right=first(np.nan)),
+    "all zero": lambda c: with_arrays(c, gram=times(0)),
+    "trace": lambda c: with_arrays(c, gram=times(3)),
+    "negative": lambda c: with_arrays(c, gram=times(-1)),
+    "indefinite": lambda c: with_arrays(c, gram=swapped),
+    "float64": lambda c: with_arrays(c, gram=to(np.float64)),
+    "integers": lambda c: with_arrays(c, left=to(np.int32)),
+    "big endian": lambda c: with_arrays(c, gram=big_endian),
+    "pickle": lambda c: with_arrays(c, gram=pickled),
+    "oversized": lambda c: with_arrays(c, gram=claiming((10**9, 10**9))),
+    "oversized inside": lambda c: with_arrays(
+        c, gram=lambda a: claiming(tuple(a.shape), (10**9, 10**9))(a)
+    ),
+    "cut short": lambda c: with_arrays(
+        c, gram=lambda a: Array("float32", a.shape, a.stype, a.data[:-5])
+    ),
+    "empty": lambda c: with_arrays(c, gram=lambda a: Array("float32", a.shape, a.stype, b"")),
+    "missing": lambda c: with_arrays(c, left=lambda _: None),
+    "other width": lambda c: with_arrays(c, right=lambda a: Array(a.numpy()[:, 1:])),
+    "other record": lambda c: RecordDict({"about": c["about"]}),
+    "energy": lambda c: with_about(c, energies=lambda e: [-1.0 for _ in e]),
+    "energy too small": lambda c: with_about(c, energies=lambda e: [1e-12 for _ in e]),
+    "energies of others": lambda c: with_about(c, energy_of=lambda e: [f"{n}x" for n in e]),
+    "tokens": lambda c: with_about(c, tokens=lambda t: [0 for _ in t]),
+    "huge width": lambda c: with_about(c, widths=lambda w: [2**40 for _ in w]),
+    "group": lambda c: with_about(c, groups=lambda g: ["0.zzz" for _ in g]),
+    "types": lambda c: with_about(c, step=lambda _: "0"),
+}

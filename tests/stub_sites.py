@@ -1,0 +1,163 @@
+"""A federation without models: sites that answer at once with statistics drawn beforehand."""
+
+import hashlib
+import json
+from dataclasses import replace
+from functools import cache
+
+import torch
+from flwr.app import Message, RecordDict
+
+from layerweld.config import validate_settings
+from layerweld.gram import GramAccumulator
+from layerweld.launch import app_module
+from layerweld.plan import LayerGroup, LayerShape, MergePlan
+from layerweld.statistics import ProductForm, group_statistics
+from layerweld.transport import (
+    Answer,
+    Introduction,
+    decode_question,
+    encode_answer,
+    encode_introduction,
+    to_arrays,
+    update_tensors,
+)
+from layerweld.updates import LowRankUpdate
+
+PLAN = MergePlan(
+    ("0", "1"),
+    (
+        LayerGroup("0.in", 0, 4, (LayerShape("0.q", 3), LayerShape("0.k", 2))),
+        LayerGroup("0.out", 0, 3, (LayerShape("0.o", 4),)),
+        LayerGroup("1.in", 1, 4, (LayerShape("1.q", 3),)),
+        LayerGroup("1.out", 1, 3, (LayerShape("1.o", 4),)),
+    ),
+)
+NAMES = ("ash", "birch", "cedar")
+FORM = ProductForm(dense=False, with_updates=False)
+RUN = "0123456789abcdef"
+
+
+def introduction_of(name):
+    return Introduction(
+        site=name,
+        base="b",
+        tokenizer="t",
+        plan=PLAN.digest,
+        settings="s",
+        kind="lora",
+        layers=PLAN.layer_names,
+        ranks=(1 + NAMES.index(name) % 2,) * len(PLAN.layer_names),
+        prefix="",
+        samples=3,
+        tokens=20,
+        skipped=0,
+        evaluates=False,
+        versions=("torch=2",),
+    )
+
+
+@cache
+def updates_of(name):
+    generator = torch.Generator().manual_seed(NAMES.index(name))
+    rank = introduction_of(name).ranks[0]
+    return {
+        shape.name: LowRankUpdate(
+            torch.randn(shape.d_out, rank, generator=generator),
+            torch.randn(rank, group.d_in, generator=generator),
+        )
+        for group in PLAN.groups
+        for shape in group.layers
+    }
+
+
+@cache
+def statistics_of(name, group_name):
+    group = next(g for g in PLAN.groups if g.name == group_name)
+    generator = torch.Generator().manual_seed(100 + NAMES.index(name))
+    tokens = torch.randn(1, 20, group.d_in, generator=generator)
+    accumulator = GramAccumulator(group.d_in, unit_tokens=True)
+    accumulator.update(tokens, torch.ones(1, 20, dtype=torch.bool))
+    own = {shape.name: updates_of(name)[shape.name] for shape in group.layers}
+    return group_statistics(
+        group_name, accumulator.mean(), 20, own, normalization="token", shrinkage=1.0, form=FORM
+    )
+
+
+class StubApp:
+    """What a ClientApp is to a grid. Sites that restarted lack what was merged before."""
+
+    def __init__(self):
+        self.has = {name: set() for name in NAMES}
+
+    def __call__(self, message, context):
+        name = context.node_config["name"]
+        content = {
+            "query.handshake": lambda: encode_introduction(introduction_of(name)),
+            "train.statistics": lambda: encode_answer(self.answer(name, message)),
+            "train.adapter": lambda: RecordDict(
+                {"updates": to_arrays(update_tensors(updates_of(name)))}
+            ),
+        }[message.metadata.message_type]()
+        return Message(content, reply_to=message)
+
+    def answer(self, name, message):
+        question = decode_question(message.content)
+        self.has[name] |= set(question.merged)
+        blank = Answer(name, question.run, question.step, question.plan, question.prefix)
+        lacks = set(range(question.step)) - self.has[name]
+        if lacks:
+            return replace(blank, need_from=min(lacks))
+        step = self.groups(question)[question.step]
+        return replace(blank, statistics=tuple(statistics_of(name, g) for g in step))
+
+    def groups(self, question):
+        if question.method == "com":
+            return [[group.name] for group in PLAN.groups]
+        return [["0.in", "0.out"], ["1.in", "1.out"]]
+
+
+class MemoryJournal:
+    def __init__(self):
+        self.steps = []
+
+    def load(self):
+        return list(self.steps)
+
+    def keep(self, step):
+        self.steps.append(step)
+
+
+def settings(**entries):
+    usual = {"min-sites": 2, "timeout": 30.0, "deadline": 1e6, "merge": {"influence": False}}
+    return validate_settings(usual | entries)
+
+
+def new_chain(chosen, method="com", journal=None, **changes):
+    cohort = app_module("strategies.cohort")
+    return app_module("strategies.chain_of_merges").ChainOfMerges(
+        plan=PLAN,
+        cohort=cohort.Cohort(
+            {name: number for number, name in enumerate(NAMES, start=1)},
+            {name: introduction_of(name) for name in NAMES},
+            RUN,
+            cohort.Patience.of(chosen),
+        ),
+        settings=chosen,
+        method=method,
+        run=RUN,
+        form=FORM,
+        remainder={},
+        journal=journal or MemoryJournal(),
+        **changes,
+    )
+
+
+def digest_of(chain):
+    """As a manifest's hash: over every figure of every group, and over the merged bits."""
+    figures = [
+        {k: v for k, v in vars(solution).items() if k != "updates"} | {"lost": solved.lost}
+        for solved in chain.solved
+        for solution in solved.solutions
+    ]
+    return hashlib.sha256(json.dumps([figures, chain.final_prefix]).encode()).hexdigest()

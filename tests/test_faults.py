@@ -1,0 +1,312 @@
+"""Whatever goes wrong on the way: the same bytes, or an error that says what to do."""
+
+import os
+import tracemalloc
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, Message, RecordDict
+from hypothesis import given
+from hypothesis import strategies as st
+
+from layerweld.errors import LostSiteError, RefusedReplyError
+from layerweld.launch import app_module
+from layerweld.transport import (
+    encode_introduction,
+    read_arrays,
+    refusing_malformed,
+    to_arrays,
+    update_tensors,
+)
+from layerweld.updates import LowRankUpdate
+from tests.faulty_grid import (
+    CORRUPTIONS,
+    KINDS,
+    Clock,
+    Faults,
+    FaultyGrid,
+    claiming,
+    from_the_node,
+)
+from tests.stub_sites import (
+    NAMES,
+    PLAN,
+    RUN,
+    MemoryJournal,
+    StubApp,
+    digest_of,
+    introduction_of,
+    new_chain,
+    settings,
+    updates_of,
+)
+
+CASES = int(os.environ.get("LAYERWELD_FAULT_CASES", "200"))
+NODES = [{"name": name} for name in NAMES]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Two threads on a 4 x 4 matrix wait for each other a hundred times longer than they work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(app_module("strategies.inquiry"), "time", clock)
+    monkeypatch.setattr(app_module("strategies.inquiry"), "log", lambda _level, _text: None)
+    return clock
+
+
+def play(faults, clock, method="com", **entries):
+    chosen = settings(**entries)
+    grid = FaultyGrid(StubApp(), NODES, chosen, faults, clock)
+    chain = new_chain(chosen, method)
+    chain.play(grid)
+    return chain
+
+
+def none():
+    return Faults(seed=0, rate=0.0)
+
+
+@pytest.mark.parametrize("method", ["com", "regmean++"])
+def test_no_fault_on_the_way_changes_a_bit(method, clock):
+    whole = digest_of(play(none(), clock, method))
+    met, ignored = Counter(), Counter()
+    for seed in range(CASES // 2):
+        faults = Faults(seed)
+        chain = play(faults, clock, method)
+        assert digest_of(chain) == whole, f"seed {seed}: {faults.met}"
+        met.update(faults.met)
+        ignored.update(chain.cohort.ignored)
+    print(f"\n{CASES // 2} runs of {method}, {met.total()} faults: {dict(met)}, ignored {ignored}")
+    assert {*met} == {*KINDS}
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_a_spoilt_answer_is_refused_before_any_sum_and_asked_for_again(name, clock, monkeypatch):
+    grid = app_module("tests.faulty_grid")
+    monkeypatch.setattr(grid, "CORRUPTIONS", {name: CORRUPTIONS[name]})
+    chain = play(Faults(seed=3, rate=1.0, most=9, kinds=("corrupt",)), clock)
+    assert chain.cohort.ignored["refused"] > 0
+    assert digest_of(chain) == digest_of(play(none(), clock))
+
+
+class Without(StubApp):
+    """One site fails, from one step on, in one way."""
+
+    def __init__(self, name, step, fail):
+        super().__init__()
+        self.name, self.step, self.fail = name, step, fail
+
+    def answer(self, name, message):
+        answer = super().answer(name, message)
+        if name == self.name and answer.step >= self.step and answer.need_from is None:
+            return self.fail(answer)
+        return answer
+
+
+def raises(_answer):
+    raise ValueError("row 17: Jane Doe, HIV+")
+
+
+def with_a_nan_in_the_last_group(answer):
+    gram = answer.statistics[-1].gram.clone()
+    gram[0, 0] = float("nan")
+    return replace(
+        answer, statistics=(*answer.statistics[:-1], replace(answer.statistics[-1], gram=gram))
+    )
+
+
+class SilentGrid(FaultyGrid):
+    """An app that raises is a site that never answers."""
+
+    def _answer(self, message):
+        try:
+            return super()._answer(message)
+        except ValueError:
+            return from_the_node(message, 2)
+
+
+def play_without(clock, fail, step=2, method="com", journal=None, **entries):
+    chosen = settings(**entries)
+    grid = SilentGrid(Without("birch", step, fail), NODES, chosen, none(), clock)
+    chain = new_chain(chosen, method, journal)
+    chain.play(grid)
+    return chain
+
+
+def test_a_run_waits_for_a_lost_site_until_the_deadline_and_says_how_to_go_on(clock):
+    with pytest.raises(LostSiteError, match=r"birch: its app raised .*same command.*resumes") as e:
+        play_without(clock, raises, deadline=600.0)
+    assert 600 < clock.now < 700
+    assert "Jane Doe" not in str(e.value)
+
+
+def test_asking_again_backs_off(clock):
+    sent = []
+
+    class CountingGrid(SilentGrid):
+        def push_messages(self, messages):
+            sent.append(clock.now)
+            return super().push_messages(messages)
+
+    chosen = settings(deadline=3600.0)
+    grid = CountingGrid(Without("birch", 0, raises), NODES, chosen, none(), clock)
+    with pytest.raises(LostSiteError):
+        new_chain(chosen).play(grid)
+    assert len(sent) < 80  # one a minute, after the first six
+
+
+def test_a_run_that_aborts_stops_at_the_first_failure(clock):
+    with pytest.raises(LostSiteError, match="birch failed at the statistics of step 3"):
+        play_without(clock, raises, **{"lost-site": "abort"})
+    assert clock.now < 10
+
+
+def test_a_run_that_goes_on_leaves_a_lost_site_out_from_there(clock):
+    chain = play_without(clock, raises, deadline=600.0, **{"lost-site": "continue"})
+    assert [solved.lost for solved in chain.solved] == [(), (), ("birch",), ("birch",)]
+    sites = [sorted(solved.solutions[0].tokens) for solved in chain.solved]
+    assert sites == [["ash", "birch", "cedar"]] * 2 + [["ash", "cedar"]] * 2
+
+
+def test_a_lost_site_stays_out_when_the_run_is_resumed(clock):
+    journal = MemoryJournal()
+    whole = play_without(clock, raises, journal=journal, deadline=60.0, **{"lost-site": "continue"})
+    journal.steps.pop()
+    resumed = play_without(
+        clock, raises, step=9, journal=journal, deadline=60.0, **{"lost-site": "continue"}
+    )
+    assert digest_of(resumed) == digest_of(whole)
+
+
+def test_fewer_than_min_sites_do_not_go_on(clock):
+    entries = {"lost-site": "continue", "min-sites": 3, "deadline": 60.0}
+    with pytest.raises(LostSiteError, match="2 sites would be left, and min-sites is 3"):
+        play_without(clock, raises, **entries)
+
+
+def test_a_site_that_keeps_sending_nonsense_ends_the_run_by_name(clock):
+    with pytest.raises(RefusedReplyError, match=r"birch, asked 3 times: 1\.in: .*not finite"):
+        play_without(clock, with_a_nan_in_the_last_group)
+
+
+@pytest.mark.parametrize("method", ["com", "regmean++"])
+def test_nothing_of_a_site_is_added_when_one_of_its_groups_is_bad(method, clock):
+    entries = {"lost-site": "continue", "deadline": 60.0}
+    spoilt = play_without(clock, with_a_nan_in_the_last_group, 0, method, **entries)
+    silent = play_without(clock, raises, 0, method, **entries)
+    assert digest_of(spoilt) == digest_of(silent)
+
+
+def test_a_site_that_only_replays_is_waited_for_and_never_summed(clock):
+    def old(answer):
+        return replace(answer, prefix="0" * 64)
+
+    with pytest.raises(LostSiteError, match="birch: it answered for another prefix"):
+        play_without(clock, old, deadline=60.0)
+
+
+def test_a_site_that_never_has_what_it_was_sent_is_refused(clock):
+    def behind(answer):
+        return replace(answer, statistics=(), need_from=1)
+
+    with pytest.raises(RefusedReplyError, match=r"birch.*cache folder writable"):
+        play_without(clock, behind)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [({"tokens": 21}, "another tokens"), ({"base": "c"}, "another base"), ({"site": "elm"}, "elm")],
+)
+def test_a_node_that_is_not_the_site_it_replaces_is_turned_away(change, says, clock, monkeypatch):
+    said = []
+    inquiry = app_module("strategies.inquiry")
+    monkeypatch.setattr(inquiry, "log", lambda _level, text: said.append(text))
+
+    class Impostor(StubApp):
+        def __call__(self, message, context):
+            if message.metadata.message_type == "query.handshake":
+                known = introduction_of(context.node_config["name"])
+                return Message(encode_introduction(replace(known, **change)), reply_to=message)
+            return super().__call__(message, context)
+
+    chosen = settings(deadline=600.0)
+    faults = Faults(seed=1, rate=1.0, most=1, kinds=("moved",))
+    with pytest.raises(LostSiteError, match="ash: its node is not reachable"):
+        new_chain(chosen).play(FaultyGrid(Impostor(), NODES, chosen, faults, clock))
+    assert any("turned away" in text and says in text for text in said)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_averaged_updates_survive_faults_too(seed, clock):
+    merged = []
+    for faults in (none(), Faults(seed)):
+        chosen = settings()
+        cohort = new_chain(chosen).cohort
+        averaging = app_module("strategies.averaging").UpdateAveraging(PLAN, cohort, RUN, None)
+        averaging.play(FaultyGrid(StubApp(), NODES, chosen, faults, clock))
+        merged.append(averaging.merged)
+    for layer, update in merged[0].items():
+        assert torch.equal(update.dense(), merged[1][layer].dense())
+
+
+@pytest.mark.parametrize("name", ["nan", "infinity", "shape", "extra", "huge"])
+def test_an_update_to_be_averaged_is_checked_as_strictly(name, clock):
+    def spoil(updates):
+        left, right = updates["0.q"].left.clone(), updates["0.q"].right
+        left[0, 0] = {"nan": float("nan"), "infinity": float("inf"), "huge": 1e20}.get(name, 1.0)
+        if name == "shape":
+            left = left[1:]
+        extra = {"9.q": updates["0.q"]} if name == "extra" else {}
+        return updates | {"0.q": LowRankUpdate(left, right)} | extra
+
+    class Spoiler(StubApp):
+        def __call__(self, message, context):
+            updates = updates_of(context.node_config["name"])
+            if context.node_config["name"] == "birch":
+                updates = spoil(updates)
+            arrays = to_arrays(update_tensors(updates))
+            return Message(RecordDict({"updates": arrays}), reply_to=message)
+
+    chosen = settings()
+    averaging = app_module("strategies.averaging").UpdateAveraging(
+        PLAN, new_chain(chosen).cohort, RUN, None
+    )
+    with pytest.raises(RefusedReplyError, match="birch, asked 3 times"):
+        averaging.play(FaultyGrid(Spoiler(), NODES, chosen, none(), clock))
+
+
+def test_a_header_that_asks_for_an_exabyte_takes_no_memory(clock):
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="is "):
+        read_arrays(
+            ArrayRecord({"x": claiming((4,), (10**9, 10**9))(Array(np.zeros(4, np.float32)))}),
+            {"x": (4,)},
+        )
+    assert tracemalloc.get_traced_memory()[1] < 100_000
+    tracemalloc.stop()
+
+
+@given(st.binary(max_size=200))
+def test_bytes_that_are_no_array_are_refused(data):
+    record = ArrayRecord({"x": Array("float32", (4,), "numpy.ndarray", data)})
+    with pytest.raises(RefusedReplyError), refusing_malformed():
+        read_arrays(record, {"x": (4,)})
+
+
+def test_flowers_own_start_asks_again_what_its_loop_did_not_get(clock):
+    chosen = settings()
+    grid = FaultyGrid(StubApp(), NODES, chosen, Faults(5, kinds=("error 2", "error 5")), clock)
+    chain = new_chain(chosen)
+    chain.start(grid, ArrayRecord())
+    assert digest_of(chain) == digest_of(play(none(), clock))

@@ -1,0 +1,180 @@
+"""Files that a stranger made: refused or read, never executed, never followed out of the folder."""
+
+import contextlib
+import json
+import pickle
+import shutil
+import struct
+import sys
+import time
+import tracemalloc
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from layerweld.adapters import read_adapter
+from layerweld.base_model import load_base
+from layerweld.config import RunSettings
+from layerweld.errors import AdapterError, ConfigError
+from layerweld.launch import app_module
+from layerweld.task_vectors import read_fine_tuned
+from tests.tiny_peft import edit_config, new_model, save_base, train_adapter
+
+RAN = []
+
+
+def _watch(event, args):
+    if event in ("pickle.find_class", "exec", "os.system", "subprocess.Popen") and _watch.on:
+        # Flower, torch and pytest compile code of their own: only ours counts.
+        if event == "exec" and "hostile" not in str(args[0]):
+            return
+        RAN.append((event, args))
+
+
+_watch.on = False
+sys.addaudithook(_watch)
+
+
+@pytest.fixture(autouse=True)
+def nothing_runs():
+    """No pickle is opened and no code from a file runs while a test of this file does."""
+    RAN.clear()
+    _watch.on = True
+    yield
+    _watch.on = False
+    assert RAN == []
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return save_base("bert", tmp_path_factory.mktemp("base") / "bert")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained") / "adapter"
+    train_adapter(new_model("bert"), folder, ["query"], r=2)
+    return folder
+
+
+@pytest.fixture
+def folder(trained, tmp_path):
+    return shutil.copytree(trained, tmp_path / "adapter")
+
+
+def weights(folder):
+    return folder / "adapter_model.safetensors"
+
+
+class Bomb:
+    def __reduce__(self):
+        return exec, ("raise SystemExit('hostile')",)
+
+
+def test_a_file_cut_at_any_of_200_places_is_refused(folder, base):
+    content = weights(folder).read_bytes()
+    for cut in range(0, len(content), max(1, len(content) // 200)):
+        weights(folder).write_bytes(content[:cut])
+        with pytest.raises(AdapterError, match="copy or save the adapter again"):
+            read_adapter(folder, base)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(place=st.integers(0, 10**6), bit=st.integers(0, 7))
+def test_a_flipped_bit_is_refused_or_a_number_and_never_a_crash(place, bit, folder, trained, base):
+    content = bytearray(weights(trained).read_bytes())
+    content[place % len(content)] ^= 1 << bit
+    weights(folder).write_bytes(content)
+    with contextlib.suppress(AdapterError):
+        read_adapter(folder, base)
+
+
+def header(length, text=b""):
+    return struct.pack("<Q", length) + text
+
+
+def one_tensor(**entry):
+    usual = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+    text = json.dumps({"base_model.model.x.lora_A.weight": usual | entry}).encode()
+    return header(len(text), text) + b"\0" * 8
+
+
+BOMBS = {
+    "header of 2^63": header(2**63),
+    "header of 2^64 - 1": header(2**64 - 1),
+    "header of 4 GB": header(2**32, b"{" * 100),
+    "no json": header(4, b"{{{{"),
+    "deep json": header(200_000, b"[" * 200_000),
+    "negative shape": one_tensor(shape=[-2]),
+    "huge shape": one_tensor(shape=[2**62, 2**62]),
+    "offsets beyond": one_tensor(data_offsets=[0, 2**40]),
+    "offsets backwards": one_tensor(data_offsets=[8, 0]),
+    "unknown dtype": one_tensor(dtype="OBJECT"),
+    "empty": b"",
+    "pickle": pickle.dumps(Bomb()),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_bomb_is_refused_at_once_and_takes_no_memory(name, folder, base):
+    weights(folder).write_bytes(BOMBS[name])
+    tracemalloc.start()
+    started = time.process_time()
+    with pytest.raises(AdapterError, match="damaged or cut short"):
+        read_adapter(folder, base)
+    assert time.process_time() - started < 1.0
+    assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("file", ["adapter_model.bin", "adapter_model.pt", "pytorch_model.bin"])
+def test_a_pickle_beside_or_instead_of_the_weights_is_never_opened(file, folder, base):
+    (folder / file).write_bytes(pickle.dumps(Bomb()))
+    read_adapter(folder, base)
+    weights(folder).unlink()
+    with pytest.raises(AdapterError):
+        read_adapter(folder, base)
+
+
+def test_a_model_folder_of_pickles_is_never_opened(tmp_path, base):
+    shutil.copytree(base.folder, tmp_path / "model")
+    (tmp_path / "model/model.safetensors").unlink()
+    (tmp_path / "model/pytorch_model.bin").write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(AdapterError, match="pickled weights are never opened"):
+        read_fine_tuned(tmp_path / "model", base)
+    with pytest.raises(ConfigError, match=r"no \*\.safetensors"):
+        load_base(tmp_path / "model")
+
+
+def test_code_that_comes_with_a_model_is_never_run(tmp_path, base):
+    shutil.copytree(base.folder, tmp_path / "model")
+    (tmp_path / "model/hostile.py").write_text("raise SystemExit('hostile')")
+    classes = {"AutoModel": "hostile.Hostile", "AutoConfig": "hostile.Hostile"}
+    edit_config(tmp_path / "model", auto_map=classes)
+    assert load_base(tmp_path / "model").fingerprint == base.fingerprint  # transformers' own class
+    edit_config(tmp_path / "model", auto_map=classes, model_type="hostile")
+    with pytest.raises(ConfigError, match="no model that transformers itself can load"):
+        load_base(tmp_path / "model")
+    with pytest.raises(AdapterError):
+        read_fine_tuned(tmp_path / "model", base)
+
+
+@pytest.mark.parametrize("file", ["adapter_model.safetensors", "adapter_config.json"])
+def test_a_link_to_another_file_does_not_show_what_is_in_it(file, folder, base, tmp_path):
+    (tmp_path / "secret").write_text("Jane Doe, HIV+")
+    (folder / file).unlink()
+    (folder / file).symlink_to(tmp_path / "secret")
+    with pytest.raises(AdapterError, match="save the adapter again") as caught:
+        read_adapter(folder, base)
+    assert "Jane" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", ".", "..", "../x", "/etc", "a/b", "a\\b", ".hidden", "a\0", "a\n", "x" * 64, "é", "-a"],
+)
+def test_a_name_that_could_leave_a_folder_is_no_sites_name(name):
+    site = app_module("client.site")
+    with pytest.raises(ConfigError, match="name"):
+        site.site_of_node({"name": name, "data": "rows.jsonl"}, RunSettings())

@@ -1,0 +1,200 @@
+"""What a site tells of its failures, and what ends a message that hangs."""
+
+import errno
+import re
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from flwr.app import Context, Message, RecordDict
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from safetensors import SafetensorError
+
+from layerweld import errors
+from layerweld.disk import reported
+from layerweld.incidents import Code, Incident, code_of, parse_incident, raising_here
+from layerweld.launch import app_module
+from layerweld.transport import encode_run
+from tests.tiny_sites import make_sites
+
+CANARY = "patient Jane Doe, MRN 123456"
+
+
+@pytest.fixture(scope="module")
+def sites(tmp_path_factory):
+    return make_sites(tmp_path_factory.mktemp("sites"), ["query"])
+
+
+def context_of(sites, **node):
+    settings = sites.settings()
+    node_config = sites.nodes[0] | node
+    return Context(1, 1, node_config, RecordDict(), dict(settings.flat()))
+
+
+def handshake():
+    message = Message(encode_run("0" * 16), 1, "query.handshake")
+    message.metadata.__dict__["_message_id"] = "m"
+    return message
+
+
+def bytes_of(message):
+    return b"".join(part.deflate() for part in get_all_nested_objects(message).values())
+
+
+CANARIES = [
+    ValueError(CANARY),
+    KeyError(CANARY),
+    errors.DataError(CANARY),
+    UnicodeDecodeError("utf-8", CANARY.encode(), 0, 1, CANARY),
+    OSError(errno.EIO, CANARY, CANARY),
+    MemoryError(CANARY),
+    type(CANARY, (Exception,), {})(CANARY),
+]
+
+
+@pytest.mark.parametrize("error", CANARIES, ids=lambda error: type(error).__mro__[1].__name__)
+def test_the_text_of_an_error_is_in_no_byte_that_leaves(error, sites, monkeypatch, capfd):
+    def fail(_state):
+        raise error
+
+    monkeypatch.setattr(app_module("client.handshake"), "introduce", fail)
+    reply = app_module("client.app").app(handshake(), context_of(sites))
+    sent = bytes_of(reply)
+    assert not any(word.encode() in sent for word in ("Jane", "Doe", "123456", "Error"))
+    incident = parse_incident(reply.error.reason)
+    assert reply.error.code == incident.code == code_of(error)
+    log = sites.folder / f"cache/logs/{incident.number}.log"
+    assert CANARY in log.read_text()
+    assert log.stat().st_mode & 0o077 == 0
+    assert "Jane" not in "".join(capfd.readouterr())
+
+
+def test_an_error_in_the_configuration_does_not_leave_either(sites, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    reply = app_module("client.app").app(handshake(), context_of(sites, jane="doe"))
+    assert parse_incident(reply.error.reason).code is Code.CONFIGURATION
+    assert b"jane" not in bytes_of(reply)
+    assert "jane" in next((tmp_path / "layerweld/logs").iterdir()).read_text()
+
+
+@pytest.mark.parametrize("run", ["../../x", "/tmp/x", "", "a/b", ".."])
+def test_a_run_whose_name_would_leave_the_cache_is_refused(run, sites):
+    message = Message(encode_run(run), 1, "query.handshake")
+    reply = app_module("client.app").app(message, context_of(sites))
+    assert parse_incident(reply.error.reason).code is Code.QUESTION
+
+
+def test_an_unknown_message_is_an_incident_too(sites):
+    message = handshake()
+    message.metadata.message_type = "query.secrets"
+    reply = app_module("client.app").app(message, context_of(sites))
+    assert parse_incident(reply.error.reason).code is Code.UNFORESEEN
+
+
+def test_a_log_that_cannot_be_written_goes_to_the_sites_own_standard_error(
+    sites, tmp_path, monkeypatch, capfd
+):
+    (tmp_path / "file").write_text("")
+    context = context_of(sites, cache=str(tmp_path / "file"))
+    reply = app_module("client.app").app(handshake(), context)
+    assert parse_incident(reply.error.reason).code is Code.FILE
+    assert "StorageError" in capfd.readouterr().err
+
+
+def test_in_the_process_of_who_started_the_run_errors_are_raised(sites, monkeypatch):
+    def fail(_state):
+        raise errors.DataError(CANARY)
+
+    monkeypatch.setattr(app_module("client.handshake"), "introduce", fail)
+    with raising_here(), pytest.raises(errors.DataError, match="Jane"):
+        app_module("client.app").app(handshake(), context_of(sites))
+
+
+def full_disk():
+    with reported(Path("x")):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def full_disk_in_rust():
+    with reported(Path("x")):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+
+@pytest.mark.parametrize("fail", [full_disk, full_disk_in_rust])
+def test_a_full_disk_has_a_code_of_its_own(fail):
+    with pytest.raises(errors.StorageError, match="No space left") as caught:
+        fail()
+    assert code_of(caught.value) is Code.DISK_FULL
+
+
+def test_every_error_and_every_code_is_mapped():
+    assert code_of(torch.OutOfMemoryError("4 GiB")) is Code.MEMORY
+    assert code_of(ConnectionResetError()) is Code.NETWORK
+    assert code_of(ZeroDivisionError()) is Code.UNFORESEEN
+    assert all(code.meaning for code in Code)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [None, "", CANARY, "E201", "E999 incident 0123456789abcdef", "E201 incident 0123456789ABCDEF",
+     "E201 incident 0123456789abcdef\n", f"{Incident(Code.DATA, 'a' * 16)} {CANARY}"],
+)  # fmt: skip
+def test_nothing_but_a_code_and_a_number_is_taken_for_an_incident(text):
+    assert parse_incident(text) is None
+
+
+def test_an_incident_is_read_back_as_it_was_written():
+    incident = Incident(Code.DATA, "a" * 16)
+    assert parse_incident(str(incident)) == incident
+
+
+HANG = """
+    import sys, time
+    sys.path.insert(0, {root!r})
+    from pathlib import Path
+    from client.guard import watchdog
+    with watchdog(1.0, Path({folder!r})):
+        {body}
+    print("done")
+"""
+
+
+def run_watched(folder, body):
+    root = str(Path(__file__).parents[1])
+    script = textwrap.dedent(HANG.format(root=root, folder=str(folder), body=body))
+    started = time.monotonic()
+    process = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
+    )
+    return process, time.monotonic() - started
+
+
+def test_a_watchdog_ends_a_hung_process_and_says_where_it_hung(tmp_path):
+    process, _ = run_watched(tmp_path, "time.sleep(50)")
+    assert process.returncode == 1
+    assert "done" not in process.stdout
+    assert re.search(r"Timeout.*\n.*most recent call first", (tmp_path / "hung.log").read_text())
+
+
+def test_a_watchdog_leaves_a_process_alone_that_is_in_time(tmp_path):
+    process, _ = run_watched(tmp_path, "time.sleep(0.01)")
+    assert process.returncode == 0
+    assert "done" in process.stdout
+
+
+@pytest.mark.parametrize(("in_process", "active"), [(True, False), (False, True)])
+def test_the_watchdog_is_set_by_the_node_and_never_in_process(
+    in_process, active, sites, monkeypatch
+):
+    guard, started = app_module("client.guard"), []
+    monkeypatch.setattr(
+        guard.faulthandler, "dump_traceback_later", lambda s, **_: started.append(s)
+    )
+    monkeypatch.setattr(guard, "raises_here", lambda: in_process)
+    message = handshake()
+    app_module("client.app").app(message, context_of(sites, watchdog=True))
+    assert started == ([message.metadata.ttl] if active else [])

@@ -1,0 +1,147 @@
+"""How much one site decides: what it is, what flags it, and what caps it."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from layerweld.config import MergeSettings
+from layerweld.errors import RefusedReplyError
+from layerweld.influence import capped_scales, outliers, relative_shift
+from layerweld.pool import GroupPool
+from layerweld.updates import DenseUpdate, LowRankUpdate
+from tests.test_pool import GROUP, merge, new_sites, statistics_of
+
+
+@pytest.mark.parametrize("products", ["auto", "dense"])
+@pytest.mark.parametrize("anchor", ["base", "mean"])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_influence_is_the_shift_of_a_merge_without_the_site(products, anchor, rank):
+    entries = {"products": products, "anchor": anchor, "ridge": 0.05, "shrinkage": 0.9}
+    sites = new_sites(4, seed=1)
+    whole = merge(sites, **entries)
+    chosen = MergeSettings(**entries)
+    pool = GroupPool(GROUP, chosen)
+    for site in sites:
+        pool.add(site.name, statistics_of(site, chosen))
+    gram = pool._solve({}, 0)[0].gram
+    got = merge(sites, rank=rank, **entries).influence
+    assert list(got) == list("abcd")
+    for site in sites:
+        without = merge([other for other in sites if other is not site], **entries)
+        expected = relative_shift(whole.updates, without.updates, gram)
+        assert got[site.name] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_layer_of_one_site_alone_goes_with_it():
+    sites = new_sites(3, seed=0)
+    sites[1:] = [replace(site, updates={"v": site.updates["v"]}) for site in sites[1:]]
+    assert merge(sites).influence["a"] > 0.5
+
+
+def test_sites_that_agree_have_next_to_no_influence():
+    sites = [replace(site, updates=new_sites(1, 0)[0].updates) for site in new_sites(4, seed=0)]
+    assert max(merge(sites, ridge=1e-6).influence.values()) < 1e-3
+
+
+def test_one_site_has_no_influence_to_report():
+    assert merge(new_sites(1, seed=0)).influence == {}
+    assert merge(new_sites(3, seed=0), influence=False).influence == {}
+
+
+@pytest.mark.parametrize("factor", [-30.0, 100.0])
+def test_a_scaled_or_turned_adapter_is_an_outlier(factor):
+    sites = new_sites(4, seed=2)
+    updates = {layer: update * factor for layer, update in sites[2].updates.items()}
+    sites[2] = replace(sites[2], updates=updates)
+    assert outliers(merge(sites).influence) == ("c",)
+
+
+def test_honest_sites_are_no_outliers():
+    for seed in range(5):
+        assert outliers(merge(new_sites(4, seed)).influence) == ()
+
+
+def test_of_two_sites_neither_is_an_outlier():
+    assert outliers({"a": 1e-3, "b": 10.0}) == ()
+
+
+@given(
+    masses=st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=8),
+    share=st.floats(0.01, 1.0),
+)
+def test_no_site_has_more_than_the_share_or_all_are_equal(masses, share):
+    named = {str(i): mass for i, mass in enumerate(masses)}
+    scales = capped_scales(named, share)
+    left = {site: scales[site] * mass for site, mass in named.items()}
+    assert all(0 < scale <= 1 for scale in scales.values())
+    largest, total = max(left.values()), sum(left.values())
+    equal = largest <= min(left.values()) * (1 + 1e-9)
+    assert largest <= share * total * (1 + 1e-9) or equal
+
+
+def test_a_cap_of_one_changes_nothing_and_a_small_one_makes_all_equal():
+    masses = {"a": 1.0, "b": 5.0, "c": 0.0}
+    assert capped_scales(masses, 1.0) == {"a": 1.0, "b": 1.0, "c": 1.0}
+    assert capped_scales({"a": 1.0, "b": 4.0}, 0.1) == {"a": 1.0, "b": 0.25}
+
+
+def test_without_a_cap_scaled_activations_buy_weight_and_with_one_they_do_not():
+    # normalization none: 10 times the activations are 10⁴ times the weight.
+    honest = new_sites(4, seed=3)
+    loud = [*honest[:3], replace(honest[3], tokens=10 * honest[3].tokens)]
+    plain = merge(loud, normalization="none")
+    assert plain.importance["d"] > 50 * plain.importance["a"]
+    capped = merge(loud, normalization="none", max_share=0.4)
+    assert outliers(plain.influence) == ("d",)
+    assert outliers(capped.influence) == ()
+
+
+@pytest.mark.parametrize("products", ["auto", "dense"])
+def test_a_capped_merge_is_the_merge_with_the_lower_weight(products):
+    sites = new_sites(3, seed=4)
+    entries = {"normalization": "none", "products": products, "ridge": 0.1}
+    chosen = MergeSettings(**entries, max_share=0.35)
+    pool = GroupPool(GROUP, chosen)
+    for site in sites:
+        pool.add(site.name, statistics_of(site, chosen))
+    solution = pool.solve()
+    grams = {s.name: statistics_of(s, chosen).gram.double() for s in sites}
+    weights = solution.importance
+    s = sum(weights[name] * gram for name, gram in grams.items())
+    own = {site.name: site.updates["q"].dense().double() for site in sites}
+    r = sum(weights[name] * own[name] @ gram for name, gram in grams.items())
+    system = s + 0.1 * s.trace() / len(s) * torch.eye(len(s), dtype=torch.float64)
+    expected = torch.linalg.solve(system, r.T).T
+    got = solution.updates["q"].dense().double()
+    assert float((got - expected).norm() / expected.norm()) < 1e-5
+    shares = [weights[name] * float(gram.trace()) for name, gram in grams.items()]
+    assert max(shares) <= 0.35 * sum(shares) * (1 + 1e-6)
+
+
+def test_a_silent_feature_cannot_carry_an_update():
+    chosen = MergeSettings(normalization="none")
+    (site,) = new_sites(1, seed=0)
+    tokens = site.tokens.clone()
+    tokens[:, 0] = 0
+    statistics = statistics_of(replace(site, tokens=tokens), chosen)
+    product = statistics.products["q"]
+    right = product.right.clone()
+    right[:, 0] = 1.0
+    spoilt = {**statistics.products, "q": replace(product, right=right)}
+    with pytest.raises(RefusedReplyError, match="q: the product is longer than its energy"):
+        GroupPool(GROUP, chosen).add("a", replace(statistics, products=spoilt))
+    GroupPool(GROUP, chosen).add("a", statistics)
+
+
+def test_dense_and_factored_updates_shift_alike():
+    torch.manual_seed(0)
+    factored = LowRankUpdate(torch.randn(3, 2), torch.randn(2, 4))
+    other = LowRankUpdate(torch.randn(3, 1), torch.randn(1, 4))
+    gram = torch.eye(4, dtype=torch.float64)
+    dense = relative_shift(
+        {"q": DenseUpdate(factored.dense())}, {"q": DenseUpdate(other.dense())}, gram
+    )
+    assert relative_shift({"q": factored}, {"q": other}, gram) == pytest.approx(dense, rel=1e-5)

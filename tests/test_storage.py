@@ -1,0 +1,306 @@
+"""Kills, full disks, damaged files, second processes: the same bytes, or nothing half-written."""
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from filelock import FileLock
+
+from layerweld import disk
+from layerweld.disk import only_here, writing
+from layerweld.errors import InUseError, JournalError, OutputError, StorageError
+from layerweld.launch import app_module
+from tests.faulty_grid import InProcessGrid
+from tests.stub_sites import NAMES, StubApp, digest_of, new_chain, settings
+from tests.tiny_sites import make_sites
+
+NODES = [{"name": name} for name in NAMES]
+EVERY = int(os.environ.get("LAYERWELD_KILL_EVERY", "4"))  # of the points at which to kill
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def sites(tmp_path_factory):
+    return make_sites(tmp_path_factory.mktemp("bert"), ["query", "value"])
+
+
+def play_chain(folder):
+    journal = app_module("server.journal").RunJournal(folder)
+    chosen = settings()
+    chain = new_chain(chosen, journal=journal.of_method("com"))
+    chain.play(InProcessGrid(StubApp(), NODES, chosen))
+    return chain
+
+
+def play(sites, output, **merge):
+    chosen = sites.settings(**merge)
+    return app_module("server.run").play(sites.grid(chosen), chosen, str(sites.base), output)
+
+
+class Points:
+    """Counts the moments before and after every change on the disk, and may end it all at one."""
+
+    def __init__(self, monkeypatch, act=lambda _number: None):
+        self.count, self._act = 0, act
+        journal, output = app_module("server.journal"), app_module("server.output")
+        for owner, name in (
+            (disk, "_sync"), (Path, "replace"), (journal, "save_file"), (Path, "mkdir"),
+            (output, "write_report"), (output.shutil, "rmtree"),
+        ):  # fmt: skip
+            monkeypatch.setattr(owner, name, self._around(getattr(owner, name)))
+
+    def _around(self, function):
+        def wrapped(*args, **kwargs):
+            self._point()
+            result = function(*args, **kwargs)
+            self._point()
+            return result
+
+        return wrapped
+
+    def _point(self):
+        self.count += 1
+        self._act(self.count)
+
+
+def killed_at(point, work):
+    """Do the work in a child process that gets SIGKILL at a point; whether it was killed."""
+    child = os.fork()
+    if child == 0:
+        patch = pytest.MonkeyPatch()
+        Points(patch, lambda n: os.kill(os.getpid(), signal.SIGKILL) if n == point else None)
+        work()
+        os._exit(0)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+def points_of(work):
+    with pytest.MonkeyPatch.context() as patch:
+        points = Points(patch)
+        work()
+        return points.count
+
+
+def test_a_server_killed_at_any_point_of_its_journal_ends_in_the_same_bytes(tmp_path):
+    whole = digest_of(play_chain(tmp_path / "whole"))
+    count = points_of(lambda: play_chain(tmp_path / "counted"))
+    assert count > 40
+    survived = 0
+    for point in range(1, count + 1, EVERY):
+        folder = tmp_path / f"killed-{point}"
+        assert killed_at(point, lambda folder=folder: play_chain(folder))
+        assert digest_of(play_chain(folder)) == whole, f"point {point} of {count}"
+        survived += 1
+    print(f"\n{survived} kills of the journal survived, of {count} points")
+
+
+def test_a_run_killed_while_it_writes_its_products_ends_in_the_same_bytes(sites, tmp_path):
+    whole = play(sites, tmp_path / "whole", granularity="model")
+    count = points_of(lambda: play(sites, tmp_path / "counted", granularity="model"))
+    survived = 0
+    for point in range(1, count + 1, EVERY):
+        output = tmp_path / f"killed-{point}"
+        assert killed_at(point, lambda output=output: play(sites, output, granularity="model"))
+        if not (output / "journal").is_dir() and (output / "manifest.json").is_file():
+            shutil.copytree(output, tmp_path / "finished", dirs_exist_ok=True)
+        else:
+            resumed = play(sites, output, granularity="model")
+            assert resumed.manifest_hash == whole.manifest_hash, f"point {point} of {count}"
+        assert (output / "manifest.json").read_bytes() == (
+            tmp_path / "whole/manifest.json"
+        ).read_bytes()
+        survived += 1
+    print(f"\n{survived} kills of whole runs survived, of {count} points")
+
+
+@pytest.mark.parametrize("kept", [0, 1, 7, 100, 0.5, 0.9, -1])
+def test_a_last_step_that_was_cut_short_is_solved_again(kept, tmp_path):
+    whole = digest_of(play_chain(tmp_path))
+    file = tmp_path / "com/step-0003.safetensors"
+    content = file.read_bytes()
+    size = int(kept * len(content)) if isinstance(kept, float) else kept
+    file.write_bytes(content[:size])
+    assert digest_of(play_chain(tmp_path)) == whole
+    assert len(file.read_bytes()) > len(content) - 10  # not equal: more was sent to catch up
+
+
+def test_an_earlier_step_that_is_damaged_is_refused_by_name(tmp_path):
+    play_chain(tmp_path)
+    file = tmp_path / "com/step-0001.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 4
+    file.write_bytes(content)
+    with pytest.raises(JournalError, match=r"step-0001\.safetensors does not match its hash"):
+        play_chain(tmp_path)
+    file.unlink()
+    with pytest.raises(JournalError, match="lacks step 1"):
+        play_chain(tmp_path)
+
+
+class FullDisk:
+    """After so many bytes a write fails as it does on a full disk."""
+
+    def __init__(self, monkeypatch, writes):
+        self.left = writes
+        monkeypatch.setattr(disk, "_sync", self._sync)
+
+    def _sync(self, path):
+        self.left -= 1
+        if self.left < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
+@pytest.mark.parametrize("writes", [0, 1, 7, 15])
+def test_a_disk_that_fills_up_keeps_the_steps_before_and_resumes(writes, tmp_path, monkeypatch):
+    whole = digest_of(play_chain(tmp_path / "whole"))
+    with monkeypatch.context() as patch:
+        FullDisk(patch, writes)
+        with pytest.raises(StorageError, match=r"step-000\d.*No space left on device"):
+            play_chain(tmp_path / "full")
+    assert not [p for p in (tmp_path / "full").rglob("*") if "partial" in p.name]
+    assert digest_of(play_chain(tmp_path / "full")) == whole
+
+
+@pytest.mark.parametrize("writes", [0, 2])
+def test_a_site_whose_disk_fills_up_resumes_with_the_run(writes, sites, tmp_path, monkeypatch):
+    whole = play(sites, tmp_path / "whole")
+    store = app_module("client.store")
+    shutil.rmtree(sites.folder / "cache/runs")
+    left, save_file = [writes], store.save_file
+
+    def save(tensors, file, metadata):
+        left[0] -= 1
+        if left[0] < 0:
+            Path(file).write_bytes(b"half")
+            raise store.SafetensorError("I/O error: No space left on device (os error 28)")
+        save_file(tensors, file, metadata=metadata)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "save_file", save)
+        with pytest.raises(StorageError, match="No space left"):
+            play(sites, tmp_path / "out")
+    assert not list((sites.folder / "cache/runs").rglob("*.partial"))
+    assert play(sites, tmp_path / "out").manifest_hash == whole.manifest_hash
+
+
+def test_products_that_do_not_fit_leave_nothing_but_the_journal(sites, tmp_path, monkeypatch):
+    whole = play(sites, tmp_path / "whole", granularity="model")
+
+    def full(*_args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(app_module("server.output"), "write_report", full)
+        with pytest.raises(StorageError, match="No space left"):
+            play(sites, tmp_path / "out", granularity="model")
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["journal"]
+    resumed = play(sites, tmp_path / "out", granularity="model")
+    assert resumed.manifest_hash == whole.manifest_hash
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("old")
+
+    def write_half():
+        with writing(file) as partial:
+            partial.write_text("ne")
+            raise OSError(errno.EIO, "Input/output error")
+
+    with pytest.raises(StorageError, match=r"file cannot be written .Input/output error"):
+        write_half()
+    assert file.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+HOLD = """
+import sys, time
+from filelock import FileLock
+with FileLock(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holding(tmp_path):
+    """Another process that holds a lock until the test is over."""
+    started = []
+
+    def hold(lock):
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        process = subprocess.Popen(
+            [sys.executable, "-c", HOLD, str(lock)], stdout=subprocess.PIPE, text=True
+        )
+        started.append(process)
+        assert process.stdout.readline() == "held\n"
+        return process
+
+    yield hold
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def test_a_second_run_in_the_same_output_folder_is_refused(sites, tmp_path, holding):
+    process = holding(tmp_path / ".out.lock")
+    with pytest.raises(InUseError, match=r"another process works in .*out"):
+        play(sites, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    process.kill()  # whoever dies lets go
+    process.wait()
+    play(sites, tmp_path / "out", granularity="model")
+    assert {p.name for p in tmp_path.iterdir()} == {"out"}
+
+
+def test_a_second_process_of_a_site_in_one_run_is_refused(sites, tmp_path, holding, monkeypatch):
+    journal = app_module("server.journal")
+    monkeypatch.setattr(journal.secrets, "token_hex", lambda _n: "0" * 16)
+    holding(sites.folder / f"cache/locks/birch-{'0' * 16}.lock")
+    with pytest.raises(InUseError, match=r"another process works in .*cache, as birch"):
+        play(sites, tmp_path / "out")
+
+
+def test_sites_of_different_names_share_a_cache(sites, holding):
+    holding(sites.folder / "cache/locks/elm.lock")
+    with only_here(sites.folder / "cache/locks/ash.lock", "cache"):
+        pass
+
+
+def test_a_lock_is_gone_afterwards(tmp_path):
+    lock = tmp_path / "x.lock"
+    with only_here(lock, "x"), pytest.raises(InUseError), only_here(lock, "x"):
+        pass
+    assert not list(tmp_path.iterdir())
+    with FileLock(tmp_path / "x.lock", timeout=0):
+        pass
+
+
+def test_what_is_not_ours_beside_a_journal_is_left_alone(sites, tmp_path):
+    (tmp_path / "out/journal").mkdir(parents=True)
+    (tmp_path / "out/letter.txt").write_text("mine")
+    with pytest.raises(OutputError, match=r"in use"):
+        play(sites, tmp_path / "out")
+    assert (tmp_path / "out/letter.txt").read_text() == "mine"
+
+
+def test_a_damaged_header_of_a_journal_is_refused(sites, tmp_path):
+    (tmp_path / "out/journal").mkdir(parents=True)
+    for text in ("{", "[]", json.dumps({"run": 3})[:-3]):
+        (tmp_path / "out/journal/run.json").write_text(text)
+        with pytest.raises(JournalError, match=r"run\.json is damaged"):
+            play(sites, tmp_path / "out")
