@@ -35,3 +35,11 @@ class JournalError(LayerweldError):
 
 class OutputError(LayerweldError):
     """The output folder is in use or cannot be written."""
+
+
+class DeployError(LayerweldError):
+    """A coordinator or site folder, key, certificate or process is not as it must be."""
+
+
+class RunFailedError(LayerweldError):
+    """A run reached a final state other than completed."""

@@ -15,10 +15,14 @@ DEMO = "demo:"
 """Prefix of ``data`` that names one of the demo's tasks instead of a file."""
 
 
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+"""Of names that become names of folders and files."""
+
+
 class SiteEntry(Settings):
     """One ``[[sites]]`` table, or the same keys of a Flower node configuration."""
 
-    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(min_length=1, pattern=NAME_PATTERN)
     """Name of the site, unique in the run; it names a folder, so letters, digits and ``._-``."""
     data: str = Field(min_length=1)
     """Rows to calibrate on (and to fine-tune on): JSON lines, CSV, Parquet or an image folder."""
