@@ -90,4 +90,4 @@ def _product_bytes(group: LayerGroup, ranks: dict[str, int]) -> int:
 
 
 def _size(count: int) -> str:
-    return f"{count / 2**20:,.1f} MiB"
+    return f"{count / 2**20:,.1f} MiB" if count >= 2**20 else f"{count / 2**10:,.1f} KiB"

@@ -36,11 +36,6 @@ def ask(command: Sequence[str], environment: Mapping[str, str]) -> dict[str, Any
     return answer
 
 
-def log_of(run_id: str, connection: str, environment: Mapping[str, str]) -> str:
-    """What a run has written so far at the coordinator."""
-    return _run([program("flwr"), "log", run_id, connection, "--show"], environment).stdout
-
-
 def _run(
     command: Sequence[str], environment: Mapping[str, str]
 ) -> subprocess.CompletedProcess[str]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ _LONGEST_PAUSE = 15.0  # seconds before a program that dies at once is started a
 _STEADY = 60.0  # seconds after which a program counts as having started well
 
 
+_PR_SET_PDEATHSIG = 1  # of Linux's prctl
 _TAIL = 4000  # characters of a log in which the reason for an end is looked for
 
 
@@ -124,6 +127,7 @@ class _Watched:
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
+                    preexec_fn=_end_with_parent,
                 )
             except OSError as error:
                 raise DeployError(
@@ -145,6 +149,12 @@ class _Watched:
         self._process = None
         self._due = time.monotonic() + self._pause
         self._pause = min(2 * self._pause, _LONGEST_PAUSE)
+
+
+def _end_with_parent() -> None:
+    """In the child: SIGTERM when the supervisor is killed, so that nobody is left behind."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _signal_group(group: int, number: signal.Signals) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,14 +12,13 @@ from typing import Any
 from layerweld.config import RunSettings
 from layerweld.deploy.coordinator import CONNECTION, Coordinator
 from layerweld.deploy.files import write_toml
-from layerweld.deploy.flower import ask, flwr, log_of
+from layerweld.deploy.flower import ask, flwr
 from layerweld.errors import DeployError, RunFailedError
 from layerweld.launch import app_folder
 
 _LOOK = 2.0  # seconds between two questions after a run's state
 _PATIENCE = 300.0  # seconds for which the SuperLink may be away while a run is followed
 _JOURNAL = "journal"
-_CAUSE = re.compile(r"^(?:[\w.]+\.)?(\w*(?:Error|Exception))\b:? *(.*)$")
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,7 @@ class RunState:
         run_id: Flower's number.
         status: ``pending``, ``starting``, ``running``, or ``finished:…``.
         details: what Flower says of a run that did not complete.
-        elapsed: as Flower prints it.
+        elapsed: since it started, with its unit.
         application: SHA-256 of the bundle that the run distributes.
     """
 
@@ -58,8 +56,10 @@ def list_runs(coordinator: Coordinator) -> list[RunState]:
         RunState(
             run["run-id"],
             run["status"],
-            run["status-details"] or "",
-            str(run["elapsed"]),
+            ""
+            if run["status-details"] in (None, "N/A")
+            else " ".join(run["status-details"].split()),
+            f"{float(run['elapsed']):.0f} s",
             run["fab-hash"] or "",
         )
         for run in runs
@@ -105,30 +105,36 @@ def start_run(coordinator: Coordinator, settings: RunSettings) -> str:
 def follow_run(
     coordinator: Coordinator, run_id: str, output: Path, say: Callable[[str], None]
 ) -> None:
-    """Wait for a run's final state, and say which groups are solved meanwhile.
+    """Wait for a run's final state, and say which steps are solved meanwhile.
 
     Raises:
         RunFailedError: it did not complete; the message has the cause and the next command.
     """
-    solved, away_since = 0, 0.0
-    while True:
-        try:
-            state = next(run for run in list_runs(coordinator) if run.run_id == run_id)
-            away_since = 0.0
-        except DeployError:
-            away_since = away_since or time.monotonic()
-            if time.monotonic() - away_since > _PATIENCE:
-                raise
-        else:
-            if state.is_final:
-                break
+    solved = 0
+    while not (state := _patiently(coordinator, run_id)).is_final:
         count = _solved_steps(output)
         if count > solved:
             solved = count
             say(f"{solved} steps solved")
         time.sleep(_LOOK)
     if state.status != "finished:completed":
-        raise RunFailedError(_failure(coordinator, state, solved))
+        raise RunFailedError(_failure(state, output))
+
+
+def _patiently(coordinator: Coordinator, run_id: str) -> RunState:
+    """A run's state; a SuperLink that is being started again is waited for."""
+    until = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            return next(run for run in list_runs(coordinator) if run.run_id == run_id)
+        except StopIteration:
+            raise DeployError(
+                f"the SuperLink knows no run {run_id}; was state.db removed?"
+            ) from None
+        except DeployError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(_LOOK)
 
 
 def active_run(coordinator: Coordinator) -> str | None:
@@ -171,19 +177,10 @@ def _solved_steps(output: Path) -> int:
     return len(list((output / _JOURNAL).glob("*/step-*.safetensors")))
 
 
-def _failure(coordinator: Coordinator, state: RunState, solved: int) -> str:
-    cause = cause_in(log_of(state.run_id, CONNECTION, coordinator.environment))
-    kept = f"; {solved} solved steps are kept" if solved else ""
+def _failure(state: RunState, output: Path) -> str:
+    kept = f"; {_solved_steps(output)} solved steps are kept" if has_journal(output) else ""
+    again = "resume" if has_journal(output) else "run"
     return (
-        f"run {state.run_id} ended as {state.status}: {cause or state.details or 'no reason given'}"
-        f"{kept}. When that is mended: `layerweld coordinator resume`"
+        f"run {state.run_id} ended as {state.status}: {state.details or 'no reason given'}{kept}. "
+        f"When that is mended: `layerweld coordinator {again} --name {output.name}`"
     )
-
-
-def cause_in(log: str) -> str:
-    """The last exception that a log tells of, on one line; empty where there is none."""
-    for line in reversed(log.splitlines()):
-        found = _CAUSE.match(line.strip())
-        if found:
-            return f"{found[1]}: {found[2]}".strip(": ")
-    return ""

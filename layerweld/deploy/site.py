@@ -23,6 +23,7 @@ from layerweld.launch import app_folder
 from layerweld.sites import DEMO, SiteEntry
 
 _MADE_BY = "layerweld site init SITE --model … --data …"
+_REFUSE = "#!/bin/sh\necho 'this site runs ClientApps only' >&2\nexit 1\n"
 _UNQUOTABLE = frozenset('"\\\n')  # Flower's node configuration has no way to write these
 
 
@@ -80,11 +81,20 @@ class Site:
         return Program("supernode", command, environment, explain=explain_end)
 
     def pin(self, application: str) -> None:
-        """From now on only this application runs here; see :mod:`client.pinned`."""
-        runner = self.folder / "bin" / "flwr-clientapp"
-        command = (sys.executable, "-P", str(app_folder() / "client" / "pinned.py"), application)
-        runner.parent.mkdir(exist_ok=True)
-        write_whole(runner, f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n'.encode(), mode=0o755)
+        """From now on only this application runs here; see :mod:`client.pinned`.
+
+        Flower starts a task by the name of a program: ``flwr-clientapp`` for a ClientApp, others
+        for servers, agents and simulations. Programs of these names go before Flower's own on the
+        SuperNode's search path; the first checks, and the others refuse.
+        """
+        checks = (sys.executable, "-P", str(app_folder() / "client" / "pinned.py"), application)
+        programs = self.folder / "bin"
+        programs.mkdir(exist_ok=True)
+        for flowers in Path(program("flwr-clientapp")).parent.glob("flwr-*"):
+            script = _REFUSE
+            if flowers.name == "flwr-clientapp":
+                script = f'#!/bin/sh\nexec {shlex.join(checks)} "$@"\n'
+            write_whole(programs / flowers.name, script.encode(), mode=0o755)
         # A bundle whose unpacking was interrupted would be taken for whole: unpack it anew.
         shutil.rmtree(self.folder / "flower" / "apps", ignore_errors=True)
 
