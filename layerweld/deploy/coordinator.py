@@ -94,11 +94,11 @@ class Coordinator:
         """
         file = self.folder / "run.toml"
         settings = validate_settings(read_toml(file, _MADE_BY))
-        if not settings.base:
-            raise DeployError(f"{file} names no base model; set `base` to its folder")
         chosen = name or settings.name
         if not re.fullmatch(NAME_PATTERN, chosen):
             raise DeployError(f"{chosen!r} cannot name a run; use letters, digits and `._-`")
+        if not settings.base:
+            raise DeployError(f"{file} names no base model; set `base` to its folder")
         base = (self.folder / Path(settings.base).expanduser()).resolve()
         return settings.model_copy(update={"base": str(base), "name": chosen})
 

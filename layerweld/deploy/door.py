@@ -32,6 +32,7 @@ def main(folder: Path) -> None:
         ssl_certfile=str(certificates / "server.crt"),
         ssl_keyfile=str(certificates / "server.key"),
         lifespan="off",
+        ws="none",
         log_level="warning",
         server_header=False,
     )

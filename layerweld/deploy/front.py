@@ -63,8 +63,6 @@ class Front:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        if scope["type"] != "http":
-            return
         asked = (scope["method"], scope["path"])
         if asked == ("GET", ABOUT):
             body = json.dumps(self._about | {"time": time.time()}).encode()
