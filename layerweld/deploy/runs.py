@@ -16,7 +16,7 @@ from layerweld.deploy.flower import ask, flwr
 from layerweld.errors import DeployError, RunFailedError
 from layerweld.launch import app_folder
 
-_LOOK = 2.0  # seconds between two questions after a run's state
+_LOOK = 4.0  # seconds between two questions after a run's state; each starts `flwr` anew
 _PATIENCE = 300.0  # seconds for which the SuperLink may be away while a run is followed
 _JOURNAL = "journal"
 
