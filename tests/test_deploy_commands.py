@@ -213,6 +213,11 @@ def test_a_run_named_by_hand_is_written_out_for_flower(here, sites):
 WRONG = {
     "the folder exists": (("coordinator", "init", "fed", "--host", "h"), "exists already"),
     "a bad name": (("coordinator", "init", "../x", "--host", "h"), "name = '../x'"),
+    "a host with a port": (("coordinator", "init", "x", "--host", "h:1g"), "host = 'h:1g'"),
+    "one port for two": (
+        ("coordinator", "init", "x", "--host", "h", "--port", "9", "--superlink-port", "9"),
+        "choose two",
+    ),
     "a bad port": (("coordinator", "init", "x", "--host", "h", "--port", "0"), "port = 0"),
     "no coordinator here": (("coordinator", "run", "--folder", "nowhere"), "--folder"),
     "no base model": (("coordinator", "run", "--folder", "fed"), "set `base`"),

@@ -85,3 +85,16 @@ def test_what_can_be_done_is_said_from_the_new_part_of_the_log(tmp_path):
     program = Program("child", ["/bin/sh", "-c", "echo a new one; exit 3"], os.environ, repr)
     Supervisor([program], tmp_path, say).run()
     assert said[1].startswith("child ended with exit code 3 ('a new one\\n')")
+
+
+def test_a_log_does_not_fill_the_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr("layerweld.deploy.processes._LARGEST_LOG", 1000)
+
+    def say(line):
+        if "ended" in line:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    script = "head -c 2000 /dev/zero; sleep 1; echo the end"
+    Supervisor([Program("child", ["/bin/sh", "-c", script], os.environ)], tmp_path, say).run()
+    assert (tmp_path / "child.log").read_text() == "the end\n"
+    assert (tmp_path / "child.older.log").stat().st_size == 2000

@@ -139,7 +139,7 @@ def wait_until(true, what):
     until = monotonic() + 400
     while not true():
         assert monotonic() < until, f"not in time: {what}"
-        sleep(1)
+        sleep(0.2)
 
 
 def free_pair():
@@ -158,7 +158,7 @@ def free_pair():
 @pytest.fixture(scope="module")
 def federation(tmp_path_factory):
     folder = tmp_path_factory.mktemp("federation")
-    sites = make_sites(folder / "given", ["query", "value"])
+    sites = make_sites(folder / "given", ["query", "value", "attention.output.dense"])
     settings = sites.settings()
     output = folder / "in-process"
     app_module("server.run").play(sites.grid(settings), settings, str(sites.base), output)
@@ -198,18 +198,17 @@ def federation(tmp_path_factory):
             process.wait(60)
 
 
-def wait_for_a_step(run):
-    """Until the first step of a run is solved; two are to come."""
-    for line in run.stdout:
-        if "steps solved" in line:
-            return
-    pytest.fail("the run ended without a step")
+def kill_after_a_step(federation, run, supervisor, program):
+    """SIGKILL a program once a run's first step of four is solved."""
+    output = federation.folder / "fed/runs" / run
+    wait_until(lambda: list(output.glob("journal/*/step-*.safetensors")), "the first step")
+    os.kill(federation.child_of(supervisor, program), signal.SIGKILL)
+    assert not (output / "manifest.json").exists()
 
 
 def test_a_run_survives_a_killed_superlink(federation):
     with federation.run("superlink-killed") as run:
-        wait_for_a_step(run)
-        os.kill(federation.child_of("fed", "superlink"), signal.SIGKILL)
+        kill_after_a_step(federation, "superlink-killed", "fed", "superlink")
         said, _ = run.communicate(timeout=_LONG)
     assert run.returncode == 0, said
     assert federation.digest("superlink-killed") == federation.manifest
@@ -218,8 +217,7 @@ def test_a_run_survives_a_killed_superlink(federation):
 def test_a_killed_site_comes_back_as_itself_and_the_run_ends_in_the_same_bytes(federation):
     nodes = {file.stem: json.loads(file.read_text())["node"] for file in sites_of(federation)}
     with federation.run("site-killed") as run:
-        wait_for_a_step(run)
-        os.kill(federation.child_of("birch", "supernode"), signal.SIGKILL)
+        kill_after_a_step(federation, "site-killed", "birch", "supernode")
         said, _ = run.communicate(timeout=_LONG)
     federation.wait_for_sites()
     assert {f.stem: json.loads(f.read_text())["node"] for f in sites_of(federation)} == nodes

@@ -21,6 +21,7 @@ from layerweld.errors import DeployError
 from layerweld.sites import NAME_PATTERN
 
 CONNECTION = "here"
+_HOST = r"^([A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|[0-9A-Fa-f]*:[0-9A-Fa-f:]+)$"
 _LOOPBACK = ("localhost", "127.0.0.1")
 _MADE_BY = "layerweld coordinator init NAME --host HOST"
 
@@ -30,7 +31,7 @@ class CoordinatorFile(Settings):
 
     name: str = Field(pattern=NAME_PATTERN)
     """Name of the federation, of its folder and of its first run."""
-    host: str = Field(min_length=1)
+    host: str = Field(pattern=_HOST)
     """Name or address under which sites reach this machine; it is in the certificate."""
     bind: str = "0.0.0.0"
     """Address on which the door for SuperNodes listens."""
@@ -196,9 +197,12 @@ def check_file(**entries: str | int) -> CoordinatorFile:
         DeployError: a name or port is impossible.
     """
     try:
-        return CoordinatorFile.model_validate(entries)
+        file = CoordinatorFile.model_validate(entries)
     except ValidationError as error:
         raise DeployError(_problem(error)) from None
+    if file.port == file.superlink_port:
+        raise DeployError(f"port {file.port} cannot be the door's and the SuperLink's; choose two")
+    return file
 
 
 def renew(coordinator: Coordinator) -> None:

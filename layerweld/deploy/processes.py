@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +23,8 @@ _STEADY = 60.0  # seconds after which a program counts as having started well
 
 
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl
-_TAIL = 4000  # characters of a log in which the reason for an end is looked for
+_LARGEST_LOG = 64 * 2**20  # bytes; a SuperLink writes a few MB per site and day
+_TAIL = 4000  # bytes of a log in which the reason for an end is looked for
 
 
 def _no_reason(_log: str) -> str:
@@ -97,11 +99,20 @@ class _Watched:
         self._wrote = 0
 
     def look(self) -> None:
-        """Start the program if it does not run and its time has come."""
+        """Start the program if it does not run and its time has come; keep its log short."""
+        if self._log.exists() and self._log.stat().st_size > _LARGEST_LOG:
+            self._say(f"{self._log} is long: its older part is now {self._older}")
+            shutil.copyfile(self._log, self._older)
+            os.truncate(self._log, 0)  # the program appends, and goes on at the new end
+            self._wrote = 0
         if self._process is not None and self._process.poll() is not None:
-            self._ended(self._process.returncode)
+            self._ended(self._process)
         if self._process is None and time.monotonic() >= self._due:
             self._start()
+
+    @property
+    def _older(self) -> Path:
+        return self._log.with_suffix(".older.log")
 
     def end(self) -> None:
         """SIGTERM, and SIGKILL to whatever is left of the group."""
@@ -136,19 +147,27 @@ class _Watched:
         self._started = time.monotonic()
         self._say(f"{self._program.name} started (process {self._process.pid}, log {self._log})")
 
-    def _ended(self, code: int) -> None:
-        assert self._process is not None
-        _signal_group(self._process.pid, signal.SIGKILL)  # children it has left behind
+    def _ended(self, process: subprocess.Popen[bytes]) -> None:
+        _signal_group(process.pid, signal.SIGKILL)  # children it has left behind
+        code = process.returncode
         if time.monotonic() - self._started > _STEADY:
             self._pause = 1.0
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        tail = self._log.read_bytes()[self._wrote :][-_TAIL:].decode(errors="replace")
+        tail = _read_end(self._log, self._wrote)
         reason = self._program.explain(tail)
         why = f" ({reason})" if reason else ""
         self._say(f"{self._program.name} {how}{why}: starting it again in {self._pause:.0f} s")
         self._process = None
         self._due = time.monotonic() + self._pause
         self._pause = min(2 * self._pause, _LONGEST_PAUSE)
+
+
+def _read_end(log: Path, begin: int) -> str:
+    """The last bytes of a log, none from before ``begin``."""
+    with log.open("rb") as opened:
+        end = opened.seek(0, os.SEEK_END)
+        opened.seek(max(begin, end - _TAIL))
+        return opened.read().decode(errors="replace")
 
 
 def _end_with_parent() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,6 +28,7 @@ Authority = Annotated[
     ),
 ]
 HERE = Path()
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # Flower colours its log for terminals
 
 
 @app.command()
@@ -51,6 +53,7 @@ def init(
     from layerweld.deploy.site import create, site_entry
     from layerweld.deploy.speak import say
     from layerweld.errors import DeployError
+    from layerweld.terminal import showing_progress
 
     if bool(adapter) == fine_tune:
         raise typer.BadParameter("give either --adapter, or --fine-tune to train one here")
@@ -58,7 +61,8 @@ def init(
     if folder.exists():
         raise DeployError(f"{folder} exists already; choose another name, or remove it")
     entry = site_entry(folder, base=model, data=data, adapter=adapter, held_out=held_out)
-    egress = measure(entry, _settings(settings))
+    with showing_progress():
+        egress = measure(entry, _settings(settings))
     made, fingerprint = create(folder, entry)
     for line in lines(egress, entry):
         say(line)
@@ -82,10 +86,13 @@ def check(
     from layerweld.deploy.checks import check_coordinator, disk, gpu
     from layerweld.deploy.egress import measure
     from layerweld.deploy.site import open_site
+    from layerweld.terminal import showing_progress
 
     site = open_site(folder)
     found = check_coordinator(address, _authority(site, ca))
-    found.append(disk(site.cache, measure(site.entry, _settings(settings)).cache_bytes))
+    with showing_progress():
+        needed = measure(site.entry, _settings(settings)).cache_bytes
+    found.append(disk(site.cache, needed))
     found.append(gpu())
     for one in found:
         _say_check(one)
@@ -150,7 +157,7 @@ def status(folder: Folder = HERE) -> None:
     say(f"cache  {bytes_in(site.cache) / 2**20:,.1f} MiB in {site.cache}")
     log = site.logs / "supernode.log"
     for line in log.read_text(errors="replace").splitlines()[-5:] if log.is_file() else ():
-        say(f"log    {line}")
+        say(f"log    {_COLOUR.sub('', line)}")
 
 
 @app.command()
