@@ -223,6 +223,10 @@ WRONG = {
     "no base model": (("coordinator", "run", "--folder", "fed"), "set `base`"),
     "a bad run name": (("coordinator", "run", "--folder", "fed", "--name", "a/b"), "cannot name"),
     "no report": (("coordinator", "report", "--folder", "fed"), "set `base`"),
+    "a bad site name": (
+        ("site", "init", "a/b", "--model", "fed", "--fine-tune", "--data", "fed"),
+        "name = 'a/b'",
+    ),
     "no site here": (("site", "join", "h:1", "--folder", "fed"), "layerweld site init"),
     "no address": (("site", "join", "h", "--folder", "hospital-a"), "no HOST:PORT"),
     "no authority": (("site", "join", "h:1", "--folder", "hospital-a", "--ca", "x"), "ca.crt"),

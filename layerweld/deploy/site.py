@@ -60,6 +60,11 @@ class Site:
         return Path(self.entry.cache)
 
     @property
+    def run_file(self) -> Path:
+        """The coordinator's settings, as far as they were known."""
+        return self.folder / "run.toml"
+
+    @property
     def logs(self) -> Path:
         """Folder of the SuperNode's log."""
         return self.folder / "logs"
@@ -99,18 +104,19 @@ class Site:
         shutil.rmtree(self.folder / "flower" / "apps", ignore_errors=True)
 
 
-def site_entry(folder: Path, **paths: str) -> SiteEntry:
+def site_entry(name: str, parent: Path, **paths: str) -> SiteEntry:
     """Check what a person typed, and make every path absolute.
 
     Args:
-        folder: of the site; its name is the site's.
+        name: of the site and of its folder.
+        parent: absolute folder in which that will be made.
         paths: fields of :class:`SiteEntry` other than ``name`` and ``cache``.
 
     Raises:
         DeployError: a name or path is impossible or does not exist.
     """
     absolute = {key: _absolute(path) for key, path in paths.items() if path}
-    entries = absolute | {"name": folder.name, "cache": str(folder / "cache")}
+    entries = absolute | {"name": name, "cache": str(parent / name / "cache")}
     for key, value in entries.items():
         if _UNQUOTABLE & set(value):
             raise DeployError(f"{key} {value!r} holds a quote, backslash or line break; rename it")
@@ -122,8 +128,13 @@ def site_entry(folder: Path, **paths: str) -> SiteEntry:
         raise DeployError(f"{where} = {problem['input']!r}: {problem['msg']}") from None
 
 
-def create(folder: Path, entry: SiteEntry) -> tuple[Site, str]:
+def create(folder: Path, entry: SiteEntry, settings: bytes) -> tuple[Site, str]:
     """Make a site's folder with a new key; it is complete or not there.
+
+    Args:
+        folder: to make.
+        entry: the site.
+        settings: content of the coordinator's ``run.toml``, which later checks use, too.
 
     Returns:
         The site, and its key's fingerprint.
@@ -137,6 +148,7 @@ def create(folder: Path, entry: SiteEntry) -> tuple[Site, str]:
         write_toml(
             new / "site.toml", entry.model_dump(by_alias=True), "A site: all paths absolute."
         )
+        write_whole(new / "run.toml", settings)
         fingerprint = make_key(new / entry.name)
     return Site(folder, entry), fingerprint
 

@@ -60,10 +60,10 @@ def init(
     folder = Path.cwd() / site
     if folder.exists():
         raise DeployError(f"{folder} exists already; choose another name, or remove it")
-    entry = site_entry(folder, base=model, data=data, adapter=adapter, held_out=held_out)
+    entry = site_entry(site, Path.cwd(), base=model, data=data, adapter=adapter, held_out=held_out)
     with showing_progress():
         egress = measure(entry, _settings(settings))
-    made, fingerprint = create(folder, entry)
+    made, fingerprint = create(folder, entry, settings.read_bytes() if settings else b"")
     for line in lines(egress, entry):
         say(line)
     say(f"key          {fingerprint}  in {made.key}, readable by you alone")
@@ -75,9 +75,6 @@ def check(
     address: Address,
     folder: Folder = HERE,
     ca: Authority = None,
-    settings: Annotated[
-        Path | None, typer.Option(help="The coordinator's run.toml, to check with its settings.")
-    ] = None,
 ) -> None:
     """Look for whatever could keep the site from joining, and say what to do about it.
 
@@ -91,7 +88,7 @@ def check(
     site = open_site(folder)
     found = check_coordinator(address, _authority(site, ca))
     with showing_progress():
-        needed = measure(site.entry, _settings(settings)).cache_bytes
+        needed = measure(site.entry, _settings(site.run_file)).cache_bytes
     found.append(disk(site.cache, needed))
     found.append(gpu())
     for one in found:
