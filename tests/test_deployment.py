@@ -41,7 +41,7 @@ def installed(tmp_path_factory):
     return folder / "site-packages"
 
 
-def environment(path=_ROOT):
+def environment(path):
     return os.environ | {"PATH": f"{_BIN}:{os.environ['PATH']}", "PYTHONPATH": str(path)}
 
 
@@ -89,13 +89,14 @@ class Federation:
 
     folder: Path
     port: int
+    environment: dict[str, str]
     manifest: str
     processes: dict[str, subprocess.Popen]
 
     def lw(self, *arguments, folder="fed", check=True):
         return subprocess.run(
             [_BIN / "layerweld", *arguments, "--folder", self.folder / folder],
-            env=environment(),
+            env=self.environment,
             capture_output=True,
             text=True,
             check=check,
@@ -106,14 +107,14 @@ class Federation:
         log = (self.folder / f"{name}.log").open("w")
         command = [_BIN / "layerweld", *arguments, "--folder", self.folder / name]
         self.processes[name] = subprocess.Popen(
-            command, env=environment(), stdout=log, stderr=subprocess.STDOUT
+            command, env=self.environment, stdout=log, stderr=subprocess.STDOUT
         )
 
     def run(self, name):
         command = ["coordinator", "run", "--name", name, "--folder", self.folder / "fed"]
         return subprocess.Popen(
             [_BIN / "layerweld", *command],
-            env=environment(),
+            env=self.environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -135,11 +136,11 @@ class Federation:
         )
 
 
-def wait_until(true, what):
+def wait_until(true, what, pause=3.0):
     until = monotonic() + 400
     while not true():
         assert monotonic() < until, f"not in time: {what}"
-        sleep(0.2)
+        sleep(pause)
 
 
 def free_pair():
@@ -156,7 +157,7 @@ def free_pair():
 
 
 @pytest.fixture(scope="module")
-def federation(tmp_path_factory):
+def federation(installed, tmp_path_factory):
     folder = tmp_path_factory.mktemp("federation")
     sites = make_sites(folder / "given", ["query", "value", "attention.output.dense"])
     settings = sites.settings()
@@ -164,8 +165,8 @@ def federation(tmp_path_factory):
     app_module("server.run").play(sites.grid(settings), settings, str(sites.base), output)
     manifest = hashlib.sha256((output / "manifest.json").read_bytes()).hexdigest()
 
-    made = Federation(folder, free_pair(), manifest, {})
-    type_in = {"cwd": folder, "env": environment(), "check": True, "capture_output": True}
+    made = Federation(folder, free_pair(), environment(installed), manifest, {})
+    type_in = {"cwd": folder, "env": made.environment, "check": True, "capture_output": True}
     lw = _BIN / "layerweld"
     where = ("--host", "localhost", "--bind", "127.0.0.1", "--port", str(made.port))
     base = ("--base", str(sites.base))
@@ -201,7 +202,7 @@ def federation(tmp_path_factory):
 def kill_after_a_step(federation, run, supervisor, program):
     """SIGKILL a program once a run's first step of four is solved."""
     output = federation.folder / "fed/runs" / run
-    wait_until(lambda: list(output.glob("journal/*/step-*.safetensors")), "the first step")
+    wait_until(lambda: list(output.glob("journal/*/step-*.safetensors")), "the first step", 0.1)
     os.kill(federation.child_of(supervisor, program), signal.SIGKILL)
     assert not (output / "manifest.json").exists()
 
@@ -248,7 +249,7 @@ def test_a_site_refuses_another_application_before_unpacking_it(federation, tmp_
     home = federation.folder / "fed/flower"
     subprocess.run(
         [_BIN / "flwr", "run", tmp_path / "app", "here", "--run-config", run_file],
-        env=flower_environment(home) | {"PYTHONPATH": str(_ROOT)},
+        env=flower_environment(home),
         check=True,
         capture_output=True,
     )
@@ -289,7 +290,7 @@ def test_an_unregistered_key_does_not_get_in(federation):
             *("--adapter", given / "ash", "--data", given / "ash.jsonl"),
         ],
         cwd=federation.folder,
-        env=environment(),
+        env=federation.environment,
         check=True,
         capture_output=True,
     )
