@@ -14,7 +14,7 @@ export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help demo test check test-all simulate lock
+.PHONY: help demo test test-deploy check test-all simulate lock
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
@@ -24,6 +24,9 @@ demo: $(DEMO_DATA) ## six sites, six real text tasks: fine-tune, merge, evaluate
 
 test: $(DEMO_DATA) ## the tests, without the slow ones
 	$(BIN)/pytest -q
+
+test-deploy: $(DEMO_DATA) ## docs/deploy.md as typed, and deployments that are killed and attacked
+	$(BIN)/pytest -q -m deploy tests/test_deployment.py
 
 check: $(INSTALLED) ## formatting, lint, types, import contracts
 	$(BIN)/ruff format --check

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from layerweld.deploy import coordinator_commands, site_commands
 from layerweld.errors import LayerweldError
 
 app = typer.Typer(
@@ -17,6 +18,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Merge models that several sites fine-tuned, layer by layer, without moving their data.",
 )
+
+app.add_typer(coordinator_commands.app, name="coordinator")
+app.add_typer(site_commands.app, name="site")
 
 Base = Annotated[Path, typer.Argument(help="Folder of the base model (transformers).")]
 Output = Annotated[Path, typer.Option(help="Folder to create. An interrupted run is resumed.")]

@@ -96,3 +96,17 @@ class InUseError(LayerweldError):
 
     exit_code = 13
     next_step = "wait for the other process to end, or choose another folder"
+
+
+class DeployError(LayerweldError):
+    """A coordinator or site folder, key, certificate or process is not as it must be."""
+
+    exit_code = 14
+    next_step = "do what the message says, then type the same command again"
+
+
+class RunFailedError(LayerweldError):
+    """A run reached a final state other than completed."""
+
+    exit_code = 15
+    next_step = "mend the cause and type `layerweld coordinator resume`: solved groups are kept"

@@ -15,7 +15,7 @@ DEMO = "demo:"
 """Prefix of ``data`` that names one of the demo's tasks instead of a file."""
 
 SITE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
-"""What a site may be called: it names folders and files."""
+"""What sites and runs may be called: these are names of folders and files."""
 
 
 class SiteEntry(Settings):

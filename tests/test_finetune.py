@@ -88,7 +88,7 @@ def trained(base, folder, rows=ROWS, settings=SETTINGS, seed=0, **options):
 def adapted(base, folder):
     """The site's own model: what PEFT makes of the saved adapter on a fresh base model."""
     model = PeftModel.from_pretrained(load_base(base.folder).backbone, folder / "adapter")
-    return BaseModel(base.folder, model.merge_and_unload())
+    return BaseModel(base.folder, model.merge_and_unload(), base.name)
 
 
 def bytes_below(folder):
@@ -114,7 +114,7 @@ def test_the_base_model_is_left_as_it_was(text_base, tmp_path):
     modules = [type(module) for module in text_base.backbone.modules()]
     before = load_base(text_base.folder).fingerprint
     trained(text_base, tmp_path / "site", settings=SETTINGS.model_copy(update={"max_steps": 3}))
-    assert BaseModel(text_base.folder, text_base.backbone).fingerprint == before
+    assert BaseModel(text_base.folder, text_base.backbone, text_base.name).fingerprint == before
     assert [type(module) for module in text_base.backbone.modules()] == modules
     assert not any(module.training for module in text_base.backbone.modules())
     assert not any(p.requires_grad or p.grad is not None for p in text_base.backbone.parameters())
@@ -275,7 +275,7 @@ def test_texts_are_cut_at_the_shorter_of_setting_and_model(text_base):
 
 
 def test_a_model_folder_without_a_tokenizer_says_how_to_get_one(image_base, text_base, tmp_path):
-    base = BaseModel(tmp_path, text_base.backbone)
+    base = BaseModel(tmp_path, text_base.backbone, "base")
     with pytest.raises(ConfigError, match=r"tokenizer\.save_pretrained"):
         batches(ROWS, base, 1, 16)
 

@@ -1,0 +1,5 @@
+"""``python -m layerweld`` is the command ``layerweld``."""
+
+from layerweld.cli import main
+
+main()

@@ -1,0 +1,168 @@
+"""What can keep a site from joining, found before it tries, each with its remedy."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import shutil
+import socket
+import ssl
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from layerweld.deploy.application import application_hash
+from layerweld.deploy.front import ABOUT
+from layerweld.errors import DeployError
+
+_TIMEOUT = 10.0  # seconds for one answer
+_EXPIRES_SOON = 30  # days
+_BEHIND, _AHEAD = 290.0, 4.0  # seconds; Flower refuses 300 s behind, and 5 s ahead
+_SPARE = 2**28  # bytes of disk that must stay free
+_PACKAGES = ("flwr", "torch", "transformers")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding.
+
+    Attributes:
+        name: what was looked at.
+        found: what was found.
+        remedy: what to do; empty where all is well.
+    """
+
+    name: str
+    found: str
+    remedy: str = ""
+
+
+def parse_address(address: str) -> tuple[str, int]:
+    """``host:port``; an IPv6 address in brackets.
+
+    Raises:
+        DeployError: it is something else.
+    """
+    host, colon, port = address.rpartition(":")
+    if not (host and colon and port.isdigit() and 0 < int(port) < 65536) or "/" in host:
+        raise DeployError(f"{address!r} is no HOST:PORT, such as fl.example.org:8443")
+    return host.strip("[]"), int(port)
+
+
+def check_coordinator(address: str, authority: Path | None) -> list[Check]:
+    """Connection, certificate, clock, versions and application, up to the first that fails."""
+    host, port = parse_address(address)
+    try:
+        socket.create_connection((host, port), _TIMEOUT).close()
+    except OSError as error:
+        remedy = "ask whether the coordinator is up; open this port outbound in the firewall"
+        return [Check("connection", f"{address}: {error.strerror or error}", remedy)]
+    found = [Check("connection", f"{address} answers")]
+    try:
+        context = ssl.create_default_context(cafile=str(authority) if authority else None)
+        connection = http.client.HTTPSConnection(host, port, timeout=_TIMEOUT, context=context)
+        connection.connect()
+        certificate = connection.sock.getpeercert()
+        found.append(_expiry(certificate))
+        started = time.time()
+        connection.request("GET", ABOUT)
+        response = connection.getresponse()
+        body = response.read()
+        middle = (started + time.time()) / 2
+    except ssl.SSLError as error:
+        return [*found, Check("TLS", _why(error), _tls_remedy(authority))]
+    except OSError as error:
+        return [*found, Check("TLS", str(error), "this port speaks no TLS; is it the right one?")]
+    if response.status != http.client.OK:
+        remedy = "this is no layerweld coordinator; is it the right port?"
+        return [*found, Check("coordinator", f"answers {response.status} to {ABOUT}", remedy)]
+    about: dict[str, Any] = json.loads(body)
+    return [*found, clock(middle - about["time"]), *versions(about), _application(about)]
+
+
+def clock(ahead: float) -> Check:
+    """This machine's clock against the coordinator's.
+
+    Args:
+        ahead: seconds that this machine's clock is ahead; negative: behind.
+    """
+    found = f"{abs(ahead):.1f} s {'ahead' if ahead >= 0 else 'behind'}"
+    if -_BEHIND < ahead < _AHEAD:
+        return Check("clock", found)
+    remedy = "Flower refuses signatures from the future, or 5 minutes old: `timedatectl set-ntp 1`"
+    return Check("clock", found, remedy)
+
+
+def versions(about: Mapping[str, str]) -> list[Check]:
+    """Packages whose major and minor version must be the coordinator's."""
+    found = []
+    for package in _PACKAGES:
+        ours, theirs = _installed(package), about[package]
+        same = _minor(ours) == _minor(theirs)
+        remedy = "" if same else f"pip install '{package}=={_minor(theirs)}.*'"
+        found.append(Check(package, f"{ours} here, {theirs} there", remedy))
+    return found
+
+
+def disk(folder: Path, needed: int) -> Check:
+    """Free space for what a run keeps."""
+    free = shutil.disk_usage(folder).free
+    found = f"{free / 2**30:.1f} GiB free, a run needs {needed / 2**30:.1f} GiB"
+    if free > needed + _SPARE:
+        return Check("disk", found)
+    return Check("disk", found, f"free some, or move `cache` in site.toml away from {folder}")
+
+
+def gpu() -> Check:
+    """The GPU that the site would use; none is slower, not wrong."""
+    import torch
+
+    if not torch.cuda.is_available():
+        built = torch.version.cuda
+        why = "no GPU is visible" if built else "this torch is built for CPUs"
+        return Check("GPU", f"none: {why}; the CPU will be used")
+    memory = torch.cuda.get_device_properties(0).total_memory
+    return Check("GPU", f"{torch.cuda.get_device_name(0)}, {memory / 2**30:.0f} GiB")
+
+
+def _application(about: Mapping[str, str]) -> Check:
+    ours, theirs = application_hash(), about["application"]
+    if ours == theirs:
+        return Check("application", f"{ours[:12]}, the coordinator's")
+    remedy = f"install layerweld {about['layerweld']}, the coordinator's: only it may run here"
+    return Check("application", f"{ours[:12]} here, {theirs[:12]} there", remedy)
+
+
+def _expiry(certificate: Mapping[str, Any] | None) -> Check:
+    ends = ssl.cert_time_to_seconds((certificate or {})["notAfter"])
+    days = int((ends - time.time()) // 86400)
+    remedy = "" if days >= _EXPIRES_SOON else "ask for `layerweld coordinator renew`"
+    return Check("TLS", f"verified, expires in {days} days", remedy)
+
+
+def _why(error: ssl.SSLError) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return error.verify_message
+    return error.reason or str(error)
+
+
+def _tls_remedy(authority: Path | None) -> str:
+    used = str(authority) if authority else "this system's authorities"
+    return (
+        f"verified with {used}: use the ca.crt and the host name that the coordinator gave you, "
+        f"and look at this machine's date"
+    )
+
+
+def _installed(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "missing"
+
+
+def _minor(text: str) -> str:
+    return ".".join(text.split("+")[0].split(".")[:2])

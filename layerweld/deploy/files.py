@@ -1,0 +1,79 @@
+"""Files and folders that are whole or not there, with the right permissions from the first byte."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tomllib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from layerweld.errors import DeployError
+
+PRIVATE = 0o600
+PUBLIC = 0o644
+
+
+def write_whole(file: Path, content: bytes, mode: int = PUBLIC) -> None:
+    """Write under another name, then rename. A private file is never readable by others."""
+    partial = file.with_name(file.name + ".partial")
+    partial.unlink(missing_ok=True)
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    with os.fdopen(descriptor, "wb") as opened:
+        opened.write(content)
+        opened.flush()
+        os.fsync(opened.fileno())
+    partial.chmod(mode)  # whatever the umask took away
+    partial.replace(file)
+
+
+def write_toml(file: Path, tables: Mapping[str, Any], comment: str) -> None:
+    """Write a TOML file that opens with a comment of whole lines."""
+    heading = "".join(f"# {line}\n" for line in comment.splitlines())
+    write_whole(file, (heading + tomli_w.dumps(tables)).encode())
+
+
+def read_toml(file: Path, made_by: str) -> dict[str, Any]:
+    """Read a TOML file of ours.
+
+    Args:
+        file: to read.
+        made_by: the command that makes it, for the error message.
+
+    Raises:
+        DeployError: it is missing, or no TOML.
+    """
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DeployError(
+            f"{file} does not exist; give `--folder`, or make one with `{made_by}`"
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise DeployError(f"{file} is no TOML file: {error}; mend that line") from None
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Fill a folder under another name; it gets its own name when everything is in it.
+
+    Raises:
+        DeployError: the folder exists already.
+    """
+    if folder.exists():
+        raise DeployError(f"{folder} exists already; choose another name, or remove it")
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True, mode=0o700)
+    except OSError as error:
+        raise DeployError(f"{folder} cannot be created: {error.strerror}") from None
+    try:
+        yield partial
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

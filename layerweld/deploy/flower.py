@@ -1,0 +1,60 @@
+"""Ask Flower's command line, and read its answer as JSON."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from layerweld.deploy.environment import program
+from layerweld.errors import DeployError
+
+_TIMEOUT = 120  # seconds; importing Flower alone takes ten on a loaded machine
+
+
+def flwr(*arguments: str) -> list[str]:
+    """The command ``flwr …`` that answers in JSON."""
+    return [program("flwr"), *arguments, "--format", "json"]
+
+
+def ask(command: Sequence[str], environment: Mapping[str, str]) -> dict[str, Any]:
+    """Run ``flwr … --format json``.
+
+    Raises:
+        DeployError: it failed, said so in its answer, or took longer than two minutes.
+    """
+    done = _run(command, environment)
+    try:
+        answer: dict[str, Any] = json.loads(done.stdout)
+    except json.JSONDecodeError:
+        answer = {}
+    if done.returncode or not answer.get("success"):
+        cause = answer.get("error-message") or _last_line(done.stderr) or _last_line(done.stdout)
+        raise DeployError(f"`flwr {shlex.join(command[1:-2])}` failed: {' '.join(cause.split())}")
+    return answer
+
+
+def _run(
+    command: Sequence[str], environment: Mapping[str, str]
+) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(
+            command,
+            env=dict(environment),
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise DeployError(
+            f"`{shlex.join(command)}` gave no answer within {_TIMEOUT} s; is the machine "
+            f"overloaded, or the SuperLink stuck?"
+        ) from None
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else ""

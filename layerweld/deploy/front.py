@@ -1,0 +1,119 @@
+"""The coordinator's only open door: passes on what SuperNodes say, and nothing else.
+
+Flower serves three interfaces on one port: Fleet (for SuperNodes, which sign each call with their
+key), Control (starts runs, registers keys; open to whoever reaches it) and Runtime. The SuperLink
+therefore listens on loopback only, and this door forwards the Fleet calls of registered SuperNodes
+by name. Every other path is answered with 404, and never reaches the SuperLink.
+"""
+
+from __future__ import annotations
+
+import json
+import ssl
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+ABOUT = "/layerweld"
+FLEET_CALLS = frozenset(
+    f"/v1/fleet/{call}"
+    for call in (
+        "activate-node",
+        "deactivate-node",
+        "send-node-heartbeat",
+        "pull-messages",
+        "push-messages",
+        "get-run",
+        "get-fab",
+        "push-object",
+        "pull-object",
+        "confirm-message-received",
+    )
+)
+LARGEST_CALL = 64 * 2**20  # bytes; Flower cuts tensors into pieces of 5 MiB
+
+_HOP_BY_HOP = frozenset({b"connection", b"host", b"keep-alive", b"transfer-encoding", b"upgrade"})
+
+
+class Front:
+    """The ASGI application.
+
+    Args:
+        upstream: URL of the SuperLink.
+        authority: certificate file that vouches for the SuperLink.
+        about: what anybody may know: versions, and the hash of the application.
+    """
+
+    def __init__(self, upstream: str, authority: Path, about: dict[str, str]) -> None:
+        self._about = about
+        self._client = httpx.AsyncClient(
+            base_url=upstream,
+            verify=ssl.create_default_context(cafile=str(authority)),
+            timeout=httpx.Timeout(120.0, connect=5.0),
+            limits=httpx.Limits(max_connections=None),
+            trust_env=False,  # a proxy for the outside world has no business on loopback
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        asked = (scope["method"], scope["path"])
+        if asked == ("GET", ABOUT):
+            body = json.dumps(self._about | {"time": time.time()}).encode()
+            await _answer(send, 200, body, b"application/json")
+        elif asked[0] != "POST" or asked[1] not in FLEET_CALLS:
+            await _answer(send, 404, b"only SuperNodes are served here")
+        elif _announced(scope) > LARGEST_CALL:
+            await _answer(send, 413, b"larger than any call of a SuperNode")
+        else:
+            await self._forward(scope, receive, send)
+
+    async def _forward(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [(k, v) for k, v in scope["headers"] if k.lower() not in _HOP_BY_HOP]
+        request = self._client.build_request(
+            "POST", scope["path"], headers=headers, content=_body(receive)
+        )
+        try:
+            response = await self._client.send(request, stream=True)
+        except httpx.TransportError:
+            # SuperNodes try again on 503 for as long as it takes.
+            await _answer(send, 503, b"the SuperLink does not answer")
+            return
+        try:
+            kept = [(k, v) for k, v in response.headers.raw if k.lower() not in _HOP_BY_HOP]
+            await send(
+                {"type": "http.response.start", "status": response.status_code, "headers": kept}
+            )
+            async for piece in response.aiter_raw():
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+            await send({"type": "http.response.body", "body": b""})
+        finally:
+            await response.aclose()
+
+
+def _announced(scope: Scope) -> int:
+    """The body's length by its header; a body that does not say how long it is, is too long."""
+    lengths = [value for name, value in scope["headers"] if name == b"content-length"]
+    return int(lengths[0]) if len(lengths) == 1 and lengths[0].isdigit() else LARGEST_CALL + 1
+
+
+async def _body(receive: Receive) -> AsyncIterator[bytes]:
+    more = True
+    while more:
+        event = await receive()
+        if event["type"] == "http.disconnect":
+            raise httpx.ReadError("the SuperNode hung up")
+        yield event.get("body", b"")
+        more = event.get("more_body", False)
+
+
+async def _answer(send: Send, status: int, body: bytes, kind: bytes = b"text/plain") -> None:
+    headers = [(b"content-type", kind), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

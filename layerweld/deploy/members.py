@@ -1,0 +1,91 @@
+"""The sites of a coordinator: keys registered with its SuperLink, and a note of each."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from layerweld.deploy.coordinator import CONNECTION, Coordinator
+from layerweld.deploy.files import write_whole
+from layerweld.deploy.flower import ask, flwr
+from layerweld.deploy.keys import fingerprint, read_public_key
+from layerweld.errors import DeployError
+from layerweld.sites import SITE_NAME
+
+
+@dataclass(frozen=True)
+class Member:
+    """One registered site.
+
+    Attributes:
+        name: by which the coordinator knows it.
+        key: fingerprint of its public key.
+        node: Flower's number for that key.
+    """
+
+    name: str
+    key: str
+    node: str
+
+
+def registration(key: Path) -> list[str]:
+    """The command that registers a public key."""
+    return flwr("supernode", "register", str(key), CONNECTION)
+
+
+def add_member(coordinator: Coordinator, name: str, key: Path) -> Member:
+    """Register a site's public key with the running SuperLink.
+
+    Raises:
+        DeployError: the name or key is unusable or taken, or the SuperLink does not run.
+    """
+    if not re.fullmatch(SITE_NAME, name):
+        raise DeployError(f"{name!r} cannot name a site; use letters, digits and `._-`")
+    public = read_public_key(key)
+    known = {member.name: member for member in members(coordinator)}
+    if name in known:
+        raise DeployError(
+            f"{name} is registered already, with key {known[name].key}; "
+            f"`layerweld coordinator remove {name}` first, if that key is to go"
+        )
+    answer = ask(registration(key.resolve()), coordinator.environment)
+    member = Member(name, fingerprint(public), str(answer["node-id"]))
+    write_whole(coordinator.sites / f"{name}.pub", public)
+    write_whole(coordinator.sites / f"{name}.json", json.dumps(vars(member), indent=2).encode())
+    return member
+
+
+def remove_member(coordinator: Coordinator, name: str) -> Member:
+    """Withdraw a site's key: its SuperNode can no longer connect.
+
+    Raises:
+        DeployError: there is no such site, or the SuperLink does not run.
+    """
+    known = {member.name: member for member in members(coordinator)}
+    if name not in known:
+        raise DeployError(f"no site {name} is registered; there is {', '.join(known) or 'none'}")
+    ask(
+        flwr("supernode", "unregister", known[name].node, CONNECTION),
+        coordinator.environment,
+    )
+    for ending in ("json", "pub"):
+        (coordinator.sites / f"{name}.{ending}").unlink(missing_ok=True)
+    return known[name]
+
+
+def members(coordinator: Coordinator) -> tuple[Member, ...]:
+    """The registered sites, by name."""
+    files = sorted(coordinator.sites.glob("*.json"))
+    return tuple(Member(**json.loads(file.read_text())) for file in files)
+
+
+def node_states(coordinator: Coordinator) -> dict[str, str]:
+    """``online``, ``offline`` or ``registered`` by Flower's number for a key.
+
+    Raises:
+        DeployError: the SuperLink does not answer.
+    """
+    answer = ask(flwr("supernode", "list", CONNECTION), coordinator.environment)
+    return {str(node["node-id"]): str(node["status"]) for node in answer["nodes"]}

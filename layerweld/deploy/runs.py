@@ -1,0 +1,186 @@
+"""Start a run at a coordinator, follow it to its final state, and say what became of it."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from layerweld.config import RunSettings
+from layerweld.deploy.coordinator import CONNECTION, Coordinator
+from layerweld.deploy.files import write_toml
+from layerweld.deploy.flower import ask, flwr
+from layerweld.errors import DeployError, RunFailedError
+from layerweld.launch import app_folder
+
+_LOOK = 4.0  # seconds between two questions after a run's state; each starts `flwr` anew
+_PATIENCE = 300.0  # seconds for which the SuperLink may be away while a run is followed
+_JOURNAL = "journal"
+
+
+@dataclass(frozen=True)
+class RunState:
+    """One run as the SuperLink lists it.
+
+    Attributes:
+        run_id: Flower's number.
+        status: ``pending``, ``starting``, ``running``, or ``finished:…``.
+        details: what Flower says of a run that did not complete.
+        elapsed: since it started, with its unit.
+        application: SHA-256 of the bundle that the run distributes.
+    """
+
+    run_id: str
+    status: str
+    details: str
+    elapsed: str
+    application: str
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing more will happen."""
+        return self.status.startswith("finished")
+
+
+def list_runs(coordinator: Coordinator) -> list[RunState]:
+    """Every run the SuperLink knows, newest first.
+
+    Raises:
+        DeployError: the SuperLink does not answer.
+    """
+    runs: list[dict[str, Any]] = ask(flwr("list", CONNECTION), coordinator.environment)["runs"]
+    return [
+        RunState(
+            run["run-id"],
+            run["status"],
+            ""
+            if run["status-details"] in (None, "N/A")
+            else " ".join(run["status-details"].split()),
+            f"{float(run['elapsed']):.0f} s",
+            run["fab-hash"] or "",
+        )
+        for run in runs
+    ]
+
+
+def output_of(coordinator: Coordinator, settings: RunSettings) -> Path:
+    """Where a run writes, by its name."""
+    return coordinator.runs / settings.name
+
+
+def run_command(coordinator: Coordinator, settings: RunSettings) -> list[str]:
+    """The command that submits a run; its settings are written into a file of their own."""
+    output = output_of(coordinator, settings)
+    full = settings.model_copy(update={"output": str(output)})
+    file = coordinator.runs / f"{settings.name}.toml"
+    write_toml(file, full.model_dump(by_alias=True), "What `flwr run` was given.")
+    return flwr("run", str(app_folder()), CONNECTION, "--run-config", str(file))
+
+
+def start_run(coordinator: Coordinator, settings: RunSettings) -> str:
+    """Submit a run, and return Flower's number for it.
+
+    Raises:
+        DeployError: another run is active, this one has finished before, or the SuperLink does
+            not answer.
+    """
+    active = [run for run in list_runs(coordinator) if not run.is_final]
+    if active:
+        raise DeployError(
+            f"run {active[0].run_id} is {active[0].status}; `layerweld coordinator resume` follows "
+            f"it, `layerweld coordinator stop` ends it"
+        )
+    if (output_of(coordinator, settings) / "manifest.json").is_file():
+        raise DeployError(
+            f"{output_of(coordinator, settings)} holds a finished run; give `--name` another name, "
+            f"or look at it with `layerweld coordinator report`"
+        )
+    answer = ask(run_command(coordinator, settings), coordinator.environment)
+    return str(answer["run-id"])
+
+
+def follow_run(
+    coordinator: Coordinator, run_id: str, output: Path, say: Callable[[str], None]
+) -> None:
+    """Wait for a run's final state, and say which steps are solved meanwhile.
+
+    Raises:
+        RunFailedError: it did not complete; the message has the cause and the next command.
+    """
+    solved = 0
+    while not (state := _patiently(coordinator, run_id)).is_final:
+        count = _solved_steps(output)
+        if count > solved:
+            solved = count
+            say(f"{solved} steps solved")
+        time.sleep(_LOOK)
+    if state.status != "finished:completed":
+        raise RunFailedError(_failure(state, output))
+
+
+def _patiently(coordinator: Coordinator, run_id: str) -> RunState:
+    """A run's state; a SuperLink that is being started again is waited for."""
+    until = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            return next(run for run in list_runs(coordinator) if run.run_id == run_id)
+        except StopIteration:
+            raise DeployError(
+                f"the SuperLink knows no run {run_id}; was state.db removed?"
+            ) from None
+        except DeployError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(_LOOK)
+
+
+def active_run(coordinator: Coordinator) -> str | None:
+    """Number of the run that is under way, if there is one."""
+    return next((run.run_id for run in list_runs(coordinator) if not run.is_final), None)
+
+
+def stop_run(coordinator: Coordinator) -> str:
+    """Stop the run that is under way; what it has solved stays in its journal.
+
+    Raises:
+        DeployError: there is none.
+    """
+    run_id = active_run(coordinator)
+    if run_id is None:
+        raise DeployError("no run is under way; `layerweld coordinator status` lists them")
+    ask(flwr("stop", run_id, CONNECTION), coordinator.environment)
+    return run_id
+
+
+def has_journal(output: Path) -> bool:
+    """Whether an interrupted run can be gone on with."""
+    return (output / _JOURNAL).is_dir()
+
+
+def finished_manifest(output: Path) -> str:
+    """The manifest hash of a finished run.
+
+    Raises:
+        DeployError: there is none.
+    """
+    file = output / "manifest.json"
+    if not file.is_file():
+        hint = "resume" if has_journal(output) else "run"
+        raise DeployError(f"{output} holds no finished run; `layerweld coordinator {hint}`")
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _solved_steps(output: Path) -> int:
+    return len(list((output / _JOURNAL).glob("*/step-*.safetensors")))
+
+
+def _failure(state: RunState, output: Path) -> str:
+    kept = f"; {_solved_steps(output)} solved steps are kept" if has_journal(output) else ""
+    again = "resume" if has_journal(output) else "run"
+    return (
+        f"run {state.run_id} ended as {state.status}: {state.details or 'no reason given'}{kept}. "
+        f"When that is mended: `layerweld coordinator {again} --name {output.name}`"
+    )

@@ -1,0 +1,252 @@
+"""A site's folder: what is in it, how it is made, and the program it runs."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from layerweld.deploy.environment import flower_environment, program
+from layerweld.deploy.files import new_folder, read_toml, write_toml, write_whole
+from layerweld.deploy.keys import make_key, public_file
+from layerweld.deploy.processes import Program
+from layerweld.errors import DeployError
+from layerweld.launch import app_folder
+from layerweld.sites import DEMO, SiteEntry
+
+_MADE_BY = "layerweld site init SITE --model … --data …"
+_REFUSE = "#!/bin/sh\necho 'this site runs ClientApps only' >&2\nexit 1\n"
+_UNQUOTABLE = frozenset('"\\\n')  # Flower's node configuration has no way to write these
+
+
+@dataclass(frozen=True)
+class Site:
+    """One site's folder.
+
+    Attributes:
+        folder: absolute.
+        entry: what its node configuration says.
+    """
+
+    folder: Path
+    entry: SiteEntry
+
+    @property
+    def key(self) -> Path:
+        """The private key."""
+        return self.folder / self.entry.name
+
+    @property
+    def public_key(self) -> Path:
+        """What the coordinator gets."""
+        return public_file(self.key)
+
+    @property
+    def authority(self) -> Path:
+        """Certificate of the coordinator's authority; absent where the system's are enough."""
+        return self.folder / "ca.crt"
+
+    @property
+    def cache(self) -> Path:
+        """What the site remembers between messages, and adapters that it trained."""
+        return Path(self.entry.cache)
+
+    @property
+    def run_file(self) -> Path:
+        """The coordinator's settings, as far as they were known."""
+        return self.folder / "run.toml"
+
+    @property
+    def logs(self) -> Path:
+        """Folder of the SuperNode's log."""
+        return self.folder / "logs"
+
+    def supernode(self, address: str, authority: Path | None, port: int) -> Program:
+        """Flower's SuperNode.
+
+        Args:
+            address: ``host:port`` of the coordinator's door.
+            authority: certificate to verify it with; None for the system's.
+            port: loopback port through which the SuperNode and its ClientApp talk.
+        """
+        command = [program("flower-supernode"), "--superlink", address]
+        if authority is not None:
+            command += ["--root-certificates", str(authority)]
+        command += ["--auth-supernode-private-key", str(self.key), "--port", str(port)]
+        command += ["--node-config", node_config(self.entry)]
+        environment = flower_environment(self.folder / "flower", self.folder / "bin")
+        return Program("supernode", command, environment, explain=explain_end)
+
+    def pin(self, application: str) -> None:
+        """From now on only this application runs here; see :mod:`client.pinned`.
+
+        Flower starts a task by the name of a program: ``flwr-clientapp`` for a ClientApp, others
+        for servers, agents and simulations. Programs of these names go before Flower's own on the
+        SuperNode's search path; the first checks, and the others refuse.
+        """
+        checks = (sys.executable, "-P", str(app_folder() / "client" / "pinned.py"), application)
+        programs = self.folder / "bin"
+        programs.mkdir(exist_ok=True)
+        for flowers in Path(program("flwr-clientapp")).parent.glob("flwr-*"):
+            script = _REFUSE
+            if flowers.name == "flwr-clientapp":
+                script = f'#!/bin/sh\nexec {shlex.join(checks)} "$@"\n'
+            write_whole(programs / flowers.name, script.encode(), mode=0o755)
+        # A bundle whose unpacking was interrupted would be taken for whole: unpack it anew.
+        shutil.rmtree(self.folder / "flower" / "apps", ignore_errors=True)
+
+
+def site_entry(name: str, parent: Path, **paths: str) -> SiteEntry:
+    """Check what a person typed, and make every path absolute.
+
+    Args:
+        name: of the site and of its folder.
+        parent: absolute folder in which that will be made.
+        paths: fields of :class:`SiteEntry` other than ``name`` and ``cache``.
+
+    Raises:
+        DeployError: a name or path is impossible or does not exist.
+    """
+    absolute = {key: _absolute(path) for key, path in paths.items() if path}
+    entries = absolute | {"name": name, "cache": str(parent / name / "cache")}
+    for key, value in entries.items():
+        if _UNQUOTABLE & set(value):
+            raise DeployError(f"{key} {value!r} holds a quote, backslash or line break; rename it")
+    try:
+        return SiteEntry.model_validate(entries)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"]))
+        raise DeployError(f"{where} = {problem['input']!r}: {problem['msg']}") from None
+
+
+def create(folder: Path, entry: SiteEntry, settings: bytes) -> tuple[Site, str]:
+    """Make a site's folder with a new key; it is complete or not there.
+
+    Args:
+        folder: to make.
+        entry: the site.
+        settings: content of the coordinator's ``run.toml``, which later checks use, too.
+
+    Returns:
+        The site, and its key's fingerprint.
+
+    Raises:
+        DeployError: the folder exists already.
+    """
+    with new_folder(folder) as new:
+        for name in ("bin", "cache", "flower", "logs"):
+            (new / name).mkdir()
+        write_toml(
+            new / "site.toml", entry.model_dump(by_alias=True), "A site: all paths absolute."
+        )
+        write_whole(new / "run.toml", settings)
+        fingerprint = make_key(new / entry.name)
+    return Site(folder, entry), fingerprint
+
+
+def open_site(folder: Path) -> Site:
+    """Read a site's folder.
+
+    Raises:
+        DeployError: it is none, or its settings are wrong.
+    """
+    file = folder.resolve() / "site.toml"
+    try:
+        return Site(folder.resolve(), SiteEntry.model_validate(read_toml(file, _MADE_BY)))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise DeployError(
+            f"{file}, {'.'.join(map(str, problem['loc']))}: {problem['msg']}"
+        ) from None
+
+
+def node_config(entry: SiteEntry) -> str:
+    """A site as Flower's ``--node-config`` wants it."""
+    fields = entry.model_dump(by_alias=True)
+    return " ".join(f'{key}="{value}"' for key, value in fields.items() if value)
+
+
+@contextmanager
+def joined(site: Site) -> Iterator[None]:
+    """Hold the site's lock: one SuperNode per key.
+
+    Raises:
+        DeployError: another process holds it.
+    """
+    descriptor = os.open(site.folder / "join.lock", os.O_WRONLY | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise DeployError(
+            f"{site.folder} has joined already; one process per site: end that one first"
+        ) from None
+    finally:
+        os.close(descriptor)
+
+
+def is_joined(site: Site) -> bool:
+    """Whether a ``layerweld site join`` of this folder is running."""
+    try:
+        with joined(site):
+            return False
+    except DeployError:
+        return True
+
+
+def purge(site: Site, *, adapters: bool) -> int:
+    """Delete what finished and interrupted runs have left in the cache.
+
+    Args:
+        site: whose.
+        adapters: delete the adapters that the site trained, too.
+
+    Returns:
+        Bytes freed.
+
+    Raises:
+        DeployError: the site has joined, and a run may be using the cache.
+    """
+    with joined(site):
+        folders = [site.cache / "runs", *([site.cache / "adapters"] if adapters else [])]
+        freed = sum(bytes_in(folder) for folder in folders)
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
+        return freed
+
+
+def bytes_in(folder: Path) -> int:
+    """Size of all files below a folder."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def explain_end(log: str) -> str:
+    """What a person can do about a SuperNode that ended, from the end of its log."""
+    if "Failed to activate" in log:
+        return (
+            "the coordinator does not take this key: it is not registered (yet), or was in use "
+            "until a minute ago"
+        )
+    if "CERTIFICATE_VERIFY_FAILED" in log or "SSL/TLS handshake error" in log:
+        return "the coordinator's certificate does not verify; see `layerweld site check`"
+    if "Invalid SuperNode authentication" in log or "401 Unauthorized" in log:
+        return "the coordinator refuses the signature: is this machine's clock right?"
+    return ""
+
+
+def _absolute(path: str) -> str:
+    if path.startswith(DEMO):
+        return path
+    absolute = Path(path).expanduser().resolve()
+    if not absolute.exists():
+        raise DeployError(f"{absolute} does not exist")
+    return str(absolute)

@@ -1,0 +1,218 @@
+"""``layerweld site …``: what an organisation that brings data types."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from layerweld.config import RunSettings
+    from layerweld.deploy.checks import Check
+    from layerweld.deploy.site import Site
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    help="Join a federation as a site: data and models stay here.",
+)
+
+Folder = Annotated[Path, typer.Option("--folder", help="The site's folder.")]
+Address = Annotated[str, typer.Argument(metavar="HOST:PORT", help="The coordinator's door.")]
+Authority = Annotated[
+    Path | None,
+    typer.Option(
+        "--ca", help="Certificate to verify it with; default: ca.crt in the folder, if any."
+    ),
+]
+HERE = Path()
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # Flower colours its log for terminals
+
+
+@app.command()
+def init(
+    site: Annotated[str, typer.Argument(help="Name of the site, and of its folder.")],
+    model: Annotated[str, typer.Option(help="Folder of the base model.")],
+    data: Annotated[str, typer.Option(help="Rows: .jsonl, .csv, .parquet, or an image folder.")],
+    adapter: Annotated[str, typer.Option(help="PEFT folder, or fully fine-tuned model.")] = "",
+    fine_tune: Annotated[
+        bool, typer.Option("--fine-tune", help="Instead: train an adapter on the data, here.")
+    ] = False,
+    held_out: Annotated[str, typer.Option(help="Labelled rows to evaluate on.")] = "",
+    settings: Annotated[
+        Path | None, typer.Option(help="The coordinator's run.toml, to check with its settings.")
+    ] = None,
+) -> None:
+    """Check model, adapter and data; make a key and a folder; say what would be sent.
+
+    Example: `layerweld site init hospital-a --model models/b --adapter lora --data notes.jsonl`
+    """
+    from layerweld.deploy.egress import lines, measure
+    from layerweld.deploy.site import create, site_entry
+    from layerweld.deploy.speak import say
+    from layerweld.errors import DeployError
+    from layerweld.terminal import showing_progress
+
+    if bool(adapter) == fine_tune:
+        raise typer.BadParameter("give either --adapter, or --fine-tune to train one here")
+    folder = Path.cwd() / site
+    if folder.exists():
+        raise DeployError(f"{folder} exists already; choose another name, or remove it")
+    entry = site_entry(site, Path.cwd(), base=model, data=data, adapter=adapter, held_out=held_out)
+    with showing_progress():
+        egress = measure(entry, _settings(settings))
+    made, fingerprint = create(folder, entry, settings.read_bytes() if settings else b"")
+    for line in lines(egress, entry):
+        say(line)
+    say(f"key          {fingerprint}  in {made.key}, readable by you alone")
+    say(f"now          send {made.public_key} to the coordinator, put their ca.crt into {folder}")
+
+
+@app.command()
+def check(
+    address: Address,
+    folder: Folder = HERE,
+    ca: Authority = None,
+) -> None:
+    """Look for whatever could keep the site from joining, and say what to do about it.
+
+    Example: `layerweld site check fl.example.org:8443`
+    """
+    from layerweld.deploy.checks import check_coordinator, disk, gpu
+    from layerweld.deploy.egress import measure
+    from layerweld.deploy.site import open_site
+    from layerweld.terminal import showing_progress
+
+    site = open_site(folder)
+    found = check_coordinator(address, _authority(site, ca))
+    with showing_progress():
+        needed = measure(site.entry, _settings(site.run_file)).cache_bytes
+    found.append(disk(site.cache, needed))
+    found.append(gpu())
+    for one in found:
+        _say_check(one)
+    if any(one.remedy for one in found):
+        raise typer.Exit(1)
+
+
+@app.command()
+def join(
+    address: Address,
+    folder: Folder = HERE,
+    ca: Authority = None,
+    service: Annotated[
+        bool, typer.Option("--service", help="Write a systemd unit instead of joining now.")
+    ] = False,
+    only_print: Annotated[
+        bool, typer.Option("--print", help="Print Flower's command; do nothing.")
+    ] = False,
+) -> None:
+    """Connect and serve runs until Ctrl-C; start again what dies. Only this application runs.
+
+    Example: `layerweld site join fl.example.org:8443`
+    """
+    from layerweld.deploy.application import application_hash
+    from layerweld.deploy.checks import parse_address
+    from layerweld.deploy.ports import free_port
+    from layerweld.deploy.processes import Supervisor
+    from layerweld.deploy.site import joined, open_site
+    from layerweld.deploy.speak import print_commands, say
+
+    site = open_site(folder)
+    parse_address(address)
+    authority = _authority(site, ca)
+    if service:
+        _write_unit(site, address, authority)
+        return
+    supernode = site.supernode(address, authority, free_port())
+    if only_print:
+        print_commands(supernode.environment, supernode.command)
+        return
+    with joined(site):
+        application = application_hash()
+        site.pin(application)
+        say(f"site {site.entry.name} runs application {application[:12]} and no other")
+        Supervisor([supernode], site.logs, say).run()
+
+
+@app.command()
+def status(folder: Folder = HERE) -> None:
+    """Whether the site has joined, what its cache holds, and the end of its log.
+
+    Example: `layerweld site status`
+    """
+    from layerweld.deploy.keys import fingerprint
+    from layerweld.deploy.site import bytes_in, is_joined, open_site
+    from layerweld.deploy.speak import say
+
+    site = open_site(folder)
+    state = "joined" if is_joined(site) else "not joined"
+    say(f"site   {site.entry.name}, {state}")
+    say(f"key    {fingerprint(site.public_key.read_bytes())}")
+    say(f"cache  {bytes_in(site.cache) / 2**20:,.1f} MiB in {site.cache}")
+    log = site.logs / "supernode.log"
+    for line in log.read_text(errors="replace").splitlines()[-5:] if log.is_file() else ():
+        say(f"log    {_COLOUR.sub('', line)}")
+
+
+@app.command()
+def purge(
+    folder: Folder = HERE,
+    adapters: Annotated[
+        bool, typer.Option("--adapters", help="Delete adapters that were trained here, too.")
+    ] = False,
+) -> None:
+    """Delete what runs have left in the cache. An interrupted run starts this site anew then.
+
+    Example: `layerweld site purge --adapters`
+    """
+    from layerweld.deploy.site import open_site
+    from layerweld.deploy.site import purge as delete
+    from layerweld.deploy.speak import say
+
+    say(f"freed {delete(open_site(folder), adapters=adapters) / 2**20:,.1f} MiB")
+
+
+def _settings(file: Path | None) -> RunSettings:
+    from layerweld.config import RunSettings, validate_settings
+    from layerweld.deploy.files import read_toml
+
+    if file is None:
+        return RunSettings()
+    return validate_settings(read_toml(file, "layerweld coordinator init"))
+
+
+def _authority(site: Site, chosen: Path | None) -> Path | None:
+    from layerweld.errors import DeployError
+
+    if chosen is None:
+        return site.authority if site.authority.is_file() else None
+    if not chosen.is_file():
+        raise DeployError(f"{chosen} does not exist; it is the coordinator's ca.crt")
+    return chosen.resolve()
+
+
+def _write_unit(site: Site, address: str, authority: Path | None) -> None:
+    from layerweld.deploy.files import write_whole
+    from layerweld.deploy.speak import say
+    from layerweld.deploy.units import how_to_install, unit
+
+    arguments = ["site", "join", address, "--folder", str(site.folder)]
+    if authority is not None:
+        arguments += ["--ca", str(authority)]
+    file = site.folder / f"layerweld-site-{site.entry.name}.service"
+    text = unit(f"layerweld site {site.entry.name}", arguments, site.folder)
+    write_whole(file, text.encode())
+    say(f"unit     {file}")
+    say(f"install  {how_to_install(file)}")
+
+
+def _say_check(found: Check) -> None:
+    from layerweld.deploy.speak import say
+
+    mark = "no" if found.remedy else "ok"
+    say(f"{mark}  {found.name:12}  {found.found}")
+    if found.remedy:
+        say(f"    {'':12}  -> {found.remedy}")

@@ -1,0 +1,22 @@
+"""Plain lines on the terminal: what was done, and the commands behind it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+
+from layerweld.deploy.environment import SWITCHES
+from layerweld.terminal import console
+
+
+def say(line: str) -> None:
+    """One line as it is: no markup, no colours, no breaks."""
+    console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+def print_commands(environment: Mapping[str, str], *commands: Sequence[str]) -> None:
+    """Commands of Flower as a shell takes them, after the environment that they need."""
+    names = (*SWITCHES, "FLWR_HOME", "PATH")
+    say("export " + shlex.join(f"{name}={environment[name]}" for name in names))
+    for command in commands:
+        say(shlex.join(command))

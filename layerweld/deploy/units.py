@@ -1,0 +1,55 @@
+"""systemd units: what starts a coordinator or a site at boot, and again after a crash."""
+
+from __future__ import annotations
+
+import getpass
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from layerweld.deploy.environment import SWITCHES
+
+
+def unit(description: str, arguments: Sequence[str], folder: Path) -> str:
+    """The text of a service that runs ``layerweld …`` for ever.
+
+    Args:
+        description: one line for ``systemctl status``.
+        arguments: of layerweld.
+        folder: the only one that the service may write to.
+    """
+    command = shlex.join([sys.executable, "-m", "layerweld", *arguments]).replace("%", "%%")
+    switches = "\n".join(f"Environment={name}={value}" for name, value in SWITCHES.items())
+    return f"""[Unit]
+Description={description}
+After=network-online.target
+Wants=network-online.target
+StartLimitIntervalSec=0
+
+[Service]
+User={getpass.getuser()}
+WorkingDirectory={folder}
+ExecStart={command}
+{switches}
+Restart=always
+RestartSec=5
+KillMode=mixed
+TimeoutStopSec=60
+UMask=0077
+NoNewPrivileges=yes
+ProtectSystem=strict
+ReadWritePaths="{folder}"
+PrivateTmp=yes
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+
+def how_to_install(file: Path) -> str:
+    """The two commands, for a person who may become root."""
+    return (
+        f"sudo cp {shlex.quote(str(file))} /etc/systemd/system/ && "
+        f"sudo systemctl enable --now {shlex.quote(file.name)}"
+    )

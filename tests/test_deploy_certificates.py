@@ -1,0 +1,63 @@
+"""What a coordinator's certificates promise, checked by Python's own TLS."""
+
+import socket
+import ssl
+import threading
+
+import pytest
+
+from layerweld.deploy.certificates import make_authority, make_server
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("certificates")
+    authority = make_authority("fed")
+    server = make_server(authority, ["localhost", "127.0.0.1", "fl.example.org"])
+    for name, content in {
+        "ca.crt": authority.certificate_pem,
+        "server.crt": server.certificate_pem,
+        "server.key": server.key_pem,
+        "stranger.crt": make_authority("stranger").certificate_pem,
+    }.items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def shake_hands(folder, host, authority):
+    """A TLS handshake between a server with our certificate and a client that wants ``host``."""
+    ours, theirs = socket.socketpair()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "server.crt", folder / "server.key")
+
+    def serve():
+        try:
+            context.wrap_socket(ours, server_side=True).close()
+        except (ssl.SSLError, OSError):
+            ours.close()  # the client has refused us
+
+    server = threading.Thread(target=serve)
+    server.start()
+    client = ssl.create_default_context(cafile=folder / authority)
+    client.verify_flags |= ssl.VERIFY_X509_STRICT
+    try:
+        with client.wrap_socket(theirs, server_hostname=host) as connection:
+            return connection.version()
+    finally:
+        theirs.close()
+        server.join()
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "fl.example.org"])
+def test_every_host_verifies(folder, host):
+    assert shake_hands(folder, host, "ca.crt") == "TLSv1.3"
+
+
+def test_another_host_does_not(folder):
+    with pytest.raises(ssl.SSLCertVerificationError, match="Hostname mismatch"):
+        shake_hands(folder, "example.org", "ca.crt")
+
+
+def test_another_authority_does_not(folder):
+    with pytest.raises(ssl.SSLCertVerificationError, match="certificate"):
+        shake_hands(folder, "localhost", "stranger.crt")

@@ -1,0 +1,138 @@
+"""The coordinator's door: Fleet calls pass unchanged, and nothing else reaches the SuperLink."""
+
+import asyncio
+import http.client
+import json
+import ssl
+import threading
+
+import pytest
+import uvicorn
+
+from layerweld.deploy.certificates import make_authority, make_server
+from layerweld.deploy.front import LARGEST_CALL, Front
+from layerweld.deploy.ports import free_port
+
+
+class SuperLink:
+    """Stands in for Flower's: remembers what it was asked, and echoes."""
+
+    def __init__(self):
+        self.asked = []
+
+    async def __call__(self, scope, receive, send):
+        body, more = b"", True
+        while more:
+            event = await receive()
+            body, more = body + event["body"], event["more_body"]
+        self.asked.append((scope["path"], dict(scope["headers"]).get(b"flwr-signature")))
+        headers = [(b"x-answer", b"yes")]
+        await send({"type": "http.response.start", "status": 207, "headers": headers})
+        await send({"type": "http.response.body", "body": body[::-1]})
+
+
+def serve(app, folder, port):
+    config = uvicorn.Config(
+        app,
+        port=port,
+        lifespan="off",
+        ws="none",
+        log_level="error",
+        ssl_certfile=folder / "server.crt",
+        ssl_keyfile=folder / "server.key",
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve()))
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+    return server, thread
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("certificates")
+    authority = make_authority("fed")
+    server = make_server(authority, ["127.0.0.1"])
+    (folder / "ca.crt").write_bytes(authority.certificate_pem)
+    (folder / "server.crt").write_bytes(server.certificate_pem)
+    (folder / "server.key").write_bytes(server.key_pem)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def door(folder):
+    superlink, inside, outside = SuperLink(), free_port(), free_port()
+    front = Front(f"https://127.0.0.1:{inside}", folder / "ca.crt", {"application": "abc"})
+    started = [serve(superlink, folder, inside), serve(front, folder, outside)]
+    yield superlink, outside
+    for server, thread in started:
+        server.should_exit = server.force_exit = True
+        thread.join()
+
+
+@pytest.fixture
+def ask(folder, door):
+    def ask(method, path, body=b"", port=door[1], **headers):
+        context = ssl.create_default_context(cafile=folder / "ca.crt")
+        connection = http.client.HTTPSConnection("127.0.0.1", port, context=context)
+        connection.request(method, path, body, headers)
+        answer = connection.getresponse()
+        content = answer.read()
+        connection.close()
+        return answer, content
+
+    return ask
+
+
+def test_a_fleet_call_passes_with_its_signature_body_and_status(door, ask):
+    body = bytes(range(256)) * 20_000  # 5 MB, a piece of a tensor
+    answer, content = ask("POST", "/v1/fleet/push-object", body, **{"flwr-signature": "s"})
+    assert (answer.status, answer.headers["x-answer"]) == (207, "yes")
+    assert content == body[::-1]
+    assert door[0].asked[-1] == ("/v1/fleet/push-object", b"s")
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/v1/control/start-run"),
+        ("POST", "/v1/control/register-node"),
+        ("POST", "/v1/runtime/acquire-task"),
+        ("POST", "/v1/fleet/register-node"),
+        ("POST", "/v1/fleet/../control/start-run"),
+        ("POST", "/v1/fleet/%2e%2e/control/start-run"),
+        ("POST", "/v1/fleet/pull-messages/"),
+        ("POST", "//v1/fleet/pull-messages"),
+        ("GET", "/v1/fleet/pull-messages"),
+        ("GET", "/docs"),
+        ("GET", "/"),
+    ],
+)
+def test_nothing_else_reaches_the_superlink(door, ask, method, path):
+    before = list(door[0].asked)
+    assert ask(method, path)[0].status == 404
+    assert door[0].asked == before
+
+
+def test_a_call_larger_than_any_of_flowers_is_refused_unread(door, ask):
+    before = list(door[0].asked)
+    headers = {"Content-Length": str(LARGEST_CALL + 1)}
+    assert ask("POST", "/v1/fleet/push-object", **headers)[0].status == 413
+    assert ask("POST", "/v1/fleet/push-object", iter([b"x"]))[0].status == 413
+    assert door[0].asked == before
+
+
+def test_anybody_may_know_versions_and_time(ask):
+    answer, content = ask("GET", "/layerweld")
+    assert answer.status == 200
+    assert json.loads(content).keys() == {"application", "time"}
+
+
+def test_a_superlink_that_is_away_is_tried_again(folder, ask):
+    port = free_port()
+    front = Front(f"https://127.0.0.1:{free_port()}", folder / "ca.crt", {})
+    server, thread = serve(front, folder, port)
+    assert ask("POST", "/v1/fleet/pull-messages", port=port)[0].status == 503
+    server.should_exit = server.force_exit = True
+    thread.join()
