@@ -82,6 +82,13 @@ def merge(
     anchor: Annotated[
         Literal["base", "mean"], typer.Option(help="Where the ridge pulls to.")
     ] = "base",
+    method: Annotated[
+        str, typer.Option(help="One of `layerweld methods`; `chain` is what `--granularity` says.")
+    ] = "chain",
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="KEY=VALUE, a setting of the method; any number of times."),
+    ] = None,
     granularity: Annotated[
         Literal["group", "block", "model", "jacobi"],
         typer.Option(help="CoM, RegMean++, RegMean, or Jacobi rounds."),
@@ -101,12 +108,14 @@ def merge(
     """Merge local adapters: every site's rows stay what they are, rows in a folder of its own.
 
     Example: `layerweld merge base --site a=adapters/a:a.jsonl --site b=adapters/b:b.csv --output
-    merged`
+    merged --method ties --set density=0.1`
     """
     from layerweld.config import validate_settings
+    from layerweld.overrides import with_overrides
 
     settings = validate_settings(
         {
+            "methods": method,
             "base": str(base.expanduser()),
             "name": output.name,
             "min-sites": len(site),
@@ -129,7 +138,20 @@ def merge(
             },
         }
     )
+    settings = with_overrides(settings, method, set_ or [])
     _play(settings, _nodes(site), str(base.expanduser()), output)
+
+
+@app.command()
+def methods() -> None:
+    """List every merge method: what it needs, what leaves a site, and its settings.
+
+    Example: `layerweld methods`
+    """
+    from layerweld.method_table import method_table
+    from layerweld.terminal import console
+
+    console.print(method_table())
 
 
 @app.command()

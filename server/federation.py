@@ -31,10 +31,11 @@ from layerweld.transport import (
 from layerweld.updates import Update
 from server.handshake import check_cohort, merged_layers
 from server.journal import RunJournal
+from server.requirements import check_methods
 from server.results import GroupFigures, Score
-from strategies.averaging import UpdateAveraging
 from strategies.chain_of_merges import ChainOfMerges, SolvedStep
 from strategies.cohort import Cohort, stream_replies
+from strategies.update_merging import UpdateMerging
 
 
 @dataclass
@@ -47,6 +48,7 @@ class MergedModel:
         remainder: what was added to norms, biases and embeddings; empty for LoRA.
         groups: figures per layer group; empty for methods without statistics.
         prefix: hash over everything merged; empty for methods without a chain.
+        figures: what the method says about itself on this input.
     """
 
     method: Method
@@ -58,6 +60,7 @@ class MergedModel:
     bytes_down: int
     groups: tuple[GroupFigures, ...] = ()
     prefix: str = ""
+    figures: Mapping[str, float] = field(default_factory=dict)
     scores: dict[str, Score] = field(default_factory=dict)
 
 
@@ -110,6 +113,7 @@ class Federation:
             plan=self.whole_plan.digest,
             settings=self.settings.digest(),
         )
+        check_methods(self.methods, self.settings, self.introductions)
         self.cohort = Cohort({n: i.site for n, i in by_node.items()}, self.settings.timeout)
 
     def fine_tune(self) -> None:
@@ -154,7 +158,7 @@ class Federation:
     def merge(self, method: Method, remainder: Mapping[str, Tensor]) -> MergedModel:
         """Play one method."""
         if method.granularity is None:
-            return self._average(method, remainder)
+            return self._merge_updates(method, remainder)
         started = time.perf_counter()
         dense = self.settings.merge.products == "dense" or any(
             introduction.kind == "full" for introduction in self.introductions
@@ -215,22 +219,30 @@ class Federation:
             report_progress(what, done + 1, len(self.cohort.sites))
         return {group: dict(sorted(sites.items())) for group, sites in by_group.items()}
 
-    def _average(self, method: Method, remainder: Mapping[str, Tensor]) -> MergedModel:
+    def _merge_updates(self, method: Method, remainder: Mapping[str, Tensor]) -> MergedModel:
         started = time.perf_counter()
-        count = len(self.introductions)
-        factor = self.settings.scaling if method.name == "task-arithmetic" else 1 / count
-        strategy = UpdateAveraging(self.plan, self.cohort, self.run, factor)
+        strategy = UpdateMerging(
+            plan=self.plan,
+            cohort=self.cohort,
+            run=self.run,
+            method=self.settings.of_method(method.table),
+            samples={one.site: one.samples for one in self.introductions},
+            remainder=remainder,
+            lines=self.settings.lines if method.lines else None,
+            rank=self.settings.merge.rank,
+        )
         report_progress(method.label, 0, 1)
         strategy.play(self.grid)
         report_progress(method.label, 1, 1)
         return MergedModel(
             method=method,
-            updates=strategy.merged,
-            remainder={name: values * (factor * count) for name, values in remainder.items()},
+            updates=strategy.merged.updates,
+            remainder=strategy.remainder,
             rounds=1,
             seconds=time.perf_counter() - started,
             bytes_up=sum(strategy.bytes_up.values()),
             bytes_down=0,
+            figures=strategy.merged.figures,
         )
 
     def _model(self, kind: str, merged: MergedModel | None) -> ModelToMeasure:

@@ -16,7 +16,7 @@ from layerweld.base_model import BaseModel
 from layerweld.config import RunSettings
 from layerweld.errors import OutputError
 from layerweld.export import write_adapter, write_model
-from layerweld.methods import settings_for
+from layerweld.methods import Method, settings_for
 from layerweld.model_card import write_model_card
 from layerweld.transport import Introduction
 from layerweld.updates import LowRankUpdate
@@ -90,11 +90,13 @@ def write_manifest(
         "settings": {
             "merge": effective.merge.model_dump(by_alias=True),
             "calibration": effective.calibration.model_dump(by_alias=True),
+            **_own_settings(merged.method, effective),
         },
         "sites": [_site(introduction) for introduction in sites],
         "groups": [_group(figures) for figures in merged.groups],
         "prefix": merged.prefix,
         "files": dict(files),
+        "figures": dict(merged.figures),
     }
     text = json.dumps(manifest, indent=2, sort_keys=True) + "\n"
     partial = folder / "manifest.json.partial"
@@ -110,14 +112,26 @@ def write_card(
     settings: RunSettings,
     scores: Mapping[str, Mapping[str, Score]],
     prefix: str,
+    table: str,
 ) -> None:
-    """Write the model card beside what was merged."""
+    """Write the model card beside what was merged.
+
+    Args:
+        folder: the output folder.
+        base: the base model.
+        sites: who took part.
+        settings: of the run.
+        scores: by model, then by site.
+        prefix: of the layers' names.
+        table: the table of settings that the method reads.
+    """
     target = next(folder / name for name in ("adapter", "model") if (folder / name).is_dir())
     by_site: dict[str, dict[str, float]] = {}
     for model, per_site in scores.items():
         for site, score in per_site.items():
             by_site.setdefault(site, {})[model] = score.accuracy
-    about = {k: v for k, v in settings.flat().items() if k.startswith(("merge.", "calibration."))}
+    tables = (f"{table}.", "calibration.")
+    about = {k: v for k, v in settings.flat().items() if k.startswith(tables)}
     write_model_card(
         target,
         base_name=base.folder.resolve().name,
@@ -174,6 +188,7 @@ def method_result(merged: MergedModel, shifts: Mapping[str, Mapping[str, float]]
         bytes_down=merged.bytes_down,
         scores=merged.scores,
         groups=groups,
+        figures=merged.figures,
     )
 
 
@@ -186,6 +201,15 @@ def summary_of(introduction: Introduction) -> SiteSummary:
         adapter=introduction.kind,
         rank=max(introduction.ranks, default=0),
     )
+
+
+def _own_settings(method: Method, settings: RunSettings) -> dict[str, Any]:
+    """The table of a method of one round, and that of LiNeS where it scaled the result."""
+    if method.granularity:
+        return {}
+    own = settings.of_method(method.table).model_dump(by_alias=True)
+    lines = {"lines": settings.lines.model_dump(by_alias=True)} if method.lines else {}
+    return {method.table: own, **lines}
 
 
 def _site(introduction: Introduction) -> dict[str, Any]:

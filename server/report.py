@@ -20,6 +20,7 @@ from server.report_labels import (
     DARK,
     LIGHT,
     byte_text,
+    figures_text,
     group_label,
     number_text,
     time_text,
@@ -183,11 +184,11 @@ def _shift_section(results: RunResults, featured: MethodResult) -> Section:
 def _cost_table(results: RunResults) -> Table:
     merges = [m for m in results.methods if m.rounds or m.bytes_up or m.seconds]
     return Table(
-        ("Method", "Rounds", "Time", "Uploaded", "Downloaded"),
+        ("Method", "Rounds", "Time", "Uploaded", "Downloaded", "Figures"),
         [
             (
                 m.label, f"{m.rounds:,}", time_text(m.seconds),
-                byte_text(m.bytes_up), byte_text(m.bytes_down),
+                byte_text(m.bytes_up), byte_text(m.bytes_down), figures_text(m.figures),
             )
             for m in merges
         ],

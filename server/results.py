@@ -70,6 +70,8 @@ class MethodResult:
     """By site; empty when the run did not evaluate."""
     groups: tuple[GroupFigures, ...] = ()
     """In solving order; empty for methods without statistics."""
+    figures: Mapping[str, float] = field(default_factory=dict)
+    """What the method says about itself on these sites' models: errors, scales."""
 
 
 @dataclass(frozen=True)

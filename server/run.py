@@ -97,7 +97,7 @@ def _write(
     scores: dict[str, dict[str, Score]] = {
         method.label: dict(method.scores) for method in (*references, merges[0][1]) if method.scores
     }
-    write_card(output, base, sites, settings, scores, prefix)
+    write_card(output, base, sites, settings, scores, prefix, chosen.method.table)
     results = run_results(settings, base, sites, methods, chosen.method.name, manifest_hash)
     write_results(output, results)
     return results
