@@ -203,6 +203,9 @@ def _play(settings: Any, nodes: list[Any], base: str, output: Path) -> None:
         results = play_in_process(settings, nodes, base, output)
     if any(method.scores for method in results.methods):
         console.print(app_module("server.tables").accuracy_table(results))
+    for method in results.methods:
+        for name, value in method.figures.items():
+            console.print(f"{method.label}: {name} {value:.3g}", highlight=False)
     made = next(name for name in ("adapter", "model") if (output / name).is_dir())
     console.print(f"merged {made}  {output / made}", highlight=False)
     console.print(f"report         {output / 'report.html'}", highlight=False)

@@ -7,36 +7,41 @@ from rich.table import Table
 from layerweld.config import RunSettings
 from layerweld.methods import METHODS, Method
 
+_ROWS = {"none": "", "unlabelled": "rows", "labelled": "labelled rows"}
+
 
 def method_table() -> Table:
     """One row per method, in the order of :data:`layerweld.methods.METHODS`."""
     table = Table(
         title=f"{len(METHODS)} merge methods",
+        show_lines=True,
         caption=(
-            "Sum: the server needs sums over the sites only. `NAME+lines` scales the result of a "
-            "method of one round by depth. Settings are `NAME.key` in a run, `--set key=value` in "
-            "`merge`."
+            "Σ: sums over the sites are all that the server needs. NAME+lines lets LiNeS scale a "
+            "method of one round by depth. A setting is NAME.key in a run, and --set key=value in "
+            "`layerweld merge`."
         ),
+        caption_justify="left",
     )
     table.add_column("name", no_wrap=True)
-    for head in ("method", "rounds", "a site sends", "sum", "rows", "needs", "settings", "source"):
-        table.add_column(head)
+    table.add_column("rounds")
+    table.add_column("sends")
+    table.add_column("Σ")
+    table.add_column("needs")
+    table.add_column("settings, source", ratio=1, overflow="fold")
     for method in METHODS.values():
         table.add_row(*_cells(method))
     return table
 
 
 def _cells(method: Method) -> tuple[str, ...]:
+    needs = [_ROWS[method.data], *method.needs]
     return (
-        method.name,
-        method.label,
+        f"{method.name}\n[dim]{method.label}[/dim]",
         method.rounds,
         method.sends,
-        "yes" if method.sums else "no",
-        method.data,
-        ", ".join(method.needs) or "–",
-        defaults_of(method),
-        method.source,
+        "Σ" if method.sums else "",
+        "\n".join(need for need in needs if need) or "–",
+        f"{defaults_of(method)}\n[dim]{method.source}[/dim]",
     )
 
 
@@ -45,4 +50,6 @@ def defaults_of(method: Method) -> str:
     if method.granularity:
         return "merge.*"
     entries = RunSettings().of_method(method.table).model_dump(by_alias=True)
-    return ", ".join(f"{key}={str(value).lower()}" for key, value in entries.items()) or "–"
+    return (
+        ", ".join(f"{key}={str(value).lower()}" for key, value in entries.items()) or "no settings"
+    )

@@ -45,8 +45,8 @@ class Method:
 
     @property
     def rounds(self) -> str:
-        """How many rounds of messages, in words."""
-        names = {"group": "one a layer group", "block": "one a block", "jacobi": "`merge.rounds`"}
+        """How many: one, as many as there are layer groups or blocks, or what a setting says."""
+        names = {"group": "groups", "block": "blocks", "jacobi": "setting"}
         return names.get(self.granularity or "", "1")
 
     @property

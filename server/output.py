@@ -22,7 +22,7 @@ from layerweld.transport import Introduction
 from layerweld.updates import LowRankUpdate
 from server.federation import MergedModel
 from server.report import write_report
-from server.results import MethodResult, RunResults, Score, SiteSummary
+from server.results import Form, MethodResult, RunResults, Score, SiteSummary
 from server.tables import write_accuracy_csv
 
 JOURNAL = "journal"
@@ -112,25 +112,15 @@ def write_card(
     settings: RunSettings,
     scores: Mapping[str, Mapping[str, Score]],
     prefix: str,
-    table: str,
+    method: Method,
 ) -> None:
-    """Write the model card beside what was merged.
-
-    Args:
-        folder: the output folder.
-        base: the base model.
-        sites: who took part.
-        settings: of the run.
-        scores: by model, then by site.
-        prefix: of the layers' names.
-        table: the table of settings that the method reads.
-    """
+    """Write the model card beside what was merged by the method."""
     target = next(folder / name for name in ("adapter", "model") if (folder / name).is_dir())
     by_site: dict[str, dict[str, float]] = {}
     for model, per_site in scores.items():
         for site, score in per_site.items():
             by_site.setdefault(site, {})[model] = score.accuracy
-    tables = (f"{table}.", "calibration.")
+    tables = (f"{method.table}.", "calibration.")
     about = {k: v for k, v in settings.flat().items() if k.startswith(tables)}
     write_model_card(
         target,
@@ -138,6 +128,8 @@ def write_card(
         sites=[summary_of(introduction) for introduction in sites],
         settings=about,
         scores=by_site,
+        method=f"{method.label} ({method.source})",
+        statistics=method.granularity is not None,
         prefix=prefix,
     )
 
@@ -157,6 +149,7 @@ def run_results(
     sites: Sequence[Introduction],
     methods: Sequence[MethodResult],
     chosen: str,
+    form: Form,
     manifest_hash: str,
 ) -> RunResults:
     """Everything the report shows, in one value."""
@@ -167,6 +160,7 @@ def run_results(
         sites=tuple(summary_of(introduction) for introduction in sites),
         methods=tuple(methods),
         chosen=chosen,
+        form=form,
         settings=settings.flat(),
         manifest_hash=manifest_hash,
         versions={"layerweld": __version__} | {name: version(name) for name in packages},

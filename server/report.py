@@ -221,7 +221,7 @@ def _group_numbers(method: MethodResult) -> Table:
 
 
 def _usage(results: RunResults) -> dict[str, str]:
-    if all(s.adapter == "lora" for s in results.sites):
+    if results.form == "adapter":
         text = (
             "The merge is a LoRA update like those of the sites; PEFT loads it onto the same base."
         )
@@ -231,7 +231,7 @@ def _usage(results: RunResults) -> dict[str, str]:
             'model = PeftModel.from_pretrained(base, "adapter")'
         )
     else:
-        text = "Not every site brought a LoRA update, so the merge is a whole model."
+        text = "The merge is no LoRA update, so it was written as a whole model."
         code = 'from transformers import AutoModel\n\nmodel = AutoModel.from_pretrained("model")'
     return {"text": f"{text} Task heads stay at their sites.", "code": code}
 

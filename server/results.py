@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
+
+Form = Literal["adapter", "model"]
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,8 @@ class RunResults:
     methods: tuple[MethodResult, ...]
     chosen: str
     """Name of the method whose merge was written out."""
+    form: Form
+    """What it was written as."""
     settings: Mapping[str, object]
     manifest_hash: str
     versions: Mapping[str, str]

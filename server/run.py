@@ -23,7 +23,7 @@ from server.output import (
     write_merge,
     write_results,
 )
-from server.results import MethodResult, RunResults, Score
+from server.results import Form, MethodResult, RunResults, Score
 
 
 def play(grid: Grid, settings: RunSettings, base: str, output: Path) -> RunResults:
@@ -97,7 +97,8 @@ def _write(
     scores: dict[str, dict[str, Score]] = {
         method.label: dict(method.scores) for method in (*references, merges[0][1]) if method.scores
     }
-    write_card(output, base, sites, settings, scores, prefix, chosen.method.table)
-    results = run_results(settings, base, sites, methods, chosen.method.name, manifest_hash)
+    write_card(output, base, sites, settings, scores, prefix, chosen.method)
+    form: Form = "adapter" if (output / "adapter").is_dir() else "model"
+    results = run_results(settings, base, sites, methods, chosen.method.name, form, manifest_hash)
     write_results(output, results)
     return results
