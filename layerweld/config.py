@@ -54,6 +54,10 @@ class MergeSettings(Settings):
     """λ as a fraction of mean(diag S)."""
     anchor: Anchor = "base"
     """Where the ridge pulls to: no update at all, or the mean of the updates."""
+    solver: Literal["exact", "gradients"] = "exact"
+    """Solve for the merge exactly, or by a few steps of conjugate gradients from the anchor."""
+    iterations: Annotated[int, Field(ge=1)] = 100
+    """Steps of ``solver = "gradients"``; nothing else reads it."""
     rank: Annotated[int, Field(ge=0)] = 0
     """Rank to which each merged update is compressed, in the metric of S (of methods without
     statistics: of the weights); 0 keeps it exact."""

@@ -69,6 +69,8 @@ _ALL = (
            _GRAM, True, "unlabelled", "model"),
     Method("jacobi", "Jacobi rounds", "Chen et al. 2025 (IterIS), arXiv:2411.15231",
            _GRAM, True, "unlabelled", "jacobi"),
+    Method("mats", "MaTS", "Tam et al. 2024, arXiv:2312.04339",
+           _GRAM, True, "unlabelled", "model"),
     Method("task-arithmetic", "Task arithmetic", "Ilharco et al. 2023, arXiv:2212.04089",
            sums=True),
     Method("mean", "Mean of the updates", "McMahan et al. 2017, arXiv:1602.05629", sums=True),
@@ -138,9 +140,12 @@ def methods_of(settings: RunSettings) -> tuple[Method, ...]:
 
 
 def settings_for(method: str, settings: RunSettings) -> RunSettings:
-    """The run's settings with the granularity that the method stands for."""
-    granularity = method_named(method, settings).granularity
-    if granularity is None:
+    """The run's settings with what the method stands for: its granularity, and MaTS its solver."""
+    chosen = method_named(method, settings)
+    if chosen.granularity is None:
         return settings
-    merge = settings.merge.model_copy(update={"granularity": granularity})
+    stands_for: dict[str, object] = {"granularity": chosen.granularity}
+    if chosen.name == "mats":
+        stands_for |= {"solver": "gradients", "ridge": 0.0, "anchor": "mean"}
+    merge = settings.merge.model_copy(update=stands_for)
     return settings.model_copy(update={"merge": merge})

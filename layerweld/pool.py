@@ -98,7 +98,7 @@ class GroupPool:
         misfit, worst = float(self._energy.total()), 0.0
         for layer in (shape.name for shape in self.group.layers if shape.name in self._layers):
             pool = self._layers[layer]
-            solved = pool.solve(system, num_sites if anchored else None, self.settings.rank)
+            solved = pool.solve(system, num_sites if anchored else None, self.settings)
             updates[layer] = solved.update
             misfit += solved.misfit
             worst = max(worst, solved.compression_error)
@@ -168,15 +168,18 @@ class _LowRankPool:
         assert isinstance(product, LowRankProduct)
         self._parts[site] = (weight, product)
 
-    def solve(self, system: RegularizedGram, anchored_to: int | None, rank: int) -> _Solved:
+    def solve(
+        self, system: RegularizedGram, anchored_to: int | None, settings: MergeSettings
+    ) -> _Solved:
         parts = [self._parts[site] for site in sorted(self._parts)]
         left = torch.cat([product.left.double() for _, product in parts], dim=1)
         moments = torch.cat([weight * product.right.double() for weight, product in parts])
-        target = moments
+        anchor = torch.zeros_like(moments)
         if anchored_to:
             factors = torch.cat([p.factor.double() for _, p in parts if p.factor is not None])
-            target = moments + system.ridge / anchored_to * factors
-        left, right, error = _maybe_compress(left, system.solve(target), system.gram, rank)
+            anchor = factors / anchored_to
+        right = _solution(system, moments, anchor, left, settings)
+        left, right, error = _maybe_compress(left, right, system.gram, settings.rank)
         inner = left.T @ left
         quadratic = (inner * (right @ system.gram @ right.T)).sum()
         whole = torch.cat([product.left.double() for _, product in parts], dim=1)
@@ -198,22 +201,35 @@ class _DensePool:
         if product.update is not None:
             self._updates.add(product.update.double())
 
-    def solve(self, system: RegularizedGram, anchored_to: int | None, rank: int) -> _Solved:
+    def solve(
+        self, system: RegularizedGram, anchored_to: int | None, settings: MergeSettings
+    ) -> _Solved:
         moments = self._moments.total()
-        target = moments
+        anchor = torch.zeros_like(moments)
         if anchored_to:
-            target = moments + system.ridge / anchored_to * self._updates.total()
-        merged = system.solve(target)
+            anchor = self._updates.total() / anchored_to
+        eye = torch.eye(len(moments), dtype=moments.dtype)
+        merged = _solution(system, moments, anchor, eye, settings)
         update: Update = DenseUpdate(merged.float())
         error = 0.0
-        if rank:
+        if settings.rank:
             eye = torch.eye(merged.shape[1], dtype=merged.dtype)
-            left, right, error = compress(merged, eye, system.gram, rank)
+            left, right, error = compress(merged, eye, system.gram, settings.rank)
             update = LowRankUpdate(left.float(), right.float())
             merged = left @ right
         quadratic = (merged @ system.gram * merged).sum()
         linear = (merged * moments).sum()
         return _Solved(update, float(quadratic - 2 * linear), error)
+
+
+def _solution(
+    system: RegularizedGram, moments: Tensor, anchor: Tensor, left: Tensor, settings: MergeSettings
+) -> Tensor:
+    """``(R + λ ΔW_anchor) (S + λI)⁻¹``, or as near as the iterations come, without ``left``."""
+    target = moments + system.ridge * anchor
+    if settings.solver == "exact":
+        return system.solve(target)
+    return system.approach(target, anchor, left, settings.iterations)
 
 
 def _pool_class(product: Product) -> type[_LowRankPool] | type[_DensePool]:

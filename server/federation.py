@@ -14,7 +14,7 @@ from layerweld.config import RunSettings
 from layerweld.discover import discover_plan
 from layerweld.errors import CohortError, RefusedReplyError
 from layerweld.exact_sum import ExactSum
-from layerweld.methods import Method, methods_of
+from layerweld.methods import Method, methods_of, settings_for
 from layerweld.plan import MergePlan
 from layerweld.progress import report_progress
 from layerweld.schedule import Step
@@ -160,6 +160,7 @@ class Federation:
         if method.granularity is None:
             return self._merge_updates(method, remainder)
         started = time.perf_counter()
+        effective = settings_for(method.name, self.settings)
         dense = self.settings.merge.products == "dense" or any(
             introduction.kind == "full" for introduction in self.introductions
         )
@@ -169,7 +170,7 @@ class Federation:
             settings=self.settings,
             method=method.name,
             run=self.run,
-            form=ProductForm(dense, with_updates=self.settings.merge.anchor == "mean"),
+            form=ProductForm(dense, with_updates=effective.merge.anchor == "mean"),
             remainder=remainder,
             journal=self.journal.of_method(method.name),
             on_step=lambda step, _: report_progress(

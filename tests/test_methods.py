@@ -197,6 +197,22 @@ def test_what_fedit_loses_is_in_the_report_and_in_the_results(sharing_sites, tmp
     assert "distance to the mean" in (tmp_path / "out/report.html").read_text()
 
 
+def test_mats_descends_from_the_mean_to_regmean(sites, tmp_path):
+    calibrated = {"merge.importance": "uniform"}
+    for name, entries in {
+        "regmean": {"merge.ridge": 1e-5, "merge.anchor": "mean"},  # LayerNorm leaves S singular
+        "mats": {"merge.iterations": 500},
+        "short": {"merge.iterations": 1},
+    }.items():
+        play(sites, tmp_path / name, name.replace("short", "mats"), **calibrated | entries)
+    exact, far, near = (written(sites, tmp_path / name) for name in ("regmean", "mats", "short"))
+    means = by_the_kernel(sites, RunSettings().mean)
+    for layer, values in exact.items():
+        assert (far[layer] - values).norm() < 0.05 * values.norm()
+        whole = (means[layer].dense() - values).norm()
+        assert (near[layer] - values).norm() < whole
+
+
 REFUSED = [
     ("fedit", {}, "birch adapted other layers than ash, or with other ranks"),
     ("fedex-lora", {}, "other ranks"),
