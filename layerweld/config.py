@@ -14,6 +14,7 @@ from layerweld.merging.consensus import Consensus
 from layerweld.merging.core_space import CoreSpace
 from layerweld.merging.dare import Dare, DareTies
 from layerweld.merging.dc import DcMerge
+from layerweld.merging.fisher import Fisher
 from layerweld.merging.isotropic import IsoC, IsoCts
 from layerweld.merging.knots import KnotsDareTies, KnotsTies
 from layerweld.merging.lines import Lines
@@ -158,7 +159,7 @@ class RunSettings(Settings):
     finetune: FinetuneSettings = FinetuneSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
 
-    # One table for each method of one round, named like the method.
+    # One table for each method without a chain, named like the method.
     mean: Mean = Mean()
     task_arithmetic: TaskArithmetic = TaskArithmetic()
     ties: Ties = Ties()
@@ -181,13 +182,14 @@ class RunSettings(Settings):
     flora: Flora = Flora()
     fedex_lora: FedEx = FedEx()
     flexlora: FlexLora = FlexLora()
+    fisher: Fisher = Fisher()
     lines: Lines = Lines()
 
     def of_method(self, name: str) -> MergeMethod:
-        """The table of one method of one round; it is what merges.
+        """The table of a method that merges the updates themselves; it is what merges.
 
         Raises:
-            ConfigError: no such method merges in one round.
+            ConfigError: there is no such method.
         """
         for field, about in type(self).model_fields.items():
             table = getattr(self, field)

@@ -16,9 +16,9 @@ def method_table() -> Table:
         title=f"{len(METHODS)} merge methods",
         show_lines=True,
         caption=(
-            "Σ: sums over the sites are all that the server needs. NAME+lines lets LiNeS scale a "
-            "method of one round by depth. A setting is NAME.key in a run, and --set key=value in "
-            "`layerweld merge`."
+            "Σ: sums over the sites are all that the server needs. NAME+lines lets LiNeS scale, by "
+            "depth, what a method made of updates. A setting is NAME.key in a run, and --set "
+            "key=value in `layerweld merge`."
         ),
         caption_justify="left",
     )
@@ -49,7 +49,6 @@ def defaults_of(method: Method) -> str:
     """The method's own settings with their defaults; ``merge.*`` for a chain."""
     if method.granularity:
         return "merge.*"
-    entries = RunSettings().of_method(method.table).model_dump(by_alias=True)
-    return (
-        ", ".join(f"{key}={str(value).lower()}" for key, value in entries.items()) or "no settings"
-    )
+    own = f"{method.table}."
+    entries = {k.removeprefix(own): v for k, v in RunSettings().flat().items() if k.startswith(own)}
+    return ", ".join(f"{key}={str(value).lower()}" for key, value in entries.items()) or "none"

@@ -54,6 +54,11 @@ class Method:
         """The table of settings that the method reads."""
         return "merge" if self.granularity else self.name.removesuffix(_LINES)
 
+    @property
+    def from_updates(self) -> bool:
+        """Whether the server merges the updates themselves, once all sites have sent them."""
+        return self.granularity is None and self.data == "none"
+
 
 _LINES = "+lines"
 _GRAM = "G, ΔW·G"
@@ -71,6 +76,8 @@ _ALL = (
            _GRAM, True, "unlabelled", "jacobi"),
     Method("mats", "MaTS", "Tam et al. 2024, arXiv:2312.04339",
            _GRAM, True, "unlabelled", "model"),
+    Method("fisher", "Fisher averaging", "Matena and Raffel 2022, arXiv:2111.09832",
+           "F, F⊙ΔW", True, "labelled", needs=("labels",)),
     Method("task-arithmetic", "Task arithmetic", "Ilharco et al. 2023, arXiv:2212.04089",
            sums=True),
     Method("mean", "Mean of the updates", "McMahan et al. 2017, arXiv:1602.05629", sums=True),
@@ -110,7 +117,7 @@ def method_named(name: str, settings: RunSettings) -> Method:
     """Look a method up.
 
     ``chain`` is the one of the run's ``merge.granularity``; ``ties+lines`` is TIES with LiNeS as a
-    last step, and so for every method of one round.
+    last step, and so for every method that merges the updates themselves.
 
     Raises:
         ConfigError: there is no such method, or LiNeS cannot follow it.
@@ -123,10 +130,10 @@ def method_named(name: str, settings: RunSettings) -> Method:
     method = METHODS[plain]
     if plain == name:
         return method
-    if method.granularity:
+    if not method.from_updates:
         raise ConfigError(
             f"{name!r}: LiNeS takes its scale from the sites' updates, which {plain} does not "
-            f"send; put `+lines` after a method of one round"
+            f"send; put `+lines` after a method that needs no rows"
         )
     return replace(method, name=name, label=f"{method.label} + LiNeS", lines=True)
 

@@ -21,8 +21,9 @@ _CITATION = """\
 ```"""
 
 _ABOUT_STATISTICS = """\
-- **Gram matrices are not anonymous.** Instead of data, the sites sent second moments of layer
-  inputs. From those of a language model's first layers the counts of single tokens can be read off.
+- **Statistics are not anonymous.** Instead of data, the sites sent second moments of layer inputs
+  or of gradients. From Gram matrices of a language model's first layers the counts of single tokens
+  can be read off.
 """
 
 _ABOUT_UPDATES = """\

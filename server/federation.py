@@ -35,6 +35,7 @@ from server.requirements import check_methods
 from server.results import GroupFigures, Score
 from strategies.chain_of_merges import ChainOfMerges, SolvedStep
 from strategies.cohort import Cohort, stream_replies
+from strategies.fisher_averaging import FisherAveraging
 from strategies.update_merging import UpdateMerging
 
 
@@ -157,8 +158,10 @@ class Federation:
 
     def merge(self, method: Method, remainder: Mapping[str, Tensor]) -> MergedModel:
         """Play one method."""
-        if method.granularity is None:
+        if method.from_updates:
             return self._merge_updates(method, remainder)
+        if method.granularity is None:
+            return self._fisher_average(method, remainder)
         started = time.perf_counter()
         effective = settings_for(method.name, self.settings)
         dense = self.settings.merge.products == "dense" or any(
@@ -244,6 +247,22 @@ class Federation:
             bytes_up=sum(strategy.bytes_up.values()),
             bytes_down=0,
             figures=strategy.merged.figures,
+        )
+
+    def _fisher_average(self, method: Method, remainder: Mapping[str, Tensor]) -> MergedModel:
+        started = time.perf_counter()
+        strategy = FisherAveraging(self.plan, self.cohort, self.run)
+        report_progress(method.label, 0, 1)
+        strategy.play(self.grid)
+        report_progress(method.label, 1, 1)
+        return MergedModel(
+            method=method,
+            updates=strategy.merged,
+            remainder=remainder,
+            rounds=1,
+            seconds=time.perf_counter() - started,
+            bytes_up=sum(strategy.bytes_up.values()),
+            bytes_down=0,
         )
 
     def _model(self, kind: str, merged: MergedModel | None) -> ModelToMeasure:

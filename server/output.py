@@ -129,7 +129,7 @@ def write_card(
         settings=about,
         scores=by_site,
         method=f"{method.label} ({method.source})",
-        statistics=method.granularity is not None,
+        statistics=not method.from_updates,
         prefix=prefix,
     )
 
@@ -198,12 +198,15 @@ def summary_of(introduction: Introduction) -> SiteSummary:
 
 
 def _own_settings(method: Method, settings: RunSettings) -> dict[str, Any]:
-    """The table of a method of one round, and that of LiNeS where it scaled the result."""
-    if method.granularity:
-        return {}
-    own = settings.of_method(method.table).model_dump(by_alias=True)
-    lines = {"lines": settings.lines.model_dump(by_alias=True)} if method.lines else {}
-    return {method.table: own, **lines}
+    """The method's own table, and that of LiNeS where it scaled the result."""
+    tables = (method.table, "lines") if method.lines else (method.table,)
+    flat = settings.flat()
+    return {
+        table: {
+            k.removeprefix(f"{table}."): v for k, v in flat.items() if k.startswith(f"{table}.")
+        }
+        for table in tables
+    }
 
 
 def _site(introduction: Introduction) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def check_methods(methods: Sequence[Method], settings: RunSettings, sites: Sites
 
 
 def _check_count(method: Method, settings: RunSettings, sites: Sites) -> None:
-    if method.granularity:
+    if not method.from_updates:
         return
     fewest = settings.of_method(method.table).fewest_sites
     if len(sites) < fewest:

@@ -24,7 +24,7 @@ from tests.tiny_peft import edit_tensors, new_model, train_adapter
 from tests.tiny_sites import make_sites
 
 TARGETS = ["query", "value", "output.dense"]
-ONE_ROUND = [name for name, method in METHODS.items() if method.granularity is None]
+ONE_ROUND = [name for name, method in METHODS.items() if method.from_updates]
 
 
 @pytest.fixture(scope="module")
@@ -279,7 +279,8 @@ def test_the_app_declares_every_setting_of_every_method_with_its_default():
     for name in ONE_ROUND:
         own = defaults.of_method(name).model_dump(by_alias=True)
         assert declared.get(name, {}) == own, name
-    assert declared["lines"] == defaults.lines.model_dump(by_alias=True)
+    for table in ("lines", "fisher"):
+        assert declared[table] == getattr(defaults, table).model_dump(by_alias=True)
 
 
 def test_the_command_line_lists_methods_and_plays_one_with_its_settings(
