@@ -14,6 +14,7 @@ from layerweld.merging.consensus import Consensus
 from layerweld.merging.core_space import CoreSpace
 from layerweld.merging.dare import Dare, DareTies
 from layerweld.merging.dc import DcMerge
+from layerweld.merging.do_merging import DoMerging
 from layerweld.merging.fisher import Fisher
 from layerweld.merging.isotropic import IsoC, IsoCts
 from layerweld.merging.knots import KnotsDareTies, KnotsTies
@@ -176,6 +177,7 @@ class RunSettings(Settings):
     core_space: CoreSpace = CoreSpace()
     wudi: Wudi = Wudi()
     dc_merge: DcMerge = DcMerge()
+    do_merging: DoMerging = DoMerging()
     opcm: Opcm = Opcm()
     fedit: FedIt = FedIt()
     ffa_lora: FfaLora = FfaLora()

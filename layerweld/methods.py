@@ -96,6 +96,8 @@ _ALL = (
            _FACTORS, needs=("lora",)),
     Method("wudi", "WUDI, closed form", "Cheng et al. 2025, arXiv:2503.08099"),
     Method("dc-merge", "DC-Merge", "CVPR 2026, github.com/Tobeginwith/DC-Merge"),
+    Method("do-merging", "DO-Merging", "Zheng et al. 2025, arXiv:2505.15875",
+           _FACTORS, needs=("lora",)),
     Method("opcm", "OPCM", "Tang et al. 2025, arXiv:2501.09522"),
     Method("fedit", "FedIT", "Zhang et al. 2024, arXiv:2305.05644",
            _FACTORS, sums=True, needs=("lora", "equal ranks")),
