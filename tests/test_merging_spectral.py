@@ -163,7 +163,7 @@ CASES = {
     "dc-merge, more": (DcMerge(density=0.2), each_layer(lambda u: slow_dc(u, 0.2))),
     "opcm": (Opcm(), slow_opcm),
     "knots-ties": (KnotsTies(), lambda s: slow_knots(s, lambda r: 0.6 * slow_ties(r, 0.2))),
-    "core-space tsv": (CoreSpace(), lambda s: slow_core(s, slow_tsv)),
+    "core-space tsv": (CoreSpace(inner="tsv"), lambda s: slow_core(s, slow_tsv)),
     "core-space ties": (CoreSpace(inner="ties"), lambda s: slow_core(s, ties_in_core)),
     "core-space iso": (
         CoreSpace(inner="task-arithmetic", isotropic=True),
@@ -224,10 +224,14 @@ def test_knots_dare_ties_drops_in_the_shared_basis():
     assert relative(merged, slow_knots(sites, slow)) < TOLERANCE
 
 
-def test_task_arithmetic_in_core_space_is_task_arithmetic():
-    sites = random_sites(3, ranks=RANKS)
-    got = CoreSpace(inner="task-arithmetic", scaling=0.3).merge(sites)
-    expected = TaskArithmetic().merge(sites).updates
+@pytest.mark.parametrize(
+    ("inner", "outside"),
+    [("task-arithmetic", TaskArithmetic(scaling=0.3)), ("tsv", Tsv(scaling=0.3))],
+)
+def test_what_turns_with_the_basis_is_the_same_in_core_space(inner, outside):
+    sites = random_sites(3, ranks=(2, 2, 2))
+    got = CoreSpace(inner=inner, scaling=0.3).merge(sites)
+    expected = outside.merge(sites).updates
     assert relative(got, {k: u.dense().double().numpy() for k, u in expected.items()}) < TOLERANCE
 
 
@@ -238,7 +242,7 @@ ALONE = [
     KnotsTies(density=1.0, scaling=1.0),
     KnotsDareTies(drop=0.0, scaling=1.0),
 ]
-CORE = [CoreSpace(inner="ties", density=1.0), CoreSpace()]
+CORE = [CoreSpace(density=1.0), CoreSpace(inner="tsv")]
 
 
 @pytest.mark.parametrize(

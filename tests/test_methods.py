@@ -16,6 +16,7 @@ from layerweld.discover import discover_plan
 from layerweld.errors import CohortError, ConfigError
 from layerweld.launch import app_folder, app_module
 from layerweld.linear import weight_of
+from layerweld.method_table import defaults_of
 from layerweld.methods import METHODS, method_named, methods_of
 from layerweld.overrides import with_overrides
 from layerweld.task_vectors import read_fine_tuned
@@ -281,6 +282,16 @@ def test_the_app_declares_every_setting_of_every_method_with_its_default():
         assert declared.get(name, {}) == own, name
     for table in ("lines", "fisher"):
         assert declared[table] == getattr(defaults, table).model_dump(by_alias=True)
+
+
+def test_the_documentation_has_a_row_for_every_method_with_its_defaults():
+    text = (app_folder() / "docs/methods.md").read_text()
+    rows = {line.split("`")[1]: line for line in text.splitlines() if line.startswith("| `")}
+    assert rows.keys() == METHODS.keys()
+    for name, method in METHODS.items():
+        assert f"| {defaults_of(method)} |" in rows[name], name
+        assert ("| Σ |" in rows[name]) == method.sums, name
+        assert rows[name].endswith(f"| {method.source} |"), name
 
 
 def test_the_command_line_lists_methods_and_plays_one_with_its_settings(

@@ -27,10 +27,11 @@ def pcb(vectors: Float[Tensor, "sites entries"], density: float) -> Float[Tensor
 
 
 def _clipped(values: Tensor, low: int, high: int) -> Tensor:
-    """Each row between its order statistics of these ranks."""
-    ordered = values.sort(dim=1).values
+    """Each row between its order statistics of these ranks, counted from 0."""
     low, high = min(low, values.shape[1] - 1), max(high, 0)
-    return torch.clamp(values, ordered[:, low, None], ordered[:, high, None])
+    least = values.kthvalue(low + 1, dim=1, keepdim=True).values
+    most = values.kthvalue(high + 1, dim=1, keepdim=True).values
+    return torch.clamp(values, least, most)
 
 
 def _to_unit(values: Tensor) -> Tensor:
