@@ -255,5 +255,5 @@ def _problem(error: Any) -> str:
 def _known(location: tuple[str | int, ...]) -> list[str]:
     settings: type[BaseModel] = RunSettings
     if len(location) > 1:
-        settings = type(getattr(RunSettings(), str(location[0])))
+        settings = type(getattr(RunSettings(), str(location[0]).replace("-", "_")))
     return sorted(field.alias or name for name, field in settings.model_fields.items())

@@ -208,8 +208,7 @@ class _DensePool:
         anchor = torch.zeros_like(moments)
         if anchored_to:
             anchor = self._updates.total() / anchored_to
-        eye = torch.eye(len(moments), dtype=moments.dtype)
-        merged = _solution(system, moments, anchor, eye, settings)
+        merged = _solution(system, moments, anchor, None, settings)
         update: Update = DenseUpdate(merged.float())
         error = 0.0
         if settings.rank:
@@ -223,7 +222,11 @@ class _DensePool:
 
 
 def _solution(
-    system: RegularizedGram, moments: Tensor, anchor: Tensor, left: Tensor, settings: MergeSettings
+    system: RegularizedGram,
+    moments: Tensor,
+    anchor: Tensor,
+    left: Tensor | None,
+    settings: MergeSettings,
 ) -> Tensor:
     """``(R + λ ΔW_anchor) (S + λI)⁻¹``, or as near as the iterations come, without ``left``."""
     target = moments + system.ridge * anchor

@@ -33,7 +33,7 @@ class RegularizedGram:
         self,
         rows: Float64[Tensor, "rows d_in"],
         start: Float64[Tensor, "rows d_in"],
-        factor: Float64[Tensor, "d_out rows"],
+        factor: Float64[Tensor, "d_out rows"] | None,
         iterations: int,
     ) -> Float64[Tensor, "rows d_in"]:
         """``X`` such that ``factor @ X`` is near ``factor @ rows (S + λI)⁻¹``, by descent.
@@ -45,20 +45,20 @@ class RegularizedGram:
         Args:
             rows: the right-hand side.
             start: where to begin, in the same factored form.
-            factor: what all rows are multiplied by from the left.
+            factor: what all rows are multiplied by from the left; None for nothing.
             iterations: steps; fewer if nothing is left to gain.
         """
-        metric = factor.T @ factor
+        metric = None if factor is None else factor.T @ factor
         solution, residual = start, rows - self._times(start)
-        direction, size = residual, float((metric @ residual * residual).sum())
-        enough = _CONVERGED * float((metric @ rows * rows).sum())
+        direction, size = residual, _inner(residual, residual, metric)
+        enough = _CONVERGED * _inner(rows, rows, metric)
         for _ in range(iterations):
             if size <= enough:
                 break
             image = self._times(direction)
-            step = size / float((metric @ direction * image).sum())
+            step = size / _inner(direction, image, metric)
             solution, residual = solution + step * direction, residual - step * image
-            before, size = size, float((metric @ residual * residual).sum())
+            before, size = size, _inner(residual, residual, metric)
             direction = residual + size / before * direction
         return solution
 
@@ -72,6 +72,11 @@ class RegularizedGram:
             return rows @ self._pseudo_inverse
         scaled = torch.cholesky_solve((rows * self._scale).T, self._cholesky).T
         return scaled * self._scale
+
+
+def _inner(one: Tensor, other: Tensor, metric: Tensor | None) -> float:
+    """``tr(oneᵀ M other)``."""
+    return float(((one if metric is None else metric @ one) * other).sum())
 
 
 def regularize(gram: Float64[Tensor, "d_in d_in"], ridge: float) -> RegularizedGram:

@@ -204,14 +204,17 @@ def test_mats_descends_from_the_mean_to_regmean(sites, tmp_path):
         "regmean": {"merge.ridge": 1e-5, "merge.anchor": "mean"},  # LayerNorm leaves S singular
         "mats": {"merge.iterations": 500},
         "short": {"merge.iterations": 1},
+        "dense": {"merge.iterations": 1, "merge.products": "dense"},
     }.items():
-        play(sites, tmp_path / name, name.replace("short", "mats"), **calibrated | entries)
+        play(sites, tmp_path / name, name if name == "regmean" else "mats", **calibrated | entries)
     exact, far, near = (written(sites, tmp_path / name) for name in ("regmean", "mats", "short"))
+    dense = written(sites, tmp_path / "dense")
     means = by_the_kernel(sites, RunSettings().mean)
     for layer, values in exact.items():
         assert (far[layer] - values).norm() < 0.05 * values.norm()
         whole = (means[layer].dense() - values).norm()
         assert (near[layer] - values).norm() < whole
+        torch.testing.assert_close(dense[layer], near[layer], rtol=1e-3, atol=1e-4)
 
 
 REFUSED = [
@@ -252,6 +255,8 @@ def test_an_unknown_method_and_an_unknown_setting_list_the_known_ones():
         with_overrides(RunSettings(), "ties", ["densty=0.1"])
     with pytest.raises(ConfigError, match=r"ties.density = 2.0: .*less than or equal to 1"):
         with_overrides(RunSettings(), "ties", ["density=2.0"])
+    with pytest.raises(ConfigError, match=r"'dare-ties.dorp'; known here: drop, scaling, seed"):
+        with_overrides(RunSettings(), "dare-ties", ["dorp=0.1"])
     with pytest.raises(ConfigError, match="KEY=VALUE"):
         with_overrides(RunSettings(), "ties", ["density"])
 
