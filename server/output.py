@@ -13,10 +13,10 @@ from typing import Any
 
 from layerweld import __version__
 from layerweld.base_model import BaseModel
-from layerweld.config import RunSettings
+from layerweld.config import RunSettings, Scalar
 from layerweld.errors import OutputError
 from layerweld.export import write_adapter, write_model
-from layerweld.methods import Method, settings_for
+from layerweld.methods import METHODS, Method, methods_of, settings_for
 from layerweld.model_card import write_model_card
 from layerweld.transport import Introduction
 from layerweld.updates import LowRankUpdate
@@ -161,7 +161,7 @@ def run_results(
         methods=tuple(methods),
         chosen=chosen,
         form=form,
-        settings=settings.flat(),
+        settings=_played_settings(settings),
         manifest_hash=manifest_hash,
         versions={"layerweld": __version__} | {name: version(name) for name in packages},
     )
@@ -199,14 +199,25 @@ def summary_of(introduction: Introduction) -> SiteSummary:
 
 def _own_settings(method: Method, settings: RunSettings) -> dict[str, Any]:
     """The method's own table, and that of LiNeS where it scaled the result."""
-    tables = (method.table, "lines") if method.lines else (method.table,)
     flat = settings.flat()
     return {
         table: {
             k.removeprefix(f"{table}."): v for k, v in flat.items() if k.startswith(f"{table}.")
         }
-        for table in tables
+        for table in _tables_of(method)
     }
+
+
+def _tables_of(method: Method) -> tuple[str, ...]:
+    return (method.table, "lines") if method.lines else (method.table,)
+
+
+def _played_settings(settings: RunSettings) -> dict[str, Scalar]:
+    """All settings of the run but the tables of methods that it did not play."""
+    played = {table for method in methods_of(settings) for table in _tables_of(method)}
+    unused = {method.table for method in METHODS.values()} | {"lines"}
+    unused -= played | {"merge"}
+    return {k: v for k, v in settings.flat().items() if k.partition(".")[0] not in unused}
 
 
 def _site(introduction: Introduction) -> dict[str, Any]:

@@ -195,6 +195,8 @@ def test_what_fedit_loses_is_in_the_report_and_in_the_results(sharing_sites, tmp
     play(sharing_sites, tmp_path / "out", "fedit,flora")
     results = json.loads((tmp_path / "out/results.json").read_text())
     assert results["methods"][1]["figures"] == {"distance to the mean": 0.0}
+    assert {"fedit.weighting", "flora.weighting", "merge.ridge"} <= results["settings"].keys()
+    assert not any(key.startswith(("ties.", "lines.")) for key in results["settings"])
     assert "distance to the mean" in (tmp_path / "out/report.html").read_text()
 
 
