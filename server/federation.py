@@ -158,10 +158,8 @@ class Federation:
 
     def merge(self, method: Method, remainder: Mapping[str, Tensor]) -> MergedModel:
         """Play one method."""
-        if method.from_updates:
-            return self._merge_updates(method, remainder)
         if method.granularity is None:
-            return self._fisher_average(method, remainder)
+            return self._play_one_round(method, remainder)
         started = time.perf_counter()
         effective = settings_for(method.name, self.settings)
         dense = self.settings.merge.products == "dense" or any(
@@ -223,18 +221,9 @@ class Federation:
             report_progress(what, done + 1, len(self.cohort.sites))
         return {group: dict(sorted(sites.items())) for group, sites in by_group.items()}
 
-    def _merge_updates(self, method: Method, remainder: Mapping[str, Tensor]) -> MergedModel:
+    def _play_one_round(self, method: Method, remainder: Mapping[str, Tensor]) -> MergedModel:
         started = time.perf_counter()
-        strategy = UpdateMerging(
-            plan=self.plan,
-            cohort=self.cohort,
-            run=self.run,
-            method=self.settings.of_method(method.table),
-            samples={one.site: one.samples for one in self.introductions},
-            remainder=remainder,
-            lines=self.settings.lines if method.lines else None,
-            rank=self.settings.merge.rank,
-        )
+        strategy = self._one_round_strategy(method, remainder)
         report_progress(method.label, 0, 1)
         strategy.play(self.grid)
         report_progress(method.label, 1, 1)
@@ -249,20 +238,20 @@ class Federation:
             figures=strategy.merged.figures,
         )
 
-    def _fisher_average(self, method: Method, remainder: Mapping[str, Tensor]) -> MergedModel:
-        started = time.perf_counter()
-        strategy = FisherAveraging(self.plan, self.cohort, self.run)
-        report_progress(method.label, 0, 1)
-        strategy.play(self.grid)
-        report_progress(method.label, 1, 1)
-        return MergedModel(
-            method=method,
-            updates=strategy.merged,
+    def _one_round_strategy(
+        self, method: Method, remainder: Mapping[str, Tensor]
+    ) -> UpdateMerging | FisherAveraging:
+        if not method.from_updates:
+            return FisherAveraging(self.plan, self.cohort, self.run, remainder)
+        return UpdateMerging(
+            plan=self.plan,
+            cohort=self.cohort,
+            run=self.run,
+            method=self.settings.of_method(method.table),
+            samples={one.site: one.samples for one in self.introductions},
             remainder=remainder,
-            rounds=1,
-            seconds=time.perf_counter() - started,
-            bytes_up=sum(strategy.bytes_up.values()),
-            bytes_down=0,
+            lines=self.settings.lines if method.lines else None,
+            rank=self.settings.merge.rank,
         )
 
     def _model(self, kind: str, merged: MergedModel | None) -> ModelToMeasure:

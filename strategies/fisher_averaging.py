@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
+from torch import Tensor
 
 from layerweld.errors import RefusedReplyError
 from layerweld.merging.fisher import FisherPool
+from layerweld.merging.one_round import Merge
 from layerweld.plan import MergePlan
 from layerweld.transport import (
     ModelToMeasure,
@@ -19,7 +21,6 @@ from layerweld.transport import (
     to_arrays,
     update_tensors,
 )
-from layerweld.updates import Update
 from strategies.cohort import Cohort, stream_replies
 
 
@@ -30,13 +31,17 @@ class FisherAveraging(Strategy):
         plan: the layers that are merged.
         cohort: the sites.
         run: identifies the run.
+        remainder: the mean of what fine-tuning changed outside of the layers; empty for LoRA.
     """
 
-    def __init__(self, plan: MergePlan, cohort: Cohort, run: str) -> None:
+    def __init__(
+        self, plan: MergePlan, cohort: Cohort, run: str, remainder: Mapping[str, Tensor]
+    ) -> None:
         self.plan = plan
         self.cohort = cohort
         self.run = run
-        self.merged: dict[str, Update] = {}
+        self.remainder = remainder
+        self.merged = Merge({})
         self.bytes_up: dict[str, int] = {}
 
     def play(self, grid: Grid) -> None:
@@ -59,9 +64,9 @@ class FisherAveraging(Strategy):
         for site, reply in self.cohort.checked(replies, "fisher"):
             self.bytes_up[site] = num_bytes(reply.content)
             self._add(pool, site, reply)
-        self.merged = pool.merged()
-        metrics = MetricRecord({"layers": len(self.merged)})
-        return to_arrays(update_tensors(self.merged)), metrics
+        self.merged = Merge(pool.merged())
+        metrics = MetricRecord({"layers": len(self.merged.updates)})
+        return to_arrays(update_tensors(self.merged.updates)), metrics
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

@@ -288,6 +288,16 @@ def test_opcm_depends_on_the_order_of_the_names_and_says_so():
     assert "Sequential" in Opcm.__doc__
 
 
+def test_all_directions_of_the_merge_can_be_closed_to_later_sites():
+    one, other = (random_sites(1, seed=seed, dense=True).layers["q"]["ash"] for seed in (0, 1))
+    inside = spectrum(one)
+    merged = Opcm(threshold=1.0).merge(side_by_side({"a": {"q": one}, "b": {"q": other}}))
+    merged = merged.updates["q"].dense().double()
+    left, right = inside.left[:, :9], inside.right[:9]  # the last one is a matter of rounding
+    there, before = left.T @ merged @ right.T, left.T @ one.dense().double() @ right.T
+    torch.testing.assert_close(there / there[0, 0], before / before[0, 0], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", [name for name in CASES if name != "opcm"])
 def test_other_names_for_the_sites_change_nothing(name):
     method, _ = CASES[name]

@@ -31,7 +31,7 @@ def _projected(update: Update, merged: Update, threshold: float) -> list[Update]
     """
     there = spectrum(merged)
     share = there.values.cumsum(dim=0) / there.values.sum().clamp(min=1e-300)
-    block = int((share > threshold).double().argmax())
+    block = int((share <= threshold).sum())
     core = _between(there.left, update, there.right)
     removed = torch.diag(core.diagonal())
     removed[:block, :block] = core[:block, :block]
