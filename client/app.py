@@ -56,6 +56,17 @@ def adapter(message: Message, context: Context) -> Message:
     return Message(RecordDict({"updates": arrays, "site": _name(state)}), reply_to=message)
 
 
+@app.train("fisher")
+def fisher(message: Message, context: Context) -> Message:
+    """Send the diagonal Fisher information of this site's own model, and its product with ΔW."""
+    from client.fisher import fisher_sums
+    from layerweld.transport import decode_model, to_arrays
+
+    state = _state(message, context)
+    arrays = to_arrays(fisher_sums(state, decode_model(message.content).layers))
+    return Message(RecordDict({"fisher": arrays, "site": _name(state)}), reply_to=message)
+
+
 @app.train("statistics")
 def statistics(message: Message, context: Context) -> Message:
     """Send the Gram matrices and products of one step's groups."""

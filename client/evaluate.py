@@ -35,7 +35,7 @@ def accuracy(
     """
     device = next(base.backbone.parameters()).device
     order = sorted(range(len(rows)), key=lambda i: len(str(rows.inputs[i])))  # little padding
-    labels = _labels_of(rows, head)[order].to(device)
+    labels = labels_of(rows, head)[order].to(device)
     head = head.to(device).eval()
     metric = MulticlassAccuracy(len(head.classes), average="micro").to(device)
     seen = 0
@@ -55,8 +55,12 @@ def _in_order(rows: Rows, order: Sequence[int]) -> Rows:
     return replace(rows, inputs=inputs)
 
 
-def _labels_of(rows: Rows, head: ClassifierHead) -> torch.Tensor:
-    """Labels of the rows, as positions among the head's classes."""
+def labels_of(rows: Rows, head: ClassifierHead) -> torch.Tensor:
+    """Labels of the rows, as positions among the head's classes.
+
+    Raises:
+        DataError: there are none, or one that the head does not know.
+    """
     if rows.labels is None or not len(rows):
         raise DataError(
             "the held-out rows have no labels to compare with; name their column in "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from importlib.metadata import version
 
 from client.state import SiteState
@@ -35,6 +36,8 @@ def introduce(state: SiteState) -> Introduction:
         tokens=tokens,
         skipped=state.rows.skipped,
         evaluates=_can_evaluate(state),
+        labelled=state.rows.labels is not None and _has_head(state),
+        factors=_digest_of_factors(state),
         versions=(f"layerweld={__version__}", *_versions("torch", "transformers", "peft", "flwr")),
     )
 
@@ -58,7 +61,22 @@ def _adapter_facts(
 def _can_evaluate(state: SiteState) -> bool:
     if not state.settings.evaluate.enabled or state.held_out is None:
         return False
+    return _has_head(state)
+
+
+def _has_head(state: SiteState) -> bool:
     return state.must_fine_tune or state.head_file.is_file()
+
+
+def _digest_of_factors(state: SiteState) -> str:
+    """SHA-256 over the names and the ``A`` of all adapted layers."""
+    if state.must_fine_tune or not state.adapter.task_vector.is_low_rank:
+        return ""
+    digest = hashlib.sha256()
+    for name, update in sorted(state.adapter.task_vector.updates.items()):
+        assert isinstance(update, LowRankUpdate)
+        digest.update(name.encode() + update.right.contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _versions(*packages: str) -> tuple[str, ...]:

@@ -89,6 +89,13 @@ def merge(
     anchor: Annotated[
         Literal["base", "mean"], typer.Option(help="Where the ridge pulls to.")
     ] = "base",
+    method: Annotated[
+        str, typer.Option(help="One of `layerweld methods`; `chain` is what `--granularity` says.")
+    ] = "chain",
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="KEY=VALUE, a setting of the method; any number of times."),
+    ] = None,
     granularity: Annotated[
         Literal["group", "block", "model", "jacobi"],
         typer.Option(help="CoM, RegMean++, RegMean, or Jacobi rounds."),
@@ -108,12 +115,14 @@ def merge(
     """Merge local PEFT adapters, each with rows of the data that it was trained for.
 
     Example: `layerweld merge base --site a=adapters/a:a.jsonl --site b=adapters/b:b.csv --output
-    merged`
+    merged --method ties --set density=0.1`
     """
     from layerweld.config import validate_settings
+    from layerweld.overrides import with_overrides
 
     settings = validate_settings(
         {
+            "methods": method,
             "base": str(base.expanduser()),
             "base-name": base_name,
             "name": output.name,
@@ -137,7 +146,20 @@ def merge(
             },
         }
     )
+    settings = with_overrides(settings, method, set_ or [])
     _play(settings, _nodes(site), str(base.expanduser()), output)
+
+
+@app.command()
+def methods() -> None:
+    """List every merge method: what it needs, what leaves a site, and its settings.
+
+    Example: `layerweld methods`
+    """
+    from layerweld.method_table import method_table
+    from layerweld.terminal import console
+
+    console.print(method_table())
 
 
 @app.command()
@@ -190,6 +212,9 @@ def _play(settings: Any, nodes: list[Any], base: str, output: Path) -> None:
         results = play_in_process(settings, nodes, base, output)
     if any(method.scores for method in results.methods):
         console.print(app_module("server.tables").accuracy_table(results))
+    for method in results.methods:
+        for name, value in method.figures.items():
+            console.print(f"{method.label}: {name} {value:.3g}", highlight=False)
     made = next(name for name in ("adapter", "model") if (output / name).is_dir())
     console.print(f"merged {made}  {output / made}", highlight=False)
     console.print(f"report         {output / 'report.html'}", highlight=False)

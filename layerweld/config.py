@@ -7,9 +7,28 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from layerweld.errors import ConfigError
+from layerweld.merging.consensus import Consensus
+from layerweld.merging.core_space import CoreSpace
+from layerweld.merging.dare import Dare, DareTies
+from layerweld.merging.dc import DcMerge
+from layerweld.merging.do_merging import DoMerging
+from layerweld.merging.fisher import Fisher
+from layerweld.merging.isotropic import IsoC, IsoCts
+from layerweld.merging.knots import KnotsDareTies, KnotsTies
+from layerweld.merging.lines import Lines
+from layerweld.merging.localize import LocalizeAndStitch
+from layerweld.merging.lora_averaging import FedEx, FedIt, FfaLora, FlexLora, Flora
+from layerweld.merging.one_round import MergeMethod
+from layerweld.merging.opcm import Opcm
+from layerweld.merging.pcb import Pcb
+from layerweld.merging.sums import Mean, TaskArithmetic
+from layerweld.merging.ties import Ties
+from layerweld.merging.tsv import Tsv
+from layerweld.merging.wudi import Wudi
+from layerweld.settings import Settings
 
 Scalar = bool | int | float | str
 Normalization = Literal["token", "feature", "trace", "none"]
@@ -17,18 +36,6 @@ Importance = Literal["off-diagonal", "uniform"]
 Granularity = Literal["group", "block", "model", "jacobi"]
 Anchor = Literal["base", "mean"]
 LostSite = Literal["wait", "abort", "continue"]
-
-
-def _kebab(name: str) -> str:
-    return name.replace("_", "-")
-
-
-class Settings(BaseModel):
-    """What all tables of settings have in common: frozen, strict, nothing unknown."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, alias_generator=_kebab, populate_by_name=True
-    )
 
 
 class MergeSettings(Settings):
@@ -50,8 +57,13 @@ class MergeSettings(Settings):
     """λ as a fraction of mean(diag S)."""
     anchor: Anchor = "base"
     """Where the ridge pulls to: no update at all, or the mean of the updates."""
+    solver: Literal["exact", "gradients"] = "exact"
+    """Solve for the merge exactly, or by a few steps of conjugate gradients from the anchor."""
+    iterations: Annotated[int, Field(ge=1)] = 100
+    """Steps of ``solver = "gradients"``; nothing else reads it."""
     rank: Annotated[int, Field(ge=0)] = 0
-    """Rank to which each merged update is compressed, in the metric of S; 0 keeps it exact."""
+    """Rank to which each merged update is compressed, in the metric of S (of methods without
+    statistics: of the weights); 0 keeps it exact."""
     products: Literal["auto", "dense"] = "auto"
     """Upload ``B`` and ``A G`` where a site has LoRA factors, or always the dense ``ΔW G``."""
     max_share: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -147,8 +159,6 @@ class RunSettings(Settings):
     methods: str = "chain"
     """Comma-separated names of :mod:`layerweld.methods`; the first one's merge is written out.
     ``chain`` is whichever ``merge.granularity`` says."""
-    scaling: Annotated[float, Field(gt=0)] = 0.3
-    """λ of task arithmetic: base + λ Σ ΔW."""
     output: str = ""
     """Folder to create at the server; empty for ``runs/<name>`` below the working directory."""
     cache: str = ""
@@ -166,6 +176,45 @@ class RunSettings(Settings):
     calibration: CalibrationSettings = CalibrationSettings()
     finetune: FinetuneSettings = FinetuneSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
+
+    # One table for each method without a chain, named like the method.
+    mean: Mean = Mean()
+    task_arithmetic: TaskArithmetic = TaskArithmetic()
+    ties: Ties = Ties()
+    dare: Dare = Dare()
+    dare_ties: DareTies = DareTies()
+    consensus: Consensus = Consensus()
+    localize_and_stitch: LocalizeAndStitch = LocalizeAndStitch()
+    pcb: Pcb = Pcb()
+    tsv: Tsv = Tsv()
+    iso_c: IsoC = IsoC()
+    iso_cts: IsoCts = IsoCts()
+    knots_ties: KnotsTies = KnotsTies()
+    knots_dare_ties: KnotsDareTies = KnotsDareTies()
+    core_space: CoreSpace = CoreSpace()
+    wudi: Wudi = Wudi()
+    dc_merge: DcMerge = DcMerge()
+    do_merging: DoMerging = DoMerging()
+    opcm: Opcm = Opcm()
+    fedit: FedIt = FedIt()
+    ffa_lora: FfaLora = FfaLora()
+    flora: Flora = Flora()
+    fedex_lora: FedEx = FedEx()
+    flexlora: FlexLora = FlexLora()
+    fisher: Fisher = Fisher()
+    lines: Lines = Lines()
+
+    def of_method(self, name: str) -> MergeMethod:
+        """The table of a method that merges the updates themselves; it is what merges.
+
+        Raises:
+            ConfigError: there is no such method.
+        """
+        for field, about in type(self).model_fields.items():
+            table = getattr(self, field)
+            if about.alias == name and isinstance(table, MergeMethod):
+                return table
+        raise ConfigError(f"{name!r} has no settings of its own; `layerweld methods` lists all")
 
     def flat(self) -> dict[str, Scalar]:
         """As Flower's ``run_config``: dotted keys, scalar values."""
@@ -223,5 +272,5 @@ def _problem(error: Any) -> str:
 def _known(location: tuple[str | int, ...]) -> list[str]:
     settings: type[BaseModel] = RunSettings
     if len(location) > 1:
-        settings = type(getattr(RunSettings(), str(location[0])))
+        settings = type(getattr(RunSettings(), str(location[0]).replace("-", "_")))
     return sorted(field.alias or name for name, field in settings.model_fields.items())

@@ -46,6 +46,16 @@ def update_shapes(plan: MergePlan, ranks: Mapping[str, int]) -> Shapes:
     return shapes
 
 
+def fisher_shapes(plan: MergePlan) -> Shapes:
+    """Names and shapes of a site's Fisher sums: two matrices for every layer that is merged."""
+    return {
+        f"{part}/{layer.name}": (layer.d_out, group.d_in)
+        for part in ("importance", "product")
+        for group in plan.groups
+        for layer in group.layers
+    }
+
+
 def _product(d_out: int, d_in: int, rank: int, with_updates: bool) -> Shapes:
     if rank:
         factors: Shapes = {"left": (d_out, rank), "right": (rank, d_in)}

@@ -2,54 +2,142 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import Literal
 
 from layerweld.config import Granularity, RunSettings
 from layerweld.errors import ConfigError
+
+Data = Literal["none", "unlabelled", "labelled"]
+Need = Literal["lora", "equal ranks", "shared A", "labels"]
 
 
 @dataclass(frozen=True)
 class Method:
     """One way to make one model of the sites' models.
 
+    A method of one round is its settings table in :class:`layerweld.config.RunSettings`, which
+    also computes the merge.
+
     Attributes:
         name: on the command line, in settings and in files.
         label: for humans.
-        granularity: of the chain that plays it; None for methods that only average updates.
         source: the paper.
+        sends: what leaves a site.
+        sums: whether the server needs no more than sums over the sites, as secure aggregation
+            would give them.
+        data: what of a site's rows is used.
+        granularity: of the chain that plays it; None for methods of one round.
+        needs: what must hold for the sites' models; checked in the handshake.
+        lines: whether LiNeS scales the result.
     """
 
     name: str
     label: str
-    granularity: Granularity | None
     source: str
+    sends: str = "ΔW"
+    sums: bool = False
+    data: Data = "none"
+    granularity: Granularity | None = None
+    needs: tuple[Need, ...] = ()
+    lines: bool = False
+
+    @property
+    def rounds(self) -> str:
+        """How many: one, as many as there are layer groups or blocks, or what a setting says."""
+        names = {"group": "groups", "block": "blocks", "jacobi": "setting"}
+        return names.get(self.granularity or "", "1")
+
+    @property
+    def table(self) -> str:
+        """The table of settings that the method reads."""
+        return "merge" if self.granularity else self.name.removesuffix(_LINES)
+
+    @property
+    def from_updates(self) -> bool:
+        """Whether the server merges the updates themselves, once all sites have sent them."""
+        return self.granularity is None and self.data == "none"
 
 
+_LINES = "+lines"
+_GRAM = "G, ΔW·G"
+_FACTORS = "A, B"
+
+# fmt: off
 _ALL = (
-    Method("com", "Chain of Merges", "group", "Buzzega et al. 2025, arXiv:2508.21421"),
-    Method("regmean++", "RegMean++", "block", "Nguyen et al. 2025, arXiv:2508.03121"),
-    Method("regmean", "RegMean", "model", "Jin et al. 2023, arXiv:2212.09849"),
-    Method("jacobi", "Jacobi rounds", "jacobi", "Chen et al. 2025 (IterIS), arXiv:2411.15231"),
-    Method("task-arithmetic", "Task arithmetic", None, "Ilharco et al. 2023, arXiv:2212.04089"),
-    Method("mean", "Mean of the updates", None, "McMahan et al. 2017, arXiv:1602.05629"),
+    Method("com", "Chain of Merges", "Buzzega et al. 2025, arXiv:2508.21421",
+           _GRAM, True, "unlabelled", "group"),
+    Method("regmean++", "RegMean++", "Nguyen et al. 2025, arXiv:2508.03121",
+           _GRAM, True, "unlabelled", "block"),
+    Method("regmean", "RegMean", "Jin et al. 2023, arXiv:2212.09849",
+           _GRAM, True, "unlabelled", "model"),
+    Method("jacobi", "Jacobi rounds", "Chen et al. 2025 (IterIS), arXiv:2411.15231",
+           _GRAM, True, "unlabelled", "jacobi"),
+    Method("mats", "MaTS", "Tam et al. 2024, arXiv:2312.04339",
+           _GRAM, True, "unlabelled", "model"),
+    Method("fisher", "Fisher averaging", "Matena and Raffel 2022, arXiv:2111.09832",
+           "F, F⊙ΔW", True, "labelled", needs=("labels",)),
+    Method("task-arithmetic", "Task arithmetic", "Ilharco et al. 2023, arXiv:2212.04089",
+           sums=True),
+    Method("mean", "Mean of the updates", "McMahan et al. 2017, arXiv:1602.05629", sums=True),
+    Method("ties", "TIES", "Yadav et al. 2023, arXiv:2306.01708"),
+    Method("dare", "DARE", "Yu et al. 2024, arXiv:2311.03099"),
+    Method("dare-ties", "DARE-TIES", "Yu et al. 2024, arXiv:2311.03099"),
+    Method("consensus", "Consensus TA", "Wang et al. 2024, arXiv:2405.07813"),
+    Method("localize-and-stitch", "Localize-and-Stitch", "He et al. 2024, arXiv:2408.13656"),
+    Method("pcb", "PCB-Merging", "Du et al. 2024, arXiv:2410.02396"),
+    Method("tsv", "TSV-Merge", "Gargiulo et al. 2025, arXiv:2412.00081"),
+    Method("iso-c", "Iso-C", "Marczak et al. 2025, arXiv:2502.04959", sums=True),
+    Method("iso-cts", "Iso-CTS", "Marczak et al. 2025, arXiv:2502.04959"),
+    Method("knots-ties", "KnOTS-TIES", "Stoica et al. 2025, arXiv:2410.19735"),
+    Method("knots-dare-ties", "KnOTS-DARE-TIES", "Stoica et al. 2025, arXiv:2410.19735"),
+    Method("core-space", "Core Space", "Panariello et al. 2025, arXiv:2509.17786",
+           _FACTORS, needs=("lora",)),
+    Method("wudi", "WUDI, closed form", "Cheng et al. 2025, arXiv:2503.08099"),
+    Method("dc-merge", "DC-Merge", "CVPR 2026, github.com/Tobeginwith/DC-Merge"),
+    Method("do-merging", "DO-Merging", "Zheng et al. 2025, arXiv:2505.15875",
+           _FACTORS, needs=("lora",)),
+    Method("opcm", "OPCM", "Tang et al. 2025, arXiv:2501.09522"),
+    Method("fedit", "FedIT", "Zhang et al. 2024, arXiv:2305.05644",
+           _FACTORS, sums=True, needs=("lora", "equal ranks")),
+    Method("ffa-lora", "FFA-LoRA", "Sun et al. 2024, arXiv:2403.12313",
+           _FACTORS, sums=True, needs=("lora", "shared A")),
+    Method("flora", "FLoRA", "Wang et al. 2024, arXiv:2409.05976", _FACTORS, needs=("lora",)),
+    Method("fedex-lora", "FedEx-LoRA", "Singhal et al. 2025, arXiv:2410.09432",
+           _FACTORS, needs=("lora", "equal ranks")),
+    Method("flexlora", "FlexLoRA", "Bai et al. 2024, arXiv:2402.11505",
+           _FACTORS, needs=("lora",)),
 )
+# fmt: on
 
 METHODS = MappingProxyType({method.name: method for method in _ALL})
 """Every method, by name, in the order in which tables show them."""
 
 
 def method_named(name: str, settings: RunSettings) -> Method:
-    """Look a method up; ``chain`` is the one of the run's ``merge.granularity``.
+    """Look a method up.
+
+    ``chain`` is the one of the run's ``merge.granularity``; ``ties+lines`` is TIES with LiNeS as a
+    last step, and so for every method that merges the updates themselves.
 
     Raises:
-        ConfigError: there is no such method.
+        ConfigError: there is no such method, or LiNeS cannot follow it.
     """
     if name == "chain":
         return next(m for m in _ALL if m.granularity == settings.merge.granularity)
-    if name not in METHODS:
-        raise ConfigError(f"unknown method {name!r}; known: chain, {', '.join(METHODS)}")
-    return METHODS[name]
+    plain = name.removesuffix(_LINES)
+    if plain not in METHODS:
+        raise ConfigError(f"unknown method {plain!r}; known: chain, {', '.join(METHODS)}")
+    method = METHODS[plain]
+    if plain == name:
+        return method
+    if not method.from_updates:
+        raise ConfigError(
+            f"{name!r}: LiNeS takes its scale from the sites' updates, which {plain} does not "
+            f"send; put `+lines` after a method that needs no rows"
+        )
+    return replace(method, name=name, label=f"{method.label} + LiNeS", lines=True)
 
 
 def methods_of(settings: RunSettings) -> tuple[Method, ...]:
@@ -61,9 +149,12 @@ def methods_of(settings: RunSettings) -> tuple[Method, ...]:
 
 
 def settings_for(method: str, settings: RunSettings) -> RunSettings:
-    """The run's settings with the granularity that the method stands for."""
-    granularity = method_named(method, settings).granularity
-    if granularity is None:
+    """The run's settings with what the method stands for: its granularity, and MaTS its solver."""
+    chosen = method_named(method, settings)
+    if chosen.granularity is None:
         return settings
-    merge = settings.merge.model_copy(update={"granularity": granularity})
+    stands_for: dict[str, object] = {"granularity": chosen.granularity}
+    if chosen.name == "mats":
+        stands_for |= {"solver": "gradients", "ridge": 0.0, "anchor": "mean"}
+    merge = settings.merge.model_copy(update=stands_for)
     return settings.model_copy(update={"merge": merge})

@@ -20,9 +20,18 @@ _CITATION = """\
 }
 ```"""
 
+_ABOUT_STATISTICS = """\
+- **Statistics are not anonymous.** Instead of data, the sites sent second moments of layer inputs
+  or of gradients. From Gram matrices of a language model's first layers the counts of single tokens
+  can be read off.
+"""
+
+_ABOUT_UPDATES = """\
+- **Updates are not anonymous.** Instead of data, the sites sent what fine-tuning added to the
+  model, and that can hold traces of single rows.
+"""
+
 _TO_KNOW = """\
-- **Gram matrices are not anonymous.** Instead of data, the sites sent second moments of layer
-  inputs. From those of a language model's first layers the counts of single tokens can be read off.
 - **Task heads are not included.** They stay at the sites; put your own on top.
 - The merge is for this base model only, with the weights that all sites started from."""
 
@@ -50,6 +59,8 @@ def write_model_card(
     sites: Sequence[Participant],
     settings: Mapping[str, Scalar],
     scores: Mapping[str, Mapping[str, float]],
+    method: str,
+    statistics: bool,
     prefix: str = "",
     missing: Mapping[str, Sequence[str]] | None = None,
 ) -> None:
@@ -61,6 +72,8 @@ def write_model_card(
         sites: who took part.
         settings: what decided the result, by dotted name; pass no paths.
         scores: per site, the score of each method or model; may be empty.
+        method: the merge method and its paper, for humans.
+        statistics: whether the sites sent statistics of their data, or only their updates.
         prefix: as given to :func:`layerweld.export.write_adapter`.
         missing: of each site that was lost on the way, the layer groups that lack it.
     """
@@ -71,7 +84,9 @@ def write_model_card(
         tags=["federated", "lora", "merge"],
     )
     sections = {
-        f"Merge of {len(sites)} sites on {base_name}": _summary(base_name, adapter),
+        f"Merge of {len(sites)} sites on {base_name}": _summary(
+            base_name, adapter, method, statistics
+        ),
         "How to load it": _how_to_load(folder.name, base_name, adapter, prefix),
         "Sites": _table(
             ("site", "samples", "tokens"), ((s.name, s.samples, s.tokens) for s in sites)
@@ -79,7 +94,7 @@ def write_model_card(
         "Sites that were lost": _missing(missing) if missing else "",
         "Scores": _scores(scores) if scores else "",
         "Settings": _table(("setting", "value"), ((f"`{k}`", v) for k, v in settings.items())),
-        "What to know": _TO_KNOW,
+        "What to know": (_ABOUT_STATISTICS if statistics else _ABOUT_UPDATES) + _TO_KNOW,
         "Citation": _CITATION,
     }
     first = next(iter(sections))
@@ -99,12 +114,13 @@ def _missing(missing: Mapping[str, Sequence[str]]) -> str:
     )
 
 
-def _summary(base_name: str, adapter: bool) -> str:
+def _summary(base_name: str, adapter: bool, method: str, statistics: bool) -> str:
     what = "A LoRA adapter" if adapter else "A model"
+    source = "statistics that the sites computed on their data" if statistics else "their updates"
     return (
         f"{what} that does the tasks of several sites, each of which fine-tuned `{base_name}` on "
-        f"data of its own. It was merged layer by layer with layerweld, from statistics that the "
-        f"sites computed on their data; the data never left them."
+        f"data of its own. It was merged with layerweld by {method}, from {source}; the data "
+        f"never left the sites."
     )
 
 

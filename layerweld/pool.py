@@ -112,7 +112,7 @@ class GroupPool:
     def solve(self) -> GroupSolution:
         """The merged updates from what was added."""
         scales = self._scales()
-        system, solved = self._solve(scales, self.settings.rank)
+        system, solved = self._solve(scales, self.settings)
         energy = float(self._energy.total()) - self._off(scales, _energy_of)
         misfit = energy + sum(one.misfit for one in solved.values())
         return GroupSolution(
@@ -138,7 +138,7 @@ class GroupPool:
         return capped_scales(masses, self.settings.max_share)
 
     def _solve(
-        self, scales: Mapping[str, float], rank: int
+        self, scales: Mapping[str, float], settings: MergeSettings
     ) -> tuple[RegularizedGram, dict[str, _Solved]]:
         """With each site's weight multiplied by its scale (1 if absent); 0 leaves it out."""
         total = self._gram.total() - self._off(scales, lambda kept: kept.gram.double())
@@ -148,7 +148,7 @@ class GroupPool:
         anchored_to = sites if self.settings.anchor == "mean" else None
         names = [shape.name for shape in self.group.layers if shape.name in self._layers]
         return system, {
-            layer: self._layers[layer].solve(system, anchored_to, rank, scales)
+            layer: self._layers[layer].solve(system, anchored_to, settings, scales)
             for layer in names
             if self._layers[layer].has_any(scales)
         }
@@ -165,10 +165,11 @@ class GroupPool:
         """How far each site moves the merge of the others; see :func:`relative_shift`."""
         if len(self._importance) < 2:
             return {}
-        merged = _updates(self._solve(scales, rank=0)[1])
+        exact = self.settings.model_copy(update={"rank": 0})
+        merged = _updates(self._solve(scales, exact)[1])
         shifts = {}
         for site in sorted(self._importance):
-            without = _updates(self._solve({**scales, site: 0.0}, rank=0)[1])
+            without = _updates(self._solve({**scales, site: 0.0}, exact)[1])
             shifts[site] = relative_shift(merged, without, system.gram)
         return shifts
 
@@ -242,7 +243,7 @@ class _LowRankPool:
         self,
         system: RegularizedGram,
         anchored_to: int | None,
-        rank: int,
+        settings: MergeSettings,
         scales: Mapping[str, float],
     ) -> _Solved:
         scaled = {site: scales.get(site, 1.0) for site in sorted(self._parts)}
@@ -253,11 +254,12 @@ class _LowRankPool:
         ]
         left = torch.cat([product.left.double() for _, product in parts], dim=1)
         moments = torch.cat([weight * product.right.double() for weight, product in parts])
-        target = moments
+        anchor = torch.zeros_like(moments)
         if anchored_to:
             factors = torch.cat([p.factor.double() for _, p in parts if p.factor is not None])
-            target = moments + system.ridge / anchored_to * factors
-        left, right, error = _maybe_compress(left, system.solve(target), system.gram, rank)
+            anchor = factors / anchored_to
+        right = _solution(system, moments, anchor, left, settings)
+        left, right, error = _maybe_compress(left, right, system.gram, settings.rank)
         inner = left.T @ left
         quadratic = (inner * (right @ system.gram @ right.T)).sum()
         whole = torch.cat([product.left.double() for _, product in parts], dim=1)
@@ -295,7 +297,7 @@ class _DensePool:
         self,
         system: RegularizedGram,
         anchored_to: int | None,
-        rank: int,
+        settings: MergeSettings,
         scales: Mapping[str, float],
     ) -> _Solved:
         moments, updates = self._moments.total(), self._updates.total()
@@ -305,20 +307,32 @@ class _DensePool:
                 moments = moments - (1 - scale) * weight * product.product.double()
                 if product.update is not None and scale == 0:
                     updates = updates - product.update.double()
-        target = moments
-        if anchored_to:
-            target = moments + system.ridge / anchored_to * updates
-        merged = system.solve(target)
+        anchor = updates / anchored_to if anchored_to else torch.zeros_like(moments)
+        merged = _solution(system, moments, anchor, None, settings)
         update: Update = DenseUpdate(merged.float())
         error = 0.0
-        if rank:
+        if settings.rank:
             eye = torch.eye(merged.shape[1], dtype=merged.dtype)
-            left, right, error = compress(merged, eye, system.gram, rank)
+            left, right, error = compress(merged, eye, system.gram, settings.rank)
             update = LowRankUpdate(left.float(), right.float())
             merged = left @ right
         quadratic = (merged @ system.gram * merged).sum()
         linear = (merged * moments).sum()
         return _Solved(update, float(quadratic - 2 * linear), error)
+
+
+def _solution(
+    system: RegularizedGram,
+    moments: Tensor,
+    anchor: Tensor,
+    left: Tensor | None,
+    settings: MergeSettings,
+) -> Tensor:
+    """``(R + λ ΔW_anchor) (S + λI)⁻¹``, or as near as the iterations come, without ``left``."""
+    target = moments + system.ridge * anchor
+    if settings.solver == "exact":
+        return system.solve(target)
+    return system.approach(target, anchor, left, settings.iterations)
 
 
 def _pool_class(product: Product) -> type[_LowRankPool] | type[_DensePool]:

@@ -8,8 +8,9 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from layerweld.config import RunSettings, Settings, validate_settings
+from layerweld.config import RunSettings, validate_settings
 from layerweld.errors import ConfigError
+from layerweld.settings import Settings
 
 DEMO = "demo:"
 """Prefix of ``data`` that names one of the demo's tasks instead of a file."""

@@ -50,6 +50,9 @@ class Introduction:
         tokens: calibration tokens.
         skipped: unreadable rows that were passed over.
         evaluates: whether the site can measure held-out accuracy.
+        labelled: whether the site has a head, and labels for its calibration rows.
+        factors: SHA-256 over all ``A`` of a LoRA, so that sites that share a frozen ``A`` are
+            known; empty otherwise.
         versions: ``name=version`` of the packages that matter.
     """
 
@@ -66,6 +69,8 @@ class Introduction:
     tokens: int
     skipped: int
     evaluates: bool
+    labelled: bool
+    factors: str
     versions: tuple[str, ...]
 
 
@@ -220,6 +225,8 @@ def introduction_from(about: Mapping[str, Any]) -> Introduction:
         tokens=read(about, "tokens", int),
         skipped=read(about, "skipped", int),
         evaluates=read(about, "evaluates", bool),
+        labelled=read(about, "labelled", bool),
+        factors=read(about, "factors", str),
         layers=tuple(read_list(about, "layers", str)),
         ranks=tuple(read_list(about, "ranks", int)),
         versions=tuple(read_list(about, "versions", str)),

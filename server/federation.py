@@ -16,7 +16,7 @@ from layerweld.demo import demo_name
 from layerweld.discover import discover_plan
 from layerweld.errors import CohortError, RefusedReplyError
 from layerweld.exact_sum import LIMIT, ExactSum
-from layerweld.methods import Method, methods_of
+from layerweld.methods import Method, methods_of, settings_for
 from layerweld.plan import MergePlan
 from layerweld.progress import report_progress
 from layerweld.schedule import Step
@@ -35,11 +35,13 @@ from layerweld.transport import (
 from layerweld.updates import Update
 from server.handshake import check_cohort, check_layers, merged_layers
 from server.journal import RunJournal
+from server.requirements import check_methods
 from server.results import GroupFigures, Score
-from strategies.averaging import UpdateAveraging
 from strategies.chain_of_merges import ChainOfMerges, SolvedStep
 from strategies.cohort import Cohort, Patience
+from strategies.fisher_averaging import FisherAveraging
 from strategies.inquiry import ask
+from strategies.update_merging import UpdateMerging
 
 
 @dataclass
@@ -53,6 +55,7 @@ class MergedModel:
         lost: sites that took part in the run and are not in all of this merge.
         groups: figures per layer group; empty for methods without statistics.
         prefix: hash over everything merged; empty for methods without a chain.
+        figures: what the method says about itself on this input.
     """
 
     method: Method
@@ -65,6 +68,7 @@ class MergedModel:
     lost: tuple[str, ...] = ()
     groups: tuple[GroupFigures, ...] = ()
     prefix: str = ""
+    figures: Mapping[str, float] = field(default_factory=dict)
     scores: dict[str, Score] = field(default_factory=dict)
 
 
@@ -128,6 +132,7 @@ class Federation:
         self.introductions = _sorted((*came.values(), *gone))
         everybody = {introduction.site: introduction for introduction in self.introductions}
         self.cohort = Cohort(at, everybody, self.run, self.patience)
+        check_methods(self.methods, self.settings, self.introductions)
 
     def fine_tune(self) -> None:
         """Let the sites that have no adapter yet train one."""
@@ -174,8 +179,9 @@ class Federation:
     def merge(self, method: Method, remainder: Mapping[str, Tensor]) -> MergedModel:
         """Play one method."""
         if method.granularity is None:
-            return self._average(method, remainder)
+            return self._play_one_round(method, remainder)
         started = time.perf_counter()
+        effective = settings_for(method.name, self.settings)
         dense = self.settings.merge.products == "dense" or any(
             introduction.kind == "full" for introduction in self.introductions
         )
@@ -185,7 +191,7 @@ class Federation:
             settings=self.settings,
             method=method.name,
             run=self.run,
-            form=ProductForm(dense, with_updates=self.settings.merge.anchor == "mean"),
+            form=ProductForm(dense, with_updates=effective.merge.anchor == "mean"),
             remainder=remainder,
             journal=self.journal.of_method(method.name),
             on_step=lambda step, _: report_progress(
@@ -231,23 +237,37 @@ class Federation:
             report_progress(what, done, len(self.cohort.names))
         return {group: dict(sorted(sites.items())) for group, sites in by_group.items()}
 
-    def _average(self, method: Method, remainder: Mapping[str, Tensor]) -> MergedModel:
+    def _play_one_round(self, method: Method, remainder: Mapping[str, Tensor]) -> MergedModel:
         started = time.perf_counter()
-        count = len(self.cohort.names)
-        scaling = self.settings.scaling if method.name == "task-arithmetic" else None
-        strategy = UpdateAveraging(self.plan, self.cohort, self.run, scaling)
+        strategy = self._one_round_strategy(method, remainder)
         report_progress(method.label, 0, 1)
         strategy.play(self.grid)
         report_progress(method.label, 1, 1)
         return MergedModel(
             method=method,
-            updates=strategy.merged,
-            remainder={n: values * (strategy.factor * count) for n, values in remainder.items()},
+            updates=strategy.merged.updates,
+            remainder=strategy.remainder,
             lost=tuple(sorted(self.cohort.lost)),
             rounds=1,
             seconds=time.perf_counter() - started,
             bytes_up=sum(strategy.bytes_up.values()),
             bytes_down=0,
+            figures=strategy.merged.figures,
+        )
+
+    def _one_round_strategy(
+        self, method: Method, remainder: Mapping[str, Tensor]
+    ) -> UpdateMerging | FisherAveraging:
+        if not method.from_updates:
+            return FisherAveraging(self.plan, self.cohort, self.run, remainder)
+        return UpdateMerging(
+            plan=self.plan,
+            cohort=self.cohort,
+            run=self.run,
+            method=self.settings.of_method(method.table),
+            remainder=remainder,
+            lines=self.settings.lines if method.lines else None,
+            rank=self.settings.merge.rank,
         )
 
     def _model(self, kind: str, merged: MergedModel | None) -> ModelToMeasure:

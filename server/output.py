@@ -15,18 +15,18 @@ from typing import Any
 
 from layerweld import __version__
 from layerweld.base_model import BaseModel
-from layerweld.config import RunSettings
+from layerweld.config import RunSettings, Scalar
 from layerweld.disk import reported
 from layerweld.errors import OutputError
 from layerweld.export import write_adapter, write_model
 from layerweld.influence import outliers
-from layerweld.methods import settings_for
+from layerweld.methods import METHODS, Method, methods_of, settings_for
 from layerweld.model_card import write_model_card
 from layerweld.transport import Introduction
 from layerweld.updates import LowRankUpdate
 from server.federation import MergedModel
 from server.report import write_report
-from server.results import GroupFigures, MethodResult, RunResults, Score, SiteSummary
+from server.results import Form, GroupFigures, MethodResult, RunResults, Score, SiteSummary
 from server.tables import write_accuracy_csv
 
 JOURNAL = "journal"
@@ -126,11 +126,13 @@ def write_manifest(
         "settings": {
             "merge": effective.merge.model_dump(by_alias=True),
             "calibration": effective.calibration.model_dump(by_alias=True),
+            **_own_settings(merged.method, effective),
         },
         "sites": [_site(introduction) for introduction in sites],
         "groups": [_group(figures) for figures in merged.groups],
         "prefix": merged.prefix,
         "files": dict(files),
+        "figures": dict(merged.figures),
     } | ({"lost": list(merged.lost)} if merged.lost else {})
     text = json.dumps(manifest, indent=2, sort_keys=True) + "\n"
     partial = folder / "manifest.json.partial"
@@ -154,13 +156,17 @@ def write_card(
     for model, per_site in scores.items():
         for site, score in per_site.items():
             by_site.setdefault(site, {})[model] = score.accuracy
-    about = {k: v for k, v in settings.flat().items() if k.startswith(("merge.", "calibration."))}
+    method = merged.method
+    tables = (f"{method.table}.", "calibration.")
+    about = {k: v for k, v in settings.flat().items() if k.startswith(tables)}
     write_model_card(
         target,
         base_name=base.name,
         sites=[summary_of(introduction) for introduction in sites],
         settings=about,
         scores=by_site,
+        method=f"{method.label} ({method.source})",
+        statistics=not method.from_updates,
         prefix=prefix,
         missing=_missing(merged),
     )
@@ -189,6 +195,7 @@ def run_results(
     sites: Sequence[Introduction],
     methods: Sequence[MethodResult],
     chosen: str,
+    form: Form,
     manifest_hash: str,
     ignored: Mapping[str, int],
 ) -> RunResults:
@@ -200,7 +207,8 @@ def run_results(
         sites=tuple(summary_of(introduction) for introduction in sites),
         methods=tuple(methods),
         chosen=chosen,
-        settings=settings.flat(),
+        form=form,
+        settings=_played_settings(settings),
         manifest_hash=manifest_hash,
         ignored=dict(sorted(ignored.items())),
         versions={"layerweld": __version__} | {name: version(name) for name in packages},
@@ -223,6 +231,7 @@ def method_result(merged: MergedModel, shifts: Mapping[str, Mapping[str, float]]
         scores=merged.scores,
         groups=groups,
         outliers=_outliers(groups),
+        figures=merged.figures,
     )
 
 
@@ -243,6 +252,29 @@ def summary_of(introduction: Introduction) -> SiteSummary:
         adapter=introduction.kind,
         rank=max(introduction.ranks, default=0),
     )
+
+
+def _own_settings(method: Method, settings: RunSettings) -> dict[str, Any]:
+    """The method's own table, and that of LiNeS where it scaled the result."""
+    flat = settings.flat()
+    return {
+        table: {
+            k.removeprefix(f"{table}."): v for k, v in flat.items() if k.startswith(f"{table}.")
+        }
+        for table in _tables_of(method)
+    }
+
+
+def _tables_of(method: Method) -> tuple[str, ...]:
+    return (method.table, "lines") if method.lines else (method.table,)
+
+
+def _played_settings(settings: RunSettings) -> dict[str, Scalar]:
+    """All settings of the run but the tables of methods that it did not play."""
+    played = {table for method in methods_of(settings) for table in _tables_of(method)}
+    unused = {method.table for method in METHODS.values()} | {"lines"}
+    unused -= played | {"merge"}
+    return {k: v for k, v in settings.flat().items() if k.partition(".")[0] not in unused}
 
 
 def _site(introduction: Introduction) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from server.report_labels import (
     DARK,
     LIGHT,
     byte_text,
+    figures_text,
     group_label,
     number_text,
     time_text,
@@ -183,11 +184,11 @@ def _shift_section(results: RunResults, featured: MethodResult) -> Section:
 def _cost_table(results: RunResults) -> Table:
     merges = [m for m in results.methods if m.rounds or m.bytes_up or m.seconds]
     return Table(
-        ("Method", "Rounds", "Time", "Uploaded", "Downloaded"),
+        ("Method", "Rounds", "Time", "Uploaded", "Downloaded", "Figures"),
         [
             (
                 m.label, f"{m.rounds:,}", time_text(m.seconds),
-                byte_text(m.bytes_up), byte_text(m.bytes_down),
+                byte_text(m.bytes_up), byte_text(m.bytes_down), figures_text(m.figures),
             )
             for m in merges
         ],
@@ -220,7 +221,7 @@ def _group_numbers(method: MethodResult) -> Table:
 
 
 def _usage(results: RunResults) -> dict[str, str]:
-    if all(s.adapter == "lora" for s in results.sites):
+    if results.form == "adapter":
         text = (
             "The merge is a LoRA update like those of the sites; PEFT loads it onto the same base."
         )
@@ -230,7 +231,7 @@ def _usage(results: RunResults) -> dict[str, str]:
             'model = PeftModel.from_pretrained(base, "adapter")'
         )
     else:
-        text = "Not every site brought a LoRA update, so the merge is a whole model."
+        text = "The merge is no LoRA update, so it was written as a whole model."
         code = 'from transformers import AutoModel\n\nmodel = AutoModel.from_pretrained("model")'
     return {"text": f"{text} Task heads stay at their sites.", "code": code}
 

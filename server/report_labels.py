@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import floor, isfinite, log10
 
 from server.results import GroupFigures
@@ -47,8 +47,9 @@ def method_style(name: str, names: Sequence[str]) -> tuple[str, str]:
     """Colour token and marker of a method: its own if it is known, else by its place in the run."""
     if name in _METHODS:
         return _METHODS[name]
-    place = [n for n in names if n not in _METHODS].index(name) % len(_OTHER_SYMBOLS)
-    return f"m-{place}", _OTHER_SYMBOLS[place]
+    place = [n for n in names if n not in _METHODS].index(name)
+    turns, colour = divmod(place, len(_OTHER_SYMBOLS))
+    return f"m-{colour}", _OTHER_SYMBOLS[(colour + turns) % len(_OTHER_SYMBOLS)]
 
 
 def site_style(index: int) -> tuple[str, str, str]:
@@ -127,6 +128,11 @@ def number_text(value: float) -> str:
         mantissa, _, exponent = f"{value:.1e}".partition("e")
         return f"{mantissa}·10{_superscript(int(exponent))}"
     return f"{value:,.{max(0, 2 - size)}f}"
+
+
+def figures_text(figures: Mapping[str, float]) -> str:
+    """``distance to the mean 0.31``, or a dash."""
+    return ", ".join(f"{name} {number_text(value)}" for name, value in figures.items()) or "–"
 
 
 def tick_text(value: float) -> str:

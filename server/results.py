@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
+
+Form = Literal["adapter", "model"]
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,8 @@ class MethodResult:
     """In solving order; empty for methods without statistics."""
     outliers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Groups, by site, that the site moves more than three times as far as the median site."""
+    figures: Mapping[str, float] = field(default_factory=dict)
+    """What the method says about itself on these sites' models: errors, scales."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,8 @@ class RunResults:
     methods: tuple[MethodResult, ...]
     chosen: str
     """Name of the method whose merge was written out."""
+    form: Form
+    """What it was written as."""
     settings: Mapping[str, object]
     manifest_hash: str
     versions: Mapping[str, str]

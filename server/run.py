@@ -26,7 +26,7 @@ from server.output import (
     write_merge,
     write_results,
 )
-from server.results import MethodResult, RunResults, Score
+from server.results import Form, MethodResult, RunResults, Score
 
 
 def play(grid: Grid, settings: RunSettings, base: str, output: Path) -> RunResults:
@@ -123,8 +123,16 @@ def _write(
         files = write_merge(folder, chosen, base, prefix)
         manifest_hash = write_manifest(folder, chosen, base, sites, settings, files)
         write_card(folder, base, sites, settings, scores, prefix, chosen)
+        form: Form = "adapter" if (folder / "adapter").is_dir() else "model"
         results = run_results(
-            settings, base, sites, methods, chosen.method.name, manifest_hash, federation.ignored
+            settings,
+            base,
+            sites,
+            methods,
+            chosen.method.name,
+            form,
+            manifest_hash,
+            federation.ignored,
         )
         write_results(folder, results)
     return results

@@ -228,6 +228,8 @@ CARD = {
         SimpleNamespace(name="north", samples=40, tokens=512),
         SimpleNamespace(name="a|b", samples=10, tokens=99),
     ],
+    "method": "Chain of Merges (Buzzega et al. 2025)",
+    "statistics": True,
     "settings": {"merge.granularity": "group", "merge.ridge": 0.01},
     "scores": {"north": {"merged": 0.91, "own": 0.95}, "a|b": {"merged": 0.5}},
 }
@@ -247,6 +249,7 @@ def test_the_card_says_what_it_is_where_it_came_from_and_what_to_know(bases, tmp
         "| `merge.ridge` | 0.01 |",
         "| north | 0.9100 | 0.9500 |",
         'PeftModel.from_pretrained(base, "merged")',
+        "by Chain of Merges (Buzzega et al. 2025), from statistics",
         "not anonymous",
         "heads are not included",
         "arXiv:2508.21421",
@@ -265,6 +268,14 @@ def test_the_card_of_a_model_and_of_a_head_class_say_how_to_load_them(bases, tmp
     text = (tmp_path / "a" / "README.md").read_text()
     assert "begin with `bert.`" in text
     assert "## Scores" not in text
+
+
+def test_the_card_of_a_merge_without_statistics_claims_none(tmp_path):
+    tmp_path.joinpath("model").mkdir()
+    write_model_card(tmp_path / "model", **CARD | {"method": "TIES", "statistics": False})
+    text = (tmp_path / "model" / "README.md").read_text()
+    assert "by TIES, from their updates" in text
+    assert "Gram" not in text
 
 
 def test_the_same_facts_give_the_same_card(tmp_path):

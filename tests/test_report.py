@@ -284,6 +284,7 @@ def _results(
         sites=tuple(SiteSummary(s, 100, 1000, "lora", 4 + i) for i, s in enumerate(SITES)),
         methods=tuple(methods),
         chosen="com",
+        form="adapter",
         settings={"merge.ridge": 0.01, "name": "six hospitals"},
         manifest_hash="0123456789abcdef" * 4,
         versions={"layerweld": "0.1.0"},

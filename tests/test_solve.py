@@ -74,3 +74,50 @@ def test_reported_condition_is_a_lower_bound_of_the_scaled_one(d, seed, ridge):
     scale = matrix.diagonal().rsqrt()
     exact = np.linalg.cond((matrix * scale * scale[:, None]).numpy())
     assert 1 - 1e-9 <= system.condition <= exact * (1 + 1e-6)
+
+
+def dense_descent(gram, target, start, steps):
+    """Textbook conjugate gradients on the flattened ``ΔW``."""
+    x, residual = start.clone(), target - start @ gram
+    direction = residual.clone()
+    for _ in range(steps):
+        image = direction @ gram
+        step = residual.square().sum() / (direction * image).sum()
+        x = x + step * direction
+        after = residual - step * image
+        direction = after + after.square().sum() / residual.square().sum() * direction
+        residual = after
+    return x
+
+
+@pytest.mark.parametrize("steps", [1, 3, 6])
+def test_descent_in_factors_takes_the_steps_of_descent_on_the_products(steps):
+    torch.manual_seed(0)
+    x, left = torch.randn(40, 9).double(), torch.randn(7, 4).double()
+    rows, start = torch.randn(4, 9).double(), torch.randn(4, 9).double()
+    system = regularize(x.T @ x, 0.0)
+    got = left @ system.approach(rows, start, left, steps)
+    torch.testing.assert_close(got, dense_descent(system.gram, left @ rows, left @ start, steps))
+
+
+def test_descent_ends_at_the_exact_solution_and_stays_there():
+    torch.manual_seed(0)
+    x, left = torch.randn(40, 9).double(), torch.randn(7, 4).double()
+    rows = torch.randn(4, 9).double()
+    system = regularize(x.T @ x, 0.1)
+    exact = system.solve(rows)
+    torch.testing.assert_close(
+        left @ system.approach(rows, torch.zeros_like(rows), left, 1000),
+        left @ exact,
+        rtol=1e-4,
+        atol=1e-5,
+    )
+    torch.testing.assert_close(system.approach(rows, exact, left, 5), exact)
+
+
+def test_descent_leaves_silent_directions_where_they_started():
+    gram = torch.diag(torch.tensor([2.0, 1.0, 0.0])).double()
+    start, rows = torch.full((1, 3), 5.0).double(), torch.tensor([[2.0, 3.0, 0.0]]).double()
+    one = torch.ones(1, 1).double()
+    got = regularize(gram, 0.0).approach(rows, start, one, 10)
+    torch.testing.assert_close(got, torch.tensor([[1.0, 3.0, 5.0]]).double())

@@ -11,13 +11,14 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from layerweld.config import RunSettings, Settings, validate_settings
+from layerweld.config import RunSettings, validate_settings
 from layerweld.deploy.certificates import Identity, make_authority, make_server
 from layerweld.deploy.environment import flower_environment, program
 from layerweld.deploy.files import PRIVATE, new_folder, read_toml, write_toml, write_whole
 from layerweld.deploy.processes import Program
 from layerweld.deploy.units import unit
 from layerweld.errors import DeployError
+from layerweld.settings import Settings
 from layerweld.sites import SITE_NAME
 
 CONNECTION = "here"

@@ -1,0 +1,66 @@
+"""Core Space: merge LoRAs as small matrices between shared bases of all A and B. Tensors only."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+
+from layerweld.merging.isotropic import IsoC
+from layerweld.merging.one_round import Merge, MergeMethod, SiteUpdates
+from layerweld.merging.spectral import spectrum
+from layerweld.merging.sums import TaskArithmetic
+from layerweld.merging.ties import Ties
+from layerweld.merging.tsv import Tsv
+from layerweld.settings import NonZeroShare, Positive
+from layerweld.updates import DenseUpdate, LowRankUpdate, Update
+
+Inner = Literal["task-arithmetic", "ties", "tsv"]
+
+
+def core_space(
+    updates: Mapping[str, Update], samples: Mapping[str, int], inner: MergeMethod
+) -> Update:
+    """Merge one layer's ``M_i = U_Bᵀ B_i A_i V_A`` of ``Σ r_i`` rows and columns.
+
+    ``U_B`` spans the columns of all ``B_i``, ``V_A`` the rows of all ``A_i``, so that
+    ``U_B M_i V_Aᵀ`` is ``ΔW_i`` without error.
+    """
+    low_rank = {s: u for s, u in updates.items() if isinstance(u, LowRankUpdate)}
+    lefts = torch.cat([update.left.double() for update in low_rank.values()], dim=1)
+    rights = torch.cat([update.right.double() for update in low_rank.values()])
+    outputs, inputs = spectrum(DenseUpdate(lefts)).left, spectrum(DenseUpdate(rights)).right
+    cores: dict[str, Update] = {
+        site: LowRankUpdate(outputs.T @ update.left.double(), update.right.double() @ inputs.T)
+        for site, update in low_rank.items()
+    }
+    merged = inner.merge(SiteUpdates(samples, {"": cores})).updates[""].dense().double()
+    return LowRankUpdate((outputs @ merged).float(), inputs.float())
+
+
+class CoreSpace(MergeMethod):
+    """Core Space merging (Panariello et al. 2025, arXiv:2509.17786)."""
+
+    inner: Inner = "ties"
+    """What merges the small matrices, layer by layer. ``tsv`` gives what TSV gives outside,
+    since the bases are orthonormal."""
+    density: NonZeroShare = 0.1
+    """Share of entries kept by ``inner = "ties"``; nothing else reads it."""
+    isotropic: bool = False
+    """Make all singular values of the merged small matrix the same."""
+    scaling: Positive = 1.0
+    """λ on the merged update."""
+
+    def merge(self, sites: SiteUpdates) -> Merge:
+        """For LoRAs only: the merge is a LoRA of rank ``Σ r_i`` at most."""
+        inner: dict[str, MergeMethod] = {
+            "task-arithmetic": TaskArithmetic(scaling=self.scaling),
+            "ties": Ties(density=self.density, scaling=self.scaling),
+            "tsv": Tsv(scaling=self.scaling),
+        }
+        merged = {
+            layer: core_space(of, sites.samples, inner[self.inner])
+            for layer, of in sites.layers.items()
+        }
+        if not self.isotropic:
+            return Merge(merged)
+        return IsoC().merge(SiteUpdates({"": 1}, {k: {"": u} for k, u in merged.items()}))

@@ -1,0 +1,81 @@
+"""DO-Merging: pull LoRA factors apart, then merge lengths and directions apart. Tensors only."""
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import torch
+from jaxtyping import Float64
+from pydantic import Field
+from torch import Tensor
+
+from layerweld.merging.one_round import Merge, MergeMethod, SiteUpdates, layer_by_layer
+from layerweld.settings import NonNegative, Positive
+from layerweld.updates import DenseUpdate, LowRankUpdate, Update
+
+
+def pulled_apart(
+    factors: Sequence[Float64[Tensor, "_ d"]], steps: int, rate: float, loyalty: float
+) -> list[Tensor]:
+    """Descend ``Σ_{i≠j} ‖X_i X_jᵀ‖² / 2 + loyalty · σ² Σ_i ‖X_i - X_i⁰‖²`` from ``X_i⁰``.
+
+    Args:
+        factors: one per site: ``A_i``, or ``B_iᵀ``.
+        steps: of gradient descent.
+        rate: size of a step, in units of ``1 / σ²``.
+        loyalty: weight of staying where a site's factor was.
+
+    Returns:
+        The factors, more orthogonal to each other. ``σ`` is the largest singular value of all of
+        them together, which makes rate and loyalty free of units.
+    """
+    whole = torch.cat(list(factors))
+    scale = float(torch.linalg.matrix_norm(whole, ord=2)) ** 2
+    sizes = [len(factor) for factor in factors]
+    foreign = 1 - torch.block_diag(*[torch.ones(size, size) for size in sizes]).double()
+    moved = whole
+    for _ in range(steps if scale > 0 else 0):
+        apart = 2 * (moved @ moved.T * foreign) @ moved
+        moved = moved - rate / scale * (apart + 2 * loyalty * scale * (moved - whole))
+    return list(moved.split(sizes))
+
+
+def by_size_and_direction(
+    updates: Sequence[Float64[Tensor, "d_out d_in"]],
+) -> Float64[Tensor, "d_out d_in"]:
+    """Column by column, the mean length times the mean unit vector."""
+    stacked = torch.stack(list(updates))
+    lengths = stacked.norm(dim=1, keepdim=True)
+    directions = stacked / lengths.clamp(min=torch.finfo(stacked.dtype).tiny)
+    merged: Tensor = lengths.mean(dim=0) * directions.mean(dim=0)
+    return merged
+
+
+class DoMerging(MergeMethod):
+    """DO-Merging, decouple and orthogonalize (Zheng et al. 2025, arXiv:2505.15875).
+
+    After the paper's abstract and a public review: the code is not published, and steps, rate and
+    loyalty are values of ours.
+    """
+
+    steps: Annotated[int, Field(ge=0)] = 20
+    """Of gradient descent that pulls the sites' factors apart."""
+    rate: NonNegative = 0.1
+    """Size of a step."""
+    loyalty: NonNegative = 0.1
+    """Weight of staying near a site's own factors."""
+    scaling: Positive = 1.0
+    """λ on the merged update."""
+
+    def merge(self, sites: SiteUpdates) -> Merge:
+        """For LoRAs only; the result is dense."""
+        return layer_by_layer(sites, self._layer)
+
+    def _layer(self, updates: Sequence[Update]) -> Update:
+        low_rank = [update for update in updates if isinstance(update, LowRankUpdate)]
+        lefts = self._apart([update.left.double().T for update in low_rank])
+        rights = self._apart([update.right.double() for update in low_rank])
+        products = [left.T @ right for left, right in zip(lefts, rights, strict=True)]
+        return DenseUpdate((self.scaling * by_size_and_direction(products)).float())
+
+    def _apart(self, factors: Sequence[Tensor]) -> list[Tensor]:
+        return pulled_apart(factors, self.steps, self.rate, self.loyalty)

@@ -1,0 +1,70 @@
+"""Fisher averaging: every entry weighted by how much a site's loss depends on it. Tensors only."""
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from layerweld.exact_sum import ExactSum
+from layerweld.settings import NonNegative, Settings
+from layerweld.updates import DenseUpdate, Update
+
+
+class Fisher(Settings):
+    """Fisher-weighted averaging (Matena and Raffel 2022, arXiv:2111.09832)."""
+
+    floor: NonNegative = 1e-6
+    """Smallest importance of an entry: where all sites are below it, their mean is taken."""
+
+
+def squared_gradients(
+    inputs: Float[Tensor, "rows tokens d_in"], gradients: Float[Tensor, "rows tokens d_out"]
+) -> Float[Tensor, "d_out d_in"]:
+    """Sum over rows of the squared gradient of the row's own loss by a linear layer's weight.
+
+    Args:
+        inputs: what the layer read.
+        gradients: of each row's loss by what the layer put out; zero at padding.
+    """
+    by_row = torch.einsum("rto,rti->roi", gradients.float(), inputs.float())
+    return by_row.square().sum(dim=0)
+
+
+class FisherPool:
+    """``Σ F_i`` and ``Σ F_i ⊙ ΔW_i`` by layer: sums are all that leaves the sites' side.
+
+    The sums are exact, so that nothing depends on who answered first.
+
+    Args:
+        shapes: ``(d_out, d_in)`` by layer.
+    """
+
+    def __init__(self, shapes: Mapping[str, tuple[int, int]]) -> None:
+        self._importance = {layer: ExactSum(shape) for layer, shape in shapes.items()}
+        self._products = {layer: ExactSum(shape) for layer, shape in shapes.items()}
+
+    def add(
+        self,
+        layer: str,
+        importance: Float[Tensor, "d_out d_in"],
+        product: Float[Tensor, "d_out d_in"],
+    ) -> None:
+        """Add one site's sums of one layer.
+
+        Raises:
+            ValueError: another shape, an entry that is not finite, or a negative importance.
+        """
+        if bool((importance < 0).any()):
+            raise ValueError("a squared gradient is negative")
+        self._importance[layer].add(importance.double())
+        self._products[layer].add(product.double())
+
+    def merged(self) -> dict[str, Update]:
+        """``Σ F_i ⊙ ΔW_i / Σ F_i``; 0 where no site's loss depends on the entry at all."""
+        updates: dict[str, Update] = {}
+        for layer, total in self._importance.items():
+            importance = total.total()
+            safe = torch.where(importance > 0, importance, torch.ones_like(importance))
+            updates[layer] = DenseUpdate((self._products[layer].total() / safe).float())
+        return updates

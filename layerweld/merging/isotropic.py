@@ -1,0 +1,69 @@
+"""Isotropic merging: the sum of the updates with all its singular values the same. Tensors only."""
+
+from collections.abc import Sequence
+
+from jaxtyping import Float64
+from torch import Tensor
+
+from layerweld.merging.one_round import Merge, MergeMethod, SiteUpdates, in_kind, layer_by_layer
+from layerweld.merging.spectral import Spectrum, spectrum, summed
+from layerweld.merging.tsv import decorrelated
+from layerweld.settings import NonZeroShare, Positive
+from layerweld.updates import DenseUpdate, LowRankUpdate, Update
+
+
+def iso_c(updates: Sequence[Update], scaling: float) -> Update:
+    """``λ s̄ U Vᵀ`` of ``U S Vᵀ = Σ ΔW_i``, with ``s̄`` the mean of the singular values."""
+    return _flat(updates, spectrum(summed(updates)), scaling)
+
+
+def iso_cts(updates: Sequence[Update], common: float, scaling: float) -> Update:
+    """As :func:`iso_c`, but part of the space is kept for what only single sites do.
+
+    Of the sum's ``R`` directions the weakest ``(1 - common) R`` are replaced, the same number for
+    each site, by the leading ones of what the site's update does outside of the common ones.
+    """
+    total, sites = spectrum(summed(updates)), len(updates)
+    rank = len(total.values)
+    own = round((rank - int(rank * common)) / sites)
+    shared = total.leading(rank - own * sites)
+    outside = [spectrum(_outside(update, shared.left)).leading(own) for update in updates]
+    return _flat(updates, decorrelated([*outside, shared]), scaling)
+
+
+def _outside(update: Update, basis: Float64[Tensor, "d_out k"]) -> Update:
+    """``(I - Q Qᵀ) ΔW``."""
+    if isinstance(update, LowRankUpdate):
+        left = update.left.double()
+        return LowRankUpdate(left - basis @ (basis.T @ left), update.right.double())
+    weight = update.weight.double()
+    return DenseUpdate(weight - basis @ (basis.T @ weight))
+
+
+def _flat(updates: Sequence[Update], whole: Spectrum, scaling: float) -> Update:
+    """All directions equally strong: as strong as they were on average."""
+    return in_kind(updates, scaling * float(whole.values.mean()) * whole.left, whole.right)
+
+
+class IsoC(MergeMethod):
+    """Iso-C, isotropic merging in common subspace (Marczak et al. 2025, arXiv:2502.04959)."""
+
+    scaling: Positive = 1.0
+    """λ on the merged update. The authors search for it; 1 to 1.5 was theirs."""
+
+    def merge(self, sites: SiteUpdates) -> Merge:
+        """Needs nothing but the sum."""
+        return layer_by_layer(sites, lambda updates: iso_c(updates, self.scaling))
+
+
+class IsoCts(MergeMethod):
+    """Iso-CTS, isotropic merging in common and task-specific subspaces (Marczak et al. 2025)."""
+
+    common: NonZeroShare = 0.8
+    """Share of the directions that the sum keeps."""
+    scaling: Positive = 1.0
+    """λ on the merged update."""
+
+    def merge(self, sites: SiteUpdates) -> Merge:
+        """From the factors where there are factors."""
+        return layer_by_layer(sites, lambda updates: iso_cts(updates, self.common, self.scaling))

@@ -1,0 +1,133 @@
+"""How federated fine-tuning averages LoRAs, and how far each way is from the mean. Tensors only."""
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+
+from layerweld.merging.one_round import Merge, MergeMethod, SiteUpdates
+from layerweld.merging.spectral import relative_distance, truncated
+from layerweld.updates import LowRankUpdate, Update, stack
+
+Weighting = Literal["samples", "uniform"]
+ERROR = "distance to the mean"
+"""Figure: ``‖ΔW_M - Σ p_i ΔW_i‖ / ‖Σ p_i ΔW_i‖`` over all layers; 0 where a method is exact."""
+
+
+def weighted(
+    sites: SiteUpdates, weighting: Weighting
+) -> dict[str, tuple[list[LowRankUpdate], list[float]]]:
+    """By layer, the factors of the sites that have them and the shares of these sites."""
+    shares = sites.shares(by_samples=weighting == "samples")
+    return {
+        layer: (
+            [update for update in of.values() if isinstance(update, LowRankUpdate)],
+            [shares[site] for site in of],
+        )
+        for layer, of in sites.layers.items()
+    }
+
+
+def weighted_mean(updates: Sequence[LowRankUpdate], shares: Sequence[float]) -> LowRankUpdate:
+    """``Σ p_i B_i A_i`` without error, by stacking: rank ``Σ r_i``."""
+    return stack([update * share for update, share in zip(updates, shares, strict=True)])
+
+
+def factors_apart(updates: Sequence[LowRankUpdate], shares: Sequence[float]) -> LowRankUpdate:
+    """``(Σ p_i B_i) (Σ p_i A_i)``, each ``B_i`` with its scaling."""
+    pairs = list(zip(updates, shares, strict=True))
+    left = torch.stack([share * update.left for update, share in pairs]).sum(dim=0)
+    right = torch.stack([share * update.right for update, share in pairs]).sum(dim=0)
+    return LowRankUpdate(left, right)
+
+
+class FedIt(MergeMethod):
+    """FedIT: average all ``A`` and all ``B`` apart (Zhang et al. 2024, arXiv:2305.05644)."""
+
+    weighting: Weighting = "samples"
+    """Sites count by their calibration rows, or all alike."""
+
+    def merge(self, sites: SiteUpdates) -> Merge:
+        """Inexact: the mean of products is not the product of means."""
+        merged, means = {}, {}
+        for layer, (updates, shares) in weighted(sites, self.weighting).items():
+            merged[layer] = factors_apart(updates, shares)
+            means[layer] = weighted_mean(updates, shares)
+        return Merge(merged, {ERROR: _distance(merged, means)})
+
+
+class FfaLora(MergeMethod):
+    """FFA-LoRA: average ``B`` over sites that share one frozen ``A`` (Sun et al. 2024)."""
+
+    weighting: Weighting = "samples"
+    """Sites count by their calibration rows, or all alike."""
+
+    def merge(self, sites: SiteUpdates) -> Merge:
+        """Exact, and of one site's rank: with ``A`` in common the mean is linear in ``B``."""
+        merged = {}
+        for layer, (updates, shares) in weighted(sites, self.weighting).items():
+            left = weighted_mean(updates, shares).left
+            blocks = left.split(updates[0].rank, dim=1)
+            merged[layer] = LowRankUpdate(torch.stack(blocks).sum(dim=0), updates[0].right)
+        return Merge(merged, {ERROR: 0.0})
+
+
+class Flora(MergeMethod):
+    """FLoRA: stack the factors (Wang et al. 2024, arXiv:2409.05976)."""
+
+    weighting: Weighting = "samples"
+    """Sites count by their calibration rows, or all alike."""
+
+    def merge(self, sites: SiteUpdates) -> Merge:
+        """Exact, whatever the sites' ranks; the merge has rank ``Σ r_i``."""
+        merged = {
+            layer: weighted_mean(updates, shares)
+            for layer, (updates, shares) in weighted(sites, self.weighting).items()
+        }
+        return Merge(merged, {ERROR: 0.0})
+
+
+class FedEx(MergeMethod):
+    """FedEx-LoRA: average factors apart and add the residual (Singhal et al. 2025)."""
+
+    weighting: Weighting = "uniform"
+    """Sites count all alike, or by their calibration rows."""
+
+    def merge(self, sites: SiteUpdates) -> Merge:
+        """Exact. As one merge it is the mean; the figure says how much of it is residual.
+
+        Between rounds of training the authors add the residual ``Σ p_i B_i A_i - B̄ Ā`` to the base
+        weights and go on with ``B̄`` and ``Ā``. Here base weights stay as they are, and both come
+        back as one LoRA.
+        """
+        merged, apart = {}, {}
+        for layer, (updates, shares) in weighted(sites, self.weighting).items():
+            merged[layer] = weighted_mean(updates, shares)
+            apart[layer] = factors_apart(updates, shares)
+        residual = _distance(apart, merged)
+        return Merge(merged, {ERROR: 0.0, "residual in the mean": residual})
+
+
+class FlexLora(MergeMethod):
+    """FlexLoRA: the mean, cut to a rank by its singular values (Bai et al. 2024)."""
+
+    weighting: Weighting = "samples"
+    """Sites count by their calibration rows, or all alike."""
+    rank: Annotated[int, Field(ge=0)] = 0
+    """Rank of the merge in every layer; 0 takes the largest rank that a site has there."""
+
+    def merge(self, sites: SiteUpdates) -> Merge:
+        """Inexact, but no update of that rank is closer to the mean."""
+        merged, means = {}, {}
+        for layer, (updates, shares) in weighted(sites, self.weighting).items():
+            means[layer] = weighted_mean(updates, shares)
+            rank = self.rank or max(update.rank for update in updates)
+            merged[layer] = truncated(means[layer], rank)
+        return Merge(merged, {ERROR: _distance(merged, means)})
+
+
+def _distance(merged: dict[str, LowRankUpdate], means: dict[str, LowRankUpdate]) -> float:
+    ones: list[Update] = list(merged.values())
+    others: list[Update] = list(means.values())
+    return relative_distance(ones, others)

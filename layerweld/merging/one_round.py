@@ -1,0 +1,109 @@
+"""What a method of one round gets and gives. Pure tensor code: no models, no files, no network."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from layerweld.settings import Settings
+from layerweld.updates import DenseUpdate, LowRankUpdate, Update
+
+
+@dataclass(frozen=True)
+class SiteUpdates:
+    """The updates of all sites, side by side.
+
+    Attributes:
+        samples: calibration rows by site, in the order of the sites' names: the order in which
+            every method takes the sites, so that no result depends on who answered first.
+        layers: ``ΔW`` by layer in forward order, then by site in the order of names. A site that
+            did not change a layer is absent there.
+    """
+
+    samples: Mapping[str, int]
+    layers: Mapping[str, Mapping[str, Update]]
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """All names, sorted."""
+        return tuple(self.samples)
+
+    def shares(self, *, by_samples: bool) -> dict[str, float]:
+        """Each site's share of the whole: by its calibration rows, or the same for all."""
+        counts = self.samples if by_samples else dict.fromkeys(self.samples, 1)
+        total = sum(counts.values())
+        return {site: count / total for site, count in counts.items()}
+
+
+@dataclass(frozen=True)
+class Merge:
+    """What a method made of the sites' updates.
+
+    Attributes:
+        updates: the merged ``ΔW``, float32, by layer.
+        figures: what the method has to say about itself on this input, by a name for humans.
+    """
+
+    updates: Mapping[str, Update]
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+
+class MergeMethod(Settings):
+    """The settings of one method, and what it computes from them. Values, as all settings are."""
+
+    @property
+    def fewest_sites(self) -> int:
+        """With fewer sites the method has no meaning."""
+        return 1
+
+    def remainder_scale(self, num_sites: int) -> float:
+        """Factor on the mean of what fine-tuning changed outside of the linear layers."""
+        return 1.0
+
+    @abstractmethod
+    def merge(self, sites: SiteUpdates) -> Merge:
+        """One merged update per layer that at least one site changed."""
+
+
+def layer_by_layer(sites: SiteUpdates, kernel: Callable[[Sequence[Update]], Update]) -> Merge:
+    """Apply a kernel to each layer's updates, of the sites that changed it, in order of names."""
+    return Merge({layer: kernel(list(of.values())) for layer, of in sites.layers.items()})
+
+
+def entry_by_entry(
+    sites: SiteUpdates,
+    kernel: Callable[[Float[Tensor, "sites entries"]], Float[Tensor, " entries"]],
+) -> Merge:
+    """Apply a kernel to whole task vectors, one row a site, and cut its result into layers again.
+
+    For methods that choose entries over the whole model or that know no layers. Everything is
+    dense and in float32: sites x parameters of the merged layers, a few times over. A layer that a
+    site did not change is zero there.
+    """
+    shapes = {layer: next(iter(of.values())).shape for layer, of in sites.layers.items()}
+    rows = [
+        torch.cat([_entries(sites.layers[layer].get(site), shapes[layer]) for layer in shapes])
+        for site in sites.sites
+    ]
+    merged = kernel(torch.stack(rows))
+    sizes = [d_out * d_in for d_out, d_in in shapes.values()]
+    parts = zip(shapes.items(), merged.split(sizes), strict=True)
+    return Merge({layer: DenseUpdate(part.reshape(shape)) for (layer, shape), part in parts})
+
+
+def in_kind(
+    updates: Sequence[Update], left: Float[Tensor, "d_out k"], right: Float[Tensor, "k d_in"]
+) -> Update:
+    """``left @ right`` in float32: factored if all updates are, dense if one of them is."""
+    if all(isinstance(update, LowRankUpdate) for update in updates):
+        return LowRankUpdate(left.float(), right.float())
+    return DenseUpdate((left @ right).float())
+
+
+def _entries(update: Update | None, shape: tuple[int, int]) -> Tensor:
+    if update is None:
+        return torch.zeros(shape[0] * shape[1])
+    return update.dense().float().flatten()

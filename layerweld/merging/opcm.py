@@ -1,0 +1,84 @@
+"""OPCM: add one site after the other, each projected away from what is there. Tensors only."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from layerweld.merging.one_round import Merge, MergeMethod, SiteUpdates
+from layerweld.merging.spectral import norm, spectrum, summed
+from layerweld.settings import Share
+from layerweld.updates import DenseUpdate, LowRankUpdate, Update
+
+
+def opcm(updates: Sequence[Update], threshold: float) -> Update:
+    """Start with the first update and add what the others do outside of it, in their order.
+
+    Not scaled yet: the method gives the whole model the sites' mean norm.
+    """
+    merged = updates[0]
+    for update in updates[1:]:
+        merged = _compact(summed([merged, *_projected(update, merged, threshold)]), updates)
+    return merged
+
+
+def _projected(update: Update, merged: Update, threshold: float) -> list[Update]:
+    """The update, and what of it is taken away.
+
+    In the basis of the merge so far that is the block of the leading directions, which hold
+    ``threshold`` of the sum of singular values, and the whole diagonal.
+    """
+    there = spectrum(merged)
+    share = there.values.cumsum(dim=0) / there.values.sum().clamp(min=1e-300)
+    block = int((share <= threshold).sum())
+    core = _between(there.left, update, there.right)
+    removed = torch.diag(core.diagonal())
+    removed[:block, :block] = core[:block, :block]
+    return [update, LowRankUpdate(-there.left @ removed, there.right)]
+
+
+def _between(
+    left: Float64[Tensor, "d_out k"], update: Update, right: Float64[Tensor, "k d_in"]
+) -> Float64[Tensor, "k k"]:
+    """``Uᵀ ΔW V``."""
+    if isinstance(update, LowRankUpdate):
+        return (left.T @ update.left.double()) @ (update.right.double() @ right.T)
+    return left.T @ update.weight.double() @ right.T
+
+
+def _compact(update: Update, updates: Sequence[Update]) -> Update:
+    """The same update by its own directions: otherwise its rank would double with every site."""
+    if not all(isinstance(one, LowRankUpdate) for one in updates):
+        return DenseUpdate(update.dense())
+    whole = spectrum(update)
+    return LowRankUpdate(whole.left * whole.values, whole.right)
+
+
+class Opcm(MergeMethod):
+    """OPCM, orthogonal projection-based continual merging (Tang et al. 2025, arXiv:2501.09522).
+
+    Sequential: the sites are added in the order of their names, and another order gives another
+    merge.
+    """
+
+    threshold: Share = 0.5
+    """Share of the sum of singular values whose directions are closed to later sites."""
+
+    def merge(self, sites: SiteUpdates) -> Merge:
+        """The merged model has the mean norm of the sites' updates."""
+        merged = {
+            layer: opcm(list(of.values()), self.threshold) for layer, of in sites.layers.items()
+        }
+        norms = [
+            norm([of[site] for of in sites.layers.values() if site in of]) for site in sites.sites
+        ]
+        size = norm(list(merged.values()))
+        scale = sum(norms) / len(norms) / size if size > 0 else 1.0
+        return Merge({layer: _as_sent(update * scale) for layer, update in merged.items()})
+
+
+def _as_sent(update: Update) -> Update:
+    if isinstance(update, LowRankUpdate):
+        return LowRankUpdate(update.left.float(), update.right.float())
+    return DenseUpdate(update.weight.float())

@@ -1,0 +1,43 @@
+"""Scaled sums of the sites' updates: the mean, and task arithmetic. Pure tensor code."""
+
+from collections.abc import Sequence
+from functools import partial
+
+from layerweld.exact_sum import ExactSum
+from layerweld.merging.one_round import Merge, MergeMethod, SiteUpdates, layer_by_layer
+from layerweld.settings import Positive
+from layerweld.updates import DenseUpdate, LowRankUpdate, Update, stack
+
+
+def scaled_sum(updates: Sequence[Update], factor: float) -> Update:
+    """``factor · Σ ΔW_i``: LoRA updates stacked to rank ``Σ r_i``, dense ones summed exactly."""
+    low_rank = [update for update in updates if isinstance(update, LowRankUpdate)]
+    if len(low_rank) == len(updates):
+        return stack(low_rank) * factor
+    total = ExactSum(updates[0].shape)
+    for update in updates:
+        total.add(update.dense().double())
+    return DenseUpdate((total.total() * factor).float())
+
+
+class Mean(MergeMethod):
+    """``ΔW_M = Σ ΔW_i / N``: of the products ``B_i A_i``, not of the factors apart."""
+
+    def merge(self, sites: SiteUpdates) -> Merge:
+        """A site that did not change a layer counts as zero there."""
+        return layer_by_layer(sites, partial(scaled_sum, factor=1 / len(sites.sites)))
+
+
+class TaskArithmetic(MergeMethod):
+    """``ΔW_M = λ Σ ΔW_i`` (Ilharco et al. 2023, arXiv:2212.04089)."""
+
+    scaling: Positive = 0.3
+    """λ. It multiplies the sum: 1 / N would be the mean."""
+
+    def remainder_scale(self, num_sites: int) -> float:
+        """The sum is scaled there as well."""
+        return self.scaling * num_sites
+
+    def merge(self, sites: SiteUpdates) -> Merge:
+        """The sum over the sites that changed a layer, scaled."""
+        return layer_by_layer(sites, partial(scaled_sum, factor=self.scaling))

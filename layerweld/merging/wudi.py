@@ -1,0 +1,56 @@
+"""WUDI in closed form: RegMean with ``ΔWᵀ ΔW`` in the place of a Gram matrix. Tensors only."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from layerweld.merging.one_round import Merge, MergeMethod, SiteUpdates, in_kind, layer_by_layer
+from layerweld.merging.spectral import inner_product, spectrum
+from layerweld.settings import Positive
+from layerweld.updates import DenseUpdate, LowRankUpdate, Update
+
+
+def wudi(updates: Sequence[Update], ridge: float) -> Update:
+    """The minimiser of ``Σ_i ‖(ΔW_M - ΔW_i) ΔW_iᵀ‖² / ‖ΔW_i‖² + λ ‖ΔW_M‖²``.
+
+    It is ``(Σ ΔW_i G_i) (Σ G_i + λ I)⁻¹`` with ``G_i = ΔW_iᵀ ΔW_i / ‖ΔW_i‖²`` and
+    ``λ = ridge · tr(Σ G_i) / d_in``. Everything happens in the span of the updates' rows, which for
+    LoRAs has ``Σ r_i`` dimensions.
+    """
+    moved = [update for update in updates if inner_product(update, update) > 0]
+    if not moved:
+        return updates[0]
+    basis = spectrum(DenseUpdate(torch.cat([_rows(update) for update in moved]))).right
+    inside = [_columns(update, basis) for update in moved]
+    grams = torch.stack([columns.T @ columns / columns.square().sum() for columns in inside])
+    products = (torch.stack(inside) @ grams).sum(dim=0)
+    system = grams.sum(dim=0)
+    system += ridge * len(moved) / updates[0].shape[1] * torch.eye(len(system)).double()
+    return in_kind(updates, torch.linalg.solve(system, products.T).T, basis)
+
+
+def _rows(update: Update) -> Tensor:
+    """Rows with the span of the update's rows."""
+    if isinstance(update, LowRankUpdate):
+        orthonormal: Tensor = torch.linalg.qr(update.right.double().T).Q
+        return orthonormal.T
+    return spectrum(update).right
+
+
+def _columns(update: Update, basis: Tensor) -> Tensor:
+    """``ΔW Q``, ``(d_out, k)``."""
+    if isinstance(update, LowRankUpdate):
+        return update.left.double() @ (update.right.double() @ basis.T)
+    return update.weight.double() @ basis.T
+
+
+class Wudi(MergeMethod):
+    """WUDI-Merging (Cheng et al. 2025, arXiv:2503.08099), solved instead of descended."""
+
+    ridge: Positive = 0.01
+    """λ as a fraction of the mean of diag(Σ G_i)."""
+
+    def merge(self, sites: SiteUpdates) -> Merge:
+        """The authors descend for 300 steps from the sum; this is where the descent would end."""
+        return layer_by_layer(sites, lambda updates: wudi(updates, self.ridge))

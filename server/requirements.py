@@ -1,0 +1,81 @@
+"""Can the methods of a run work on these sites' models? Decided before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from layerweld.config import RunSettings
+from layerweld.errors import CohortError
+from layerweld.methods import Method, Need
+from layerweld.transport import Introduction
+
+Sites = Sequence[Introduction]
+
+
+def check_methods(methods: Sequence[Method], settings: RunSettings, sites: Sites) -> None:
+    """Refuse a run of which one method could not work, by name of the method and of the site.
+
+    Raises:
+        CohortError: too few sites, or sites without what the method needs.
+    """
+    for method in methods:
+        _check_count(method, settings, sites)
+        for need in method.needs:
+            problem = _CHECKS[need](sites)
+            if problem:
+                raise CohortError(
+                    f"{method.name}: {problem}. Leave it out of `methods`; `layerweld methods` "
+                    f"says what each one needs"
+                )
+
+
+def _check_count(method: Method, settings: RunSettings, sites: Sites) -> None:
+    if not method.from_updates:
+        return
+    fewest = settings.of_method(method.table).fewest_sites
+    if len(sites) < fewest:
+        raise CohortError(
+            f"{method.name} with its settings needs {fewest} sites or more, and there are "
+            f"{len(sites)}; change [{method.table}], or leave it out of `methods`"
+        )
+
+
+def _lora(sites: Sites) -> str | None:
+    full = [one.site for one in sites if one.kind == "full"]
+    return f"it works on LoRA factors, and {full[0]} brings a whole model" if full else None
+
+
+def _equal_ranks(sites: Sites) -> str | None:
+    first = sites[0]
+    for one in sites[1:]:
+        if (one.layers, one.ranks) != (first.layers, first.ranks):
+            return (
+                f"it averages factors entry by entry, and {one.site} adapted other layers than "
+                f"{first.site}, or with other ranks; `flora` and `flexlora` take any"
+            )
+    return None
+
+
+def _shared_factor(sites: Sites) -> str | None:
+    first = sites[0]
+    for one in sites:
+        if not one.factors:
+            return f"it needs one frozen A at all sites, and {one.site} has yet to train its own"
+        if one.factors != first.factors:
+            return (
+                f"it needs one frozen A at all sites, and {one.site} has another than {first.site}"
+            )
+    return None
+
+
+def _labels(sites: Sites) -> str | None:
+    bare = [one.site for one in sites if not one.labelled]
+    return f"it needs labelled rows and a head at every site; {bare[0]} lacks one" if bare else None
+
+
+_CHECKS: Mapping[Need, Callable[[Sites], str | None]] = {
+    "lora": _lora,
+    "equal ranks": _equal_ranks,
+    "shared A": _shared_factor,
+    "labels": _labels,
+}

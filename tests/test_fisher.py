@@ -1,0 +1,117 @@
+"""Fisher averaging: gradients one row at a time, and the federation that adds them up."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModel, AutoTokenizer
+
+from client.heads import ClassifierHead, load_head
+from layerweld.base_model import load_base
+from layerweld.errors import CohortError
+from layerweld.launch import app_module
+from layerweld.linear import linear_layers, updated, weight_of
+from layerweld.merging.fisher import FisherPool
+from layerweld.task_vectors import read_fine_tuned
+from tests.test_methods import settings_of
+from tests.tiny_sites import make_sites
+
+CLASSES = ("no", "yes")
+
+
+@pytest.fixture(scope="module")
+def labelled_sites(tmp_path_factory):
+    """Three sites whose rows have labels; one head serves all of them."""
+    sites = make_sites(tmp_path_factory.mktemp("labelled"), ["query", "output.dense"])
+    for node in sites.nodes:
+        with open(node["data"]) as file:
+            rows = [json.loads(line) | {"label": CLASSES[i % 2]} for i, line in enumerate(file)]
+        with open(node["data"], "w") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+    torch.manual_seed(0)
+    ClassifierHead(16, CLASSES).save(sites.folder / "head.safetensors")
+    return sites
+
+
+def one_row_at_a_time(sites, node):
+    """The mean squared gradient of each adapted weight, by plain backpropagation."""
+    base = load_base(sites.base)
+    head = load_head(sites.folder / "head.safetensors")
+    tokenizer = AutoTokenizer.from_pretrained(sites.base)
+    own = read_fine_tuned(node["adapter"], base).task_vector.updates
+    layers = linear_layers(base.backbone)
+    with open(node["data"]) as file:
+        rows = [json.loads(line) for line in file]
+    sums = {name: torch.zeros(update.shape) for name, update in own.items()}
+    with updated(layers, own):
+        for name in own:
+            layers[name].weight.requires_grad_()
+        for row in rows:
+            inputs = tokenizer(row["text"], truncation=True, max_length=12, return_tensors="pt")
+            hidden = base.backbone(
+                input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]
+            ).last_hidden_state
+            target = torch.tensor([CLASSES.index(row["label"])])
+            loss = nn.functional.cross_entropy(head(hidden), target)
+            gradients = torch.autograd.grad(loss, [layers[name].weight for name in own])
+            for name, gradient in zip(own, gradients, strict=True):
+                sums[name] += gradient.square() / len(rows)
+        for name in own:
+            layers[name].weight.requires_grad_(False)
+    return sums, own
+
+
+def play(sites, output, methods="fisher"):
+    settings = settings_of(sites, methods)
+    return app_module("server.run").play(sites.grid(settings), settings, str(sites.base), output)
+
+
+def test_the_merge_weighs_every_entry_by_its_squared_gradients(labelled_sites, tmp_path):
+    play(labelled_sites, tmp_path / "out")
+    importance, products = {}, {}
+    for node in labelled_sites.nodes:
+        fisher, own = one_row_at_a_time(labelled_sites, node)
+        for layer, values in fisher.items():
+            floored = values.clamp(min=1e-6)
+            importance[layer] = importance.get(layer, 0) + floored
+            products[layer] = products.get(layer, 0) + floored * own[layer].dense()
+    base, merged = load_base(labelled_sites.base), AutoModel.from_pretrained(tmp_path / "out/model")
+    for layer, values in importance.items():
+        got = weight_of(merged.get_submodule(layer)) - weight_of(base.backbone.get_submodule(layer))
+        expected = products[layer] / values
+        assert (got - expected).norm() < 1e-3 * expected.norm(), layer
+
+
+def test_the_order_of_the_sites_does_not_change_a_bit(labelled_sites, tmp_path):
+    first = play(labelled_sites, tmp_path / "one")
+    labelled_sites.nodes.reverse()
+    second = play(labelled_sites, tmp_path / "two")
+    labelled_sites.nodes.reverse()
+    assert first.manifest_hash == second.manifest_hash
+
+
+def test_sites_without_labels_are_refused_in_the_handshake(tmp_path):
+    sites = make_sites(tmp_path, ["query"])
+    with pytest.raises(
+        CohortError, match="fisher: it needs labelled rows and a head at every site"
+    ):
+        play(sites, tmp_path / "out")
+
+
+def test_a_site_alone_is_given_back_and_equal_importance_gives_the_mean():
+    one, other, even = torch.rand(3, 2), torch.rand(3, 2), torch.full((3, 2), 0.5)
+    alone = FisherPool({"q": (3, 2)})
+    alone.add("q", even, even * one)
+    torch.testing.assert_close(alone.merged()["q"].dense(), one)
+    both = FisherPool({"q": (3, 2)})
+    both.add("q", even, even * one)
+    both.add("q", even, even * other)
+    torch.testing.assert_close(both.merged()["q"].dense(), (one + other) / 2)
+
+
+@pytest.mark.parametrize("broken", [-1.0, float("nan"), float("inf")])
+def test_what_no_square_can_be_is_refused(broken):
+    pool = FisherPool({"q": (3, 2)})
+    with pytest.raises(ValueError, match=r"negative|not finite"):
+        pool.add("q", torch.full((3, 2), broken), torch.zeros(3, 2))
