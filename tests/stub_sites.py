@@ -53,6 +53,8 @@ def introduction_of(name):
         tokens=20,
         skipped=0,
         evaluates=False,
+        labelled=False,
+        factors="",
         versions=("torch=2",),
     )
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from layerweld.errors import LostSiteError, RefusedReplyError
 from layerweld.launch import app_module
+from layerweld.merging.sums import Mean
 from layerweld.transport import (
     encode_introduction,
     read_arrays,
@@ -247,15 +248,19 @@ def test_a_node_that_is_not_the_site_it_replaces_is_turned_away(change, says, cl
     assert any("turned away" in text and says in text for text in said)
 
 
+def update_merging():
+    return app_module("strategies.update_merging")
+
+
 @pytest.mark.parametrize("seed", range(30))
 def test_averaged_updates_survive_faults_too(seed, clock):
     merged = []
     for faults in (none(), Faults(seed)):
         chosen = settings()
         cohort = new_chain(chosen).cohort
-        averaging = app_module("strategies.averaging").UpdateAveraging(PLAN, cohort, RUN, None)
+        averaging = update_merging().UpdateMerging(PLAN, cohort, RUN, Mean(), {})
         averaging.play(FaultyGrid(StubApp(), NODES, chosen, faults, clock))
-        merged.append(averaging.merged)
+        merged.append(averaging.merged.updates)
     for layer, update in merged[0].items():
         assert torch.equal(update.dense(), merged[1][layer].dense())
 
@@ -279,9 +284,7 @@ def test_an_update_to_be_averaged_is_checked_as_strictly(name, clock):
             return Message(RecordDict({"updates": arrays}), reply_to=message)
 
     chosen = settings()
-    averaging = app_module("strategies.averaging").UpdateAveraging(
-        PLAN, new_chain(chosen).cohort, RUN, None
-    )
+    averaging = update_merging().UpdateMerging(PLAN, new_chain(chosen).cohort, RUN, Mean(), {})
     with pytest.raises(RefusedReplyError, match="birch, asked 3 times"):
         averaging.play(FaultyGrid(Spoiler(), NODES, chosen, none(), clock))
 

@@ -12,7 +12,12 @@ from layerweld.errors import RefusedReplyError
 from layerweld.influence import capped_scales, outliers, relative_shift
 from layerweld.pool import GroupPool
 from layerweld.updates import DenseUpdate, LowRankUpdate
-from tests.test_pool import GROUP, merge, new_sites, statistics_of
+from tests import test_pool
+from tests.test_pool import GROUP, new_sites, statistics_of
+
+
+def merge(sites, **entries):
+    return test_pool.merge(sites, influence=True, **entries)
 
 
 @pytest.mark.parametrize("products", ["auto", "dense"])
@@ -26,7 +31,7 @@ def test_influence_is_the_shift_of_a_merge_without_the_site(products, anchor, ra
     pool = GroupPool(GROUP, chosen)
     for site in sites:
         pool.add(site.name, statistics_of(site, chosen))
-    gram = pool._solve({}, 0)[0].gram
+    gram = pool._solve({}, chosen)[0].gram
     got = merge(sites, rank=rank, **entries).influence
     assert list(got) == list("abcd")
     for site in sites:
@@ -48,7 +53,7 @@ def test_sites_that_agree_have_next_to_no_influence():
 
 def test_one_site_has_no_influence_to_report():
     assert merge(new_sites(1, seed=0)).influence == {}
-    assert merge(new_sites(3, seed=0), influence=False).influence == {}
+    assert test_pool.merge(new_sites(3, seed=0)).influence == {}
 
 
 @pytest.mark.parametrize("factor", [-30.0, 100.0])
