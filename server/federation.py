@@ -162,10 +162,14 @@ class Federation:
     def average_remainder(self) -> dict[str, Tensor]:
         """What full fine-tuning changed outside of the linear layers, averaged over the sites.
 
-        It must be known before the chain starts: the chain's inputs depend on it.
+        It must be known before the chain starts, since the chain's inputs depend on it; and it is
+        kept, since a run that is resumed without a site would get another mean.
         """
         if all(introduction.kind == "lora" for introduction in self.introductions):
             return {}
+        kept = self.journal.load_remainder()
+        if kept is not None:
+            return kept
         sums: dict[str, ExactSum] = {}
         about, count = encode_run(self.run), 0
         for _site, tensors in ask(
@@ -174,7 +178,9 @@ class Federation:
             count += 1
             for name, values in tensors.items():
                 sums.setdefault(name, ExactSum(tuple(values.shape))).add(values.double())
-        return {name: (total.total() / count).float() for name, total in sorted(sums.items())}
+        mean = {name: (total.total() / count).float() for name, total in sorted(sums.items())}
+        self.journal.keep_remainder(mean)
+        return mean
 
     def merge(self, method: Method, remainder: Mapping[str, Tensor]) -> MergedModel:
         """Play one method."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from layerweld.disk import reported, writing
 from layerweld.errors import JournalError
@@ -24,6 +25,7 @@ FINISHED = "journal.finished"
 """What the journal is called while it is being removed."""
 
 _HEADER = "run.json"
+_REMAINDER = "remainder.safetensors"
 
 
 class RunJournal:
@@ -83,6 +85,19 @@ class RunJournal:
                 f"{self._folder} holds an interrupted run with other {', '.join(other)}; finish "
                 f"that one with its own settings, or remove the folder to begin anew"
             )
+
+    def keep_remainder(self, remainder: Mapping[str, Tensor]) -> None:
+        """Keep the averaged remainder: every step of the run is measured behind just this one."""
+        _write_hashed(self._folder / _REMAINDER, remainder, {})
+
+    def load_remainder(self) -> dict[str, Tensor] | None:
+        """The kept remainder; None where the run was interrupted before there was one.
+
+        Raises:
+            JournalError: the file is damaged.
+        """
+        file = self._folder / _REMAINDER
+        return _read_hashed(file)[0] if file.is_file() else None
 
     def of_method(self, method: str) -> StepJournal:
         """The steps of one method of the run."""
@@ -145,7 +160,6 @@ class StepJournal:
             StorageError: it cannot be written; the steps before it are untouched.
         """
         file = self._folder / f"step-{step.index:04d}.safetensors"
-        tensors = {key: t.contiguous() for key, t in update_tensors(step.updates).items()}
         figures = {
             "index": step.index,
             "bytes_up": step.bytes_up,
@@ -153,11 +167,8 @@ class StepJournal:
             "lost": step.lost,
             "solutions": [_figures(solution) for solution in step.solutions],
         }
-        with writing(file) as partial:
-            save_file(tensors, partial, metadata={"figures": json.dumps(figures, sort_keys=True)})
-            digest = hashlib.sha256(partial.read_bytes()).hexdigest()
-            with writing(file.with_suffix(".sha256")) as hashed:
-                hashed.write_text(digest, encoding="utf-8")
+        text = json.dumps(figures, sort_keys=True)
+        _write_hashed(file, update_tensors(step.updates), {"figures": text})
 
 
 def _figures(solution: GroupSolution) -> dict[str, Any]:
@@ -166,28 +177,51 @@ def _figures(solution: GroupSolution) -> dict[str, Any]:
 
 
 def _read_step(file: Path) -> SolvedStep:
+    tensors, metadata = _read_hashed(file)
     try:
-        expected = file.with_suffix(".sha256").read_text()
-        if hashlib.sha256(file.read_bytes()).hexdigest() != expected:
-            raise JournalError(
-                f"{file} does not match its hash; remove it to solve that step again"
-            )
-        with safe_open(file, framework="pt") as opened:
-            figures = json.loads(opened.metadata()["figures"])
-            tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
+        figures = json.loads(metadata["figures"])
+        updates = updates_from(tensors)
+        solutions = []
+        for about in figures["solutions"]:
+            layers = about.pop("layers")
+            solutions.append(GroupSolution(updates={k: updates[k] for k in layers}, **about))
+        return SolvedStep(
+            figures["index"],
+            tuple(solutions),
+            figures["bytes_up"],
+            figures["bytes_down"],
+            tuple(figures["lost"]),
+        )
+    except (ValueError, TypeError, KeyError) as error:
         raise JournalError(
             f"{file} cannot be read ({error}); remove it to solve that step again"
         ) from None
-    updates = updates_from(tensors)
-    solutions = []
-    for about in figures["solutions"]:
-        layers = about.pop("layers")
-        solutions.append(GroupSolution(updates={k: updates[k] for k in layers}, **about))
-    return SolvedStep(
-        figures["index"],
-        tuple(solutions),
-        figures["bytes_up"],
-        figures["bytes_down"],
-        tuple(figures["lost"]),
-    )
+
+
+def _write_hashed(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Tensors in one file, and beside it the file's hash."""
+    contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
+    with writing(file) as partial:
+        save_file(contiguous, partial, metadata=dict(metadata))
+        digest = hashlib.sha256(partial.read_bytes()).hexdigest()
+        with writing(file.with_suffix(".sha256")) as hashed:
+            hashed.write_text(digest, encoding="utf-8")
+
+
+def _read_hashed(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of a file that matches its hash.
+
+    Raises:
+        JournalError: it does not, or cannot be read.
+    """
+    try:
+        expected = file.with_suffix(".sha256").read_text()
+        if hashlib.sha256(file.read_bytes()).hexdigest() != expected:
+            raise JournalError(f"{file} does not match its hash; remove it to compute it again")
+        with safe_open(file, framework="pt") as opened:
+            tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+            return tensors, opened.metadata() or {}
+    except (OSError, SafetensorError, ValueError) as error:
+        raise JournalError(
+            f"{file} cannot be read ({error}); remove it to compute it again"
+        ) from None

@@ -402,3 +402,32 @@ def test_every_group_of_the_chain_measures_behind_the_one_before(bert_sites, tmp
     steps = [group["step"] for group in manifest_of["one"]["groups"]]
     assert all(later == earlier + 1 for earlier, later in pairwise(steps))
     assert manifest_of["one"] == manifest_of["two"]
+
+
+def test_a_resumed_run_keeps_the_remainder_its_steps_were_measured_behind(
+    bert_sites, tmp_path, monkeypatch
+):
+    tuned = load_base(bert_sites.base).backbone
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+    tuned.save_pretrained(tmp_path / "tuned")
+    nodes = [node | {"adapter": str(tmp_path / "tuned")} for node in bert_sites.nodes]
+    sites = replace(bert_sites, nodes=nodes)
+    whole = play(sites, tmp_path / "whole")
+    journal = app_module("server.journal").StepJournal
+    keep = journal.keep
+
+    def keep_and_die(self, step):
+        keep(self, step)
+        if step.index == 2:
+            raise Killed
+
+    monkeypatch.setattr(journal, "keep", keep_and_die)
+    with pytest.raises(Killed):
+        play(sites, tmp_path / "out")
+    monkeypatch.setattr(journal, "keep", keep)
+    federation = app_module("server.federation").Federation
+    monkeypatch.setattr(federation, "_remainder", lambda *_: pytest.fail("asked for it again"))
+    assert play(sites, tmp_path / "out").manifest_hash == whole.manifest_hash
