@@ -98,6 +98,7 @@ def play(ask, superlink, sites, output, *options):
         "methods": "'chain'",
         "min-sites": 3,
         "merge.covariate-shift": "'off'",
+        "merge.influence": "false",
         "calibration.samples": 0,
         "calibration.max-length": 12,
         "calibration.batch-size": 4,
