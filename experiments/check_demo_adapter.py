@@ -28,7 +28,7 @@ def main(
     reported = next(m for m in results["methods"] if m["name"] == results["chosen"])["scores"]
     model = AutoModel.from_pretrained(base_folder(), add_pooling_layer=False)
     wrapped = PeftModel.from_pretrained(model, output / "adapter").eval()
-    merged = BaseModel(base_folder(), wrapped, "demo")
+    merged = BaseModel(base_folder(), wrapped.get_base_model(), "demo")
     for site in app_module("client.site").demo_sites():
         state = app_module("client.state").SiteState(site, settings, run="check")
         head = app_module("client.heads").load_head(state.head_file)

@@ -125,7 +125,7 @@ def test_a_sites_paths_are_absolute_and_flower_hands_them_on(here, sites):
     init_site(sites)
     site = open_site(here / "hospital-a")
     parsed = parse_config_args([node_config(site.entry)])
-    assert site_of_node(parsed, RunSettings()) == site.entry
+    assert site_of_node(parsed, RunSettings()) == site.entry.model_copy(update={"watchdog": True})
     assert all(parsed[key].startswith("/") for key in ("data", "adapter", "base", "cache"))
 
 

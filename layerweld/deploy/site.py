@@ -170,9 +170,14 @@ def open_site(folder: Path) -> Site:
 
 
 def node_config(entry: SiteEntry) -> str:
-    """A site as Flower's ``--node-config`` wants it."""
-    fields = entry.model_dump(by_alias=True)
-    return " ".join(f'{key}="{value}"' for key, value in fields.items() if value)
+    """A site as Flower's ``--node-config`` wants it.
+
+    The watchdog is always on: here Flower starts one process a message, and one that hangs would
+    block the site for every later message.
+    """
+    fields = entry.model_dump(by_alias=True, exclude={"watchdog"})
+    texts = [f'{key}="{value}"' for key, value in fields.items() if value]
+    return " ".join([*texts, "watchdog=true"])
 
 
 @contextmanager
