@@ -74,6 +74,10 @@ class Introduction:
     versions: tuple[str, ...]
 
 
+FOUND_OUT_BY_TRAINING = ("kind", "layers", "ranks", "prefix", "evaluates", "labelled", "factors")
+"""What a site that fine-tunes first can only say of itself afterwards."""
+
+
 @dataclass(frozen=True)
 class Question:
     """The server's request for the statistics of one step.

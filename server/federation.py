@@ -22,6 +22,7 @@ from layerweld.progress import report_progress
 from layerweld.schedule import Step
 from layerweld.statistics import ProductForm
 from layerweld.transport import (
+    FOUND_OUT_BY_TRAINING,
     Introduction,
     ModelToMeasure,
     decode_introduction,
@@ -284,8 +285,11 @@ class Federation:
     def _trained(self, site: str, content: RecordDict) -> Introduction:
         introduction = _introduction(site, content)
         before = self.cohort.introductions[site]
-        free = ("kind", "layers", "ranks", "prefix", "evaluates")
-        differing = [k for k in vars(before) if k not in free and _differs(before, introduction, k)]
+        differing = [
+            field
+            for field in vars(before)
+            if field not in FOUND_OUT_BY_TRAINING and _differs(before, introduction, field)
+        ]
         if differing or introduction.kind == "none":
             raise RefusedReplyError(f"after fine-tuning it has another {', '.join(differing)}")
         check_layers(introduction, self.whole_plan)

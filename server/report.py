@@ -86,6 +86,7 @@ def render_report(results: RunResults) -> str:
     drawn = [*accuracy_charts, *(c for section in sections for c in section.charts)]
     return environment.from_string(PAGE).render(
         name=results.name,
+        base=results.base,
         verdict=verdict(results),
         caveat=caveat(results),
         tiles=_tiles(results),
@@ -139,7 +140,7 @@ def _tiles(results: RunResults) -> list[dict[str, str]]:
             {"label": "Uploaded", "value": byte_text(sent), "detail": "by all sites together"},
             {"label": "Time", "value": time_text(chosen.seconds), "detail": ""},
         ]
-    manifest = {"label": "Manifest", "value": results.manifest_hash[:10], "detail": results.base}
+    manifest = {"label": "Manifest", "value": results.manifest_hash[:10], "detail": "of SHA-256"}
     return [*tiles, manifest]
 
 
@@ -159,7 +160,8 @@ def _sections(results: RunResults, featured: MethodResult | None) -> list[Sectio
     if featured is None:
         return [cost]
     importance = charts.importance_chart(results, featured)
-    shown = [importance] if importance else []
+    influence = charts.influence_chart(results, featured)
+    shown = [chart for chart in (importance, influence) if chart]
     solving = Section(
         "solving", "Solving the groups",
         f"Along the chain, group by group: {featured.label}.",

@@ -157,6 +157,45 @@ def importance_chart(results: RunResults, method: MethodResult) -> Chart | None:
     )
 
 
+def influence_chart(results: RunResults, method: MethodResult) -> Chart | None:
+    """How far each site moves each group, sites by groups; None where nobody asked."""
+    sites = [s.name for s in results.sites if any(s.name in g.influence for g in method.groups)]
+    if not sites:
+        return None
+    shifts = [[g.influence.get(site) for g in method.groups] for site in sites]
+    hover = [
+        [
+            f"{_full_name(g)}<br>{chart_text(site, 60)}: {number_text(shift or 0.0)}"
+            for g, shift in zip(method.groups, row, strict=True)
+        ]
+        for site, row in zip(sites, shifts, strict=True)
+    ]
+    trace = {
+        "type": "heatmap", "z": shifts, "text": hover, "hovertemplate": "%{text}<extra></extra>",
+        "zmin": 0, "xgap": 2 if len(method.groups) <= 60 else 0, "ygap": 2,
+        "colorbar": {
+            "thickness": 10, "outlinewidth": 0, "len": 1, "nticks": 5,
+            "tickfont": {"color": "--muted", "size": 12},
+        },
+        "colorscale": [[0, "--middle"], [1, "--high"]],
+    }  # fmt: skip
+    horizontal, narrow = group_axis(method.groups)
+    return Chart(
+        key="influence",
+        title="Influence of each site",
+        reading="How far the merge of the other sites moves when the site joins them, relative and "
+        f"on the sites' inputs. {_flagged(method)}",
+        height=190 + 34 * len(sites),
+        data=[trace],
+        layout={
+            "xaxis": horizontal | {"showgrid": False},
+            "yaxis": rows([chart_text(s, 18) for s in sites]) | {"showgrid": False},
+            "hovermode": "closest",
+        },
+        narrow=narrow,
+    )
+
+
 def residual_chart(method: MethodResult) -> Chart:
     """What of the updates each merged group could not reproduce, a line per kind of group."""
     values = [g.residual for g in method.groups]
@@ -325,6 +364,16 @@ def _chain_chart(
         data=traces,
         layout={"xaxis": horizontal, "yaxis": axis("", **vertical), "hovermode": "closest"},
         narrow=narrow,
+    )
+
+
+def _flagged(method: MethodResult) -> str:
+    if not method.outliers:
+        return "No site moves a group more than three times as far as the median site."
+    counts = [f"{site} ({len(groups)})" for site, groups in sorted(method.outliers.items())]
+    return (
+        f"More than three times as far as the median site, with the number of groups: "
+        f"{', '.join(counts)}; look at such a site's data and adapter."
     )
 
 

@@ -24,7 +24,7 @@ style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:">
 <body>
 <main>
 <header>
-  <p class="eyebrow">layerweld · merge report</p>
+  <p class="eyebrow">layerweld · merge report · {{ base }}</p>
   <h1>{{ name }}</h1>
   <p class="verdict">{{ verdict }}</p>
   {% if caveat %}<p class="caveat">{{ caveat }}</p>{% endif %}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from layerweld.config import LostSite, RunSettings
 from layerweld.errors import LostSiteError, RefusedReplyError
-from layerweld.transport import Introduction
+from layerweld.transport import FOUND_OUT_BY_TRAINING, Introduction
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,8 @@ class Cohort:
             raise RefusedReplyError(f"{introduction.site!r} is no site of this run")
         if known.kind == "none" and introduction.kind != "none":
             # It fine-tuned before its first answer was lost.
-            introduction = replace(introduction, kind=known.kind, prefix=known.prefix)
+            known_only = {name: getattr(known, name) for name in FOUND_OUT_BY_TRAINING}
+            introduction = replace(introduction, **known_only)
         differing = [k for k, v in vars(known).items() if v != getattr(introduction, k)]
         if differing:
             raise RefusedReplyError(

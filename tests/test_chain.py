@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -431,3 +432,27 @@ def test_a_resumed_run_keeps_the_remainder_its_steps_were_measured_behind(
     federation = app_module("server.federation").Federation
     monkeypatch.setattr(federation, "_remainder", lambda *_: pytest.fail("asked for it again"))
     assert play(sites, tmp_path / "out").manifest_hash == whole.manifest_hash
+
+
+def test_sites_without_adapters_fine_tune_first(bert_sites, tmp_path):
+    nodes = []
+    for node in bert_sites.nodes:
+        rows = [json.loads(line) for line in Path(node["data"]).read_text().splitlines()]
+        labelled = [row | {"label": i % 2} for i, row in enumerate(rows)]
+        data = tmp_path / f"{node['name']}.jsonl"
+        data.write_text("\n".join(map(json.dumps, labelled)))
+        nodes.append({"name": node["name"], "data": str(data), "held-out": str(data)})
+    sites = replace(bert_sites, nodes=nodes, folder=tmp_path)
+    plain = sites.settings()
+    finetune = plain.finetune.model_copy(update={"max_steps": 2, "logger": "none"})
+    settings = plain.model_copy(update={"finetune": finetune, "methods": "com,mean"})
+    results = app_module("server.run").play(
+        sites.grid(settings), settings, str(sites.base), tmp_path / "out"
+    )
+    scored = {m.name: set(m.scores) for m in results.methods}
+    everybody = {"ash", "birch", "cedar"}
+    assert scored == dict.fromkeys(("base", "individual", "com", "mean"), everybody)
+    again = app_module("server.run").play(
+        sites.grid(settings), settings, str(sites.base), tmp_path / "again"
+    )
+    assert again.manifest_hash == results.manifest_hash

@@ -198,6 +198,17 @@ def test_numbers_that_are_not_finite_do_not_break_the_charts() -> None:
     assert len(_charts(render_report(results))["condition"]["figure"]["data"][0]["x"]) == 5
 
 
+def test_influence_is_drawn_where_it_was_measured_and_names_outliers() -> None:
+    results = _results()
+    assert "influence" not in _charts(render_report(results))
+    com = results.methods[-1]
+    groups = tuple(replace(g, influence=dict.fromkeys(SITES, 0.2)) for g in com.groups)
+    flagged = replace(com, groups=groups, outliers={SITES[0]: (groups[0].name,)})
+    page = render_report(replace(results, methods=(*results.methods[:-1], flagged)))
+    assert _charts(page)["influence"]["figure"]["data"][0]["z"] == [[0.2] * 24] * len(SITES)
+    assert f"{SITES[0]} (1)" in page
+
+
 def test_labels_are_short_whatever_the_model_calls_its_layers() -> None:
     group = _results().methods[-1].groups[0]
     assert group_label(group) == "L0 · query,key,value"
