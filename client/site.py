@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -47,6 +48,13 @@ def demo_sites() -> tuple[SiteEntry, ...]:
     return tuple(
         SiteEntry(name=task, data=f"{DEMO}{task}", held_out=f"{DEMO}{task}") for task in DEMO_SITES
     )
+
+
+def forget_run(nodes: Iterable[Mapping[str, Scalar]], settings: RunSettings, run: str) -> None:
+    """Remove what the nodes remembered of one finished run; their adapters stay."""
+    for node in nodes:
+        folder = cache_folder(site_of_node(node, settings), settings) / "runs" / run
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def cache_folder(site: SiteEntry, settings: RunSettings) -> Path:

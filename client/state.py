@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from client.batches import batches
-from client.data import Rows, draw, read_rows
+from client.data import Rows, draw, read_rows, set_aside
 from client.demo_tasks import Split, demo_rows
 from client.site import cache_folder
 from client.store import SiteStore
@@ -72,9 +72,28 @@ class SiteState:
         """The merge plan of the whole model."""
         return self._loaded[1]
 
-    @cached_property
+    @property
     def rows(self) -> Rows:
         """The site's rows, to fine-tune and to calibrate on."""
+        return self._split[0]
+
+    @property
+    def held_out(self) -> Rows | None:
+        """Labelled rows to evaluate on, if the site has any."""
+        return self._split[1] if self._validates else self._held_out
+
+    @cached_property
+    def _split(self) -> tuple[Rows, Rows]:
+        """The rows to work with, and those set aside to choose settings on."""
+        calibration = self.settings.calibration
+        return set_aside(self._all_rows, calibration.validation, calibration.seed)
+
+    @property
+    def _validates(self) -> bool:
+        return self.settings.evaluate.rows == "validation"
+
+    @cached_property
+    def _all_rows(self) -> Rows:
         if self.site.data.startswith(DEMO):
             return self._demo_rows(self.site.data, held_out=False)
         return read_rows(
@@ -82,8 +101,7 @@ class SiteState:
         )
 
     @cached_property
-    def held_out(self) -> Rows | None:
-        """Labelled rows to evaluate on, if the site has any."""
+    def _held_out(self) -> Rows | None:
         if not self.site.held_out:
             return None
         if self.site.held_out.startswith(DEMO):

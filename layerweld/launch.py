@@ -40,6 +40,42 @@ def play_in_process(
     return module("server.run").play(grid, settings, base, output)
 
 
+def compare_in_process(
+    settings: RunSettings,
+    nodes: Sequence[Mapping[str, Scalar]],
+    base: str,
+    seeds: Sequence[int],
+    budget: int,
+    output: Path,
+) -> Any:
+    """Play every method of the run once per seed, and write what came out after each seed.
+
+    Args:
+        settings: of the run; ``methods`` says what is compared.
+        nodes: one node configuration per site.
+        base: folder of the base model.
+        seeds: see ``server.comparison.compare``.
+        budget: candidates per method; 1 is the published defaults.
+        output: folder to create.
+
+    Returns:
+        The ``server.comparison_results.Comparison``.
+    """
+    module = app_module
+    app = module("client.app").app
+
+    write = module("server.comparison_output").write_comparison
+    return module("server.comparison").compare(
+        play=lambda changed: module("server.in_process").InProcessGrid(app, nodes, changed),
+        settings=settings,
+        base=base,
+        seeds=seeds,
+        budget=budget,
+        on_played=lambda changed, run: module("client.site").forget_run(nodes, changed, run),
+        on_seed=lambda known: write(known, output),
+    )
+
+
 def app_module(name: str) -> Any:
     """One module of the app, by name."""
     folder = str(app_folder())

@@ -31,7 +31,6 @@ from layerweld.transport import (
 from layerweld.updates import Update
 from server.handshake import check_cohort, merged_layers
 from server.journal import RunJournal
-from server.requirements import check_methods
 from server.results import GroupFigures, Score
 from strategies.chain_of_merges import ChainOfMerges, SolvedStep
 from strategies.cohort import Cohort, stream_replies
@@ -113,7 +112,6 @@ class Federation:
             plan=self.whole_plan.digest,
             settings=self.settings.digest(),
         )
-        check_methods(self.methods, self.settings, self.introductions)
         self.cohort = Cohort({n: i.site for n, i in by_node.items()}, self.settings.timeout)
 
     def fine_tune(self) -> None:

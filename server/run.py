@@ -23,6 +23,7 @@ from server.output import (
     write_merge,
     write_results,
 )
+from server.requirements import check_methods
 from server.results import Form, MethodResult, RunResults, Score
 
 
@@ -43,13 +44,14 @@ def play(grid: Grid, settings: RunSettings, base: str, output: Path) -> RunResul
     journal = RunJournal(output / JOURNAL)
     federation = Federation(grid, settings, base, journal)
     federation.introduce()
+    check_methods(federation.methods, settings, federation.introductions)
     warning = too_few_tokens(federation.introductions, federation.plan)
     if warning:
         report_progress(f"warning: {warning}", 0, 0)
     federation.fine_tune()
     federation.begin_journal()
     merges = _merge_all(federation)
-    references = _references(federation)
+    references = reference_results(federation)
     results = _write(federation, merges, references, output)
     journal.remove()
     return results
@@ -68,7 +70,7 @@ def _merge_all(federation: Federation) -> list[tuple[MergedModel, MethodResult]]
     return merges
 
 
-def _references(federation: Federation) -> list[MethodResult]:
+def reference_results(federation: Federation) -> list[MethodResult]:
     """The base model and each site's own: what merges are measured against."""
     if not federation.sites_can_evaluate:
         return []
