@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from client.package_files import user_cache
 from layerweld.config import RunSettings, Scalar
 from layerweld.errors import ConfigError
 from layerweld.sites import DEMO, SiteEntry, read_run_file
@@ -43,7 +43,7 @@ def site_of_node(node_config: Mapping[str, Scalar], settings: RunSettings) -> Si
 
 def demo_sites() -> tuple[SiteEntry, ...]:
     """The demo's six sites, which fine-tune and evaluate on the tasks they are named after."""
-    from client.demo_tasks import DEMO_SITES
+    from client.package_tasks import DEMO_SITES
 
     return tuple(
         SiteEntry(name=task, data=f"{DEMO}{task}", held_out=f"{DEMO}{task}") for task in DEMO_SITES
@@ -62,4 +62,4 @@ def cache_folder(site: SiteEntry, settings: RunSettings) -> Path:
     chosen = site.cache or settings.cache
     if chosen:
         return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "layerweld"
+    return user_cache()

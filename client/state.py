@@ -12,7 +12,7 @@ from torch import Tensor
 
 from client.batches import batches
 from client.data import Rows, draw, read_rows, set_aside
-from client.demo_tasks import Split, demo_rows
+from client.package_tasks import Split, package_rows
 from client.site import cache_folder
 from client.store import SiteStore
 from layerweld.adapters import Adapter
@@ -25,11 +25,11 @@ from layerweld.errors import AdapterError, ConfigError
 from layerweld.linear import shifted
 from layerweld.plan import MergePlan
 from layerweld.replay import RecordedBatch
-from layerweld.sites import DEMO, SiteEntry
+from layerweld.sites import SiteEntry, package_task
 from layerweld.task_vectors import read_fine_tuned
 
-_DEMO_TRAINING_ROWS = 1500
-_DEMO_HELD_OUT_ROWS = 250
+_TRAINING_ROWS = 1500
+_HELD_OUT_ROWS = 250
 
 
 @lru_cache(maxsize=2)
@@ -94,8 +94,8 @@ class SiteState:
 
     @cached_property
     def _all_rows(self) -> Rows:
-        if self.site.data.startswith(DEMO):
-            return self._demo_rows(self.site.data, held_out=False)
+        if task := package_task(self.site.data):
+            return self._package_rows(task, held_out=False)
         return read_rows(
             Path(self.site.data), self.settings.calibration, reads_images=self.base.reads_images
         )
@@ -104,8 +104,8 @@ class SiteState:
     def _held_out(self) -> Rows | None:
         if not self.site.held_out:
             return None
-        if self.site.held_out.startswith(DEMO):
-            return self._demo_rows(self.site.held_out, held_out=True)
+        if task := package_task(self.site.held_out):
+            return self._package_rows(task, held_out=True)
         return read_rows(
             Path(self.site.held_out), self.settings.calibration, reads_images=self.base.reads_images
         )
@@ -209,11 +209,11 @@ class SiteState:
         chosen = self.site.base or self.settings.base
         return Path(chosen).expanduser() if chosen else base_folder()
 
-    def _demo_rows(self, source: str, *, held_out: bool) -> Rows:
-        samples = _DEMO_HELD_OUT_ROWS if held_out else _DEMO_TRAINING_ROWS
+    def _package_rows(self, task: str, *, held_out: bool) -> Rows:
+        samples = _HELD_OUT_ROWS if held_out else _TRAINING_ROWS
         split: Split = "test" if held_out else "train"
         seed = self.settings.calibration.seed
-        return demo_rows(source.removeprefix(DEMO), split, samples, seed)
+        return package_rows(task, split, samples, seed)
 
 
 def fine_tune_site(state: SiteState, on_step: Callable[[int, int], None] | None = None) -> None:
