@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from client.evaluate import accuracy
-from client.heads import load_head
 from client.state import SiteState
 from layerweld.collect import ReplayableModel, input_moments
 from layerweld.covariate_shift import MomentAccumulator, squared_wasserstein
@@ -32,14 +31,20 @@ def held_out_accuracy(state: SiteState, model: ModelToMeasure) -> tuple[float, i
     """
     if state.held_out is None:
         raise DataError(f"{state.site.name} has no held-out rows to evaluate on")
-    head = load_head(state.head_file)
+    head = state.head
     parts = _parts(state, model)
     replayable = ReplayableModel(state.base.backbone, state.plan)
     with (
         state.with_remainder(dict(parts.remainder)),
         updated(replayable.layers, parts.updates),
     ):
-        return accuracy(state.base, head, state.held_out, state.settings.evaluate)
+        return accuracy(
+            state.base,
+            head,
+            state.held_out,
+            state.settings.evaluate,
+            state.settings.calibration.prompt_end,
+        )
 
 
 def shift_per_group(state: SiteState, model: ModelToMeasure) -> dict[str, float]:

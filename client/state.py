@@ -12,6 +12,8 @@ from torch import Tensor
 
 from client.batches import batches
 from client.data import Rows, draw, read_rows, set_aside
+from client.heads import ClassifierHead, load_head
+from client.label_words import LabelWordHead, label_word_head
 from client.package_tasks import Split, package_rows
 from client.site import cache_folder
 from client.store import SiteStore
@@ -125,6 +127,7 @@ class SiteState:
         decides = finetune.model_dump_json(exclude={"logger", "accelerator", "devices"})
         seed = self.settings.calibration.seed
         about = f"{self.base.fingerprint} {self.rows.digest} {decides} {seed}"
+        about += self.settings.calibration.prompt_end
         key = hashlib.sha256(about.encode()).hexdigest()[:16]
         folder = cache_folder(self.site, self.settings) / "adapters" / f"{self.site.name}-{key}"
         return folder / "adapter"
@@ -133,6 +136,25 @@ class SiteState:
     def head_file(self) -> Path:
         """Where the task head lies: beside the adapter. It never leaves the site."""
         return self.adapter_folder.parent / "head.safetensors"
+
+    @property
+    def has_head(self) -> bool:
+        """Whether the site can classify, now or once it is fine-tuned."""
+        knows_words = bool(self.settings.calibration.prompt_end)
+        return knows_words or self.must_fine_tune or self.head_file.is_file()
+
+    @property
+    def head(self) -> ClassifierHead | LabelWordHead:
+        """The site's own head, or the label words of its rows.
+
+        Raises:
+            AdapterError: there is no head file, or a damaged one.
+            ConfigError: the classes have no label words that tell them apart.
+        """
+        if not self.settings.calibration.prompt_end:
+            return load_head(self.head_file)
+        held_out = self.held_out.classes if self.held_out else ()
+        return label_word_head(self.base, self.rows.classes or held_out)
 
     @property
     def must_fine_tune(self) -> bool:
@@ -173,7 +195,11 @@ class SiteState:
         """The calibration rows as model inputs, on the model's device."""
         calibration = self.settings.calibration
         made = batches(
-            self.calibration_rows, self.base, calibration.batch_size, calibration.max_length
+            self.calibration_rows,
+            self.base,
+            calibration.batch_size,
+            calibration.max_length,
+            calibration.prompt_end,
         )
         device = device_named(calibration.device)
         return [{name: tensor.to(device) for name, tensor in batch.items()} for batch in made]
@@ -229,4 +255,5 @@ def fine_tune_site(state: SiteState, on_step: Callable[[int, int], None] | None 
             state.settings.calibration.seed,
             state.adapter_folder.parent,
             on_step,
+            state.settings.calibration.prompt_end,
         )

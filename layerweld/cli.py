@@ -101,8 +101,16 @@ def compare(
     nodes = [{"partition-id": i, "num-partitions": len(sites)} for i in range(len(sites))]
     first = settings.calibration.seed
     base = settings.base or str(base_folder())
+    write = app_module("server.comparison_output").write_comparison
     with showing_progress():
-        found = compare_in_process(settings, nodes, base, range(first, first + seeds), tune, output)
+        found = compare_in_process(
+            settings,
+            nodes,
+            base,
+            range(first, first + seeds),
+            tune,
+            on_seed=lambda known: write(known, output),
+        )
     tables = app_module("server.comparison_tables")
     console.print(tables.comparison_table(found))
     console.print(tables.site_table(found))

@@ -70,6 +70,9 @@ class CalibrationSettings(Settings):
     """Rows drawn at random with ``seed``; 0 uses every row, in order."""
     max_length: Annotated[int, Field(ge=1)] = 128
     """Tokens after which a text is cut."""
+    prompt_end: str = ""
+    """For causal language models: text put after each row's text and never cut, ``"\\nTopic:"``.
+    With it a class is the word that the model goes on with, and no head is trained."""
     batch_size: Annotated[int, Field(ge=1)] = 32
     """Rows per forward pass."""
     seed: int = 0

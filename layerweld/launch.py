@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +46,9 @@ def compare_in_process(
     base: str,
     seeds: Sequence[int],
     budget: int,
-    output: Path,
+    on_seed: Callable[[Any], None],
 ) -> Any:
-    """Play every method of the run once per seed, and write what came out after each seed.
+    """Play every method of the run once per seed.
 
     Args:
         settings: of the run; ``methods`` says what is compared.
@@ -56,7 +56,7 @@ def compare_in_process(
         base: folder of the base model.
         seeds: see ``server.comparison.compare``.
         budget: candidates per method; 1 is the published defaults.
-        output: folder to create.
+        on_seed: called with what is known after each seed.
 
     Returns:
         The ``server.comparison_results.Comparison``.
@@ -64,7 +64,6 @@ def compare_in_process(
     module = app_module
     app = module("client.app").app
 
-    write = module("server.comparison_output").write_comparison
     return module("server.comparison").compare(
         play=lambda changed: module("server.in_process").InProcessGrid(app, nodes, changed),
         settings=settings,
@@ -72,7 +71,7 @@ def compare_in_process(
         seeds=seeds,
         budget=budget,
         on_played=lambda changed, run: module("client.site").forget_run(nodes, changed, run),
-        on_seed=lambda known: write(known, output),
+        on_seed=on_seed,
     )
 
 
