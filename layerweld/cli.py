@@ -85,6 +85,9 @@ def compare(
     Adapters are trained or found once per seed. Sites need labelled held-out rows. Methods that
     cannot work on the sites' models are listed with the reason.
 
+    With `--tune` every site sets a fifth of its rows aside; an adapter that a site brings along may
+    have been trained on them.
+
     Example: `layerweld compare hospitals.toml --methods com,ties,mean --seeds 3 --output compared`
     """
     from layerweld.demo import base_folder
