@@ -32,7 +32,7 @@ def main(
     tune: Annotated[int, typer.Option(help="Candidates per method; 1: defaults.")] = 1,
     output: Annotated[Path, typer.Option(help="Folder for all results.")] = _HERE / "results",
 ) -> None:
-    """Compare the methods and write what came out after every seed."""
+    """Compare the methods and write what is known after each of them."""
     settings, sites = read_run_file(_HERE / "benchmarks" / f"{name}.toml")
     names = ",".join(METHODS) if methods == "all" else methods
     base = str(backbones.folder(name))
@@ -42,9 +42,9 @@ def main(
     numbers = range(first, first + seeds)
     with showing_progress():
         found = compare_in_process(
-            settings, nodes, base, numbers, tune, on_seed=lambda known: write(known, folder)
+            settings, nodes, base, numbers, tune, on_known=lambda known: write(known, folder)
         )
-    console.print(app_module("server.comparison_tables").comparison_table(found))
+    console.print(app_module("server.comparison_tables").accuracy_table(found))
 
 
 def write(found: Any, folder: Path) -> None:

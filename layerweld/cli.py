@@ -112,10 +112,11 @@ def compare(
             base,
             range(first, first + seeds),
             tune,
-            on_seed=lambda known: write(known, output),
+            on_known=lambda known: write(known, output),
         )
     tables = app_module("server.comparison_tables")
-    console.print(tables.comparison_table(found))
+    console.print(tables.accuracy_table(found))
+    console.print(tables.cost_table(found))
     console.print(tables.site_table(found))
     for line in tables.refusal_lines(found):
         console.print(line, highlight=False, markup=False)

@@ -46,7 +46,7 @@ def compare_in_process(
     base: str,
     seeds: Sequence[int],
     budget: int,
-    on_seed: Callable[[Any], None],
+    on_known: Callable[[Any], None],
 ) -> Any:
     """Play every method of the run once per seed.
 
@@ -56,7 +56,7 @@ def compare_in_process(
         base: folder of the base model.
         seeds: see ``server.comparison.compare``.
         budget: candidates per method; 1 is the published defaults.
-        on_seed: called with what is known after each seed.
+        on_known: called after each method, with all that is known by then.
 
     Returns:
         The ``server.comparison_results.Comparison``.
@@ -71,7 +71,7 @@ def compare_in_process(
         seeds=seeds,
         budget=budget,
         on_played=lambda changed, run: module("client.site").forget_run(nodes, changed, run),
-        on_seed=on_seed,
+        on_known=on_known,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from flwr.serverapp import Grid
@@ -22,6 +22,7 @@ from server.peak_memory import peak_resident
 from server.requirements import problem_with
 from server.results import MethodResult, SiteSummary
 from server.run import reference_results
+from server.scores import REFERENCES
 
 Play = Callable[[RunSettings], Grid]
 _VALIDATION_SHARE = 0.2  # of a site's rows, set aside to choose settings on
@@ -34,7 +35,7 @@ def compare(
     seeds: Sequence[int],
     budget: int,
     on_played: Callable[[RunSettings, str], None] = lambda _settings, _run: None,
-    on_seed: Callable[[Comparison], None] = lambda _known: None,
+    on_known: Callable[[Comparison], None] = lambda _known: None,
 ) -> Comparison:
     """Play the run's methods once per seed, with the same adapters, rows and budget for each.
 
@@ -47,7 +48,7 @@ def compare(
             trains and calibrates on the others, and the candidate with the best mean normalised
             accuracy on that fifth is taken. Held-out rows choose nothing.
         on_played: called with the settings and the identifier of each run that is over.
-        on_seed: called with what is known after each seed.
+        on_known: called after each method, with all that is known by then.
 
     Raises:
         ConfigError: the sites cannot evaluate.
@@ -57,14 +58,29 @@ def compare(
         report_progress("comparing, seed", seeds.index(seed), len(seeds))
         changed = _with_seed(settings, seed, budget)
         played = _Seed(play, on_played, changed, base, seed, budget)
-        entries += played.entries()
-        known = Comparison(
-            settings.name, Path(base).resolve().name, played.sites, tuple(seeds), budget,
-            tuple(entries), played.refused,
-        )  # fmt: skip
-        on_seed(known)
+        for entry in played.entries():
+            entries.append(entry)
+            known = _known(settings, base, played, entries)
+            if entry.result.name not in REFERENCES:
+                on_known(known)
     report_progress("comparing, seed", len(seeds), len(seeds))
+    on_known(known)
     return known
+
+
+def _known(settings: RunSettings, base: str, played: _Seed, entries: Sequence[Entry]) -> Comparison:
+    order = (*REFERENCES, *(method.name for method in played.methods))
+    seeds = tuple(dict.fromkeys(entry.seed for entry in entries))
+    in_order = sorted(entries, key=lambda e: (seeds.index(e.seed), order.index(e.result.name)))
+    return Comparison(
+        name=settings.name,
+        base=Path(base).resolve().name,
+        sites=played.sites,
+        seeds=seeds,
+        budget=played.budget,
+        entries=tuple(in_order),
+        refused=played.refused,
+    )
 
 
 class _Seed:
@@ -89,17 +105,12 @@ class _Seed:
         self.sites: tuple[SiteSummary, ...] = ()
         self.refused: tuple[Refusal, ...] = ()
 
-    def entries(self) -> list[Entry]:
-        """References, then every method that can work, in order."""
+    def entries(self) -> Iterator[Entry]:
+        """References first, then every method that can work, as they are played."""
         chosen = self._choose() if self.budget > 1 else {m.name: 0 for m in self.methods}
-        found: dict[str, Entry] = {}
         for number in sorted({0, *chosen.values()}):
             methods = [m for m in self.methods if chosen[m.name] == number]
-            references = number == 0
-            played = self._played(self.settings, methods, number, references=references)
-            found |= {entry.result.name: entry for entry in played}
-        order = ("base", "individual", *(m.name for m in self.methods))
-        return [found[name] for name in order if name in found]
+            yield from self._played(self.settings, methods, number, references=number == 0)
 
     def _choose(self) -> dict[str, int]:
         """The best candidate of each method on the rows that were set aside, by number."""
@@ -109,7 +120,7 @@ class _Seed:
         individual: MethodResult | None = None
         for number in range(self.budget):
             methods = [m for m in self.methods if number < len(candidates(m, self.budget))]
-            played = self._played(settings, methods, number, references=individual is None)
+            played = list(self._played(settings, methods, number, references=individual is None))
             for entry in played:
                 if entry.result.name == "individual":
                     individual = entry.result
@@ -123,7 +134,7 @@ class _Seed:
 
     def _played(
         self, settings: RunSettings, methods: Sequence[Method], number: int, *, references: bool
-    ) -> list[Entry]:
+    ) -> Iterator[Entry]:
         """One federation: every method with its candidate of that number."""
         settings = with_candidate(settings, number)
         with tempfile.TemporaryDirectory() as folder:
@@ -132,9 +143,8 @@ class _Seed:
             federation.introduce()
             federation.fine_tune()
             self._check(federation)
-            entries: list[Entry] = []
             if references:
-                entries = [Entry(self.seed, r) for r in reference_results(federation)]
+                yield from (Entry(self.seed, result) for result in reference_results(federation))
             remainder = federation.average_remainder()
             for method in methods:
                 if problem_with(method, settings, federation.introductions):
@@ -144,9 +154,8 @@ class _Seed:
                     peak_bytes = peak()
                 merged.scores.update(federation.evaluate("merged", merged))
                 tuned = candidates(method, self.budget)[number]
-                entries.append(Entry(self.seed, method_result(merged, {}), peak_bytes, tuned))
+                yield Entry(self.seed, method_result(merged, {}), peak_bytes, tuned)
         self.on_played(settings, federation.run)
-        return entries
 
     def _check(self, federation: Federation) -> None:
         if not federation.sites_can_evaluate:

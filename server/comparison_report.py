@@ -71,9 +71,9 @@ def verdict(found: list[Line]) -> str:
     lead = best.normalised.mean - others[0].normalised.mean
     deviation = max(best.normalised.deviation or 0.0, others[0].normalised.deviation or 0.0)
     if best.normalised.deviation is None:
-        return f"{sentence} One seed says nothing about chance: {_lead(lead, others[0])}."
+        return f"{sentence} {_lead(lead, others[0])}; one seed says nothing about chance."
     sure = "more" if lead > deviation else "not more"
-    return f"{sentence} {_lead(lead, others[0]).capitalize()}, {sure} than seeds differ."
+    return f"{sentence} {_lead(lead, others[0])}, {sure} than seeds differ."
 
 
 def accuracy_chart(found: list[Line]) -> Chart:
@@ -154,4 +154,4 @@ def _traffic(line: Line) -> float:
 
 
 def _lead(lead: float, second: Line) -> str:
-    return f"it leads {second.label} by {100 * lead:.1f} points"
+    return f"It leads {second.label} by {100 * lead:.1f} points"

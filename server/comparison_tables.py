@@ -15,21 +15,34 @@ from server.report_labels import byte_text, percent, time_text
 from server.scores import REFERENCES, best_merges
 from server.tables import inert, plain
 
-_HEAD = ("Method", "Accuracy", "Normalised", "Worst site", "Where", "Rounds", "Up", "Down", "Time",
-         "Peak memory")  # fmt: skip
+_ACCURACY = ("Method", "Accuracy %", "Normalised %", "Worst site %", "Where")
+_COST = ("Rounds", "Up", "Down", "Time", "Peak memory")
 
 
-def comparison_table(comparison: Comparison) -> Table:
+def accuracy_table(comparison: Comparison) -> Table:
     """One row per method: means over sites, then over seeds; the best merge is bold."""
-    table = Table(title="Held-out accuracy and cost", caption=notes(comparison))
+    return _method_table(comparison, "Held-out accuracy", range(len(_ACCURACY)))
+
+
+def cost_table(comparison: Comparison) -> Table:
+    """One row per method: what its merge took."""
+    cost = range(len(_ACCURACY), len(_ACCURACY) + len(_COST))
+    table = _method_table(comparison, "Cost", [0, *cost])
+    table.caption = notes(comparison)
     table.caption_justify = "left"
-    for number, head in enumerate(_HEAD):
-        table.add_column(head, justify="left" if number in (0, 4) else "right")
+    return table
+
+
+def _method_table(comparison: Comparison, title: str, columns: Sequence[int]) -> Table:
+    table = Table(title=title)
+    for number in columns:
+        table.add_column(method_head()[number], justify="left" if number in (0, 4) else "right")
     found = lines(comparison)
     best = best_merges({line.name: line.normalised.mean for line in found})
     for line in found:
         style = "bold" if line.name in best else ""
-        table.add_row(*(Text(cell, style=style) for cell in method_cells(line)))
+        cells = method_cells(line)
+        table.add_row(*(Text(cells[number], style=style) for number in columns))
         if line.name == REFERENCES[-1]:
             table.add_section()
     return table
@@ -80,7 +93,7 @@ def budget_text(comparison: Comparison) -> str:
 
 
 def comparison_markdown(comparison: Comparison) -> str:
-    """The table of :func:`comparison_table`, and by site, as Markdown."""
+    """All tables as Markdown: methods, then by site, then what was chosen."""
     found = lines(comparison)
     parts = [_markdown(method_head(), [method_cells(line) for line in found])]
     parts += [_markdown(*site_cells(found))]
@@ -92,7 +105,7 @@ def comparison_markdown(comparison: Comparison) -> str:
 
 def method_head() -> list[str]:
     """Names of the columns of :func:`method_cells`."""
-    return list(_HEAD)
+    return [*_ACCURACY, *_COST]
 
 
 def site_cells(found: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
@@ -133,8 +146,8 @@ def method_cells(line: Line) -> list[str]:
 
 def _spread(spread: Spread) -> str:
     if spread.deviation is None:
-        return percent(spread.mean)
-    return f"{100 * spread.mean:.1f} ± {100 * spread.deviation:.1f}\u00a0%"
+        return f"{100 * spread.mean:.1f}"
+    return f"{100 * spread.mean:.1f} ± {100 * spread.deviation:.1f}"
 
 
 def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
