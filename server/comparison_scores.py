@@ -86,10 +86,11 @@ def _line(entries: list[Entry], alone: dict[int, MethodResult]) -> Line:
     results = [entry.result for entry in entries]
     by_seed = [shares(entry.result, alone[entry.seed]) for entry in entries]
     means = {site: fmean(found[site] for found in by_seed) for site in by_seed[0]}
+    missing = f" ({len(entries)} of {len(alone)} seeds)" if len(entries) < len(alone) else ""
     peaks = [entry.peak_bytes for entry in entries if entry.peak_bytes is not None]
     return Line(
         name=results[0].name,
-        label=results[0].label,
+        label=results[0].label + missing,
         accuracy=Spread(tuple(fmean(s.accuracy for s in r.scores.values()) for r in results)),
         normalised=Spread(
             tuple(mean_normalised(e.result, alone[e.seed]) for e in entries),

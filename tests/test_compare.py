@@ -14,8 +14,11 @@ from layerweld.config import RunSettings
 from layerweld.errors import ConfigError
 from layerweld.grids import GRIDS, candidates, with_candidate
 from layerweld.methods import METHODS
-from server.comparison_scores import Spread
+from server.comparison_report import verdict
+from server.comparison_results import Comparison, Entry
+from server.comparison_scores import Spread, lines
 from server.peak_memory import peak_resident
+from server.results import MethodResult, Score
 from tests.tiny_sites import make_sites
 
 CHOSEN = "mean,com,dare,ffa-lora,opcm"
@@ -169,3 +172,50 @@ def test_where_the_kernel_does_not_tell_memory_is_unknown(tmp_path):
     with peak_resident(tmp_path / "no-such-process") as peak:
         pass
     assert peak() is None
+
+
+def result(name, label, **scores):
+    by_site = {site: Score(accuracy, 100) for site, accuracy in scores.items()}
+    return MethodResult(name, label, 1, 2.0, 10, 20, by_site)
+
+
+def comparison(*seeds):
+    """A comparison of what was scored at seeds 0, 1 …: a list of method results each."""
+    entries = [Entry(seed, found) for seed, results in enumerate(seeds) for found in results]
+    return Comparison("x", "base", (), tuple(range(len(seeds))), 1, tuple(entries), ())
+
+
+def test_figures_are_normalised_at_each_seed_and_then_averaged():
+    first = [result("individual", "Own", a=0.5, b=1.0), result("mean", "Mean", a=0.4, b=0.5)]
+    second = [result("individual", "Own", a=0.8, b=1.0), result("mean", "Mean", a=0.4, b=0.6)]
+    own, mean = lines(comparison(first, second))
+    assert own.normalised.values == own.worst.values == (1.0, 1.0)
+    assert mean.normalised.values == pytest.approx((0.65, 0.55))
+    assert mean.worst.values == pytest.approx((0.5, 0.5))
+    assert mean.worst_site == "b"
+    assert mean.sites["a"].mean == 0.4
+
+
+def test_a_method_that_lacks_a_seed_says_so():
+    first = [result("individual", "Own", a=0.5), result("mean", "Mean", a=0.4)]
+    second = [result("individual", "Own", a=0.5)]
+    own, mean = lines(comparison(first, second))
+    assert own.label == "Own"
+    assert mean.label == "Mean (1 of 2 seeds)"
+
+
+def test_the_verdict_names_the_lead_and_whether_it_could_be_chance():
+    def seed(com, mean):
+        return [
+            result("individual", "Own", a=1.0),
+            result("com", "Chain", a=com),
+            result("mean", "Mean", a=mean),
+        ]
+
+    assert "One seed" not in verdict(lines(comparison(seed(0.9, 0.8), seed(0.9, 0.8))))
+    sure = verdict(lines(comparison(seed(0.9, 0.8), seed(0.91, 0.8))))
+    assert sure.startswith("Chain keeps 90.5")
+    assert sure.endswith("It leads Mean by 10.5 points, more than seeds differ.")
+    assert "not more than" in verdict(lines(comparison(seed(0.9, 0.8), seed(0.7, 0.79))))
+    assert "one seed says nothing" in verdict(lines(comparison(seed(0.9, 0.8))))
+    assert verdict(lines(comparison(seed(0.9, 0.8)[:1]))).startswith("None of the methods")
