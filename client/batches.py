@@ -27,19 +27,32 @@ class Preprocessor:
     processor; without one they are squashed to the configured size and normalised as for ImageNet.
     """
 
-    def __init__(self, base: BaseModel, max_length: int) -> None:
+    def __init__(self, base: BaseModel, max_length: int, prompt_end: str = "") -> None:
         """Load the tokenizer or image processor from the base model's folder.
 
+        Args:
+            base: the model to prepare inputs for.
+            max_length: tokens of a text, those of ``prompt_end`` included.
+            prompt_end: put after every text, and never cut.
+
         Raises:
-            ConfigError: the folder has no tokenizer, or one that cannot pad.
+            ConfigError: the folder has no tokenizer, or one that cannot pad; or texts cannot be
+                gone on with.
         """
         self._base = base
         self._accepted = set(inspect.signature(base.backbone.forward).parameters)
         if base.reads_images:
             self._processor = _load_image_processor(base.folder)
         else:
-            self._tokenizer = _load_tokenizer(base.folder)
-            self._max_length = min(max_length, _longest_input(base, self._tokenizer))
+            self._tokenizer = load_tokenizer(base.folder)
+            self._end = _end_tokens(self._tokenizer, prompt_end)
+            longest = min(max_length, _longest_input(base, self._tokenizer))
+            self._max_length = longest - len(self._end)
+            if self._max_length < 1:
+                raise ConfigError(
+                    f"`calibration.prompt-end` has {len(self._end)} tokens, which leaves none of "
+                    f"{longest} for the text; raise the `max-length` settings"
+                )
 
     def __call__(self, inputs: Sequence[str] | Sequence[Path]) -> dict[str, Tensor]:
         """``pixel_values`` of shape ``(rows, channels, height, width)``; or ``input_ids``.
@@ -49,13 +62,10 @@ class Preprocessor:
         """
         if self._base.reads_images:
             return {"pixel_values": self._pixels([Path(file) for file in inputs])}
-        encoded = self._tokenizer(
-            list(inputs),
-            padding="longest",
-            truncation=True,
-            max_length=self._max_length,
-            return_tensors="pt",
-        )
+        encoded = self._tokenizer(list(inputs), truncation=True, max_length=self._max_length)
+        if self._end:
+            encoded = {"input_ids": [ids + self._end for ids in encoded["input_ids"]]}
+        encoded = self._tokenizer.pad(encoded, padding="longest", return_tensors="pt")
         return {key: value for key, value in encoded.items() if key in self._accepted}
 
     def _pixels(self, files: Sequence[Path]) -> Tensor:
@@ -73,14 +83,14 @@ class Preprocessor:
 
 
 def batches(
-    rows: Rows, base: BaseModel, batch_size: int, max_length: int
+    rows: Rows, base: BaseModel, batch_size: int, max_length: int, prompt_end: str = ""
 ) -> list[dict[str, Tensor]]:
     """All rows as model inputs, in order, ``batch_size`` of them at a time; the last may be less.
 
     Raises:
         ConfigError: the base model's folder has no tokenizer, or one that cannot pad.
     """
-    return list(stream(rows, Preprocessor(base, max_length), batch_size))
+    return list(stream(rows, Preprocessor(base, max_length, prompt_end), batch_size))
 
 
 def stream(rows: Rows, preprocess: Preprocessor, batch_size: int) -> Iterator[dict[str, Tensor]]:
@@ -89,7 +99,12 @@ def stream(rows: Rows, preprocess: Preprocessor, batch_size: int) -> Iterator[di
         yield preprocess(rows.inputs[start : start + batch_size])
 
 
-def _load_tokenizer(folder: Path) -> Any:
+def load_tokenizer(folder: Path) -> Any:
+    """The folder's tokenizer, padding and cutting on the right.
+
+    Raises:
+        ConfigError: there is none, or it cannot pad.
+    """
     from transformers import AutoTokenizer
 
     try:
@@ -109,6 +124,18 @@ def _load_tokenizer(folder: Path) -> Any:
             f"different lengths cannot share a batch; set `tokenizer.pad_token` and save it again"
         )
     return tokenizer
+
+
+def _end_tokens(tokenizer: Any, prompt_end: str) -> list[int]:
+    if not prompt_end:
+        return []
+    if tokenizer("a")["input_ids"][-1] != tokenizer("a", add_special_tokens=False)["input_ids"][-1]:
+        raise ConfigError(
+            "`calibration.prompt-end` is for causal language models; this base model's tokenizer "
+            "closes every text with a token of its own: leave it empty"
+        )
+    tokens: list[int] = tokenizer(prompt_end, add_special_tokens=False)["input_ids"]
+    return tokens
 
 
 def _longest_input(base: BaseModel, tokenizer: Any) -> int:

@@ -71,11 +71,28 @@ def draw(rows: Rows, samples: int, seed: int) -> Rows:
     """
     if not samples or samples >= len(rows):
         return rows
-    kept = sorted(random.Random(seed).sample(range(len(rows)), samples))
+    return _chosen(rows, sorted(random.Random(seed).sample(range(len(rows)), samples)))
+
+
+def _chosen(rows: Rows, places: Sequence[int]) -> Rows:
     labels = rows.labels
-    names = None if labels is None else [rows.classes[labels[i]] for i in kept]
-    inputs = [rows.inputs[i] for i in kept]
+    names = None if labels is None else [rows.classes[labels[i]] for i in places]
+    inputs = [rows.inputs[i] for i in places]
     return make_rows(inputs, names, rows.classes, rows.skipped)  # type: ignore[arg-type]
+
+
+def set_aside(rows: Rows, share: float, seed: int) -> tuple[Rows, Rows]:
+    """Split at random, both halves in the order of the file.
+
+    Args:
+        rows: what to split.
+        share: of the rows that go to the second half, rounded to the nearest row.
+        seed: the same seed sets the same rows aside.
+    """
+    count = round(share * len(rows))
+    aside = set(random.Random(seed).sample(range(len(rows)), count))
+    kept = [i for i in range(len(rows)) if i not in aside]
+    return (_chosen(rows, kept) if aside else rows), _chosen(rows, sorted(aside))
 
 
 def read_rows(source: Path, settings: CalibrationSettings, reads_images: bool) -> Rows:

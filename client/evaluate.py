@@ -12,6 +12,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from client.batches import Preprocessor, stream
 from client.data import Rows
 from client.heads import ClassifierHead
+from client.label_words import LabelWordHead
 from layerweld.base_model import BaseModel
 from layerweld.config import EvaluateSettings
 from layerweld.errors import DataError
@@ -19,7 +20,11 @@ from layerweld.errors import DataError
 
 @torch.inference_mode()
 def accuracy(
-    base: BaseModel, head: ClassifierHead, rows: Rows, settings: EvaluateSettings
+    base: BaseModel,
+    head: ClassifierHead | LabelWordHead,
+    rows: Rows,
+    settings: EvaluateSettings,
+    prompt_end: str = "",
 ) -> tuple[float, int]:
     """Share of rows whose class the head finds, and the number of rows.
 
@@ -29,6 +34,7 @@ def accuracy(
         head: the site's own.
         rows: labelled rows that were not trained on.
         settings: batch size and length.
+        prompt_end: put after every text.
 
     Raises:
         DataError: the rows have no labels, or one of a class that the head does not know.
@@ -39,9 +45,8 @@ def accuracy(
     head = head.to(device).eval()
     metric = MulticlassAccuracy(len(head.classes), average="micro").to(device)
     seen = 0
-    for batch in stream(
-        _in_order(rows, order), Preprocessor(base, settings.max_length), settings.batch_size
-    ):
+    preprocess = Preprocessor(base, settings.max_length, prompt_end)
+    for batch in stream(_in_order(rows, order), preprocess, settings.batch_size):
         inputs = {key: value.to(device) for key, value in batch.items()}
         hidden = base.backbone(**inputs).last_hidden_state
         logits = head(hidden, inputs.get("attention_mask"))
@@ -55,7 +60,7 @@ def _in_order(rows: Rows, order: Sequence[int]) -> Rows:
     return replace(rows, inputs=inputs)
 
 
-def labels_of(rows: Rows, head: ClassifierHead) -> torch.Tensor:
+def labels_of(rows: Rows, head: ClassifierHead | LabelWordHead) -> torch.Tensor:
     """Labels of the rows, as positions among the head's classes.
 
     Raises:

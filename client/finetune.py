@@ -22,6 +22,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from client.batches import Preprocessor
 from client.data import Rows
 from client.heads import ClassifierHead
+from client.label_words import LabelWordHead, label_word_head
 from layerweld.base_model import BaseModel
 from layerweld.config import FinetuneSettings
 from layerweld.errors import ConfigError, DataError, OutputError
@@ -34,7 +35,9 @@ _WARMUP_SHARE = 0.1  # of all steps
 class LoraFineTuner(L.LightningModule):
     """Cross-entropy training of a LoRA adapter and of the head on top of it."""
 
-    def __init__(self, model: nn.Module, head: ClassifierHead, learning_rate: float) -> None:
+    def __init__(
+        self, model: nn.Module, head: ClassifierHead | LabelWordHead, learning_rate: float
+    ) -> None:
         """Take over a PEFT model, whose adapter is all of it that requires gradients."""
         super().__init__()
         self.model = model
@@ -112,10 +115,12 @@ def fine_tune(
     seed: int,
     folder: Path,
     on_step: OnStep | None = None,
+    prompt_end: str = "",
 ) -> None:
     """Train a LoRA and a head on a site's rows, and write both.
 
-    The folder holds ``adapter`` (as PEFT saves it) and ``head.safetensors``; it appears complete or
+    The folder holds ``adapter`` (as PEFT saves it) and ``head.safetensors``, which label words do
+    without; it appears complete or
     not at all. Training curves go to ``logs`` beside it. The base model is left exactly as it was:
     a copy is trained. The same seed and number of threads give the same bytes on one machine.
 
@@ -127,6 +132,7 @@ def fine_tune(
         seed: of the initial weights, of dropout and of the order of the rows.
         folder: folder to create.
         on_step: called after each optimiser step with the steps done and all steps.
+        prompt_end: put after every text; with it classes are label words.
 
     Raises:
         ConfigError: no target is given, or one is not a linear layer of the base model.
@@ -136,12 +142,14 @@ def fine_tune(
     _check(base, targets, rows, folder)
     with _quiet(), _reproducible(seed):
         model = _with_lora(base, targets, settings)
-        tuner = LoraFineTuner(
-            model, ClassifierHead(base.d_model, rows.classes), settings.learning_rate
+        head = (
+            label_word_head(base, rows.classes)
+            if prompt_end
+            else ClassifierHead(base.d_model, rows.classes)
         )
-        data = LabelledRows(
-            rows, Preprocessor(base, settings.max_length), settings.batch_size, seed
-        )
+        tuner = LoraFineTuner(model, head, settings.learning_rate)
+        preprocess = Preprocessor(base, settings.max_length, prompt_end)
+        data = LabelledRows(rows, preprocess, settings.batch_size, seed)
         _trainer(settings, folder, on_step).fit(tuner, datamodule=data)
         _write(tuner.cpu().float(), folder)
 
@@ -219,7 +227,8 @@ def _write(tuner: LoraFineTuner, folder: Path) -> None:
     config = model.peft_config["default"]
     config.target_modules = sorted(config.target_modules)  # a set has another order each time
     model.save_pretrained(partial / "adapter", save_embedding_layers=False)
-    tuner.head.save(partial / "head.safetensors")
+    if isinstance(tuner.head, ClassifierHead):
+        tuner.head.save(partial / "head.safetensors")
     os.replace(partial, folder)
 
 

@@ -81,7 +81,7 @@ def _cache_and_name(context: Context) -> tuple[Path, str]:
 
 def _logs(context: Context) -> Path:
     """Where incidents are written, also if nothing else about the site can be read."""
-    from client.site import user_cache
+    from client.package_files import user_cache
     from layerweld.errors import ConfigError
 
     try:

@@ -36,7 +36,7 @@ def introduce(state: SiteState) -> Introduction:
         tokens=tokens,
         skipped=state.rows.skipped,
         evaluates=_can_evaluate(state),
-        labelled=state.rows.labels is not None and _has_head(state),
+        labelled=state.rows.labels is not None and state.has_head,
         factors=_digest_of_factors(state),
         versions=(f"layerweld={__version__}", *_versions("torch", "transformers", "peft", "flwr")),
     )
@@ -61,11 +61,7 @@ def _adapter_facts(
 def _can_evaluate(state: SiteState) -> bool:
     if not state.settings.evaluate.enabled or state.held_out is None:
         return False
-    return _has_head(state)
-
-
-def _has_head(state: SiteState) -> bool:
-    return state.must_fine_tune or state.head_file.is_file()
+    return state.has_head
 
 
 def _digest_of_factors(state: SiteState) -> str:

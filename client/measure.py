@@ -9,7 +9,6 @@ from torch import Tensor
 
 from client.data import Rows
 from client.evaluate import accuracy
-from client.heads import load_head
 from client.reference_scores import kept_or_measured
 from client.state import SiteState
 from layerweld.collect import ReplayableModel, input_moments
@@ -41,14 +40,20 @@ def held_out_accuracy(state: SiteState, model: ModelToMeasure) -> tuple[float, i
 
 
 def _measured(state: SiteState, model: ModelToMeasure, held_out: Rows) -> tuple[float, int]:
-    head = load_head(state.head_file)
+    head = state.head
     parts = _parts(state, model)
     replayable = ReplayableModel(state.base.backbone, state.plan)
     with (
         state.with_remainder(dict(parts.remainder)),
         updated(replayable.layers, parts.updates),
     ):
-        return accuracy(state.base, head, held_out, state.settings.evaluate)
+        return accuracy(
+            state.base,
+            head,
+            held_out,
+            state.settings.evaluate,
+            state.settings.calibration.prompt_end,
+        )
 
 
 def shift_per_group(state: SiteState, model: ModelToMeasure) -> dict[str, float]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from client.package_files import user_cache
 from layerweld.config import RunSettings, Scalar
 from layerweld.errors import ConfigError
 from layerweld.sites import DEMO, SiteEntry, read_run_file
@@ -42,11 +43,18 @@ def site_of_node(node_config: Mapping[str, Scalar], settings: RunSettings) -> Si
 
 def demo_sites() -> tuple[SiteEntry, ...]:
     """The demo's six sites, which fine-tune and evaluate on the tasks they are named after."""
-    from client.demo_tasks import DEMO_SITES
+    from client.package_tasks import DEMO_SITES
 
     return tuple(
         SiteEntry(name=task, data=f"{DEMO}{task}", held_out=f"{DEMO}{task}") for task in DEMO_SITES
     )
+
+
+def forget_run(nodes: Iterable[Mapping[str, Scalar]], settings: RunSettings, run: str) -> None:
+    """Remove what the nodes remembered of one finished run; their adapters stay."""
+    for node in nodes:
+        folder = cache_folder(site_of_node(node, settings), settings) / "runs" / run
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def cache_folder(site: SiteEntry, settings: RunSettings) -> Path:
@@ -55,8 +63,3 @@ def cache_folder(site: SiteEntry, settings: RunSettings) -> Path:
     if chosen:
         return Path(chosen).expanduser()
     return user_cache()
-
-
-def user_cache() -> Path:
-    """This project's folder in the user's cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "layerweld"

@@ -11,8 +11,10 @@ from pathlib import Path
 from torch import Tensor
 
 from client.batches import batches
-from client.data import Rows, draw, read_rows
-from client.demo_tasks import Split, demo_rows
+from client.data import Rows, draw, read_rows, set_aside
+from client.heads import ClassifierHead, load_head
+from client.label_words import LabelWordHead, label_word_head
+from client.package_tasks import Split, package_rows
 from client.site import cache_folder
 from client.store import SiteStore
 from layerweld.adapters import Adapter
@@ -25,11 +27,11 @@ from layerweld.errors import AdapterError, ConfigError
 from layerweld.linear import shifted
 from layerweld.plan import MergePlan
 from layerweld.replay import RecordedBatch
-from layerweld.sites import DEMO, SiteEntry
+from layerweld.sites import SiteEntry, package_task
 from layerweld.task_vectors import read_fine_tuned
 
-_DEMO_TRAINING_ROWS = 1500
-_DEMO_HELD_OUT_ROWS = 250
+_TRAINING_ROWS = 1500
+_HELD_OUT_ROWS = 250
 
 
 @lru_cache(maxsize=2)
@@ -72,22 +74,40 @@ class SiteState:
         """The merge plan of the whole model."""
         return self._loaded[1]
 
-    @cached_property
+    @property
     def rows(self) -> Rows:
         """The site's rows, to fine-tune and to calibrate on."""
-        if self.site.data.startswith(DEMO):
-            return self._demo_rows(self.site.data, held_out=False)
+        return self._split[0]
+
+    @property
+    def held_out(self) -> Rows | None:
+        """Labelled rows to evaluate on, if the site has any."""
+        return self._split[1] if self._validates else self._held_out
+
+    @cached_property
+    def _split(self) -> tuple[Rows, Rows]:
+        """The rows to work with, and those set aside to choose settings on."""
+        calibration = self.settings.calibration
+        return set_aside(self._all_rows, calibration.validation, calibration.seed)
+
+    @property
+    def _validates(self) -> bool:
+        return self.settings.evaluate.rows == "validation"
+
+    @cached_property
+    def _all_rows(self) -> Rows:
+        if task := package_task(self.site.data):
+            return self._package_rows(task, held_out=False)
         return read_rows(
             Path(self.site.data), self.settings.calibration, reads_images=self.base.reads_images
         )
 
     @cached_property
-    def held_out(self) -> Rows | None:
-        """Labelled rows to evaluate on, if the site has any."""
+    def _held_out(self) -> Rows | None:
         if not self.site.held_out:
             return None
-        if self.site.held_out.startswith(DEMO):
-            return self._demo_rows(self.site.held_out, held_out=True)
+        if task := package_task(self.site.held_out):
+            return self._package_rows(task, held_out=True)
         return read_rows(
             Path(self.site.held_out), self.settings.calibration, reads_images=self.base.reads_images
         )
@@ -107,6 +127,7 @@ class SiteState:
         decides = finetune.model_dump_json(exclude={"logger", "accelerator", "devices"})
         seed = self.settings.calibration.seed
         about = f"{self.base.fingerprint} {self.rows.digest} {decides} {seed}"
+        about += self.settings.calibration.prompt_end
         key = hashlib.sha256(about.encode()).hexdigest()[:16]
         folder = cache_folder(self.site, self.settings) / "adapters" / f"{self.site.name}-{key}"
         return folder / "adapter"
@@ -115,6 +136,25 @@ class SiteState:
     def head_file(self) -> Path:
         """Where the task head lies: beside the adapter. It never leaves the site."""
         return self.adapter_folder.parent / "head.safetensors"
+
+    @property
+    def has_head(self) -> bool:
+        """Whether the site can classify, now or once it is fine-tuned."""
+        knows_words = bool(self.settings.calibration.prompt_end)
+        return knows_words or self.must_fine_tune or self.head_file.is_file()
+
+    @property
+    def head(self) -> ClassifierHead | LabelWordHead:
+        """The site's own head, or the label words of its rows.
+
+        Raises:
+            AdapterError: there is no head file, or a damaged one.
+            ConfigError: the classes have no label words that tell them apart.
+        """
+        if not self.settings.calibration.prompt_end:
+            return load_head(self.head_file)
+        held_out = self.held_out.classes if self.held_out else ()
+        return label_word_head(self.base, self.rows.classes or held_out)
 
     @property
     def must_fine_tune(self) -> bool:
@@ -155,7 +195,11 @@ class SiteState:
         """The calibration rows as model inputs, on the model's device."""
         calibration = self.settings.calibration
         made = batches(
-            self.calibration_rows, self.base, calibration.batch_size, calibration.max_length
+            self.calibration_rows,
+            self.base,
+            calibration.batch_size,
+            calibration.max_length,
+            calibration.prompt_end,
         )
         device = device_named(calibration.device)
         return [{name: tensor.to(device) for name, tensor in batch.items()} for batch in made]
@@ -191,11 +235,11 @@ class SiteState:
         chosen = self.site.base or self.settings.base
         return Path(chosen).expanduser() if chosen else base_folder()
 
-    def _demo_rows(self, source: str, *, held_out: bool) -> Rows:
-        samples = _DEMO_HELD_OUT_ROWS if held_out else _DEMO_TRAINING_ROWS
+    def _package_rows(self, task: str, *, held_out: bool) -> Rows:
+        samples = _HELD_OUT_ROWS if held_out else _TRAINING_ROWS
         split: Split = "test" if held_out else "train"
         seed = self.settings.calibration.seed
-        return demo_rows(source.removeprefix(DEMO), split, samples, seed)
+        return package_rows(task, split, samples, seed)
 
 
 def fine_tune_site(state: SiteState, on_step: Callable[[int, int], None] | None = None) -> None:
@@ -211,4 +255,5 @@ def fine_tune_site(state: SiteState, on_step: Callable[[int, int], None] | None 
             state.settings.calibration.seed,
             state.adapter_folder.parent,
             on_step,
+            state.settings.calibration.prompt_end,
         )

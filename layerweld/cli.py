@@ -68,6 +68,67 @@ def simulate(
 
 
 @app.command()
+def compare(
+    config: Annotated[Path, typer.Argument(help="TOML file with settings and [[sites]].")],
+    methods: Annotated[
+        str, typer.Option(help="Comma-separated names of `layerweld methods`, or `all`.")
+    ] = "all",
+    seeds: Annotated[
+        int, typer.Option(min=1, help="How many; the first is the file's `calibration.seed`.")
+    ] = 1,
+    tune: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Candidates per method, chosen on rows set aside; 1: published defaults."
+        ),
+    ] = 1,
+    output: Output = Path("comparison"),
+) -> None:
+    """Which method serves your sites best? Every one on the same adapters, in one table.
+
+    Adapters are trained or found once per seed. Sites need labelled held-out rows. Methods that
+    cannot work on the sites' models are listed with the reason.
+
+    With `--tune` every site sets a fifth of its rows aside; an adapter that a site brings along may
+    have been trained on them.
+
+    Example: `layerweld compare hospitals.toml --methods com,ties,mean --seeds 3 --output compared`
+    """
+    from layerweld.demo import base_folder
+    from layerweld.launch import app_module, compare_in_process
+    from layerweld.methods import METHODS, methods_of
+    from layerweld.sites import read_run_file
+    from layerweld.terminal import console, showing_progress
+
+    settings, sites = read_run_file(config)
+    names = ",".join(METHODS) if methods == "all" else methods
+    settings = settings.model_copy(update={"min_sites": len(sites), "methods": names})
+    methods_of(settings)
+    app_module("server.output").check_output_folder(output)
+    nodes = [{"partition-id": i, "num-partitions": len(sites)} for i in range(len(sites))]
+    first = settings.calibration.seed
+    base = settings.base or str(base_folder())
+    write = app_module("server.comparison_output").write_comparison
+    with showing_progress():
+        found = compare_in_process(
+            settings,
+            nodes,
+            base,
+            range(first, first + seeds),
+            tune,
+            on_known=lambda known: write(known, output),
+        )
+    tables = app_module("server.comparison_tables")
+    console.print(tables.accuracy_table(found))
+    console.print(tables.cost_table(found))
+    console.print(tables.site_table(found))
+    for line in tables.refusal_lines(found):
+        console.print(line, highlight=False, markup=False)
+    console.print(f"report  {output / 'comparison.html'}", highlight=False)
+    console.print(f"tables  {output / 'methods.csv'}, sites.csv, comparison.md", highlight=False)
+
+
+@app.command()
 def merge(
     base: Base,
     site: Annotated[

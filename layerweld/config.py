@@ -85,6 +85,9 @@ class CalibrationSettings(Settings):
     """Rows drawn at random with ``seed``; 0 uses every row, in order."""
     max_length: Annotated[int, Field(ge=1)] = 128
     """Tokens after which a text is cut."""
+    prompt_end: str = ""
+    """For causal language models: text put after each row's text and never cut, ``"\\nTopic:"``.
+    With it a class is the word that the model goes on with, and no head is trained."""
     batch_size: Annotated[int, Field(ge=1)] = 32
     """Rows per forward pass."""
     seed: int = 0
@@ -93,6 +96,9 @@ class CalibrationSettings(Settings):
     """Where sites run the model: ``cpu``, ``cuda:1``; ``auto`` is a GPU where there is one."""
     threads: Annotated[int, Field(ge=1)] = 2
     """Threads per site. The same number everywhere gives the same bits everywhere."""
+    validation: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of a site's rows that is set aside to choose settings on: neither fine-tuning nor
+    calibration sees it."""
     max_unreadable: Annotated[float, Field(ge=0, le=1)] = 0.01
     """Share of rows that may be unreadable; they are counted and skipped, more is an error."""
     text_column: str = "text"
@@ -138,6 +144,8 @@ class EvaluateSettings(Settings):
 
     enabled: bool = True
     """Evaluate at the sites that have labelled held-out rows and a head."""
+    rows: Literal["held-out", "validation"] = "held-out"
+    """What to evaluate on; ``validation`` is what ``calibration.validation`` set aside."""
     batch_size: Annotated[int, Field(ge=1)] = 64
     """Rows per forward pass."""
     max_length: Annotated[int, Field(ge=1)] = 64

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,41 @@ def play_in_process(
     module = app_module
     grid = module("server.in_process").InProcessGrid(module("client.app").app, nodes, settings)
     return module("server.run").play(grid, settings, base, output)
+
+
+def compare_in_process(
+    settings: RunSettings,
+    nodes: Sequence[Mapping[str, Scalar]],
+    base: str,
+    seeds: Sequence[int],
+    budget: int,
+    on_known: Callable[[Any], None],
+) -> Any:
+    """Play every method of the run once per seed.
+
+    Args:
+        settings: of the run; ``methods`` says what is compared.
+        nodes: one node configuration per site.
+        base: folder of the base model.
+        seeds: see ``server.comparison.compare``.
+        budget: candidates per method; 1 is the published defaults.
+        on_known: called after each method, with all that is known by then.
+
+    Returns:
+        The ``server.comparison_results.Comparison``.
+    """
+    module = app_module
+    app = module("client.app").app
+
+    return module("server.comparison").compare(
+        play=lambda changed: module("server.in_process").InProcessGrid(app, nodes, changed),
+        settings=settings,
+        base=base,
+        seeds=seeds,
+        budget=budget,
+        on_played=lambda changed, run: module("client.site").forget_run(nodes, changed, run),
+        on_known=on_known,
+    )
 
 
 def app_module(name: str) -> Any:

@@ -13,7 +13,8 @@ from layerweld.errors import ConfigError
 from layerweld.settings import Settings
 
 DEMO = "demo:"
-"""Prefix of ``data`` that names one of the demo's tasks instead of a file."""
+PACKAGE = "package:"
+"""Prefixes of ``data`` that name a task out of an installed package instead of a file."""
 
 SITE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
 """What sites and runs may be called: these are names of folders and files."""
@@ -25,7 +26,8 @@ class SiteEntry(Settings):
     name: str = Field(min_length=1, pattern=f"^{SITE_NAME}$")
     """Name of the site, unique in the run; it names a folder, so letters, digits and ``._-``."""
     data: str = Field(min_length=1)
-    """Rows to calibrate on (and to fine-tune on): JSON lines, CSV, Parquet or an image folder."""
+    """Rows to calibrate on (and to fine-tune on): JSON lines, CSV, Parquet or an image folder; or
+    ``package:NAME``, a task out of an installed package."""
     adapter: str = ""
     """PEFT LoRA folder or fully fine-tuned model folder; empty to fine-tune on ``data`` first."""
     base: str = ""
@@ -37,6 +39,12 @@ class SiteEntry(Settings):
     watchdog: bool = False
     """End the process that answers a message when the message's time is over. For sites that Flower
     starts one process a message for: without it, a hung one blocks every later message."""
+
+
+def package_task(source: str) -> str:
+    """The task that ``demo:NAME`` or ``package:NAME`` names; empty for a path."""
+    prefix = next((prefix for prefix in (DEMO, PACKAGE) if source.startswith(prefix)), "")
+    return source.removeprefix(prefix) if prefix else ""
 
 
 def read_run_file(file: Path) -> tuple[RunSettings, tuple[SiteEntry, ...]]:
@@ -84,7 +92,7 @@ def site_entries(entries: Any, file: Path) -> tuple[SiteEntry, ...]:
 def _resolved(site: SiteEntry, file: Path) -> dict[str, str]:
     paths = {key: getattr(site, key) for key in ("data", "adapter", "base", "held_out", "cache")}
     return {
-        key: _resolve(path, file) for key, path in paths.items() if path and DEMO not in path[:5]
+        key: _resolve(path, file) for key, path in paths.items() if path and not package_task(path)
     }
 
 

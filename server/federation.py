@@ -36,7 +36,6 @@ from layerweld.transport import (
 from layerweld.updates import Update
 from server.handshake import check_cohort, check_layers, merged_layers
 from server.journal import RunJournal
-from server.requirements import check_methods
 from server.results import GroupFigures, Score
 from strategies.chain_of_merges import ChainOfMerges, SolvedStep
 from strategies.cohort import Cohort, Patience
@@ -133,7 +132,6 @@ class Federation:
         self.introductions = _sorted((*came.values(), *gone))
         everybody = {introduction.site: introduction for introduction in self.introductions}
         self.cohort = Cohort(at, everybody, self.run, self.patience)
-        check_methods(self.methods, self.settings, self.introductions)
 
     def fine_tune(self) -> None:
         """Let the sites that have no adapter yet train one."""

@@ -103,11 +103,12 @@ def render_report(results: RunResults) -> str:
         style=Markup(STYLE),
         script=Markup(SCRIPT),
         plotly=Markup(get_plotlyjs()),
-        charts=_chart_json(drawn),
+        charts=chart_json(drawn),
     )
 
 
-def _chart_json(drawn: Sequence[Chart]) -> Markup:
+def chart_json(drawn: Sequence[Chart]) -> Markup:
+    """What the page's script draws from; safe inside of a script element."""
     page = {"light": LIGHT, "dark": DARK, "layout": _LAYOUT, "charts": [asdict(c) for c in drawn]}
     text = json.dumps(_finite(page), allow_nan=False, separators=(",", ":"))
     # A name with "</script>" in it would end the element; \u003c is the same to a JSON parser.

@@ -19,25 +19,30 @@ def check_methods(methods: Sequence[Method], settings: RunSettings, sites: Sites
         CohortError: too few sites, or sites without what the method needs.
     """
     for method in methods:
-        _check_count(method, settings, sites)
-        for need in method.needs:
-            problem = _CHECKS[need](sites)
-            if problem:
-                raise CohortError(
-                    f"{method.name}: {problem}. Leave it out of `methods`; `layerweld methods` "
-                    f"says what each one needs"
-                )
+        problem = problem_with(method, settings, sites)
+        if problem:
+            raise CohortError(
+                f"{method.name}: {problem}. Leave it out of `methods`; `layerweld methods` "
+                f"says what each one needs"
+            )
 
 
-def _check_count(method: Method, settings: RunSettings, sites: Sites) -> None:
+def problem_with(method: Method, settings: RunSettings, sites: Sites) -> str | None:
+    """Why a method cannot work on these sites' models; None where it can."""
+    problems = (_CHECKS[need](sites) for need in method.needs)
+    return _too_few(method, settings, sites) or next((p for p in problems if p), None)
+
+
+def _too_few(method: Method, settings: RunSettings, sites: Sites) -> str | None:
     if not method.from_updates:
-        return
+        return None
     fewest = settings.of_method(method.table).fewest_sites
-    if len(sites) < fewest:
-        raise CohortError(
-            f"{method.name} with its settings needs {fewest} sites or more, and there are "
-            f"{len(sites)}; change [{method.table}], or leave it out of `methods`"
-        )
+    if len(sites) >= fewest:
+        return None
+    return (
+        f"with the settings in [{method.table}] it needs {fewest} sites or more, and there are "
+        f"{len(sites)}"
+    )
 
 
 def _lora(sites: Sites) -> str | None:

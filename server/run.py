@@ -26,6 +26,7 @@ from server.output import (
     write_merge,
     write_results,
 )
+from server.requirements import check_methods
 from server.results import Form, MethodResult, RunResults, Score
 
 
@@ -55,13 +56,14 @@ def _play(grid: Grid, settings: RunSettings, base: str, output: Path) -> RunResu
     journal = RunJournal(output / JOURNAL)
     federation = Federation(grid, settings, base, journal)
     federation.introduce()
+    check_methods(federation.methods, settings, federation.introductions)
     warning = too_few_tokens(federation.introductions, federation.plan)
     if warning:
         report_progress(f"warning: {warning}", 0, 0)
     federation.fine_tune()
     federation.begin_journal()
     merges = _merge_all(federation)
-    references = _references(federation)
+    references = reference_results(federation)
     results = _write(federation, merges, references, output)
     journal.remove()
     return results
@@ -92,7 +94,7 @@ def _decides(result: MethodResult, site: str, groups: Sequence[str]) -> str:
     )
 
 
-def _references(federation: Federation) -> list[MethodResult]:
+def reference_results(federation: Federation) -> list[MethodResult]:
     """The base model and each site's own: what merges are measured against."""
     if not federation.sites_can_evaluate:
         return []

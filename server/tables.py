@@ -37,7 +37,7 @@ def accuracy_table(results: RunResults) -> Table:
     for method in methods:
         longest = max(len(word) for word in method.label.split())
         lines = wrap(method.label, longest, break_on_hyphens=False)
-        table.add_column(Text("\n").join(map(_plain, lines)), justify="right", no_wrap=True)
+        table.add_column(Text("\n").join(map(plain, lines)), justify="right", no_wrap=True)
     for site in scored_sites(results):
         values = {m.name: m.scores[site].accuracy for m in methods if site in m.scores}
         _add_row(table, site, methods, values, best_at(results, site))
@@ -56,14 +56,14 @@ def accuracy_table(results: RunResults) -> Table:
 
 def group_table(result: MethodResult) -> Table:
     """How each layer group was solved, in solving order."""
-    table = Table(title=_plain(f"Layer groups: {result.label}"))
+    table = Table(title=plain(f"Layer groups: {result.label}"))
     table.add_column("Group")
     for head in ("Round", "Inputs", "Tokens", "λ", "Condition", "Residual", "Compression", "Up"):
         table.add_column(head, justify="right")
     for group in result.groups:
         numbers = (group.ridge, group.condition, group.residual, group.compression_error)
         table.add_row(
-            _plain(group_label(group)),
+            plain(group_label(group)),
             str(group.step + 1),
             f"{group.d_in:,}",
             f"{sum(group.tokens.values()):,}",
@@ -84,7 +84,7 @@ def write_accuracy_csv(results: RunResults, file: Path) -> None:
                 share = normalised(results, method, site)
                 writer.writerow(
                     (
-                        _inert(site), method.name, score.accuracy, "" if share is None else share,
+                        inert(site), method.name, score.accuracy, "" if share is None else share,
                         score.samples, half_width(score),
                     )
                 )  # fmt: skip
@@ -100,7 +100,7 @@ def _add_row(
     cells = [
         Text(_bare(values.get(m.name)), style="bold" if m.name in best else "") for m in methods
     ]
-    table.add_row(_plain(title), *cells)
+    table.add_row(plain(title), *cells)
 
 
 def _bare(value: float | None) -> str:
@@ -108,11 +108,11 @@ def _bare(value: float | None) -> str:
     return percent(value).removesuffix("\u00a0%")
 
 
-def _plain(text: str) -> Text:
+def plain(text: str) -> Text:
     """A name as it is: no rich markup, no control character that could steer the terminal."""
     return Text("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text))
 
 
-def _inert(name: str) -> str:
+def inert(name: str) -> str:
     """A name that a spreadsheet does not take for a formula."""
     return f"'{name}" if name.startswith(("=", "+", "-", "@", "\t", "\r")) else name

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from client.data import draw, make_rows, read_rows
+from client.data import draw, make_rows, read_rows, set_aside
 from layerweld.config import CalibrationSettings
 from layerweld.errors import DataError
 
@@ -211,3 +211,13 @@ def test_images_beside_class_folders_are_an_error(tmp_path):
 def test_a_model_that_reads_images_wants_a_folder(tmp_path):
     with pytest.raises(DataError, match="give a folder of images"):
         read_rows(write_jsonl(tmp_path / "rows.jsonl"), STRICT, reads_images=True)
+
+
+@given(st.integers(1, 40), st.sampled_from([0.0, 0.2, 0.5]), st.integers(0, 3))
+def test_setting_aside_splits_rows_without_loss_or_overlap(count, share, seed):
+    rows = make_rows([f"row {i}" for i in range(count)], ["ab"[i % 2] for i in range(count)])
+    kept, aside = set_aside(rows, share, seed)
+    assert len(aside) == round(share * count)
+    assert sorted([*kept.inputs, *aside.inputs]) == sorted(rows.inputs)
+    assert kept.classes == aside.classes == rows.classes
+    assert set_aside(rows, share, seed) == (kept, aside)

@@ -1,0 +1,84 @@
+"""One benchmark, one command: every method on real tasks, kept as CSV, Markdown and a plot.
+
+Example: python -m experiments.benchmark text --seeds 3
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import matplotlib
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+import typer
+
+from experiments import backbones
+from layerweld.launch import app_module, compare_in_process
+from layerweld.methods import METHODS
+from layerweld.sites import read_run_file
+from layerweld.terminal import console, showing_progress
+
+_HERE = Path(__file__).parent
+
+
+def main(
+    name: Annotated[Literal["text", "vision", "language"], typer.Argument()],
+    methods: Annotated[str, typer.Option(help="Comma-separated, or `all`.")] = "all",
+    seeds: Annotated[int, typer.Option(help="How many, from --first on.")] = 3,
+    first: Annotated[int, typer.Option(help="The first seed.")] = 0,
+    tune: Annotated[int, typer.Option(help="Candidates per method; 1: defaults.")] = 1,
+    output: Annotated[Path, typer.Option(help="Folder for all results.")] = _HERE / "results",
+) -> None:
+    """Compare the methods and write what is known after each of them."""
+    settings, sites = read_run_file(_HERE / "benchmarks" / f"{name}.toml")
+    names = ",".join(METHODS) if methods == "all" else methods
+    base = str(backbones.folder(name))
+    settings = settings.model_copy(update={"min_sites": len(sites), "methods": names, "base": base})
+    nodes = [{"partition-id": i, "num-partitions": len(sites)} for i in range(len(sites))]
+    folder = output / (name if tune == 1 else f"{name}-tuned")
+    numbers = range(first, first + seeds)
+    with showing_progress():
+        found = compare_in_process(
+            settings, nodes, base, numbers, tune, on_known=lambda known: write(known, folder)
+        )
+    console.print(app_module("server.comparison_tables").accuracy_table(found))
+
+
+def write(found: Any, folder: Path) -> None:
+    """Write ``methods.csv``, ``sites.csv``, ``table.md`` and ``plot.png``."""
+    tables = app_module("server.comparison_tables")
+    tables.write_csv_files(found, folder)
+    command = f"python -m experiments.benchmark {' '.join(sys.argv[1:])}"
+    text = f"`{command}`\n\n{tables.comparison_markdown(found)}"
+    (folder / "table.md").write_text(text, encoding="utf-8")
+    plot(app_module("server.comparison_scores").lines(found), folder / "plot.png")
+
+
+def plot(lines: list[Any], file: Path) -> None:
+    """Normalised accuracy, a row per method: every seed as a dot, their mean as a line."""
+    shown = [line for line in lines if line.name != "individual"]
+    figure, panels = plt.subplots(1, 2, sharey=True, figsize=(9, 0.32 * len(shown) + 1.4))
+    for axes, key, title in (
+        (panels[0], "normalised", "mean over sites"),
+        (panels[1], "worst", "worst site"),
+    ):
+        for row, line in enumerate(shown):
+            values = [100 * value for value in getattr(line, key).values]
+            axes.plot(values, [row] * len(values), "o", color="#d55e00", alpha=0.6)
+            mean = sum(values) / len(values)
+            axes.plot([mean, mean], [row - 0.3, row + 0.3], color="#1f242b", linewidth=2)
+        axes.set_title(title, fontsize=11)
+        axes.set_xlabel("% of individual fine-tuning")
+        axes.grid(axis="x", alpha=0.3)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+    panels[0].set_yticks(range(len(shown)), [line.label for line in shown])
+    panels[0].invert_yaxis()
+    figure.tight_layout()
+    figure.savefig(file, dpi=150)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,221 @@
+"""Methods side by side on tiny sites: one table, honest about what was left out and how chosen."""
+
+import csv
+import json
+import random
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from client.heads import ClassifierHead
+from layerweld import cli
+from layerweld.config import RunSettings
+from layerweld.errors import ConfigError
+from layerweld.grids import GRIDS, candidates, with_candidate
+from layerweld.methods import METHODS
+from server.comparison_report import verdict
+from server.comparison_results import Comparison, Entry
+from server.comparison_scores import Spread, lines
+from server.peak_memory import peak_resident
+from server.results import MethodResult, Score
+from tests.tiny_sites import make_sites
+
+CHOSEN = "mean,com,dare,ffa-lora,opcm"
+
+
+@pytest.fixture(scope="module")
+def sites(tmp_path_factory):
+    """Three sites with adapters of unequal rank, labelled rows and a head each."""
+    made = make_sites(tmp_path_factory.mktemp("sites"), ["query", "value"])
+    for seed, node in enumerate(made.nodes):
+        folder = made.folder / f"{node['name']}-site"
+        folder.mkdir()
+        (made.folder / node["name"]).rename(folder / "adapter")
+        rows = [json.loads(line) for line in Path(node["data"]).read_text().splitlines()]
+        rng = random.Random(seed)
+        labelled = "\n".join(json.dumps(row | {"label": rng.choice("ab")}) for row in rows)
+        (folder / "rows.jsonl").write_text(labelled + "\n")
+        ClassifierHead(16, "ab").save(folder / "head.safetensors")
+        node |= {
+            "adapter": str(folder / "adapter"),
+            "data": str(folder / "rows.jsonl"),
+            "held_out": str(folder / "rows.jsonl"),
+        }
+    return made
+
+
+def run_file(sites, folder, **changes):
+    tables = [
+        f'base = "{sites.base}"\ncache = "{sites.folder / "cache"}"\n'
+        "[calibration]\nmax-length = 12\nbatch-size = 8\nthreads = 1\n"
+    ]
+    for node in sites.nodes:
+        entries = {key.replace("_", "-"): value for key, value in (node | changes).items()}
+        tables.append("[[sites]]\n" + "".join(f'{k} = "{v}"\n' for k, v in entries.items() if v))
+    file = folder / "run.toml"
+    file.write_text("\n".join(tables))
+    return file
+
+
+def compare(file, output, *options):
+    return CliRunner().invoke(cli.app, ["compare", str(file), "--output", str(output), *options])
+
+
+@pytest.fixture(scope="module")
+def compared(sites, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compared")
+    options = ("--methods", CHOSEN, "--seeds", "2", "--tune", "2")
+    result = compare(run_file(sites, folder), folder / "out", *options)
+    assert result.exit_code == 0, result.output
+    return folder / "out", result.output
+
+
+def read(file):
+    with file.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_every_method_is_a_row_or_is_left_out_with_its_reason(compared):
+    folder, printed = compared
+    names = [row["method"] for row in read(folder / "methods.csv")]
+    assert names == ["base", "individual", "mean", "com", "dare", "opcm"]
+    assert "FFA-LoRA (ffa-lora) was left out: it needs one frozen A" in printed.replace("\n", " ")
+    assert "ffa-lora" in (folder / "comparison.html").read_text()
+
+
+def test_every_site_and_seed_has_a_line_and_individual_is_the_measure(compared):
+    rows = read(compared[0] / "sites.csv")
+    assert len(rows) == 2 * 6 * 3
+    alone = [row for row in rows if row["method"] == "individual"]
+    assert {row["normalised"] for row in alone} == {"1.0"}
+    assert {row["samples"] for row in rows} == {"18"}
+
+
+def test_the_same_number_of_candidates_is_tried_for_all_and_named(compared):
+    rows = {row["method"]: row for row in read(compared[0] / "methods.csv")}
+    assert {row["budget"] for row in rows.values()} == {"2"}
+    grids = {
+        name: {"default", *(f"{k}={v}" for k, v in GRIDS[table][1].items())}
+        for name, table in (("com", "merge"), ("dare", "dare"), ("opcm", "opcm"))
+    }
+    for name, possible in grids.items():
+        chosen = rows[name]["tuned"]
+        assert set(chosen.split("; ")) <= possible | {""}
+    assert rows["mean"]["tuned"] == ""
+    assert "best of at most 2 declared candidates" in (compared[0] / "comparison.md").read_text()
+
+
+def test_costs_are_those_of_the_merge(compared):
+    rows = {row["method"]: row for row in read(compared[0] / "methods.csv")}
+    assert rows["mean"]["rounds"] == "1"
+    assert int(rows["com"]["rounds"]) > 1
+    assert float(rows["com"]["bytes_up"]) > float(rows["mean"]["bytes_up"]) > 0
+    assert rows["base"]["peak_bytes"] == ""
+    assert int(rows["mean"]["peak_bytes"]) > 10**7
+
+
+def test_the_sites_forget_the_runs_of_a_comparison(sites, compared):
+    assert not list((sites.folder / "cache" / "runs").glob("*/*"))
+
+
+def test_without_held_out_rows_there_is_nothing_to_compare(sites, tmp_path):
+    file = run_file(sites, tmp_path, held_out="")
+    result = compare(file, tmp_path / "out", "--methods", "mean")
+    assert isinstance(result.exception, ConfigError)
+    assert "set `held-out`" in str(result.exception)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_method_is_refused_before_anything_is_played(sites, tmp_path):
+    result = compare(run_file(sites, tmp_path), tmp_path / "out", "--methods", "meen")
+    assert isinstance(result.exception, ConfigError)
+    assert "unknown method 'meen'" in str(result.exception)
+
+
+def test_every_candidate_is_a_possible_setting_and_the_default_comes_first():
+    tables = {method.table for method in METHODS.values()}
+    assert set(GRIDS) <= tables
+    assert with_candidate(RunSettings(), 0) == RunSettings()
+    for number in range(1, max(map(len, GRIDS.values()))):
+        changed = with_candidate(RunSettings(), number).flat()
+        for table, grid in GRIDS.items():
+            if number < len(grid):
+                for key, value in grid[number].items():
+                    assert (
+                        changed[f"{table}.{key}"] == value != RunSettings().flat()[f"{table}.{key}"]
+                    )
+
+
+def test_a_budget_is_the_same_for_all_that_have_as_many_candidates():
+    assert {len(candidates(METHODS[name], 4)) for name in ("com", "ties", "pcb")} == {4}
+    assert candidates(METHODS["mean"], 4) == ({},)
+
+
+def test_one_seed_has_no_spread():
+    assert Spread((0.5,)).deviation is None
+    assert Spread((0.4, 0.6)).mean == 0.5
+
+
+def test_memory_that_was_given_back_still_counts():
+    with peak_resident() as peak:
+        before = peak()
+        block = bytearray(64 * 2**20)
+        del block
+    after = peak()
+    assert before is not None
+    assert after is not None
+    assert after - before > 32 * 2**20
+
+
+def test_where_the_kernel_does_not_tell_memory_is_unknown(tmp_path):
+    with peak_resident(tmp_path / "no-such-process") as peak:
+        pass
+    assert peak() is None
+
+
+def result(name, label, **scores):
+    by_site = {site: Score(accuracy, 100) for site, accuracy in scores.items()}
+    return MethodResult(name, label, 1, 2.0, 10, 20, by_site)
+
+
+def comparison(*seeds):
+    """A comparison of what was scored at seeds 0, 1 …: a list of method results each."""
+    entries = [Entry(seed, found) for seed, results in enumerate(seeds) for found in results]
+    return Comparison("x", "base", (), tuple(range(len(seeds))), 1, tuple(entries), ())
+
+
+def test_figures_are_normalised_at_each_seed_and_then_averaged():
+    first = [result("individual", "Own", a=0.5, b=1.0), result("mean", "Mean", a=0.4, b=0.5)]
+    second = [result("individual", "Own", a=0.8, b=1.0), result("mean", "Mean", a=0.4, b=0.6)]
+    own, mean = lines(comparison(first, second))
+    assert own.normalised.values == own.worst.values == (1.0, 1.0)
+    assert mean.normalised.values == pytest.approx((0.65, 0.55))
+    assert mean.worst.values == pytest.approx((0.5, 0.5))
+    assert mean.worst_site == "b"
+    assert mean.sites["a"].mean == 0.4
+
+
+def test_a_method_that_lacks_a_seed_says_so():
+    first = [result("individual", "Own", a=0.5), result("mean", "Mean", a=0.4)]
+    second = [result("individual", "Own", a=0.5)]
+    own, mean = lines(comparison(first, second))
+    assert own.label == "Own"
+    assert mean.label == "Mean (1 of 2 seeds)"
+
+
+def test_the_verdict_names_the_lead_and_whether_it_could_be_chance():
+    def seed(com, mean):
+        return [
+            result("individual", "Own", a=1.0),
+            result("com", "Chain", a=com),
+            result("mean", "Mean", a=mean),
+        ]
+
+    assert "One seed" not in verdict(lines(comparison(seed(0.9, 0.8), seed(0.9, 0.8))))
+    sure = verdict(lines(comparison(seed(0.9, 0.8), seed(0.91, 0.8))))
+    assert sure.startswith("Chain keeps 90.5")
+    assert sure.endswith("It leads Mean by 10.5 points, more than seeds differ.")
+    assert "not more than" in verdict(lines(comparison(seed(0.9, 0.8), seed(0.7, 0.79))))
+    assert "one seed says nothing" in verdict(lines(comparison(seed(0.9, 0.8))))
+    assert verdict(lines(comparison(seed(0.9, 0.8)[:1]))).startswith("None of the methods")

@@ -1,0 +1,135 @@
+"""A causal language model that classifies by its next word, behind a prompt that is never cut."""
+
+import json
+
+import pytest
+import torch
+from peft import PeftModel
+from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from client.batches import Preprocessor
+from client.data import make_rows
+from client.evaluate import accuracy
+from client.finetune import fine_tune
+from client.label_words import LabelWordHead, label_word_head
+from client.site import cache_folder
+from client.state import SiteState, fine_tune_site
+from layerweld.base_model import BaseModel, load_base
+from layerweld.config import EvaluateSettings, FinetuneSettings, validate_settings
+from layerweld.errors import ConfigError
+from layerweld.sites import SiteEntry
+
+WORDS = ["[PAD]", "[UNK]", "is", "red", "warm", "blue", "cold", "very", "fire", "ice", "Kind"]
+TEXTS = [f"{b} is very {c}" for c in ("warm", "cold") for b in WORDS[2:] * 2]
+ROWS = make_rows(TEXTS, ["fire" if "warm" in text else "ice" for text in TEXTS])
+END = " Kind"
+SETTINGS = FinetuneSettings(
+    rank=4, epochs=6, batch_size=6, learning_rate=2e-2, accelerator="cpu", logger="none"
+)
+EVALUATE = EvaluateSettings(batch_size=5)
+
+
+def saved_llama(folder, **config) -> BaseModel:
+    words = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]"
+    ).save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 32}
+    llama = LlamaConfig(vocab_size=len(WORDS), **sizes, **heads, **config)
+    LlamaForCausalLM(llama).save_pretrained(folder)
+    return load_base(folder)
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+def base(request, tmp_path_factory):
+    return saved_llama(tmp_path_factory.mktemp("llama"), tie_word_embeddings=request.param)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_its_scores_are_those_of_the_language_model(base):
+    whole = LlamaForCausalLM.from_pretrained(base.folder, dtype=torch.float32).eval()
+    batch = Preprocessor(base, 16, END)(["red is warm", "blue"])
+    head = label_word_head(base, ("fire", "ice"))
+    with torch.inference_mode():
+        hidden = base.backbone(**batch).last_hidden_state
+        found = head(hidden, batch["attention_mask"])
+        last = batch["attention_mask"].sum(dim=1) - 1
+        logits = whole(**batch).logits[torch.arange(2), last]
+    torch.testing.assert_close(found, logits[:, [WORDS.index("fire"), WORDS.index("ice")]])
+
+
+def test_the_end_of_the_prompt_is_never_cut(base):
+    batch = Preprocessor(base, 3, END)(["red is very warm", "blue"])
+    assert batch["input_ids"][0].tolist() == [WORDS.index(w) for w in ("red", "is", "Kind")]
+    assert batch["input_ids"][1].tolist() == [WORDS.index(w) for w in ("blue", "Kind", "[PAD]")]
+
+
+def test_an_end_that_leaves_no_room_is_refused(base):
+    with pytest.raises(ConfigError, match="leaves none of 1"):
+        Preprocessor(base, 1, END)
+
+
+def test_classes_that_begin_alike_are_named(base):
+    with pytest.raises(ConfigError, match=r"'fire' and 'fire red' begin with the same token"):
+        label_word_head(base, ("fire", "fire red"))
+
+
+def test_training_moves_the_next_word_and_writes_no_head(base, tmp_path):
+    targets = [f"layers.{i}.self_attn.{p}_proj" for i in range(2) for p in "qkvo"]
+    head = label_word_head(base, ROWS.classes)
+    before, _ = accuracy(base, head, ROWS, EVALUATE, END)
+    fine_tune(base, targets, ROWS, SETTINGS, 0, tmp_path / "site", prompt_end=END)
+    model = PeftModel.from_pretrained(load_base(base.folder).backbone, tmp_path / "site/adapter")
+    adapted = BaseModel(base.folder, model.merge_and_unload(), "base")
+    after, rows = accuracy(adapted, head, ROWS, EVALUATE, END)
+    assert rows == len(ROWS)
+    assert before <= 0.8 < 0.95 < after
+    assert {file.name for file in (tmp_path / "site").iterdir()} == {"adapter"}
+
+
+def test_a_site_with_label_words_evaluates_without_a_head_file(base, tmp_path):
+    records = [
+        {"text": t, "label": ROWS.classes[k]} for t, k in zip(TEXTS, ROWS.labels, strict=True)
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, records)))
+    settings = validate_settings(
+        {
+            "base": str(base.folder),
+            "cache": str(tmp_path / "cache"),
+            "calibration": {"prompt-end": END, "threads": 1},
+            "finetune": SETTINGS.model_copy(update={"max_steps": 1}).model_dump(by_alias=True),
+        }
+    )
+    rows = str(tmp_path / "rows.jsonl")
+    state = SiteState(SiteEntry(name="a", data=rows, held_out=rows), settings, "run")
+    fine_tune_site(state)
+    assert not state.must_fine_tune
+    assert state.has_head
+    assert isinstance(state.head, LabelWordHead)
+    assert state.batches[0]["input_ids"][0, -1] in (0, WORDS.index("Kind"))
+    assert cache_folder(state.site, settings) in state.adapter_folder.parents
+
+
+def test_a_tokenizer_that_closes_texts_is_refused(base, tmp_path):
+    tokenizer = Preprocessor(base, 8)._tokenizer
+    folder = tmp_path / "closing"
+    load_base(base.folder).backbone.save_pretrained(folder)
+    closing = tokenizer.backend_tokenizer
+    closing.post_processor = TemplateProcessing(single="$A [PAD]", special_tokens=[("[PAD]", 0)])
+    PreTrainedTokenizerFast(
+        tokenizer_object=closing, pad_token="[PAD]", unk_token="[UNK]"
+    ).save_pretrained(folder)
+    with pytest.raises(ConfigError, match="closes every text"):
+        Preprocessor(load_base(folder), 8, END)
