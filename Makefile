@@ -14,7 +14,7 @@ export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help demo test test-deploy check test-all simulate lock
+.PHONY: help demo test test-deploy test-soak check test-all simulate lock
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
@@ -33,6 +33,9 @@ check: $(INSTALLED) ## formatting, lint, types, import contracts
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+test-soak: $(DEMO_DATA) ## two hundred runs; memory, open files and files on disk must stay flat
+	$(BIN)/pytest -q -s -m soak tests/test_soak.py
 
 test-all: $(DEMO_DATA) ## all tests: also those that take minutes, or listen on loopback
 	$(BIN)/pytest -q -m ''

@@ -102,6 +102,18 @@ def shift(message: Message, context: Context) -> Message:
     return Message(RecordDict({"shift": record, "site": _name(state)}), reply_to=message)
 
 
+@app.query("finished")
+def finished(message: Message, context: Context) -> Message:
+    """Forget a finished run; the adapter and its scores stay."""
+    from client.site import forget_run
+    from layerweld.config import read_run_settings
+    from layerweld.transport import decode_run
+
+    settings = read_run_settings(context.run_config)
+    forget_run([context.node_config], settings, decode_run(message.content))
+    return Message(RecordDict(), reply_to=message)
+
+
 def _state(message: Message, context: Context) -> "SiteState":
     """The site's state; torch and transformers take seconds to import: not at start-up."""
     import torch

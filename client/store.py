@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -63,10 +62,6 @@ class SiteStore:
         """The hidden states that enter a block behind exactly this prefix, or None."""
         tensors = self._read(f"hidden-{block:04d}", prefix=prefix)
         return None if tensors is None else [tensors[key] for key in sorted(tensors)]
-
-    def forget(self) -> None:
-        """Remove everything of this run and site."""
-        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _write(self, name: str, tensors: dict[str, Tensor], prefix: str = "") -> None:
         contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}

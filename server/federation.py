@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
-from flwr.app import RecordDict
+from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
@@ -42,6 +42,9 @@ from strategies.cohort import Cohort, Patience
 from strategies.fisher_averaging import FisherAveraging
 from strategies.inquiry import ask
 from strategies.update_merging import UpdateMerging
+
+_POLL_SECONDS = 0.2
+_GOODBYE_SECONDS = 30.0
 
 
 @dataclass
@@ -180,6 +183,31 @@ class Federation:
         mean = {name: (total.total() / count).float() for name, total in sorted(sums.items())}
         self.journal.keep_remainder(mean)
         return mean
+
+    def dismiss(self) -> None:
+        """Tell the sites that the run is finished, so that they forget it.
+
+        Nobody waits long for that: a site that is away keeps its files until it is purged.
+        """
+        waiting = {
+            message_id
+            for site in self.cohort.names
+            for message_id in self.grid.push_messages([self._goodbye(site)])
+            if message_id
+        }
+        until = time.monotonic() + _GOODBYE_SECONDS
+        while waiting and time.monotonic() < until:
+            for message_id in tuple(waiting):
+                if list(self.grid.pull_messages([message_id])):
+                    waiting.remove(message_id)
+            if waiting:
+                time.sleep(_POLL_SECONDS)
+
+    def _goodbye(self, site: str) -> Message:
+        node = self.cohort.node_of(site)
+        return Message(
+            encode_run(self.run), node, "query.finished", ttl=_GOODBYE_SECONDS, group_id="finished"
+        )
 
     def merge(self, method: Method, remainder: Mapping[str, Tensor]) -> MergedModel:
         """Play one method."""
@@ -321,7 +349,7 @@ class Federation:
                     f"{len(nodes)} of min-sites = {self.settings.min_sites} sites connected "
                     f"within {self.settings.timeout:.0f} s"
                 )
-            time.sleep(0.2)
+            time.sleep(_POLL_SECONDS)
         return nodes
 
 

@@ -66,6 +66,7 @@ def _play(grid: Grid, settings: RunSettings, base: str, output: Path) -> RunResu
     references = reference_results(federation)
     results = _write(federation, merges, references, output)
     journal.remove()
+    federation.dismiss()
     return results
 
 

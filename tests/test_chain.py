@@ -456,3 +456,8 @@ def test_sites_without_adapters_fine_tune_first(bert_sites, tmp_path):
         sites.grid(settings), settings, str(sites.base), tmp_path / "again"
     )
     assert again.manifest_hash == results.manifest_hash
+
+
+def test_sites_forget_a_finished_run(bert_sites, tmp_path):
+    play(bert_sites, tmp_path / "out")
+    assert not list((bert_sites.folder / "cache/runs").iterdir())

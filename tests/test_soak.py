@@ -1,0 +1,38 @@
+"""Two hundred runs one after the other: memory, open files and files on disk stay flat."""
+
+import gc
+import shutil
+
+import psutil
+import pytest
+
+from layerweld.launch import app_module
+from tests.tiny_sites import make_sites
+
+pytestmark = pytest.mark.soak
+
+_RUNS, _SETTLED = 200, 40
+
+
+def test_nothing_grows_over_two_hundred_runs(tmp_path, capsys):
+    sites = make_sites(tmp_path / "sites", ["query", "value"])
+    settings = sites.settings()
+    play = app_module("server.run").play
+    process = psutil.Process()
+    seen, hashes = [], set()
+    for number in range(_RUNS):
+        output = tmp_path / "out"
+        hashes.add(play(sites.grid(settings), settings, str(sites.base), output).manifest_hash)
+        shutil.rmtree(output)
+        gc.collect()
+        left = [path for path in tmp_path.rglob("*") if path.is_file()]
+        seen.append((process.memory_info().rss, process.num_fds(), len(left)))
+        if number % 20 == 19:
+            with capsys.disabled():
+                memory, files, left_over = seen[-1]
+                print(f"run {number + 1}: {memory >> 20} MiB, {files} open, {left_over} on disk")
+    assert len(hashes) == 1
+    memory, files, left_over = zip(*seen[_SETTLED:], strict=True)
+    assert max(memory) < 1.05 * memory[0]
+    assert max(files) <= files[0]
+    assert max(left_over) <= left_over[0]
