@@ -73,10 +73,11 @@ def refusal_lines(comparison: Comparison) -> list[str]:
 
 def notes(comparison: Comparison) -> str:
     """How to read the numbers, in three sentences."""
-    seeds = ", ".join(map(str, comparison.seeds))
-    spread = " ± standard deviation" if len(comparison.seeds) > 1 else ""
+    numbers = ", ".join(map(str, comparison.seeds))
+    several = len(comparison.seeds) > 1
+    seeds = f"Seeds {numbers}: mean ± standard deviation." if several else f"Seed {numbers}."
     return (
-        f"Seeds {seeds}: mean{spread}. Normalised: accuracy / accuracy of the site's own model. "
+        f"{seeds} Normalised: accuracy / accuracy of the site's own model. "
         f"{budget_text(comparison)} Up, down: bytes of all sites together; time: of merging "
         f"alone. Peak memory: resident memory of the one process that plays server and sites."
     )

@@ -3,17 +3,20 @@
 import csv
 import json
 import random
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from client.heads import ClassifierHead
+from experiments.ablation import COMPONENTS, SAMPLES, changed, played
 from layerweld import cli
 from layerweld.config import RunSettings
 from layerweld.errors import ConfigError
 from layerweld.grids import GRIDS, candidates, with_candidate
 from layerweld.methods import METHODS
+from layerweld.sites import read_run_file
 from server.comparison_report import verdict
 from server.comparison_results import Comparison, Entry
 from server.comparison_scores import Spread, lines
@@ -219,3 +222,19 @@ def test_the_verdict_names_the_lead_and_whether_it_could_be_chance():
     assert "not more than" in verdict(lines(comparison(seed(0.9, 0.8), seed(0.7, 0.79))))
     assert "one seed says nothing" in verdict(lines(comparison(seed(0.9, 0.8))))
     assert verdict(lines(comparison(seed(0.9, 0.8)[:1]))).startswith("None of the methods")
+
+
+def test_each_row_of_the_ablation_adds_one_part():
+    made = [changed(RunSettings(), variant) for variant in COMPONENTS]
+    about = [(m.methods, m.merge.normalization, m.merge.importance) for m in made]
+    steps = [sum(a != b for a, b in zip(one, two, strict=True)) for one, two in pairwise(about)]
+    assert steps == [1, 1, 1]
+    assert made[-1].merge == RunSettings().merge
+
+
+def test_a_row_of_the_ablation_is_played_with_its_own_samples(sites, tmp_path):
+    settings, entries = read_run_file(run_file(sites, tmp_path))
+    nodes = [{"partition-id": i, "num-partitions": 3} for i in range(len(entries))]
+    row = played(SAMPLES[0], settings.model_copy(update={"min_sites": 3}), nodes, [0])
+    assert row["variant"] == "2"
+    assert 0 <= row["worst"] <= row["normalised"]

@@ -1,0 +1,98 @@
+"""The paper's Tables 3 and 4 on a benchmark: what each part of the chain adds, and rows needed.
+
+Example: python -m experiments.ablation text components --seeds 3
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pandas as pd
+import typer
+
+from experiments import backbones
+from layerweld.config import RunSettings
+from layerweld.launch import app_module, compare_in_process
+from layerweld.sites import read_run_file
+from layerweld.terminal import showing_progress
+
+_HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of a table of the paper."""
+
+    label: str
+    method: str
+    merge: dict[str, str]
+    samples: int = 0
+    """Calibration rows per site; 0 for the benchmark's."""
+
+
+_RAW = {"normalization": "none", "importance": "uniform"}
+COMPONENTS = (
+    Variant("RegMean", "regmean", _RAW),
+    Variant("+ chain", "com", _RAW),
+    Variant("+ normalisation", "com", {"normalization": "token", "importance": "uniform"}),
+    Variant("+ importance", "com", {"normalization": "token", "importance": "off-diagonal"}),
+)
+"""Table 3: each row has one more part than the one before."""
+SAMPLES = tuple(Variant(str(n), "com", {}, n) for n in (2, 5, 10, 50, 100, 200))
+"""Table 4, as far as a CPU goes."""
+
+
+def main(
+    name: Annotated[Literal["text", "vision", "language"], typer.Argument()],
+    table: Annotated[Literal["components", "samples"], typer.Argument()],
+    seeds: Annotated[int, typer.Option(help="How many, from 0 on.")] = 3,
+    output: Annotated[Path, typer.Option(help="Folder of the results.")] = _HERE / "results",
+) -> None:
+    """Play every row of a table once per seed; the CSV is written after each row."""
+    settings, sites = read_run_file(_HERE / "benchmarks" / f"{name}.toml")
+    base = str(backbones.folder(name))
+    settings = settings.model_copy(update={"min_sites": len(sites), "base": base})
+    nodes = [{"partition-id": i, "num-partitions": len(sites)} for i in range(len(sites))]
+    rows = []
+    for variant in COMPONENTS if table == "components" else SAMPLES:
+        rows.append(played(variant, settings, nodes, range(seeds)))
+        (output / name).mkdir(parents=True, exist_ok=True)
+        pd.DataFrame(rows).to_csv(output / name / f"{table}.csv", index=False)
+    print(pd.DataFrame(rows).to_string(index=False, float_format="{:.4f}".format))
+
+
+def played(
+    variant: Variant, settings: RunSettings, nodes: Sequence[Any], seeds: Sequence[int]
+) -> dict[str, Any]:
+    """One row: fractions, over the seeds."""
+    with showing_progress():
+        found = compare_in_process(
+            changed(settings, variant), nodes, settings.base, seeds, 1, on_known=lambda _: None
+        )
+    *_, line = app_module("server.comparison_scores").lines(found)
+    return {
+        "variant": variant.label,
+        "seeds": len(seeds),
+        "normalised": line.normalised.mean,
+        "normalised_sd": line.normalised.deviation,
+        "worst": line.worst.mean,
+        "worst_site": line.worst_site,
+    }
+
+
+def changed(settings: RunSettings, variant: Variant) -> RunSettings:
+    """The benchmark's settings with those of one row of the table."""
+    calibration = settings.calibration
+    if variant.samples:
+        calibration = calibration.model_copy(update={"samples": variant.samples})
+    merge = settings.merge.model_copy(update=variant.merge)
+    return settings.model_copy(
+        update={"methods": variant.method, "merge": merge, "calibration": calibration}
+    )
+
+
+if __name__ == "__main__":
+    typer.run(main)
