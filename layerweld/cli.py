@@ -78,11 +78,9 @@ def compare(
     ] = 1,
     tune: Annotated[
         int,
-        typer.Option(
-            min=1, help="Candidates per method, chosen on rows set aside; 1: published defaults."
-        ),
+        typer.Option(min=1, help="Candidates per method, chosen on rows set aside; 1: defaults."),
     ] = 1,
-    output: Output = Path("comparison"),
+    output: Annotated[Path, typer.Option(help="Folder to create.")] = Path("comparison"),
 ) -> None:
     """Which method serves your sites best? Every one on the same adapters, in one table.
 

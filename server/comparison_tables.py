@@ -86,7 +86,7 @@ def notes(comparison: Comparison) -> str:
 def budget_text(comparison: Comparison) -> str:
     """Where the settings come from."""
     if comparison.budget == 1:
-        return "Settings: each method's published defaults."
+        return "Settings: each method's defaults, which are its paper's where it has one value."
     return (
         f"Settings: the best of at most {comparison.budget} declared candidates per method and "
         f"seed, on a fifth of each site's rows that nothing was trained on."
