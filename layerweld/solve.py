@@ -99,7 +99,7 @@ def regularize(gram: Float64[Tensor, "d_in d_in"], ridge: float) -> RegularizedG
     factor, failed_at = torch.linalg.cholesky_ex(matrix * scale * scale[:, None])
     pivots = factor.diagonal()
     smallest = float(pivots.min()) if not failed_at else 0.0
-    if smallest > d_in * torch.finfo(torch.float64).eps ** 0.5:
+    if smallest > 8 * d_in * torch.finfo(torch.float64).eps ** 0.5:  # below it is rounding
         condition = (float(pivots.max()) / smallest) ** 2
         return RegularizedGram(gram, ridge_value, condition, scale, factor, None)
     values, vectors = torch.linalg.eigh(matrix)
