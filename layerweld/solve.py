@@ -11,6 +11,10 @@ _CONVERGED = 1e-10
 float32 statistics leave 1e-7 of the right-hand side in directions that S does not have."""
 
 
+_ROUNDING = 64
+"""Eigenvalues of a unit-diagonal matrix below this many ``d_in · eps`` are taken for zero."""
+
+
 @dataclass(frozen=True)
 class RegularizedGram:
     """``S + λI``, factorised once for all layers that share it.
@@ -79,6 +83,24 @@ def _inner(one: Tensor, other: Tensor, metric: Tensor | None) -> float:
     return float(((one if metric is None else metric @ one) * other).sum())
 
 
+def _is_invertible(factor: Tensor, floor: float) -> bool:
+    """Whether the smallest eigenvalue of ``L Lᵀ`` is more than rounding.
+
+    Pivots do not tell: behind an ill-conditioned leading block a zero comes out as a pivot that is
+    far from small. ``1 / ‖L⁻¹‖²``, Frobenius, is a lower bound that is within a factor d_in.
+
+    Args:
+        factor: ``L``, ``(d_in, d_in)``, of a matrix with unit diagonal.
+        floor: what the smallest eigenvalue is known to exceed; spares the estimate where it does.
+    """
+    rounding = _ROUNDING * len(factor) * torch.finfo(torch.float64).eps
+    if floor > rounding:
+        return True
+    eye = torch.eye(len(factor), dtype=factor.dtype)
+    inverse = torch.linalg.solve_triangular(factor, eye, upper=False)
+    return float(inverse.square().sum().reciprocal()) > rounding
+
+
 def regularize(gram: Float64[Tensor, "d_in d_in"], ridge: float) -> RegularizedGram:
     """Add ``λ = ridge · tr(S) / d_in`` to the diagonal and factorise.
 
@@ -97,10 +119,10 @@ def regularize(gram: Float64[Tensor, "d_in d_in"], ridge: float) -> RegularizedG
     diagonal = matrix.diagonal()
     scale = torch.where(diagonal > 0, diagonal.rsqrt(), torch.ones_like(diagonal))
     factor, failed_at = torch.linalg.cholesky_ex(matrix * scale * scale[:, None])
-    pivots = factor.diagonal()
-    smallest = float(pivots.min()) if not failed_at else 0.0
-    if smallest > 8 * d_in * torch.finfo(torch.float64).eps ** 0.5:  # below it is rounding
-        condition = (float(pivots.max()) / smallest) ** 2
+    floor = ridge_value / float(diagonal.max()) if ridge_value else 0.0  # since S itself is ≥ 0
+    if not failed_at and _is_invertible(factor, floor):
+        pivots = factor.diagonal()
+        condition = (float(pivots.max()) / float(pivots.min())) ** 2
         return RegularizedGram(gram, ridge_value, condition, scale, factor, None)
     values, vectors = torch.linalg.eigh(matrix)
     largest = float(values[-1])
