@@ -10,9 +10,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import settings
 
 # No deadline: a process's first torch call may take 300 ms.
-settings.register_profile(
-    "layerweld", deadline=None, max_examples=30, derandomize="CI" in os.environ
-)
+settings.register_profile("layerweld", deadline=None, max_examples=30)
 settings.load_profile("layerweld")
 
 torch.set_num_threads(2)
