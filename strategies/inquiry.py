@@ -15,7 +15,8 @@ from flwr.supercore import log
 from layerweld.errors import LostSiteError, RefusedReplyError, StaleReplyError
 from layerweld.incidents import parse_incident
 from layerweld.progress import report_progress
-from layerweld.transport import decode_introduction, encode_run
+from layerweld.transport.introduction import decode_introduction
+from layerweld.transport.run import encode_run
 from strategies.cohort import Cohort
 
 T = TypeVar("T")

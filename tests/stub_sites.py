@@ -11,17 +11,13 @@ from flwr.app import Message, RecordDict
 from layerweld.config import validate_settings
 from layerweld.gram import GramAccumulator
 from layerweld.launch import app_module
+from layerweld.named_tensors import update_tensors
 from layerweld.plan import LayerGroup, LayerShape, MergePlan
 from layerweld.statistics import ProductForm, group_statistics
-from layerweld.transport import (
-    Answer,
-    Introduction,
-    decode_question,
-    encode_answer,
-    encode_introduction,
-    to_arrays,
-    update_tensors,
-)
+from layerweld.transport.arrays import to_arrays
+from layerweld.transport.chain import decode_question, encode_answer
+from layerweld.transport.introduction import encode_introduction
+from layerweld.transport.messages import Answer, Introduction
 from layerweld.updates import LowRankUpdate
 
 PLAN = MergePlan(

@@ -15,13 +15,10 @@ from hypothesis import strategies as st
 from layerweld.errors import LostSiteError, RefusedReplyError
 from layerweld.launch import app_module
 from layerweld.merging.sums import Mean
-from layerweld.transport import (
-    encode_introduction,
-    read_arrays,
-    refusing_malformed,
-    to_arrays,
-    update_tensors,
-)
+from layerweld.named_tensors import update_tensors
+from layerweld.transport.arrays import read_arrays, to_arrays
+from layerweld.transport.introduction import encode_introduction
+from layerweld.transport.untrusted import refusing_malformed
 from layerweld.updates import LowRankUpdate
 from tests.faulty_grid import (
     CORRUPTIONS,
