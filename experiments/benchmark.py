@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import matplotlib
 
@@ -15,35 +15,32 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import typer
 
-from experiments import backbones
-from layerweld.launch import app_module, compare_in_process
+from experiments.benchmark_runs import RESULTS, Name, benchmark, compared
+from layerweld.launch import app_module
 from layerweld.methods import METHODS
-from layerweld.sites import read_run_file
-from layerweld.terminal import console, showing_progress
-
-_HERE = Path(__file__).parent
+from layerweld.terminal import console
 
 
 def main(
-    name: Annotated[Literal["text", "vision", "language"], typer.Argument()],
+    name: Annotated[Name, typer.Argument()],
     methods: Annotated[str, typer.Option(help="Comma-separated, or `all`.")] = "all",
     seeds: Annotated[int, typer.Option(help="How many, from --first on.")] = 3,
     first: Annotated[int, typer.Option(help="The first seed.")] = 0,
     tune: Annotated[int, typer.Option(help="Candidates per method; 1: defaults.")] = 1,
-    output: Annotated[Path, typer.Option(help="Folder for all results.")] = _HERE / "results",
+    output: Annotated[Path, typer.Option(help="Folder for all results.")] = RESULTS,
 ) -> None:
     """Compare the methods and write what is known after each of them."""
-    settings, sites = read_run_file(_HERE / "benchmarks" / f"{name}.toml")
+    played = benchmark(name)
     names = ",".join(METHODS) if methods == "all" else methods
-    base = str(backbones.folder(name))
-    settings = settings.model_copy(update={"min_sites": len(sites), "methods": names, "base": base})
-    nodes = [{"partition-id": i, "num-partitions": len(sites)} for i in range(len(sites))]
+    settings = played.settings.model_copy(update={"methods": names})
     folder = output / (name if tune == 1 else f"{name}-tuned")
-    numbers = range(first, first + seeds)
-    with showing_progress():
-        found = compare_in_process(
-            settings, nodes, base, numbers, tune, on_known=lambda known: write(known, folder)
-        )
+    found = compared(
+        settings,
+        played.nodes,
+        range(first, first + seeds),
+        tune,
+        on_known=lambda known: write(known, folder),
+    )
     console.print(app_module("server.comparison_tables").accuracy_table(found))
 
 

@@ -20,6 +20,7 @@ from layerweld.sites import read_run_file
 from server.comparison_report import verdict
 from server.comparison_results import Comparison, Entry
 from server.comparison_scores import Spread, lines
+from server.federation import Federation
 from server.peak_memory import peak_resident
 from server.results import MethodResult, Score
 from tests.tiny_sites import make_sites
@@ -120,6 +121,54 @@ def test_costs_are_those_of_the_merge(compared):
 
 def test_the_sites_forget_the_runs_of_a_comparison(sites, compared):
     assert not list((sites.folder / "cache" / "runs").glob("*/*"))
+
+
+@pytest.fixture
+def merges(monkeypatch):
+    """Names of the methods that are really played."""
+    played, merge = [], Federation.merge
+
+    def noted(self, method, remainder):
+        played.append(method.name)
+        return merge(self, method, remainder)
+
+    monkeypatch.setattr(Federation, "merge", noted)
+    return played
+
+
+def test_a_comparison_goes_on_where_it_stopped_and_only_adds(sites, tmp_path, merges):
+    file, output = run_file(sites, tmp_path), tmp_path / "out"
+    assert compare(file, output, "--methods", "mean").exit_code == 0
+    before = read(output / "methods.csv")
+    assert compare(file, output, "--methods", "mean,ties").exit_code == 0
+    assert merges == ["mean", "ties"]
+    assert read(output / "methods.csv")[: len(before)] == before
+
+
+def test_what_was_played_under_other_settings_is_not_found(sites, tmp_path, merges):
+    file, output = run_file(sites, tmp_path), tmp_path / "out"
+    compare(file, output, "--methods", "ties,mean")
+    file.write_text(file.read_text() + "[ties]\ndensity = 0.5\n")
+    compare(file, output, "--methods", "ties,mean")
+    assert merges == ["ties", "mean", "ties"]
+
+
+def test_a_kept_result_that_was_cut_short_is_played_again(sites, tmp_path, merges):
+    file, output = run_file(sites, tmp_path), tmp_path / "out"
+    compare(file, output, "--methods", "mean")
+    before = (output / "sites.csv").read_bytes()
+    (kept,) = (output / "played").glob("mean-*.json")
+    kept.write_bytes(kept.read_bytes()[:40])
+    compare(file, output, "--methods", "mean")
+    assert merges == ["mean", "mean"]
+    assert (output / "sites.csv").read_bytes() == before
+
+
+def test_a_folder_with_something_else_in_it_is_left_alone(sites, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").touch()
+    result = compare(run_file(sites, tmp_path), tmp_path / "out", "--methods", "mean")
+    assert "thesis.tex" in str(result.exception)
 
 
 def test_without_held_out_rows_there_is_nothing_to_compare(sites, tmp_path):
