@@ -171,6 +171,15 @@ def test_a_folder_with_something_else_in_it_is_left_alone(sites, tmp_path):
     assert "thesis.tex" in str(result.exception)
 
 
+def test_a_site_can_be_judged_on_a_draw_of_its_held_out_rows(sites, tmp_path):
+    file, output = run_file(sites, tmp_path), tmp_path / "out"
+    file.write_text(file.read_text() + "[evaluate]\nsamples = 3\n")
+    assert compare(file, output, "--methods", "mean").exit_code == 0
+    found = json.loads((output / "comparison.json").read_text())
+    counts = {s["samples"] for e in found["entries"] for s in e["result"]["scores"].values()}
+    assert counts == {3}
+
+
 def test_without_held_out_rows_there_is_nothing_to_compare(sites, tmp_path):
     file = run_file(sites, tmp_path, held_out="")
     result = compare(file, tmp_path / "out", "--methods", "mean")
