@@ -14,6 +14,7 @@ import pandas as pd
 import typer
 
 from experiments.benchmark_runs import RESULTS, Name, benchmark, compared
+from experiments.figures import COLOURS, INK, panels, save
 from layerweld.config import RunSettings
 from layerweld.launch import app_module
 
@@ -37,8 +38,8 @@ COMPONENTS = (
     Variant("+ importance", "com", {"normalization": "token", "importance": "off-diagonal"}),
 )
 """Table 3: each row has one more part than the one before."""
-SAMPLES = tuple(Variant(str(n), "com", {}, n) for n in (2, 5, 10, 50, 100, 200))
-"""Table 4, as far as a CPU goes."""
+SAMPLES = tuple(Variant(str(n), "com", {}, n) for n in (2, 5, 10, 50, 100, 200, 500))
+"""Table 4, at fewer places."""
 
 
 def main(
@@ -54,6 +55,7 @@ def main(
         rows.append(played(variant, of.settings, of.nodes, range(seeds)))
         (output / name).mkdir(parents=True, exist_ok=True)
         pd.DataFrame(rows).to_csv(output / name / f"{table}.csv", index=False)
+    draw(pd.DataFrame(rows), output / name / f"{table}.png")
     print(pd.DataFrame(rows).to_string(index=False, float_format="{:.4f}".format))
 
 
@@ -82,6 +84,19 @@ def changed(settings: RunSettings, variant: Variant) -> RunSettings:
     return settings.model_copy(
         update={"methods": variant.method, "merge": merge, "calibration": calibration}
     )
+
+
+def draw(table: pd.DataFrame, file: Path) -> None:
+    """Normalised accuracy by row of the table: mean over the sites, and the worst of them."""
+    figure, (axis,) = panels(1, width=5.2)
+    for key, colour, label in (
+        ("normalised", COLOURS[0], "mean over the sites"),
+        ("worst", INK, "worst site"),
+    ):
+        axis.plot(table["variant"], 100 * table[key], "o-", color=colour, label=label)
+    axis.set_ylabel("% of individual fine-tuning")
+    axis.legend(fontsize=8, frameon=False)
+    save(figure, file)
 
 
 if __name__ == "__main__":

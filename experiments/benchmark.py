@@ -9,13 +9,10 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import matplotlib
-
-matplotlib.use("agg")
-import matplotlib.pyplot as plt
 import typer
 
 from experiments.benchmark_runs import RESULTS, Name, benchmark, compared
+from experiments.figures import COLOURS, INK, panels, save
 from layerweld.launch import app_module
 from layerweld.methods import METHODS
 from layerweld.terminal import console
@@ -57,24 +54,22 @@ def write(found: Any, folder: Path) -> None:
 def plot(lines: list[Any], file: Path) -> None:
     """Normalised accuracy, a row per method: every seed as a dot, their mean as a line."""
     shown = [line for line in lines if line.name != "individual"]
-    figure, panels = plt.subplots(1, 2, sharey=True, figsize=(9, 0.32 * len(shown) + 1.4))
+    figure, sides = panels(2, height=0.32 * len(shown) + 1.4)
     for axes, key, title in (
-        (panels[0], "normalised", "mean over sites"),
-        (panels[1], "worst", "worst site"),
+        (sides[0], "normalised", "mean over sites"),
+        (sides[1], "worst", "worst site"),
     ):
         for row, line in enumerate(shown):
             values = [100 * value for value in getattr(line, key).values]
-            axes.plot(values, [row] * len(values), "o", color="#d55e00", alpha=0.6)
+            axes.plot(values, [row] * len(values), "o", color=COLOURS[0], alpha=0.6)
             mean = sum(values) / len(values)
-            axes.plot([mean, mean], [row - 0.3, row + 0.3], color="#1f242b", linewidth=2)
+            axes.plot([mean, mean], [row - 0.3, row + 0.3], color=INK, linewidth=2)
         axes.set_title(title, fontsize=11)
         axes.set_xlabel("% of individual fine-tuning")
-        axes.grid(axis="x", alpha=0.3)
-        axes.spines[["top", "right", "left"]].set_visible(False)
-    panels[0].set_yticks(range(len(shown)), [line.label for line in shown])
-    panels[0].invert_yaxis()
-    figure.tight_layout()
-    figure.savefig(file, dpi=150)
+        axes.set_yticks(range(len(shown)), [line.label for line in shown])
+        axes.invert_yaxis()
+    sides[1].set_yticklabels([])
+    save(figure, file)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +16,8 @@ from layerweld.sites import read_run_file
 from layerweld.terminal import showing_progress
 
 Name = Literal["text", "vision", "language"]
+Nodes = Sequence[dict[str, int]]
+"""One node configuration per site."""
 RESULTS = Path(__file__).parent / "results"
 """Where tables and figures are kept."""
 
@@ -23,23 +27,23 @@ class Benchmark:
     """One benchmark, ready to be played."""
 
     settings: RunSettings
-    nodes: tuple[dict[str, int], ...]
-    """One node configuration per site."""
+    nodes: Nodes
 
 
-def benchmark(name: Name) -> Benchmark:
+def benchmark(name: Name, seed: int = 0) -> Benchmark:
     """Read ``benchmarks/<name>.toml`` and unpack its base model."""
     settings, sites = read_run_file(Path(__file__).parent / "benchmarks" / f"{name}.toml")
-    settings = settings.model_copy(
-        update={"min_sites": len(sites), "base": str(backbones.folder(name))}
-    )
+    calibration = settings.calibration.model_copy(update={"seed": seed})
+    base = str(backbones.folder(name))
+    changes = {"min_sites": len(sites), "base": base, "calibration": calibration}
+    settings = settings.model_copy(update=changes)
     nodes = ({"partition-id": i, "num-partitions": len(sites)} for i in range(len(sites)))
     return Benchmark(settings, tuple(nodes))
 
 
 def compared(
     settings: RunSettings,
-    nodes: Sequence[dict[str, int]],
+    nodes: Nodes,
     seeds: Sequence[int],
     tune: int = 1,
     on_known: Callable[[Any], None] = lambda _known: None,
@@ -52,3 +56,25 @@ def compared(
     kept = app_module("client.package_files").user_cache() / "played"
     with showing_progress():
         return compare_in_process(settings, nodes, settings.base, seeds, tune, kept, on_known)
+
+
+@contextmanager
+def federation(settings: RunSettings, nodes: Nodes) -> Iterator[Any]:
+    """The server's side of a run in this process, introduced and with every adapter trained.
+
+    For what is measured beside a comparison: shifts, other cohorts. Sites forget it afterwards.
+
+    Yields:
+        A ``server.federation.Federation``.
+    """
+    settings = settings.model_copy(update={"min_sites": len(nodes)})
+    grid = app_module("server.in_process").InProcessGrid(
+        app_module("client.app").app, nodes, settings
+    )
+    with tempfile.TemporaryDirectory() as folder, showing_progress():
+        journal = app_module("server.journal").RunJournal(Path(folder) / "journal")
+        played = app_module("server.federation").Federation(grid, settings, settings.base, journal)
+        played.introduce()
+        played.fine_tune()
+        yield played
+        app_module("client.site").forget_run(nodes, settings, played.run)
