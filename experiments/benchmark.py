@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from experiments.benchmark_runs import RESULTS, Name, benchmark, compared
+from experiments.benchmark_runs import RESULTS, Name, attention_only, benchmark, compared
 from experiments.figures import COLOURS, INK, panels, save
 from layerweld.launch import app_module
 from layerweld.methods import METHODS
@@ -24,13 +24,19 @@ def main(
     seeds: Annotated[int, typer.Option(help="How many, from --first on.")] = 3,
     first: Annotated[int, typer.Option(help="The first seed.")] = 0,
     tune: Annotated[int, typer.Option(help="Candidates per method; 1: defaults.")] = 1,
+    attention: Annotated[
+        bool, typer.Option("--attention", help="LoRA on attention only; `language` always is.")
+    ] = False,
     output: Annotated[Path, typer.Option(help="Folder for all results.")] = RESULTS,
 ) -> None:
     """Compare the methods and write what is known after each of them."""
     played = benchmark(name)
     names = ",".join(METHODS) if methods == "all" else methods
     settings = played.settings.model_copy(update={"methods": names})
-    folder = output / (name if tune == 1 else f"{name}-tuned")
+    if attention:
+        settings = attention_only(settings)
+    kind = ("-attention" if attention else "") + ("-tuned" if tune > 1 else "")
+    folder = output / f"{name}{kind}"
     found = compared(
         settings,
         played.nodes,

@@ -21,6 +21,8 @@ Nodes = Sequence[dict[str, int]]
 RESULTS = Path(__file__).parent / "results"
 """Where tables and figures are kept."""
 
+_ATTENTION = "query,key,value,attention.output.dense"  # in BERT's names and in DINOv2's
+
 
 @dataclass(frozen=True)
 class Benchmark:
@@ -56,6 +58,12 @@ def compared(
     kept = app_module("client.package_files").user_cache() / "played"
     with showing_progress():
         return compare_in_process(settings, nodes, settings.base, seeds, tune, kept, on_known)
+
+
+def attention_only(settings: RunSettings) -> RunSettings:
+    """The settings with LoRA on attention alone, as in the paper, for encoders."""
+    finetune = settings.finetune.model_copy(update={"targets": _ATTENTION})
+    return settings.model_copy(update={"finetune": finetune})
 
 
 @contextmanager
