@@ -6,7 +6,6 @@ coordinator sends; here the bundle's bytes are hashed before anything of it is u
 """
 
 import hashlib
-import secrets
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,7 @@ _INSTALL = "install_from_fab"  # the name by which Flower's runner unpacks a bun
 
 
 class ForeignApplicationError(Exception):
-    """The coordinator sent another application than the one this site has installed.
-
-    Its text is all that Flower tells the coordinator; what to do stands in a note, which Flower
-    only writes to the site's own log.
-    """
+    """The coordinator sent another application than the one this site has installed."""
 
 
 def refuse_others(pinned: str) -> None:
@@ -36,23 +31,14 @@ def refuse_others(pinned: str) -> None:
     def install_pinned(bundle: bytes, *arguments: Any, **options: Any) -> Path:
         sent = hashlib.sha256(bundle).hexdigest()
         if sent != pinned:
-            raise _refusal(pinned, sent)
+            raise ForeignApplicationError(
+                f"this site runs application {pinned[:12]} only, and was sent {sent[:12]}: install "
+                f"the same layerweld at the coordinator and at the site"
+            )
         unpacked: Path = install(bundle, *arguments, **options)
         return unpacked
 
     setattr(run_clientapp, _INSTALL, install_pinned)
-
-
-def _refusal(pinned: str, sent: str) -> ForeignApplicationError:
-    # Only now: a bundle that is accepted brings its own copy of this package along.
-    from layerweld.incidents import Code, Incident
-
-    error = ForeignApplicationError(str(Incident(Code.APPLICATION, secrets.token_hex(8))))
-    error.add_note(
-        f"this site runs application {pinned[:12]} only, and was sent {sent[:12]}: install the "
-        f"same layerweld at the coordinator and at the site"
-    )
-    return error
 
 
 if __name__ == "__main__":

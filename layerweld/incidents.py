@@ -49,7 +49,6 @@ class Code(IntEnum):
     IN_USE = 503
     MEMORY = 505
     COHORT = 601
-    APPLICATION = 602
     UNFORESEEN = 900
 
     @property
@@ -75,8 +74,6 @@ _MEANINGS = {
     Code.IN_USE: "another process works in its cache folder",
     Code.MEMORY: "it ran out of memory",
     Code.COHORT: "its own policy forbids it to take part",
-    Code.APPLICATION: "it runs another version of this application than the coordinator, and no "
-    "other than its own; install the same layerweld at both",
     Code.UNFORESEEN: "it failed in a way nobody foresaw",
 }
 
@@ -97,10 +94,7 @@ _KINDS: tuple[tuple[type[BaseException], Code], ...] = (
 )
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-# Bare where the app itself says it, quoted with its class by Flower where no app was loaded.
-_TEXT = re.compile(
-    r"(<class '[\w.]+'>:<')?E(?P<code>[1-9][0-9]{2}) incident (?P<number>[0-9a-f]{16})(?(1)'>)"
-)
+_TEXT = re.compile(r"E(?P<code>[1-9][0-9]{2}) incident (?P<number>[0-9a-f]{16})")
 
 
 @dataclass(frozen=True)

@@ -255,7 +255,7 @@ def test_a_site_refuses_another_application_before_unpacking_it(federation, tmp_
         capture_output=True,
     )
     wait_until(
-        lambda: "E602" in federation.lw("coordinator", "status").stdout,
+        lambda: "ForeignApplicationError" in federation.lw("coordinator", "status").stdout,
         "a refusal as the run's final state",
     )
     assert not (tmp_path / "executed").exists()
