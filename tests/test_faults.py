@@ -31,12 +31,14 @@ from tests.faulty_grid import (
     FaultyGrid,
     claiming,
     from_the_node,
+    handing_over,
 )
 from tests.stub_sites import (
     NAMES,
     PLAN,
     RUN,
     MemoryJournal,
+    RecordedApp,
     StubApp,
     digest_of,
     introduction_of,
@@ -45,7 +47,7 @@ from tests.stub_sites import (
     updates_of,
 )
 
-CASES = int(os.environ.get("LAYERWELD_FAULT_CASES", "200"))
+CASES = int(os.environ.get("LAYERWELD_FAULT_CASES", "1000"))
 NODES = [{"name": name} for name in NAMES]
 
 
@@ -66,9 +68,14 @@ def clock(monkeypatch):
     return clock
 
 
-def play(faults, clock, method="com", **entries):
+@pytest.fixture
+def no_wire(monkeypatch):
+    monkeypatch.setattr(app_module("server.in_process"), "_through_the_wire", handing_over())
+
+
+def play(faults, clock, method="com", app=None, **entries):
     chosen = settings(**entries)
-    grid = FaultyGrid(StubApp(), NODES, chosen, faults, clock)
+    grid = FaultyGrid(app or StubApp(), NODES, chosen, faults, clock)
     chain = new_chain(chosen, method)
     chain.play(grid)
     return chain
@@ -79,12 +86,12 @@ def none():
 
 
 @pytest.mark.parametrize("method", ["com", "regmean++"])
-def test_no_fault_on_the_way_changes_a_bit(method, clock):
+def test_no_fault_on_the_way_changes_a_bit(method, clock, no_wire):
     whole = digest_of(play(none(), clock, method))
-    met, ignored = Counter(), Counter()
+    met, ignored, recording = Counter(), Counter(), {}
     for seed in range(CASES // 2):
         faults = Faults(seed)
-        chain = play(faults, clock, method)
+        chain = play(faults, clock, method, RecordedApp(recording))
         assert digest_of(chain) == whole, f"seed {seed}: {faults.met}"
         met.update(faults.met)
         ignored.update(chain.cohort.ignored)
