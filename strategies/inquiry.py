@@ -17,6 +17,7 @@ from layerweld.incidents import parse_incident
 from layerweld.progress import report_progress
 from layerweld.transport import decode_introduction, encode_run
 from strategies.cohort import Cohort
+from strategies.silence import Silence
 
 T = TypeVar("T")
 
@@ -120,13 +121,24 @@ class Inquiry(Generic[T]):
                 if answer is not None:
                     yield site, answer
         until = time.monotonic() + self._cohort.patience.deadline
+        silence = Silence(time.monotonic())
         while self._open:
             self._keep_asking()
-            yield from self._arrivals()
+            for found in self._arrivals():
+                yield found
+                silence.broken(time.monotonic())
+            self._name_the_silent(silence.worth_a_word(time.monotonic()))
             if self._open and time.monotonic() > until:
                 self._give_up(sorted(self._open))
             if self._open and all(asked.until > time.monotonic() for asked in self._open.values()):
                 time.sleep(_POLL_SECONDS)
+
+    def _name_the_silent(self, seconds: float) -> None:
+        if not seconds or not self._open:
+            return
+        reasons = {site: asked.why for site, asked in sorted(self._open.items())}
+        names = ", ".join(f"{site} ({why})" if why else site for site, why in reasons.items())
+        _say(f"waiting for {names} at the {self._what}: no answer for {seconds:.0f} s")
 
     def _arrivals(self) -> Iterator[tuple[str, T]]:
         """Pull message by message, so that no reply has to wait in memory for another."""

@@ -159,6 +159,22 @@ def test_a_run_waits_for_a_lost_site_until_the_deadline_and_says_how_to_go_on(cl
     assert "Jane Doe" not in str(e.value)
 
 
+@pytest.fixture
+def said(clock, monkeypatch):
+    lines = []
+    monkeypatch.setattr(app_module("strategies.inquiry"), "log", lambda _level, t: lines.append(t))
+    return lines
+
+
+def test_a_site_that_takes_long_is_named_while_the_others_have_answered(clock, said):
+    chosen = settings(timeout=600.0)
+    faults = Faults(seed=0, rate=1.0, most=1, kinds=("late",))
+    chain = new_chain(chosen)
+    chain.play(FaultyGrid(StubApp(), NODES, chosen, faults, clock))
+    assert said == ["waiting for ash at the statistics of step 1: no answer for 30 s"]
+    assert digest_of(chain) == digest_of(play(none(), clock))
+
+
 def test_asking_again_backs_off(clock):
     sent = []
 
@@ -236,11 +252,7 @@ def test_a_site_that_never_has_what_it_was_sent_is_refused(clock):
     ("change", "says"),
     [({"tokens": 21}, "another tokens"), ({"base": "c"}, "another base"), ({"site": "elm"}, "elm")],
 )
-def test_a_node_that_is_not_the_site_it_replaces_is_turned_away(change, says, clock, monkeypatch):
-    said = []
-    inquiry = app_module("strategies.inquiry")
-    monkeypatch.setattr(inquiry, "log", lambda _level, text: said.append(text))
-
+def test_a_node_that_is_not_the_site_it_replaces_is_turned_away(change, says, clock, said):
     class Impostor(StubApp):
         def __call__(self, message, context):
             if message.metadata.message_type == "query.handshake":
