@@ -136,8 +136,7 @@ class Inquiry(Generic[T]):
     def _name_the_silent(self, seconds: float) -> None:
         if not seconds or not self._open:
             return
-        reasons = {site: asked.why for site, asked in sorted(self._open.items())}
-        names = ", ".join(f"{site} ({why})" if why else site for site, why in reasons.items())
+        names = ", ".join(sorted(self._open))
         _say(f"waiting for {names} at the {self._what}: no answer for {seconds:.0f} s")
 
     def _arrivals(self) -> Iterator[tuple[str, T]]:
