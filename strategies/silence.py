@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-_FIRST = 30.0  # seconds without an answer before that is said; then doubling
+_FIRST = 15.0  # seconds without an answer before that is said; then doubling
 
 
 class Silence:

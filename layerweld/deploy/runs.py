@@ -113,20 +113,37 @@ def follow_run(
     Raises:
         RunFailedError: it did not complete; the message has the cause and the next command.
     """
-    solved, told, next_log = 0, 0, time.monotonic() + _LOOK_AT_LOG
+    solved, next_log = 0, time.monotonic() + _LOOK_AT_LOG
+    notices = _Notices(coordinator, run_id, say)
     while not (state := _patiently(coordinator, run_id)).is_final:
         count = _solved_steps(output)
         if count > solved:
             solved = count
             say(f"{solved} steps solved")
         if time.monotonic() > next_log:
-            logged = about_sites(show_log(run_id, CONNECTION, coordinator.environment))
-            for line in logged[told:]:
-                say(line)
-            told, next_log = max(told, len(logged)), time.monotonic() + _LOOK_AT_LOG
+            notices.pass_on()
+            next_log = time.monotonic() + _LOOK_AT_LOG
         time.sleep(_LOOK)
+    notices.pass_on()
     if state.status != "finished:completed":
         raise RunFailedError(_failure(state, output))
+
+
+class _Notices:
+    """What a run has logged about its sites, each line passed on once."""
+
+    def __init__(self, coordinator: Coordinator, run_id: str, say: Callable[[str], None]) -> None:
+        self._coordinator = coordinator
+        self._run_id = run_id
+        self._say = say
+        self._told = 0
+
+    def pass_on(self) -> None:
+        log = show_log(self._run_id, CONNECTION, self._coordinator.environment)
+        lines = about_sites(log)
+        for line in lines[self._told :]:
+            self._say(line)
+        self._told = max(self._told, len(lines))
 
 
 def about_sites(log: str) -> list[str]:
