@@ -28,7 +28,7 @@ _STRIKES = 3  # refused answers after which asking again is pointless
 
 # What Flower itself says, by error code. Its own texts may quote an exception and are not shown.
 _FLOWER_ERRORS = {
-    1: "its app could not be loaded",
+    1: "it cannot load this application, or has another one installed: see `layerweld site check`",
     2: "its app raised an error",
     3: "the message expired before it was answered",
     4: "its reply was lost",
@@ -36,6 +36,7 @@ _FLOWER_ERRORS = {
     7: "it refused the app bundle",
     8: "its process died",
 }
+_LASTING = (1, 7)  # of these: nothing changes until somebody at the site acts
 
 
 @dataclass
@@ -234,10 +235,12 @@ class Inquiry(Generic[T]):
     def _fail(self, site: str, error: Error) -> None:
         incident = parse_incident(error.reason)
         if incident is None:
-            self._pause(site, _FLOWER_ERRORS.get(error.code, f"Flower's error {error.code}"))
-            return
-        why = f"{incident.code.meaning} ({incident}; its log has the details)"
-        if self._cohort.patience.fails_fast and incident.code.is_lasting:
+            why = _FLOWER_ERRORS.get(error.code, f"Flower's error {error.code}")
+            is_lasting = error.code in _LASTING
+        else:
+            why = f"{incident.code.meaning} ({incident}; its log has the details)"
+            is_lasting = incident.code.is_lasting
+        if self._cohort.patience.fails_fast and is_lasting:
             raise LostSiteError(f"{site} failed at the {self._what}: {why}")
         self._pause(site, why)
 

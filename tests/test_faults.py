@@ -17,6 +17,7 @@ from layerweld.launch import app_module
 from layerweld.merging.sums import Mean
 from layerweld.transport import (
     encode_introduction,
+    encode_run,
     read_arrays,
     refusing_malformed,
     to_arrays,
@@ -171,7 +172,8 @@ def test_a_site_that_takes_long_is_named_while_the_others_have_answered(clock, s
     faults = Faults(seed=0, rate=1.0, most=1, kinds=("late",))
     chain = new_chain(chosen)
     chain.play(FaultyGrid(StubApp(), NODES, chosen, faults, clock))
-    assert said == ["waiting for ash at the statistics of step 1: no answer for 30 s"]
+    waiting = "waiting for ash at the statistics of step 1: no answer for"
+    assert said == [f"{waiting} 15 s", f"{waiting} 30 s"]
     assert digest_of(chain) == digest_of(play(none(), clock))
 
 
@@ -217,6 +219,27 @@ def test_fewer_than_min_sites_do_not_go_on(clock):
     entries = {"lost-site": "continue", "min-sites": 3, "deadline": 60.0}
     with pytest.raises(LostSiteError, match="2 sites would be left, and min-sites is 3"):
         play_without(clock, raises, **entries)
+
+
+def shake_hands(kind, clock):
+    chosen = settings()
+    cohort = app_module("strategies.cohort")
+    nodes = cohort.Cohort({"node 1": 1, "node 2": 2}, {}, RUN, cohort.Patience.of_handshake(chosen))
+    grid = FaultyGrid(StubApp(), NODES[:2], chosen, Faults(0, 1.0, most=1, kinds=(kind,)), clock)
+    ask = app_module("strategies.inquiry").ask
+    read = app_module("server.federation")._introduction
+    return dict(ask(grid, nodes, "query.handshake", "handshake", encode_run(RUN), read))
+
+
+@pytest.mark.parametrize(("code", "says"), [(1, "another one installed"), (7, "refused the app")])
+def test_a_site_that_must_be_mended_ends_the_handshake_at_once(code, says, clock):
+    with pytest.raises(LostSiteError, match=rf"node 1 failed at the handshake: .*{says}"):
+        shake_hands(f"error {code}", clock)
+    assert clock.now < 1
+
+
+def test_a_site_that_dies_in_the_handshake_is_asked_again(clock):
+    assert shake_hands("error 8", clock).keys() == {"node 1", "node 2"}
 
 
 def test_a_site_that_keeps_sending_nonsense_ends_the_run_by_name(clock):
