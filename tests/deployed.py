@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tomllib
+import zipfile
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +23,15 @@ from layerweld.launch import app_module
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 LONG = 1500  # seconds; two cores that others use, too, take that long
+
+
+def install_wheel(folder):
+    """The wheel's content as `pip install` would lay it out, without this checkout."""
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
+        wheel.extractall(folder / "site-packages")
+    return folder / "site-packages"
 
 
 def environment(path):
@@ -158,7 +168,7 @@ class Federation:
         )
 
     def wait_for_steps(self, run, count=1):
-        """Until a run has solved so many steps, of four."""
+        """Until a run has solved so many steps."""
         steps = self.output(run) / "journal"
         wait_until(
             lambda: len(list(steps.glob("*/step-*.safetensors"))) >= count, f"step {count}", 0.1

@@ -5,7 +5,6 @@ import re
 import signal
 import subprocess
 import sys
-import zipfile
 from contextlib import suppress
 
 import pytest
@@ -20,6 +19,7 @@ from tests.deployed import (
     digest_in_process,
     door_on_loopback,
     environment,
+    install_wheel,
     running,
     wait_until,
 )
@@ -32,13 +32,7 @@ _TRANSCRIPT = re.compile(r"^```bash transcript\n(.*?)^```$", re.MULTILINE | re.D
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """The wheel's content as `pip install` would lay it out, without this checkout."""
-    folder = tmp_path_factory.mktemp("wheel")
-    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder]
-    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
-    with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
-        wheel.extractall(folder / "site-packages")
-    return folder / "site-packages"
+    return install_wheel(tmp_path_factory.mktemp("wheel"))
 
 
 def manifest_in(output):
@@ -143,7 +137,7 @@ def test_a_site_refuses_another_application_before_unpacking_it(federation, tmp_
         capture_output=True,
     )
     wait_until(
-        lambda: "ForeignApplicationError" in federation.lw("coordinator", "status").stdout,
+        lambda: "has another one installed" in federation.lw("coordinator", "status").stdout,
         "a refusal as the run's final state",
     )
     assert not (tmp_path / "executed").exists()
