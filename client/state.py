@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -155,8 +155,20 @@ class SiteState:
         """
         if not self.settings.calibration.prompt_end:
             return load_head(self.head_file)
+        return label_word_head(self.base, self._classes)
+
+    @property
+    def decides_head(self) -> bytes:
+        """What the head's answers depend on: its file, or the prompt's end and the label words."""
+        prompt_end = self.settings.calibration.prompt_end
+        if not prompt_end:
+            return self.head_file.read_bytes()
+        return "\n".join([prompt_end, *self._classes]).encode()
+
+    @property
+    def _classes(self) -> Sequence[str]:
         held_out = self.held_out.classes if self.held_out else ()
-        return label_word_head(self.base, self.rows.classes or held_out)
+        return self.rows.classes or held_out
 
     @property
     def must_fine_tune(self) -> bool:
