@@ -55,7 +55,8 @@ class MergedModel:
         method: which.
         updates: merged updates, by layer.
         remainder: what was added to norms, biases and embeddings; empty for LoRA.
-        lost: sites that took part in the run and are not in all of this merge.
+        lost: sites that took part in the run and are not in all of this merge, each with the first
+            round without it, counted from 1.
         groups: figures per layer group; empty for methods without statistics.
         prefix: hash over everything merged; empty for methods without a chain.
         figures: what the method says about itself on this input.
@@ -68,7 +69,7 @@ class MergedModel:
     seconds: float
     bytes_up: int
     bytes_down: int
-    lost: tuple[str, ...] = ()
+    lost: Mapping[str, int] = field(default_factory=dict)
     groups: tuple[GroupFigures, ...] = ()
     prefix: str = ""
     figures: Mapping[str, float] = field(default_factory=dict)
@@ -101,6 +102,11 @@ class Federation:
     def plan(self) -> MergePlan:
         """The layers that are merged."""
         return merged_layers(self.introductions, self.whole_plan)
+
+    @property
+    def lost(self) -> Mapping[str, str]:
+        """Why each site that the run goes on without was given up."""
+        return dict(sorted(self.cohort.lost.items()))
 
     @property
     def ignored(self) -> Mapping[str, int]:
@@ -241,7 +247,7 @@ class Federation:
             seconds=time.perf_counter() - started,
             bytes_up=sum(_bytes_up(solved) for solved in strategy.solved),
             bytes_down=sum(solved.bytes_down for solved in strategy.solved),
-            lost=tuple(sorted(self.cohort.lost)),
+            lost=_lost(strategy.solved),
             groups=_figures(strategy.steps, strategy.solved),
             prefix=strategy.final_prefix,
         )
@@ -280,7 +286,7 @@ class Federation:
             method=method,
             updates=strategy.merged.updates,
             remainder=strategy.remainder,
-            lost=tuple(sorted(self.cohort.lost)),
+            lost=dict.fromkeys(sorted(self.cohort.lost), 1),
             rounds=1,
             seconds=time.perf_counter() - started,
             bytes_up=sum(strategy.bytes_up.values()),
@@ -376,6 +382,14 @@ def _score(_site: str, content: RecordDict) -> Score:
 
 def _bytes_up(solved: SolvedStep) -> int:
     return sum(count for sites in solved.bytes_up.values() for count in sites.values())
+
+
+def _lost(solved: Sequence[SolvedStep]) -> dict[str, int]:
+    rounds: dict[str, int] = {}
+    for step in solved:
+        for site in step.lost:
+            rounds.setdefault(site, step.index + 1)
+    return dict(sorted(rounds.items()))
 
 
 def _figures(steps: Sequence[Step], solved: Sequence[SolvedStep]) -> tuple[GroupFigures, ...]:

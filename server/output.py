@@ -197,6 +197,7 @@ def run_results(
     chosen: str,
     form: Form,
     manifest_hash: str,
+    lost: Mapping[str, str],
     ignored: Mapping[str, int],
 ) -> RunResults:
     """Everything the report shows, in one value."""
@@ -210,6 +211,7 @@ def run_results(
         form=form,
         settings=_played_settings(settings),
         manifest_hash=manifest_hash,
+        lost=lost,
         ignored=dict(sorted(ignored.items())),
         versions={"layerweld": __version__} | {name: version(name) for name in packages},
     )
@@ -232,6 +234,7 @@ def method_result(merged: MergedModel, shifts: Mapping[str, Mapping[str, float]]
         groups=groups,
         outliers=_outliers(groups),
         figures=merged.figures,
+        lost=merged.lost,
     )
 
 

@@ -135,6 +135,7 @@ def _write(
             chosen.method.name,
             form,
             manifest_hash,
+            federation.lost,
             federation.ignored,
         )
         write_results(folder, results)
