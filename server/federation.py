@@ -108,6 +108,10 @@ class Federation:
         """Why each site that the run goes on without was given up."""
         return dict(sorted(self.cohort.lost.items()))
 
+    def waiting_for(self) -> Mapping[str, str]:
+        """Who has not answered the question that is out, each with its last failure."""
+        return dict(sorted(self.cohort.waiting.items()))
+
     @property
     def ignored(self) -> Mapping[str, int]:
         """Replies that were dropped so far, by kind."""
@@ -122,6 +126,7 @@ class Federation:
         """Wait for the sites, ask each who it is, and refuse a cohort that does not fit."""
         nodes = {f"node {node}": node for node in self._wait_for_nodes()}
         unnamed = Cohort(nodes, {}, self.run, Patience.of_handshake(self.settings))
+        self.cohort = unnamed
         came: dict[str, Introduction] = {}
         about = encode_run(self.run)
         answers = ask(self.grid, unnamed, "query.handshake", "handshake", about, _introduction)
