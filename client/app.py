@@ -16,7 +16,7 @@ app = SiteApp()
 def handshake(message: Message, context: Context) -> Message:
     """Say who this site is, what it holds and what it would compute with."""
     from client.handshake import introduce
-    from layerweld.transport import encode_introduction
+    from layerweld.transport.introduction import encode_introduction
 
     state = _state(message, context)
     return Message(encode_introduction(introduce(state)), reply_to=message)
@@ -28,7 +28,7 @@ def finetune(message: Message, context: Context) -> Message:
     from client.handshake import introduce
     from client.state import fine_tune_site
     from layerweld.progress import report_progress
-    from layerweld.transport import encode_introduction
+    from layerweld.transport.introduction import encode_introduction
 
     state = _state(message, context)
     what = f"fine-tuning {state.site.name}"
@@ -39,7 +39,7 @@ def finetune(message: Message, context: Context) -> Message:
 @app.train("remainder")
 def remainder(message: Message, context: Context) -> Message:
     """Send what full fine-tuning changed outside of the linear layers."""
-    from layerweld.transport import to_arrays
+    from layerweld.transport.arrays import to_arrays
 
     state = _state(message, context)
     arrays = to_arrays(state.adapter.task_vector.remainder)
@@ -49,7 +49,8 @@ def remainder(message: Message, context: Context) -> Message:
 @app.train("adapter")
 def adapter(message: Message, context: Context) -> Message:
     """Send this site's updates as they are: for methods that need no statistics."""
-    from layerweld.transport import to_arrays, update_tensors
+    from layerweld.named_tensors import update_tensors
+    from layerweld.transport.arrays import to_arrays
 
     state = _state(message, context)
     arrays = to_arrays(update_tensors(state.adapter.task_vector.updates))
@@ -60,7 +61,8 @@ def adapter(message: Message, context: Context) -> Message:
 def fisher(message: Message, context: Context) -> Message:
     """Send the diagonal Fisher information of this site's own model, and its product with ΔW."""
     from client.fisher import fisher_sums
-    from layerweld.transport import decode_model, to_arrays
+    from layerweld.transport.arrays import to_arrays
+    from layerweld.transport.model import decode_model
 
     state = _state(message, context)
     arrays = to_arrays(fisher_sums(state, decode_model(message.content).layers))
@@ -71,7 +73,7 @@ def fisher(message: Message, context: Context) -> Message:
 def statistics(message: Message, context: Context) -> Message:
     """Send the Gram matrices and products of one step's groups."""
     from client.chain import answer
-    from layerweld.transport import decode_question, encode_answer
+    from layerweld.transport.chain import decode_question, encode_answer
 
     state = _state(message, context)
     reply = answer(state, decode_question(message.content))
@@ -82,7 +84,7 @@ def statistics(message: Message, context: Context) -> Message:
 def evaluate(message: Message, context: Context) -> Message:
     """Measure one model's accuracy on this site's held-out rows, with this site's own head."""
     from client.measure import held_out_accuracy
-    from layerweld.transport import decode_model
+    from layerweld.transport.model import decode_model
 
     state = _state(message, context)
     accuracy, samples = held_out_accuracy(state, decode_model(message.content))
@@ -94,7 +96,7 @@ def evaluate(message: Message, context: Context) -> Message:
 def shift(message: Message, context: Context) -> Message:
     """Measure eq. 8 of one merged model per layer group, and send that one number each."""
     from client.measure import shift_per_group
-    from layerweld.transport import decode_model
+    from layerweld.transport.model import decode_model
 
     state = _state(message, context)
     shifts = shift_per_group(state, decode_model(message.content))
@@ -107,7 +109,7 @@ def finished(message: Message, context: Context) -> Message:
     """Forget a finished run; the adapter and its scores stay."""
     from client.site import forget_run
     from layerweld.config import read_run_settings
-    from layerweld.transport import decode_run
+    from layerweld.transport.run import decode_run
 
     settings = read_run_settings(context.run_config)
     forget_run([context.node_config], settings, decode_run(message.content))
@@ -121,7 +123,7 @@ def _state(message: Message, context: Context) -> "SiteState":
     from client.site import site_of_node
     from client.state import site_state
     from layerweld.config import read_run_settings
-    from layerweld.transport import decode_run
+    from layerweld.transport.run import decode_run
 
     settings = read_run_settings(context.run_config)
     torch.set_num_threads(settings.calibration.threads)

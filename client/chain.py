@@ -14,7 +14,7 @@ from layerweld.prefix import extend_prefix, first_prefix
 from layerweld.replay import RecordedBatch
 from layerweld.schedule import Step, schedule
 from layerweld.statistics import GroupStatistics
-from layerweld.transport import Answer, Question
+from layerweld.transport.messages import Answer, Question
 from layerweld.updates import Update
 
 

@@ -37,7 +37,7 @@ class SiteApp(ClientApp):
         Runs do not share files, but for adapters that sites train.
         """
         from layerweld.disk import only_here
-        from layerweld.transport import decode_run
+        from layerweld.transport.run import decode_run
 
         cache, site = _cache_and_name(context)
         trains = message.metadata.message_type == "train.finetune"

@@ -10,7 +10,7 @@ from layerweld import __version__
 from layerweld.base_model import tokenizer_fingerprint
 from layerweld.collect import ReplayableModel
 from layerweld.errors import DataError
-from layerweld.transport import Introduction
+from layerweld.transport.messages import Introduction
 from layerweld.updates import LowRankUpdate
 
 

@@ -15,7 +15,7 @@ from layerweld.collect import ReplayableModel, input_moments
 from layerweld.covariate_shift import MomentAccumulator, squared_wasserstein
 from layerweld.errors import DataError
 from layerweld.linear import updated
-from layerweld.transport import ModelToMeasure
+from layerweld.transport.messages import ModelToMeasure
 from layerweld.updates import Update
 
 

@@ -10,14 +10,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from flwr.clientapp.client_app import LoadClientAppError
 from flwr.supernode.cli.flwr_clientapp import flwr_clientapp
 from flwr.supernode.runtime import run_clientapp
 
 _INSTALL = "install_from_fab"  # the name by which Flower's runner unpacks a bundle
 
 
-class ForeignApplicationError(Exception):
-    """The coordinator sent another application than the one this site has installed."""
+class ForeignApplicationError(LoadClientAppError):
+    """The coordinator sent another application than the one this site has installed.
+
+    Flower reports it with a code of its own, and keeps the text to itself.
+    """
 
 
 def refuse_others(pinned: str) -> None:

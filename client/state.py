@@ -79,10 +79,12 @@ class SiteState:
         """The site's rows, to fine-tune and to calibrate on."""
         return self._split[0]
 
-    @property
+    @cached_property
     def held_out(self) -> Rows | None:
         """Labelled rows to evaluate on, if the site has any."""
-        return self._split[1] if self._validates else self._held_out
+        rows = self._split[1] if self._validates else self._held_out
+        samples, seed = self.settings.evaluate.samples, self.settings.calibration.seed
+        return None if rows is None else draw(rows, samples, seed)
 
     @cached_property
     def _split(self) -> tuple[Rows, Rows]:

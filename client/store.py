@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from layerweld.disk import writing
-from layerweld.transport import update_tensors, updates_from
+from layerweld.named_tensors import update_tensors, updates_from
 from layerweld.updates import Update
 
 

@@ -13,13 +13,10 @@ from typing import Annotated, Any, Literal
 import pandas as pd
 import typer
 
-from experiments import backbones
+from experiments.benchmark_runs import RESULTS, Name, benchmark, compared
+from experiments.figures import COLOURS, INK, panels, save
 from layerweld.config import RunSettings
-from layerweld.launch import app_module, compare_in_process
-from layerweld.sites import read_run_file
-from layerweld.terminal import showing_progress
-
-_HERE = Path(__file__).parent
+from layerweld.launch import app_module
 
 
 @dataclass(frozen=True)
@@ -41,26 +38,24 @@ COMPONENTS = (
     Variant("+ importance", "com", {"normalization": "token", "importance": "off-diagonal"}),
 )
 """Table 3: each row has one more part than the one before."""
-SAMPLES = tuple(Variant(str(n), "com", {}, n) for n in (2, 5, 10, 50, 100, 200))
-"""Table 4, as far as a CPU goes."""
+SAMPLES = tuple(Variant(str(n), "com", {}, n) for n in (2, 5, 10, 50, 100, 200, 500))
+"""Table 4, at fewer places."""
 
 
 def main(
-    name: Annotated[Literal["text", "vision", "language"], typer.Argument()],
+    name: Annotated[Name, typer.Argument()],
     table: Annotated[Literal["components", "samples"], typer.Argument()],
     seeds: Annotated[int, typer.Option(help="How many, from 0 on.")] = 3,
-    output: Annotated[Path, typer.Option(help="Folder of the results.")] = _HERE / "results",
+    output: Annotated[Path, typer.Option(help="Folder of the results.")] = RESULTS,
 ) -> None:
     """Play every row of a table once per seed; the CSV is written after each row."""
-    settings, sites = read_run_file(_HERE / "benchmarks" / f"{name}.toml")
-    base = str(backbones.folder(name))
-    settings = settings.model_copy(update={"min_sites": len(sites), "base": base})
-    nodes = [{"partition-id": i, "num-partitions": len(sites)} for i in range(len(sites))]
+    of = benchmark(name)
     rows = []
     for variant in COMPONENTS if table == "components" else SAMPLES:
-        rows.append(played(variant, settings, nodes, range(seeds)))
+        rows.append(played(variant, of.settings, of.nodes, range(seeds)))
         (output / name).mkdir(parents=True, exist_ok=True)
         pd.DataFrame(rows).to_csv(output / name / f"{table}.csv", index=False)
+    draw(pd.DataFrame(rows), output / name / f"{table}.png")
     print(pd.DataFrame(rows).to_string(index=False, float_format="{:.4f}".format))
 
 
@@ -68,10 +63,7 @@ def played(
     variant: Variant, settings: RunSettings, nodes: Sequence[Any], seeds: Sequence[int]
 ) -> dict[str, Any]:
     """One row: fractions, over the seeds."""
-    with showing_progress():
-        found = compare_in_process(
-            changed(settings, variant), nodes, settings.base, seeds, 1, on_known=lambda _: None
-        )
+    found = compared(changed(settings, variant), nodes, seeds)
     *_, line = app_module("server.comparison_scores").lines(found)
     return {
         "variant": variant.label,
@@ -92,6 +84,19 @@ def changed(settings: RunSettings, variant: Variant) -> RunSettings:
     return settings.model_copy(
         update={"methods": variant.method, "merge": merge, "calibration": calibration}
     )
+
+
+def draw(table: pd.DataFrame, file: Path) -> None:
+    """Normalised accuracy by row of the table: mean over the sites, and the worst of them."""
+    figure, (axis,) = panels(1, width=5.2)
+    for key, colour, label in (
+        ("normalised", COLOURS[0], "mean over the sites"),
+        ("worst", INK, "worst site"),
+    ):
+        axis.plot(table["variant"], 100 * table[key], "o-", color=colour, label=label)
+    axis.set_ylabel("% of individual fine-tuning")
+    axis.legend(fontsize=8, frameon=False)
+    save(figure, file)
 
 
 if __name__ == "__main__":

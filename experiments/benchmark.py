@@ -7,43 +7,43 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-import matplotlib
-
-matplotlib.use("agg")
-import matplotlib.pyplot as plt
 import typer
 
-from experiments import backbones
-from layerweld.launch import app_module, compare_in_process
+from experiments.benchmark_runs import RESULTS, Name, attention_only, benchmark, compared
+from experiments.figures import COLOURS, INK, panels, save
+from layerweld.launch import app_module
 from layerweld.methods import METHODS
-from layerweld.sites import read_run_file
-from layerweld.terminal import console, showing_progress
-
-_HERE = Path(__file__).parent
+from layerweld.terminal import console
 
 
 def main(
-    name: Annotated[Literal["text", "vision", "language"], typer.Argument()],
+    name: Annotated[Name, typer.Argument()],
     methods: Annotated[str, typer.Option(help="Comma-separated, or `all`.")] = "all",
     seeds: Annotated[int, typer.Option(help="How many, from --first on.")] = 3,
     first: Annotated[int, typer.Option(help="The first seed.")] = 0,
     tune: Annotated[int, typer.Option(help="Candidates per method; 1: defaults.")] = 1,
-    output: Annotated[Path, typer.Option(help="Folder for all results.")] = _HERE / "results",
+    attention: Annotated[
+        bool, typer.Option("--attention", help="LoRA on attention only; `language` always is.")
+    ] = False,
+    output: Annotated[Path, typer.Option(help="Folder for all results.")] = RESULTS,
 ) -> None:
     """Compare the methods and write what is known after each of them."""
-    settings, sites = read_run_file(_HERE / "benchmarks" / f"{name}.toml")
+    played = benchmark(name)
     names = ",".join(METHODS) if methods == "all" else methods
-    base = str(backbones.folder(name))
-    settings = settings.model_copy(update={"min_sites": len(sites), "methods": names, "base": base})
-    nodes = [{"partition-id": i, "num-partitions": len(sites)} for i in range(len(sites))]
-    folder = output / (name if tune == 1 else f"{name}-tuned")
-    numbers = range(first, first + seeds)
-    with showing_progress():
-        found = compare_in_process(
-            settings, nodes, base, numbers, tune, on_known=lambda known: write(known, folder)
-        )
+    settings = played.settings.model_copy(update={"methods": names})
+    if attention:
+        settings = attention_only(settings)
+    kind = ("-attention" if attention else "") + ("-tuned" if tune > 1 else "")
+    folder = output / f"{name}{kind}"
+    found = compared(
+        settings,
+        played.nodes,
+        range(first, first + seeds),
+        tune,
+        on_known=lambda known: write(known, folder),
+    )
     console.print(app_module("server.comparison_tables").accuracy_table(found))
 
 
@@ -60,24 +60,22 @@ def write(found: Any, folder: Path) -> None:
 def plot(lines: list[Any], file: Path) -> None:
     """Normalised accuracy, a row per method: every seed as a dot, their mean as a line."""
     shown = [line for line in lines if line.name != "individual"]
-    figure, panels = plt.subplots(1, 2, sharey=True, figsize=(9, 0.32 * len(shown) + 1.4))
+    figure, sides = panels(2, height=0.32 * len(shown) + 1.4)
     for axes, key, title in (
-        (panels[0], "normalised", "mean over sites"),
-        (panels[1], "worst", "worst site"),
+        (sides[0], "normalised", "mean over sites"),
+        (sides[1], "worst", "worst site"),
     ):
         for row, line in enumerate(shown):
             values = [100 * value for value in getattr(line, key).values]
-            axes.plot(values, [row] * len(values), "o", color="#d55e00", alpha=0.6)
+            axes.plot(values, [row] * len(values), "o", color=COLOURS[0], alpha=0.6)
             mean = sum(values) / len(values)
-            axes.plot([mean, mean], [row - 0.3, row + 0.3], color="#1f242b", linewidth=2)
+            axes.plot([mean, mean], [row - 0.3, row + 0.3], color=INK, linewidth=2)
         axes.set_title(title, fontsize=11)
         axes.set_xlabel("% of individual fine-tuning")
-        axes.grid(axis="x", alpha=0.3)
-        axes.spines[["top", "right", "left"]].set_visible(False)
-    panels[0].set_yticks(range(len(shown)), [line.label for line in shown])
-    panels[0].invert_yaxis()
-    figure.tight_layout()
-    figure.savefig(file, dpi=150)
+        axes.set_yticks(range(len(shown)), [line.label for line in shown])
+        axes.invert_yaxis()
+    sides[1].set_yticklabels([])
+    save(figure, file)
 
 
 if __name__ == "__main__":

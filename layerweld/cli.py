@@ -80,12 +80,17 @@ def compare(
         int,
         typer.Option(min=1, help="Candidates per method, chosen on rows set aside; 1: defaults."),
     ] = 1,
-    output: Annotated[Path, typer.Option(help="Folder to create.")] = Path("comparison"),
+    output: Annotated[
+        Path, typer.Option(help="Folder to create, or one of an earlier comparison to go on with.")
+    ] = Path("comparison"),
 ) -> None:
     """Which method serves your sites best? Every one on the same adapters, in one table.
 
     Adapters are trained or found once per seed. Sites need labelled held-out rows. Methods that
     cannot work on the sites' models are listed with the reason.
+
+    What was played is kept in the output folder: the same command goes on after an interruption,
+    and with more methods or seeds it plays only those.
 
     With `--tune` every site sets a fifth of its rows aside; an adapter that a site brings along may
     have been trained on them.
@@ -102,11 +107,11 @@ def compare(
     names = ",".join(METHODS) if methods == "all" else methods
     settings = settings.model_copy(update={"min_sites": len(sites), "methods": names})
     methods_of(settings)
-    app_module("server.output").check_output_folder(output)
+    written = app_module("server.comparison_output")
+    written.check_comparison_folder(output)
     nodes = [{"partition-id": i, "num-partitions": len(sites)} for i in range(len(sites))]
     first = settings.calibration.seed
     base = settings.base or str(base_folder())
-    write = app_module("server.comparison_output").write_comparison
     with showing_progress():
         found = compare_in_process(
             settings,
@@ -114,7 +119,8 @@ def compare(
             base,
             range(first, first + seeds),
             tune,
-            on_known=lambda known: write(known, output),
+            kept=output / written.PLAYED,
+            on_known=lambda known: written.write_comparison(known, output),
         )
     tables = app_module("server.comparison_tables")
     console.print(tables.accuracy_table(found))

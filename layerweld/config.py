@@ -147,6 +147,8 @@ class EvaluateSettings(Settings):
     """Evaluate at the sites that have labelled held-out rows and a head."""
     rows: Literal["held-out", "validation"] = "held-out"
     """What to evaluate on; ``validation`` is what ``calibration.validation`` set aside."""
+    samples: Annotated[int, Field(ge=0)] = 0
+    """How many of them, drawn at random with ``calibration.seed``; 0 uses every row."""
     batch_size: Annotated[int, Field(ge=1)] = 64
     """Rows per forward pass."""
     max_length: Annotated[int, Field(ge=1)] = 64

@@ -13,7 +13,7 @@ import secrets
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import IntEnum
@@ -135,17 +135,20 @@ def record_incident(error: BaseException, folder: Path) -> Incident:
     """Write an error in full to ``folder/<number>.log`` at the site, for its owner's eyes only.
 
     Where that cannot be written either, the text goes to the process's own standard error, which
-    stays at the site as well.
+    stays at the site as well, and no part of it is left in the folder.
     """
     incident = Incident(code_of(error), secrets.token_hex(8))
     text = f"{incident}\n" + "".join(traceback.format_exception(error))
+    log = folder / f"{incident.number}.log"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder / f"{incident.number}.log", os.O_WRONLY | os.O_CREAT, 0o600)
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
     except OSError:
         print(text, file=sys.stderr)
+        with suppress(OSError):
+            log.unlink(missing_ok=True)
     return incident
 
 

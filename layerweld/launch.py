@@ -46,6 +46,7 @@ def compare_in_process(
     base: str,
     seeds: Sequence[int],
     budget: int,
+    kept: Path,
     on_known: Callable[[Any], None],
 ) -> Any:
     """Play every method of the run once per seed.
@@ -56,6 +57,7 @@ def compare_in_process(
         base: folder of the base model.
         seeds: see ``server.comparison.compare``.
         budget: candidates per method; 1 is the published defaults.
+        kept: folder of what was played; the same under the same conditions is not played again.
         on_known: called after each method, with all that is known by then.
 
     Returns:
@@ -70,6 +72,7 @@ def compare_in_process(
         base=base,
         seeds=seeds,
         budget=budget,
+        kept=module("server.played_methods").PlayedMethods(kept),
         on_played=lambda changed, run: module("client.site").forget_run(nodes, changed, run),
         on_known=on_known,
     )

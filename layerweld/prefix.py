@@ -8,8 +8,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from layerweld.named_tensors import factors
 from layerweld.schedule import Step
-from layerweld.updates import LowRankUpdate, Update
+from layerweld.updates import Update
 
 
 def first_prefix(plan_digest: str, settings_digest: str, remainder: Mapping[str, Tensor]) -> str:
@@ -41,13 +42,6 @@ def prefix_of_step(step: Step, first: str, merged: Mapping[int, Mapping[str, Upd
     for index in step.needs:
         prefix = extend_prefix(prefix, merged[index])
     return prefix
-
-
-def factors(layer: str, update: Update) -> dict[str, Tensor]:
-    """The tensors of one update by their name on the wire and in files."""
-    if isinstance(update, LowRankUpdate):
-        return {f"{layer}/left": update.left, f"{layer}/right": update.right}
-    return {f"{layer}/weight": update.weight}
 
 
 def _bytes(name: str, tensor: Tensor) -> bytes:

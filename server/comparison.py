@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from flwr.serverapp import Grid
@@ -19,9 +20,10 @@ from server.federation import Federation
 from server.journal import RunJournal
 from server.output import method_result, summary_of
 from server.peak_memory import peak_resident
+from server.played_methods import PlayedMethods, deciding_facts
 from server.requirements import problem_with
 from server.results import MethodResult, SiteSummary
-from server.run import reference_results
+from server.run import reference_result
 from server.scores import REFERENCES
 
 Play = Callable[[RunSettings], Grid]
@@ -34,6 +36,7 @@ def compare(
     base: str,
     seeds: Sequence[int],
     budget: int,
+    kept: PlayedMethods,
     on_played: Callable[[RunSettings, str], None] = lambda _settings, _run: None,
     on_known: Callable[[Comparison], None] = lambda _known: None,
 ) -> Comparison:
@@ -47,6 +50,7 @@ def compare(
         budget: candidates per method; with more than 1 each site sets a fifth of its rows aside,
             trains and calibrates on the others, and the candidate with the best mean normalised
             accuracy on that fifth is taken. Held-out rows choose nothing.
+        kept: what is found there is not played again; what is played is kept there.
         on_played: called with the settings and the identifier of each run that is over.
         on_known: called after each method, with all that is known by then.
 
@@ -57,7 +61,7 @@ def compare(
     for seed in seeds:
         report_progress("comparing, seed", seeds.index(seed), len(seeds))
         changed = _with_seed(settings, seed, budget)
-        played = _Seed(play, on_played, changed, base, seed, budget)
+        played = _Seed(play, on_played, changed, base, seed, budget, kept)
         for entry in played.entries():
             entries.append(entry)
             known = _known(settings, base, played, entries)
@@ -94,6 +98,7 @@ class _Seed:
         base: str,
         seed: int,
         budget: int,
+        kept: PlayedMethods,
     ) -> None:
         self.play = play
         self.on_played = on_played
@@ -101,6 +106,7 @@ class _Seed:
         self.base = base
         self.seed = seed
         self.budget = budget
+        self.kept = kept
         self.methods = methods_of(settings)
         self.sites: tuple[SiteSummary, ...] = ()
         self.refused: tuple[Refusal, ...] = ()
@@ -143,19 +149,43 @@ class _Seed:
             federation.introduce()
             federation.fine_tune()
             self._check(federation)
-            if references:
-                yield from (Entry(self.seed, result) for result in reference_results(federation))
-            remainder = federation.average_remainder()
+            for kind in REFERENCES if references else ():
+                play = partial(self._reference, federation, kind)
+                yield self._once(federation, kind, (), play)
             for method in methods:
                 if problem_with(method, settings, federation.introductions):
                     continue
-                with peak_resident() as peak:
-                    merged = federation.merge(method, remainder)
-                    peak_bytes = peak()
-                merged.scores.update(federation.evaluate("merged", merged))
-                tuned = candidates(method, self.budget)[number]
-                yield Entry(self.seed, method_result(merged, {}), peak_bytes, tuned)
+                tables = (method.table, "lines") if method.lines else (method.table,)
+                play = partial(self._merged, federation, method, number)
+                yield self._once(federation, method.name, tables, play)
         self.on_played(settings, federation.run)
+
+    def _once(
+        self,
+        federation: Federation,
+        name: str,
+        tables: tuple[str, ...],
+        play: Callable[[], Entry],
+    ) -> Entry:
+        """What was kept of it, or else what is played and kept now."""
+        facts = deciding_facts(federation, name, tables)
+        found = self.kept.find(name, facts)
+        if found is None:
+            found = play()
+            self.kept.keep(facts, found)
+        return found
+
+    def _reference(self, federation: Federation, kind: str) -> Entry:
+        return Entry(self.seed, reference_result(federation, kind))
+
+    def _merged(self, federation: Federation, method: Method, number: int) -> Entry:
+        remainder = federation.average_remainder()
+        with peak_resident() as peak:
+            merged = federation.merge(method, remainder)
+            peak_bytes = peak()
+        merged.scores.update(federation.evaluate("merged", merged))
+        tuned = candidates(method, self.budget)[number]
+        return Entry(self.seed, method_result(merged, {}), peak_bytes, tuned)
 
     def _check(self, federation: Federation) -> None:
         if not federation.sites_can_evaluate:

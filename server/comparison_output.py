@@ -9,6 +9,20 @@ from pathlib import Path
 from server.comparison_report import write_comparison_report
 from server.comparison_results import Comparison
 from server.comparison_tables import comparison_markdown, write_csv_files
+from server.output import check_output_folder
+
+PLAYED = "played"
+"""Where in the output folder results are kept as they come."""
+
+
+def check_comparison_folder(folder: Path) -> None:
+    """Refuse a folder that holds anything, unless that is an earlier comparison.
+
+    Raises:
+        OutputError: the folder is in use, or cannot be made.
+    """
+    if not (folder / PLAYED).is_dir():
+        check_output_folder(folder)
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> None:

@@ -21,18 +21,12 @@ from layerweld.plan import MergePlan
 from layerweld.progress import report_progress
 from layerweld.schedule import Step
 from layerweld.statistics import ProductForm
-from layerweld.transport import (
-    FOUND_OUT_BY_TRAINING,
-    Introduction,
-    ModelToMeasure,
-    decode_introduction,
-    encode_model,
-    encode_run,
-    read,
-    read_arrays,
-    read_list,
-    refusing_malformed,
-)
+from layerweld.transport.arrays import read_arrays
+from layerweld.transport.introduction import decode_introduction
+from layerweld.transport.messages import FOUND_OUT_BY_TRAINING, Introduction, ModelToMeasure
+from layerweld.transport.model import encode_model
+from layerweld.transport.run import encode_run
+from layerweld.transport.untrusted import read, read_list, refusing_malformed
 from layerweld.updates import Update
 from server.handshake import check_cohort, check_layers, merged_layers
 from server.journal import RunJournal

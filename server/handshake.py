@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from layerweld.errors import CohortError
 from layerweld.plan import MergePlan
 from layerweld.sites import SITE_NAME
-from layerweld.transport import Introduction
+from layerweld.transport.messages import Introduction
 
 _SAME_VERSIONS = ("layerweld", "torch", "transformers")
 

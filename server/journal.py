@@ -16,9 +16,11 @@ from torch import Tensor
 
 from layerweld.disk import reported, writing
 from layerweld.errors import JournalError
+from layerweld.named_tensors import update_tensors, updates_from
 from layerweld.pool import GroupSolution
 from layerweld.progress import report_progress
-from layerweld.transport import Introduction, introduction_from, update_tensors, updates_from
+from layerweld.transport.introduction import introduction_from
+from layerweld.transport.messages import Introduction
 from strategies.chain_of_merges import SolvedStep
 
 FINISHED = "journal.finished"

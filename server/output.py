@@ -23,7 +23,7 @@ from layerweld.influence import outliers
 from layerweld.methods import METHODS, Method, methods_of, settings_for
 from layerweld.model_card import write_model_card
 from layerweld.run_state import STATE
-from layerweld.transport import Introduction
+from layerweld.transport.messages import Introduction
 from layerweld.updates import LowRankUpdate
 from server.federation import MergedModel
 from server.report import write_report

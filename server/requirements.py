@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from layerweld.config import RunSettings
 from layerweld.errors import CohortError
 from layerweld.methods import Method, Need
-from layerweld.transport import Introduction
+from layerweld.transport.messages import Introduction
 
 Sites = Sequence[Introduction]
 

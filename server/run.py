@@ -29,6 +29,9 @@ from server.output import (
 )
 from server.requirements import check_methods
 from server.results import Form, MethodResult, RunResults, Score
+from server.scores import REFERENCES
+
+_LABELS = {"base": "Base model", "individual": "Individual fine-tuning"}
 
 
 def play(grid: Grid, settings: RunSettings, base: str, output: Path) -> RunResults:
@@ -107,13 +110,20 @@ def reference_results(federation: Federation) -> list[MethodResult]:
     """The base model and each site's own: what merges are measured against."""
     if not federation.sites_can_evaluate:
         return []
-    references = []
-    for kind, label in (("base", "Base model"), ("individual", "Individual fine-tuning")):
-        started = time.perf_counter()
-        scores = federation.evaluate(kind)
-        seconds = time.perf_counter() - started
-        references.append(MethodResult(kind, label, 0, seconds, 0, 0, scores))
-    return references
+    return [reference_result(federation, kind) for kind in REFERENCES]
+
+
+def reference_result(federation: Federation, kind: str) -> MethodResult:
+    """What the base model, or each site's own, scores at the sites.
+
+    Args:
+        federation: whose sites can evaluate.
+        kind: one of ``REFERENCES``.
+    """
+    started = time.perf_counter()
+    scores = federation.evaluate(kind)
+    seconds = time.perf_counter() - started
+    return MethodResult(kind, _LABELS[kind], 0, seconds, 0, 0, scores)
 
 
 def _write(

@@ -15,21 +15,15 @@ from layerweld.config import RunSettings
 from layerweld.errors import RefusedReplyError, StaleReplyError
 from layerweld.expected import statistics_shapes
 from layerweld.methods import settings_for
+from layerweld.named_tensors import update_tensors
 from layerweld.plan import MergePlan
 from layerweld.pool import GroupPool, GroupSolution
 from layerweld.prefix import first_prefix, prefix_of_step
 from layerweld.schedule import Step, schedule
 from layerweld.statistics import ProductForm
-from layerweld.transport import (
-    Answer,
-    Question,
-    decode_statistics,
-    decode_subject,
-    encode_question,
-    num_bytes,
-    to_arrays,
-    update_tensors,
-)
+from layerweld.transport.arrays import num_bytes, to_arrays
+from layerweld.transport.chain import decode_statistics, decode_subject, encode_question
+from layerweld.transport.messages import Answer, Question
 from layerweld.updates import Update
 from strategies.cohort import Cohort
 from strategies.inquiry import Inquiry

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from layerweld.config import LostSite, RunSettings
 from layerweld.errors import LostSiteError, RefusedReplyError
-from layerweld.transport import FOUND_OUT_BY_TRAINING, Introduction
+from layerweld.transport.messages import FOUND_OUT_BY_TRAINING, Introduction
 
 
 @dataclass(frozen=True)

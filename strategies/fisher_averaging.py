@@ -14,16 +14,12 @@ from layerweld.exact_sum import LIMIT
 from layerweld.expected import fisher_shapes
 from layerweld.merging.fisher import FisherPool
 from layerweld.merging.one_round import Merge
+from layerweld.named_tensors import update_tensors
 from layerweld.plan import MergePlan
-from layerweld.transport import (
-    ModelToMeasure,
-    encode_model,
-    num_bytes,
-    read_arrays,
-    refusing_malformed,
-    to_arrays,
-    update_tensors,
-)
+from layerweld.transport.arrays import num_bytes, read_arrays, to_arrays
+from layerweld.transport.messages import ModelToMeasure
+from layerweld.transport.model import encode_model
+from layerweld.transport.untrusted import refusing_malformed
 from strategies.cohort import Cohort
 from strategies.inquiry import Inquiry
 

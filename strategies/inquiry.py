@@ -15,8 +15,10 @@ from flwr.supercore import log
 from layerweld.errors import LostSiteError, RefusedReplyError, StaleReplyError
 from layerweld.incidents import parse_incident
 from layerweld.progress import report_progress
-from layerweld.transport import decode_introduction, encode_run
+from layerweld.transport.introduction import decode_introduction
+from layerweld.transport.run import encode_run
 from strategies.cohort import Cohort
+from strategies.silence import Silence
 
 T = TypeVar("T")
 
@@ -27,7 +29,7 @@ _STRIKES = 3  # refused answers after which asking again is pointless
 
 # What Flower itself says, by error code. Its own texts may quote an exception and are not shown.
 _FLOWER_ERRORS = {
-    1: "its app could not be loaded",
+    1: "it cannot load this application, or has another one installed: see `layerweld site check`",
     2: "its app raised an error",
     3: "the message expired before it was answered",
     4: "its reply was lost",
@@ -35,6 +37,7 @@ _FLOWER_ERRORS = {
     7: "it refused the app bundle",
     8: "its process died",
 }
+_LASTING = (1, 7)  # of these: nothing changes until somebody at the site acts
 
 
 @dataclass
@@ -121,13 +124,23 @@ class Inquiry(Generic[T]):
                 if answer is not None:
                     yield site, answer
         until = time.monotonic() + self._cohort.patience.deadline
+        silence = Silence(time.monotonic())
         while self._open:
             self._keep_asking()
-            yield from self._arrivals()
+            for found in self._arrivals():
+                yield found
+                silence.broken(time.monotonic())
+            self._name_the_silent(silence.worth_a_word(time.monotonic()))
             if self._open and time.monotonic() > until:
                 self._give_up(sorted(self._open))
             if self._open and all(asked.until > time.monotonic() for asked in self._open.values()):
                 time.sleep(_POLL_SECONDS)
+
+    def _name_the_silent(self, seconds: float) -> None:
+        if not seconds or not self._open:
+            return
+        names = ", ".join(sorted(self._open))
+        _say(f"waiting for {names} at the {self._what}: no answer for {seconds:.0f} s")
 
     def _arrivals(self) -> Iterator[tuple[str, T]]:
         """Pull message by message, so that no reply has to wait in memory for another."""
@@ -224,10 +237,12 @@ class Inquiry(Generic[T]):
     def _fail(self, site: str, error: Error) -> None:
         incident = parse_incident(error.reason)
         if incident is None:
-            self._pause(site, _FLOWER_ERRORS.get(error.code, f"Flower's error {error.code}"))
-            return
-        why = f"{incident.code.meaning} ({incident}; its log has the details)"
-        if self._cohort.patience.fails_fast and incident.code.is_lasting:
+            why = _FLOWER_ERRORS.get(error.code, f"Flower's error {error.code}")
+            is_lasting = error.code in _LASTING
+        else:
+            why = f"{incident.code.meaning} ({incident}; its log has the details)"
+            is_lasting = incident.code.is_lasting
+        if self._cohort.patience.fails_fast and is_lasting:
             raise LostSiteError(f"{site} failed at the {self._what}: {why}")
         self._pause(site, why)
 

@@ -15,16 +15,11 @@ from layerweld.expected import update_shapes
 from layerweld.merging.lines import Lines
 from layerweld.merging.one_round import Merge, MergeMethod, SiteUpdates
 from layerweld.merging.spectral import relative_distance, truncated
+from layerweld.named_tensors import update_tensors, updates_from
 from layerweld.plan import MergePlan
-from layerweld.transport import (
-    encode_run,
-    num_bytes,
-    read_arrays,
-    refusing_malformed,
-    to_arrays,
-    update_tensors,
-    updates_from,
-)
+from layerweld.transport.arrays import num_bytes, read_arrays, to_arrays
+from layerweld.transport.run import encode_run
+from layerweld.transport.untrusted import refusing_malformed
 from layerweld.updates import LowRankUpdate, Update
 from strategies.cohort import Cohort
 from strategies.inquiry import Inquiry

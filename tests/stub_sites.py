@@ -11,17 +11,13 @@ from flwr.app import Message, RecordDict
 from layerweld.config import validate_settings
 from layerweld.gram import GramAccumulator
 from layerweld.launch import app_module
+from layerweld.named_tensors import update_tensors
 from layerweld.plan import LayerGroup, LayerShape, MergePlan
 from layerweld.statistics import ProductForm, group_statistics
-from layerweld.transport import (
-    Answer,
-    Introduction,
-    decode_question,
-    encode_answer,
-    encode_introduction,
-    to_arrays,
-    update_tensors,
-)
+from layerweld.transport.arrays import to_arrays
+from layerweld.transport.chain import decode_question, encode_answer
+from layerweld.transport.introduction import encode_introduction
+from layerweld.transport.messages import Answer, Introduction
 from layerweld.updates import LowRankUpdate
 
 PLAN = MergePlan(
@@ -38,6 +34,7 @@ FORM = ProductForm(dense=False, with_updates=False)
 RUN = "0123456789abcdef"
 
 
+@cache
 def introduction_of(name):
     return Introduction(
         site=name,
@@ -96,12 +93,15 @@ class StubApp:
         name = context.node_config["name"]
         content = {
             "query.handshake": lambda: encode_introduction(introduction_of(name)),
-            "train.statistics": lambda: encode_answer(self.answer(name, message)),
+            "train.statistics": lambda: self.statistics(name, message),
             "train.adapter": lambda: RecordDict(
                 {"updates": to_arrays(update_tensors(updates_of(name)))}
             ),
         }[message.metadata.message_type]()
         return Message(content, reply_to=message)
+
+    def statistics(self, name, message):
+        return encode_answer(self.answer(name, message))
 
     def answer(self, name, message):
         question = decode_question(message.content)
@@ -117,6 +117,28 @@ class StubApp:
         if question.method == "com":
             return [[group.name] for group in PLAN.groups]
         return [["0.in", "0.out"], ["1.in", "1.out"]]
+
+
+class RecordedApp(StubApp):
+    """The same sites; what one has answered before is sent again as it was.
+
+    Args:
+        recording: contents of answers; shared by all runs, and nobody may change one.
+    """
+
+    def __init__(self, recording):
+        super().__init__()
+        self.recording = recording
+
+    def statistics(self, name, message):
+        about, sent = message.content["about"], message.content["merged"]
+        self.has[name] |= {int(key.partition("/")[0]) for key in sent}
+        lacks = min(set(range(about["step"])) - self.has[name], default=None)
+        subject = (about[key] for key in ("run", "method", "step", "plan", "prefix"))
+        key = (name, lacks, *subject)
+        if key not in self.recording:
+            self.recording[key] = super().statistics(name, message)
+        return self.recording[key]
 
 
 class MemoryJournal:

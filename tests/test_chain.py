@@ -19,7 +19,7 @@ from layerweld.errors import JournalError, OutputError
 from layerweld.launch import app_module
 from layerweld.linear import updated, weight_of
 from layerweld.task_vectors import read_fine_tuned
-from layerweld.transport import decode_question
+from layerweld.transport.chain import decode_question
 from layerweld.updates import DenseUpdate
 from tests.faulty_grid import KINDS, Clock, Faults, FaultyGrid, from_the_node
 from tests.tiny_peft import new_model

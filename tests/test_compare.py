@@ -2,50 +2,29 @@
 
 import csv
 import json
-import random
-from itertools import pairwise
-from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from client.heads import ClassifierHead
-from experiments.ablation import COMPONENTS, SAMPLES, changed, played
 from layerweld import cli
 from layerweld.config import RunSettings
 from layerweld.errors import ConfigError
 from layerweld.grids import GRIDS, candidates, with_candidate
 from layerweld.methods import METHODS
-from layerweld.sites import read_run_file
 from server.comparison_report import verdict
 from server.comparison_results import Comparison, Entry
 from server.comparison_scores import Spread, lines
+from server.federation import Federation
 from server.peak_memory import peak_resident
 from server.results import MethodResult, Score
-from tests.tiny_sites import make_sites
+from tests.tiny_sites import make_labelled_sites
 
 CHOSEN = "mean,com,dare,ffa-lora,opcm"
 
 
 @pytest.fixture(scope="module")
 def sites(tmp_path_factory):
-    """Three sites with adapters of unequal rank, labelled rows and a head each."""
-    made = make_sites(tmp_path_factory.mktemp("sites"), ["query", "value"])
-    for seed, node in enumerate(made.nodes):
-        folder = made.folder / f"{node['name']}-site"
-        folder.mkdir()
-        (made.folder / node["name"]).rename(folder / "adapter")
-        rows = [json.loads(line) for line in Path(node["data"]).read_text().splitlines()]
-        rng = random.Random(seed)
-        labelled = "\n".join(json.dumps(row | {"label": rng.choice("ab")}) for row in rows)
-        (folder / "rows.jsonl").write_text(labelled + "\n")
-        ClassifierHead(16, "ab").save(folder / "head.safetensors")
-        node |= {
-            "adapter": str(folder / "adapter"),
-            "data": str(folder / "rows.jsonl"),
-            "held_out": str(folder / "rows.jsonl"),
-        }
-    return made
+    return make_labelled_sites(tmp_path_factory.mktemp("sites"))
 
 
 def run_file(sites, folder, **changes):
@@ -120,6 +99,63 @@ def test_costs_are_those_of_the_merge(compared):
 
 def test_the_sites_forget_the_runs_of_a_comparison(sites, compared):
     assert not list((sites.folder / "cache" / "runs").glob("*/*"))
+
+
+@pytest.fixture
+def merges(monkeypatch):
+    """Names of the methods that are really played."""
+    played, merge = [], Federation.merge
+
+    def noted(self, method, remainder):
+        played.append(method.name)
+        return merge(self, method, remainder)
+
+    monkeypatch.setattr(Federation, "merge", noted)
+    return played
+
+
+def test_a_comparison_goes_on_where_it_stopped_and_only_adds(sites, tmp_path, merges):
+    file, output = run_file(sites, tmp_path), tmp_path / "out"
+    assert compare(file, output, "--methods", "mean").exit_code == 0
+    before = read(output / "methods.csv")
+    assert compare(file, output, "--methods", "mean,ties").exit_code == 0
+    assert merges == ["mean", "ties"]
+    assert read(output / "methods.csv")[: len(before)] == before
+
+
+def test_what_was_played_under_other_settings_is_not_found(sites, tmp_path, merges):
+    file, output = run_file(sites, tmp_path), tmp_path / "out"
+    compare(file, output, "--methods", "ties,mean")
+    file.write_text(file.read_text() + "[ties]\ndensity = 0.5\n")
+    compare(file, output, "--methods", "ties,mean")
+    assert merges == ["ties", "mean", "ties"]
+
+
+def test_a_kept_result_that_was_cut_short_is_played_again(sites, tmp_path, merges):
+    file, output = run_file(sites, tmp_path), tmp_path / "out"
+    compare(file, output, "--methods", "mean")
+    before = (output / "sites.csv").read_bytes()
+    (kept,) = (output / "played").glob("mean-*.json")
+    kept.write_bytes(kept.read_bytes()[:40])
+    compare(file, output, "--methods", "mean")
+    assert merges == ["mean", "mean"]
+    assert (output / "sites.csv").read_bytes() == before
+
+
+def test_a_folder_with_something_else_in_it_is_left_alone(sites, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").touch()
+    result = compare(run_file(sites, tmp_path), tmp_path / "out", "--methods", "mean")
+    assert "thesis.tex" in str(result.exception)
+
+
+def test_a_site_can_be_judged_on_a_draw_of_its_held_out_rows(sites, tmp_path):
+    file, output = run_file(sites, tmp_path), tmp_path / "out"
+    file.write_text(file.read_text() + "[evaluate]\nsamples = 3\n")
+    assert compare(file, output, "--methods", "mean").exit_code == 0
+    found = json.loads((output / "comparison.json").read_text())
+    counts = {s["samples"] for e in found["entries"] for s in e["result"]["scores"].values()}
+    assert counts == {3}
 
 
 def test_without_held_out_rows_there_is_nothing_to_compare(sites, tmp_path):
@@ -222,19 +258,3 @@ def test_the_verdict_names_the_lead_and_whether_it_could_be_chance():
     assert "not more than" in verdict(lines(comparison(seed(0.9, 0.8), seed(0.7, 0.79))))
     assert "one seed says nothing" in verdict(lines(comparison(seed(0.9, 0.8))))
     assert verdict(lines(comparison(seed(0.9, 0.8)[:1]))).startswith("None of the methods")
-
-
-def test_each_row_of_the_ablation_adds_one_part():
-    made = [changed(RunSettings(), variant) for variant in COMPONENTS]
-    about = [(m.methods, m.merge.normalization, m.merge.importance) for m in made]
-    steps = [sum(a != b for a, b in zip(one, two, strict=True)) for one, two in pairwise(about)]
-    assert steps == [1, 1, 1]
-    assert made[-1].merge == RunSettings().merge
-
-
-def test_a_row_of_the_ablation_is_played_with_its_own_samples(sites, tmp_path):
-    settings, entries = read_run_file(run_file(sites, tmp_path))
-    nodes = [{"partition-id": i, "num-partitions": 3} for i in range(len(entries))]
-    row = played(SAMPLES[0], settings.model_copy(update={"min_sites": 3}), nodes, [0])
-    assert row["variant"] == "2"
-    assert 0 <= row["worst"] <= row["normalised"]

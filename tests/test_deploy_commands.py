@@ -17,6 +17,7 @@ from layerweld.deploy.coordinator import open_coordinator
 from layerweld.deploy.keys import make_key
 from layerweld.deploy.members import add_member
 from layerweld.deploy.ports import free_port
+from layerweld.deploy.runs import about_sites
 from layerweld.deploy.site import explain_end, is_joined, joined, node_config, open_site
 from layerweld.errors import DeployError, LayerweldError
 from tests.tiny_sites import make_sites
@@ -300,6 +301,18 @@ def test_another_minor_version_has_a_remedy():
 def test_what_flower_prints_when_a_key_is_refused_is_explained():
     assert "not registered" in explain_end("[code: 2004] Failed to activate SuperNode.")
     assert explain_end("nothing to see") == ""
+
+
+def test_a_runs_log_tells_for_whom_it_waits():
+    log = (
+        "\x1b[93mWARNING \x1b[0m:   waiting for birch at the handshake: its process died\n"
+        "\x1b[92mINFO \x1b[0m:      Starting logstream\n"
+        "going on without birch: it never answered\x1b[0m\n"
+    )
+    assert about_sites(log) == [
+        "waiting for birch at the handshake: its process died",
+        "going on without birch: it never answered",
+    ]
 
 
 def test_help_is_fast_because_nothing_heavy_is_imported():

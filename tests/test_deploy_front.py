@@ -3,15 +3,28 @@
 import asyncio
 import http.client
 import json
+import re
 import ssl
 import threading
+import time
+from contextlib import contextmanager
+from importlib.metadata import version
+from types import SimpleNamespace
 
 import pytest
 import uvicorn
+from typer.testing import CliRunner
 
+from layerweld import cli
+from layerweld.deploy import front as front_module
 from layerweld.deploy.certificates import make_authority, make_server
+from layerweld.deploy.checks import check_coordinator
 from layerweld.deploy.front import LARGEST_CALL, Front
 from layerweld.deploy.ports import free_port
+from layerweld.deploy.processes import Supervisor
+from layerweld.deploy.site import create
+from layerweld.errors import DeployError
+from layerweld.sites import SiteEntry
 
 
 class SuperLink:
@@ -129,10 +142,52 @@ def test_anybody_may_know_versions_and_time(ask):
     assert json.loads(content).keys() == {"application", "time"}
 
 
-def test_a_superlink_that_is_away_is_tried_again(folder, ask):
+@contextmanager
+def lone_door(folder, about=()):
+    """The port of a door without a SuperLink."""
     port = free_port()
-    front = Front(f"https://127.0.0.1:{free_port()}", folder / "ca.crt", {})
+    front = Front(f"https://127.0.0.1:{free_port()}", folder / "ca.crt", dict(about))
     server, thread = serve(front, folder, port)
-    assert ask("POST", "/v1/fleet/pull-messages", port=port)[0].status == 503
-    server.should_exit = server.force_exit = True
-    thread.join()
+    try:
+        yield port
+    finally:
+        server.should_exit = server.force_exit = True
+        thread.join()
+
+
+def test_a_superlink_that_is_away_is_tried_again(folder, ask):
+    with lone_door(folder) as port:
+        assert ask("POST", "/v1/fleet/pull-messages", port=port)[0].status == 503
+
+
+@contextmanager
+def door_whose_clock_is_off(folder, seconds, monkeypatch):
+    clock = SimpleNamespace(time=lambda: time.time() + seconds)
+    monkeypatch.setattr(front_module, "time", clock)
+    about = {name: version(name) for name in ("layerweld", "flwr", "torch", "transformers")}
+    with lone_door(folder, about | {"application": "abc"}) as port:
+        yield f"127.0.0.1:{port}"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "says"),
+    [(-8, r"[78]\.\d s ahead of the coord"), (400, r"400\.\d s behind"), (200, "")],
+)
+def test_a_skewed_clock_is_named_with_its_remedy(folder, seconds, says, monkeypatch):
+    with door_whose_clock_is_off(folder, seconds, monkeypatch) as address:
+        found = {one.name: one for one in check_coordinator(address, folder / "ca.crt")}
+    assert bool(found["clock"].remedy) is bool(says)
+    assert re.match(says, found["clock"].found)
+    assert not says or "timedatectl set-ntp 1" in found["clock"].remedy
+
+
+@pytest.mark.parametrize("seconds", [-8, 400])
+def test_a_site_does_not_join_with_a_skewed_clock(folder, seconds, tmp_path, monkeypatch):
+    create(tmp_path / "ash", SiteEntry(name="ash", data="rows.jsonl"), b"")
+    monkeypatch.setattr(Supervisor, "run", lambda _self: pytest.fail("a SuperNode was started"))
+    with door_whose_clock_is_off(folder, seconds, monkeypatch) as address:
+        command = ["site", "join", address, "--folder", str(tmp_path / "ash")]
+        authority = ["--ca", str(folder / "ca.crt")]
+        with pytest.raises(DeployError, match=r"clock is .* the coordinator's; .*timedatectl"):
+            CliRunner().invoke(cli.app, [*command, *authority], catch_exceptions=False)
+    assert not list((tmp_path / "ash/logs").iterdir())

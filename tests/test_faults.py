@@ -15,13 +15,11 @@ from hypothesis import strategies as st
 from layerweld.errors import LostSiteError, RefusedReplyError
 from layerweld.launch import app_module
 from layerweld.merging.sums import Mean
-from layerweld.transport import (
-    encode_introduction,
-    read_arrays,
-    refusing_malformed,
-    to_arrays,
-    update_tensors,
-)
+from layerweld.named_tensors import update_tensors
+from layerweld.transport.arrays import read_arrays, to_arrays
+from layerweld.transport.introduction import encode_introduction
+from layerweld.transport.run import encode_run
+from layerweld.transport.untrusted import refusing_malformed
 from layerweld.updates import LowRankUpdate
 from tests.faulty_grid import (
     CORRUPTIONS,
@@ -31,12 +29,14 @@ from tests.faulty_grid import (
     FaultyGrid,
     claiming,
     from_the_node,
+    handing_over,
 )
 from tests.stub_sites import (
     NAMES,
     PLAN,
     RUN,
     MemoryJournal,
+    RecordedApp,
     StubApp,
     digest_of,
     introduction_of,
@@ -45,7 +45,7 @@ from tests.stub_sites import (
     updates_of,
 )
 
-CASES = int(os.environ.get("LAYERWELD_FAULT_CASES", "200"))
+CASES = int(os.environ.get("LAYERWELD_FAULT_CASES", "1000"))
 NODES = [{"name": name} for name in NAMES]
 
 
@@ -66,9 +66,14 @@ def clock(monkeypatch):
     return clock
 
 
-def play(faults, clock, method="com", **entries):
+@pytest.fixture
+def no_wire(monkeypatch):
+    monkeypatch.setattr(app_module("server.in_process"), "_through_the_wire", handing_over())
+
+
+def play(faults, clock, method="com", app=None, **entries):
     chosen = settings(**entries)
-    grid = FaultyGrid(StubApp(), NODES, chosen, faults, clock)
+    grid = FaultyGrid(app or StubApp(), NODES, chosen, faults, clock)
     chain = new_chain(chosen, method)
     chain.play(grid)
     return chain
@@ -79,12 +84,12 @@ def none():
 
 
 @pytest.mark.parametrize("method", ["com", "regmean++"])
-def test_no_fault_on_the_way_changes_a_bit(method, clock):
+def test_no_fault_on_the_way_changes_a_bit(method, clock, no_wire):
     whole = digest_of(play(none(), clock, method))
-    met, ignored = Counter(), Counter()
+    met, ignored, recording = Counter(), Counter(), {}
     for seed in range(CASES // 2):
         faults = Faults(seed)
-        chain = play(faults, clock, method)
+        chain = play(faults, clock, method, RecordedApp(recording))
         assert digest_of(chain) == whole, f"seed {seed}: {faults.met}"
         met.update(faults.met)
         ignored.update(chain.cohort.ignored)
@@ -152,6 +157,23 @@ def test_a_run_waits_for_a_lost_site_until_the_deadline_and_says_how_to_go_on(cl
     assert "Jane Doe" not in str(e.value)
 
 
+@pytest.fixture
+def said(clock, monkeypatch):
+    lines = []
+    monkeypatch.setattr(app_module("strategies.inquiry"), "log", lambda _level, t: lines.append(t))
+    return lines
+
+
+def test_a_site_that_takes_long_is_named_while_the_others_have_answered(clock, said):
+    chosen = settings(timeout=600.0)
+    faults = Faults(seed=0, rate=1.0, most=1, kinds=("late",))
+    chain = new_chain(chosen)
+    chain.play(FaultyGrid(StubApp(), NODES, chosen, faults, clock))
+    waiting = "waiting for ash at the statistics of step 1: no answer for"
+    assert said == [f"{waiting} 15 s", f"{waiting} 30 s"]
+    assert digest_of(chain) == digest_of(play(none(), clock))
+
+
 def test_asking_again_backs_off(clock):
     sent = []
 
@@ -196,6 +218,27 @@ def test_fewer_than_min_sites_do_not_go_on(clock):
         play_without(clock, raises, **entries)
 
 
+def shake_hands(kind, clock):
+    chosen = settings()
+    cohort = app_module("strategies.cohort")
+    nodes = cohort.Cohort({"node 1": 1, "node 2": 2}, {}, RUN, cohort.Patience.of_handshake(chosen))
+    grid = FaultyGrid(StubApp(), NODES[:2], chosen, Faults(0, 1.0, most=1, kinds=(kind,)), clock)
+    ask = app_module("strategies.inquiry").ask
+    read = app_module("server.federation")._introduction
+    return dict(ask(grid, nodes, "query.handshake", "handshake", encode_run(RUN), read))
+
+
+@pytest.mark.parametrize(("code", "says"), [(1, "another one installed"), (7, "refused the app")])
+def test_a_site_that_must_be_mended_ends_the_handshake_at_once(code, says, clock):
+    with pytest.raises(LostSiteError, match=rf"node 1 failed at the handshake: .*{says}"):
+        shake_hands(f"error {code}", clock)
+    assert clock.now < 1
+
+
+def test_a_site_that_dies_in_the_handshake_is_asked_again(clock):
+    assert shake_hands("error 8", clock).keys() == {"node 1", "node 2"}
+
+
 def test_a_site_that_keeps_sending_nonsense_ends_the_run_by_name(clock):
     with pytest.raises(RefusedReplyError, match=r"birch, asked 3 times: 1\.in: .*not finite"):
         play_without(clock, with_a_nan_in_the_last_group)
@@ -229,11 +272,7 @@ def test_a_site_that_never_has_what_it_was_sent_is_refused(clock):
     ("change", "says"),
     [({"tokens": 21}, "another tokens"), ({"base": "c"}, "another base"), ({"site": "elm"}, "elm")],
 )
-def test_a_node_that_is_not_the_site_it_replaces_is_turned_away(change, says, clock, monkeypatch):
-    said = []
-    inquiry = app_module("strategies.inquiry")
-    monkeypatch.setattr(inquiry, "log", lambda _level, text: said.append(text))
-
+def test_a_node_that_is_not_the_site_it_replaces_is_turned_away(change, says, clock, said):
     class Impostor(StubApp):
         def __call__(self, message, context):
             if message.metadata.message_type == "query.handshake":

@@ -18,7 +18,7 @@ from layerweld import errors
 from layerweld.disk import reported
 from layerweld.incidents import Code, Incident, code_of, parse_incident, raising_here
 from layerweld.launch import app_module
-from layerweld.transport import encode_run
+from layerweld.transport.run import encode_run
 from tests.tiny_sites import make_sites
 
 CANARY = "patient Jane Doe, MRN 123456"

@@ -8,6 +8,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from client.heads import ClassifierHead
 from layerweld.config import RunSettings, validate_settings
 from layerweld.launch import app_module
 from tests.tiny_peft import new_model, save_base, train_adapter
@@ -54,6 +55,23 @@ def make_sites(folder: Path, targets: list[str], family: str = "bert") -> TinySi
         rows.write_text("\n".join(_rows(number)) + "\n")
         nodes.append({"name": name, "adapter": str(folder / name), "data": str(rows)})
     return TinySites(base, nodes, folder)
+
+
+def make_labelled_sites(folder: Path) -> TinySites:
+    """Three sites with adapters of unequal rank, labelled rows and a head each."""
+    made = make_sites(folder, ["query", "value"])
+    for seed, node in enumerate(made.nodes):
+        own = made.folder / f"{node['name']}-site"
+        own.mkdir()
+        (made.folder / node["name"]).rename(own / "adapter")
+        rows = [json.loads(line) for line in Path(node["data"]).read_text().splitlines()]
+        rng = random.Random(seed)
+        labelled = "\n".join(json.dumps(row | {"label": rng.choice("ab")}) for row in rows)
+        (own / "rows.jsonl").write_text(labelled + "\n")
+        ClassifierHead(16, "ab").save(own / "head.safetensors")
+        data = str(own / "rows.jsonl")
+        node |= {"adapter": str(own / "adapter"), "data": data, "held_out": data}
+    return made
 
 
 def _rows(seed: int) -> list[str]:

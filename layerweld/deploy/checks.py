@@ -52,6 +52,23 @@ def parse_address(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
+@dataclass(frozen=True)
+class _Answer:
+    """What the coordinator's door says to anybody.
+
+    Attributes:
+        certificate: the door's, verified.
+        status: of HTTP.
+        about: versions, and the hash of the application; empty unless the status is 200.
+        ahead: seconds that this machine's clock is ahead of the coordinator's.
+    """
+
+    certificate: Mapping[str, Any] | None
+    status: int
+    about: Mapping[str, Any]
+    ahead: float
+
+
 def check_coordinator(address: str, authority: Path | None) -> list[Check]:
     """Connection, certificate, clock, versions and application, up to the first that fails."""
     host, port = parse_address(address)
@@ -62,25 +79,55 @@ def check_coordinator(address: str, authority: Path | None) -> list[Check]:
         return [Check("connection", f"{address}: {error.strerror or error}", remedy)]
     found = [Check("connection", f"{address} answers")]
     try:
-        context = ssl.create_default_context(cafile=str(authority) if authority else None)
-        connection = http.client.HTTPSConnection(host, port, timeout=_TIMEOUT, context=context)
+        answer = _ask(host, port, authority)
+    except ssl.SSLError as error:
+        return [*found, Check("TLS", _why(error), _tls_remedy(authority))]
+    except OSError as error:
+        return [*found, Check("TLS", str(error), "this port speaks no TLS; is it the right one?")]
+    found.append(_expiry(answer.certificate))
+    if answer.status != http.client.OK:
+        remedy = "this is no layerweld coordinator; is it the right port?"
+        return [*found, Check("coordinator", f"answers {answer.status} to {ABOUT}", remedy)]
+    about = answer.about
+    return [*found, clock(answer.ahead), *versions(about), _application(about)]
+
+
+def require_clock(address: str, authority: Path | None) -> None:
+    """Refuse to join with a clock for which Flower would refuse every call.
+
+    A coordinator that cannot be asked now is no reason: a SuperNode waits for it.
+
+    Raises:
+        DeployError: as said.
+    """
+    try:
+        answer = _ask(*parse_address(address), authority)
+    except OSError:
+        return
+    if answer.status != http.client.OK:
+        return
+    found = clock(answer.ahead)
+    if found.remedy:
+        raise DeployError(f"this machine's clock is {found.found}; {found.remedy}")
+
+
+def _ask(host: str, port: int, authority: Path | None) -> _Answer:
+    context = ssl.create_default_context(cafile=str(authority) if authority else None)
+    connection = http.client.HTTPSConnection(host, port, timeout=_TIMEOUT, context=context)
+    try:
         connection.connect()
         certificate = connection.sock.getpeercert()
-        found.append(_expiry(certificate))
         started = time.time()
         connection.request("GET", ABOUT)
         response = connection.getresponse()
         body = response.read()
         middle = (started + time.time()) / 2
-    except ssl.SSLError as error:
-        return [*found, Check("TLS", _why(error), _tls_remedy(authority))]
-    except OSError as error:
-        return [*found, Check("TLS", str(error), "this port speaks no TLS; is it the right one?")]
+    finally:
+        connection.close()
     if response.status != http.client.OK:
-        remedy = "this is no layerweld coordinator; is it the right port?"
-        return [*found, Check("coordinator", f"answers {response.status} to {ABOUT}", remedy)]
+        return _Answer(certificate, response.status, {}, 0.0)
     about: dict[str, Any] = json.loads(body)
-    return [*found, clock(middle - about["time"]), *versions(about), _application(about)]
+    return _Answer(certificate, response.status, about, middle - about["time"])
 
 
 def clock(ahead: float) -> Check:
@@ -89,10 +136,13 @@ def clock(ahead: float) -> Check:
     Args:
         ahead: seconds that this machine's clock is ahead; negative: behind.
     """
-    found = f"{abs(ahead):.1f} s {'ahead' if ahead >= 0 else 'behind'}"
+    found = f"{abs(ahead):.1f} s {'ahead of' if ahead >= 0 else 'behind'} the coordinator's"
     if -_BEHIND < ahead < _AHEAD:
         return Check("clock", found)
-    remedy = "Flower refuses signatures from the future, or 5 minutes old: `timedatectl set-ntp 1`"
+    remedy = (
+        f"Flower refuses signatures from {_AHEAD:.0f} s ahead and from {_BEHIND:.0f} s behind: "
+        f"`timedatectl set-ntp 1` here, or at the coordinator if that clock is the wrong one"
+    )
     return Check("clock", found, remedy)
 
 

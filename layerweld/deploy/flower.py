@@ -36,6 +36,14 @@ def ask(command: Sequence[str], environment: Mapping[str, str]) -> dict[str, Any
     return answer
 
 
+def show_log(run_id: str, connection: str, environment: Mapping[str, str]) -> str:
+    """What a run has logged so far; empty where the SuperLink cannot be asked just now."""
+    try:
+        return _run([program("flwr"), "log", run_id, connection, "--show"], environment).stdout
+    except DeployError:
+        return ""
+
+
 def _run(
     command: Sequence[str], environment: Mapping[str, str]
 ) -> subprocess.CompletedProcess[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,13 +13,15 @@ from typing import Any
 from layerweld.config import RunSettings
 from layerweld.deploy.coordinator import CONNECTION, Coordinator
 from layerweld.deploy.files import write_toml
-from layerweld.deploy.flower import ask, flwr
+from layerweld.deploy.flower import ask, flwr, show_log
 from layerweld.errors import DeployError, RunFailedError
 from layerweld.launch import app_folder
 
 _LOOK = 4.0  # seconds between two questions after a run's state; each starts `flwr` anew
 _PATIENCE = 300.0  # seconds for which the SuperLink may be away while a run is followed
+_LOOK_AT_LOG = 30.0  # seconds between two looks at what a run has logged
 _JOURNAL = "journal"
+_ABOUT_SITES = re.compile(r"(?:waiting for|going on without) [^\x1b\n]+")
 
 
 @dataclass(frozen=True)
@@ -105,20 +108,47 @@ def start_run(coordinator: Coordinator, settings: RunSettings) -> str:
 def follow_run(
     coordinator: Coordinator, run_id: str, output: Path, say: Callable[[str], None]
 ) -> None:
-    """Wait for a run's final state, and say which steps are solved meanwhile.
+    """Wait for a run's final state; say which steps are solved and which sites are waited for.
 
     Raises:
         RunFailedError: it did not complete; the message has the cause and the next command.
     """
-    solved = 0
+    solved, next_log = 0, time.monotonic() + _LOOK_AT_LOG
+    notices = _Notices(coordinator, run_id, say)
     while not (state := _patiently(coordinator, run_id)).is_final:
         count = _solved_steps(output)
         if count > solved:
             solved = count
             say(f"{solved} steps solved")
+        if time.monotonic() > next_log:
+            notices.pass_on()
+            next_log = time.monotonic() + _LOOK_AT_LOG
         time.sleep(_LOOK)
+    notices.pass_on()
     if state.status != "finished:completed":
         raise RunFailedError(_failure(state, output))
+
+
+class _Notices:
+    """What a run has logged about its sites, each line passed on once."""
+
+    def __init__(self, coordinator: Coordinator, run_id: str, say: Callable[[str], None]) -> None:
+        self._coordinator = coordinator
+        self._run_id = run_id
+        self._say = say
+        self._told = 0
+
+    def pass_on(self) -> None:
+        log = show_log(self._run_id, CONNECTION, self._coordinator.environment)
+        lines = about_sites(log)
+        for line in lines[self._told :]:
+            self._say(line)
+        self._told = max(self._told, len(lines))
+
+
+def about_sites(log: str) -> list[str]:
+    """What a run's log says of sites that are waited for or were given up, in its order."""
+    return [line.strip() for line in _ABOUT_SITES.findall(log)]
 
 
 def _patiently(coordinator: Coordinator, run_id: str) -> RunState:

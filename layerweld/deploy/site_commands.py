@@ -114,7 +114,7 @@ def join(
     Example: `layerweld site join fl.example.org:8443`
     """
     from layerweld.deploy.application import application_hash
-    from layerweld.deploy.checks import parse_address
+    from layerweld.deploy.checks import parse_address, require_clock
     from layerweld.deploy.ports import free_port
     from layerweld.deploy.processes import Supervisor
     from layerweld.deploy.site import joined, open_site
@@ -130,6 +130,7 @@ def join(
     if only_print:
         print_commands(supernode.environment, supernode.command)
         return
+    require_clock(address, authority)
     with joined(site):
         application = application_hash()
         site.pin(application)

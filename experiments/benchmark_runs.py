@@ -1,0 +1,88 @@
+"""A benchmark's settings and sites, and how its methods are played: what all scripts here share."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from experiments import backbones
+from layerweld.config import RunSettings
+from layerweld.launch import app_module, compare_in_process
+from layerweld.sites import read_run_file
+from layerweld.terminal import showing_progress
+
+Name = Literal["text", "vision", "language"]
+Nodes = Sequence[dict[str, int]]
+"""One node configuration per site."""
+RESULTS = Path(__file__).parent / "results"
+"""Where tables and figures are kept."""
+
+_ATTENTION = "query,key,value,attention.output.dense"  # in BERT's names and in DINOv2's
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One benchmark, ready to be played."""
+
+    settings: RunSettings
+    nodes: Nodes
+
+
+def benchmark(name: Name, seed: int = 0) -> Benchmark:
+    """Read ``benchmarks/<name>.toml`` and unpack its base model."""
+    settings, sites = read_run_file(Path(__file__).parent / "benchmarks" / f"{name}.toml")
+    calibration = settings.calibration.model_copy(update={"seed": seed})
+    base = str(backbones.folder(name))
+    changes = {"min_sites": len(sites), "base": base, "calibration": calibration}
+    settings = settings.model_copy(update=changes)
+    nodes = ({"partition-id": i, "num-partitions": len(sites)} for i in range(len(sites)))
+    return Benchmark(settings, tuple(nodes))
+
+
+def compared(
+    settings: RunSettings,
+    nodes: Nodes,
+    seeds: Sequence[int],
+    tune: int = 1,
+    on_known: Callable[[Any], None] = lambda _known: None,
+) -> Any:
+    """Play the settings' methods; what any script has played before is found, not played again.
+
+    Returns:
+        The ``server.comparison_results.Comparison``.
+    """
+    kept = app_module("client.package_files").user_cache() / "played"
+    with showing_progress():
+        return compare_in_process(settings, nodes, settings.base, seeds, tune, kept, on_known)
+
+
+def attention_only(settings: RunSettings) -> RunSettings:
+    """The settings with LoRA on attention alone, as in the paper, for encoders."""
+    finetune = settings.finetune.model_copy(update={"targets": _ATTENTION})
+    return settings.model_copy(update={"finetune": finetune})
+
+
+@contextmanager
+def federation(settings: RunSettings, nodes: Nodes) -> Iterator[Any]:
+    """The server's side of a run in this process, introduced and with every adapter trained.
+
+    For what is measured beside a comparison: shifts, other cohorts. Sites forget it afterwards.
+
+    Yields:
+        A ``server.federation.Federation``.
+    """
+    settings = settings.model_copy(update={"min_sites": len(nodes)})
+    grid = app_module("server.in_process").InProcessGrid(
+        app_module("client.app").app, nodes, settings
+    )
+    with tempfile.TemporaryDirectory() as folder, showing_progress():
+        journal = app_module("server.journal").RunJournal(Path(folder) / "journal")
+        played = app_module("server.federation").Federation(grid, settings, settings.base, journal)
+        played.introduce()
+        played.fine_tune()
+        yield played
+        app_module("client.site").forget_run(nodes, settings, played.run)

@@ -1,0 +1,33 @@
+"""How every figure here looks, and where it is written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+
+COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+"""Okabe and Ito's, told apart without seeing red and green."""
+INK = "#1f242b"
+
+
+def panels(count: int, width: float = 4.6, height: float = 3.4) -> tuple[Any, Sequence[Any]]:
+    """A figure with panels side by side, without frames."""
+    figure, axes = plt.subplots(1, count, figsize=(width * count, height), squeeze=False)
+    for one in axes[0]:
+        one.spines[["top", "right"]].set_visible(False)
+        one.grid(alpha=0.25)
+    return figure, axes[0]
+
+
+def save(figure: Any, file: Path) -> None:
+    """Write the figure and forget it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.tight_layout()
+    figure.savefig(file, dpi=150)
+    plt.close(figure)

@@ -1,0 +1,1 @@
+"""Messages as values, and values as Flower records. No other package here knows Flower."""

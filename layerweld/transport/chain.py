@@ -1,0 +1,184 @@
+"""The chain's questions and answers as Flower records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from flwr.app import ConfigRecord, RecordDict
+from torch import Tensor
+
+from layerweld.gram import pack_symmetric, unpack_symmetric
+from layerweld.named_tensors import update_tensors, updates_from
+from layerweld.statistics import (
+    DenseProduct,
+    GroupStatistics,
+    LowRankProduct,
+    Product,
+    ProductForm,
+)
+from layerweld.transport.arrays import from_arrays, read_arrays, to_arrays
+from layerweld.transport.messages import Answer, Question
+from layerweld.transport.run import ABOUT
+from layerweld.transport.untrusted import read, read_list, refusing_malformed
+
+_MERGED, _REMAINDER, _STATISTICS = "merged", "remainder", "statistics"
+
+
+def encode_question(question: Question) -> RecordDict:
+    """A question with the merged updates it carries."""
+    about = ConfigRecord(
+        {
+            "run": question.run,
+            "method": question.method,
+            "step": question.step,
+            "layers": list(question.layers),
+            "plan": question.plan,
+            "prefix": question.prefix,
+            "dense": question.form.dense,
+            "with-updates": question.form.with_updates,
+            "averaged": question.averaged,
+        }
+    )
+    merged = {
+        f"{step}/{name}": tensor
+        for step, updates in question.merged.items()
+        for name, tensor in update_tensors(updates).items()
+    }
+    return RecordDict(
+        {
+            ABOUT: about,
+            _MERGED: to_arrays(merged),
+            _REMAINDER: to_arrays(question.remainder),
+        }
+    )
+
+
+def decode_question(content: RecordDict) -> Question:
+    """Inverse of :func:`encode_question`."""
+    about = content.config_records[ABOUT]
+    by_step: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in from_arrays(content.array_records[_MERGED]).items():
+        step, _, rest = name.partition("/")
+        by_step.setdefault(int(step), {})[rest] = tensor
+    return Question(
+        run=read(about, "run", str),
+        method=read(about, "method", str),
+        step=read(about, "step", int),
+        layers=tuple(read_list(about, "layers", str)),
+        plan=read(about, "plan", str),
+        prefix=read(about, "prefix", str),
+        form=ProductForm(read(about, "dense", bool), read(about, "with-updates", bool)),
+        averaged=read(about, "averaged", bool),
+        remainder=from_arrays(content.array_records[_REMAINDER]),
+        merged={step: updates_from(tensors) for step, tensors in by_step.items()},
+    )
+
+
+def encode_answer(answer: Answer) -> RecordDict:
+    """An answer; of each Gram matrix only the upper triangle travels."""
+    tensors: dict[str, Tensor] = {}
+    energies: dict[str, float] = {}
+    for i, statistics in enumerate(answer.statistics):
+        tensors[f"{i}/gram"] = pack_symmetric(statistics.gram)
+        for layer, product in statistics.products.items():
+            energies[f"{i}/{layer}"] = product.energy
+            for name, tensor in product.tensors().items():
+                tensors[f"{i}/{layer}/{name}"] = tensor
+    about = ConfigRecord(
+        {
+            "site": answer.site,
+            "run": answer.run,
+            "step": answer.step,
+            "plan": answer.plan,
+            "prefix": answer.prefix,
+            "need-from": answer.step if answer.need_from is None else answer.need_from,
+            "groups": [statistics.group for statistics in answer.statistics],
+            "widths": [len(statistics.gram) for statistics in answer.statistics],
+            "tokens": [statistics.num_tokens for statistics in answer.statistics],
+            "energy-of": list(energies),
+            "energies": list(energies.values()),
+        }
+    )
+    return RecordDict({ABOUT: about, _STATISTICS: to_arrays(tensors)})
+
+
+def decode_subject(content: RecordDict) -> Answer:
+    """What an answer is about, without its statistics: to be compared before more is read.
+
+    Raises:
+        RefusedReplyError: a field is missing or has the wrong type.
+    """
+    with refusing_malformed():
+        about = content.config_records[ABOUT]
+        step, need_from = read(about, "step", int), read(about, "need-from", int)
+        return Answer(
+            site=read(about, "site", str),
+            run=read(about, "run", str),
+            step=step,
+            plan=read(about, "plan", str),
+            prefix=read(about, "prefix", str),
+            need_from=need_from if need_from < step else None,
+        )
+
+
+def decode_statistics(
+    content: RecordDict, shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[GroupStatistics, ...]:
+    """The statistics of an answer that does not ask for merged updates instead.
+
+    Args:
+        content: of the reply.
+        shapes: the arrays it must hold, :func:`layerweld.expected.statistics_shapes`.
+
+    Raises:
+        RefusedReplyError: a record is missing, has the wrong type, or does not fit the others; an
+            array is missing, unexpected, or not what its place needs. That is seen on the headers,
+            before memory is taken for any number.
+    """
+    with refusing_malformed():
+        about = content.config_records[ABOUT]
+        return _all_statistics(about, read_arrays(content.array_records[_STATISTICS], shapes))
+
+
+def _all_statistics(
+    about: ConfigRecord, arrays: Mapping[str, Tensor]
+) -> tuple[GroupStatistics, ...]:
+    names = read_list(about, "energy-of", str)
+    energies = dict(zip(names, read_list(about, "energies", float), strict=True))
+    if energies.keys() != {n.rpartition("/")[0] for n in arrays if not n.endswith("/gram")}:
+        raise ValueError("the energies are of other layers than the products")
+    groups = zip(
+        read_list(about, "groups", str),
+        read_list(about, "widths", int),
+        read_list(about, "tokens", int),
+        strict=True,
+    )
+    return tuple(
+        _statistics_from(i, group, width, tokens, arrays, energies)
+        for i, (group, width, tokens) in enumerate(groups)
+    )
+
+
+def _statistics_from(
+    index: int,
+    group: str,
+    width: int,
+    tokens: int,
+    arrays: Mapping[str, Tensor],
+    energies: Mapping[str, float],
+) -> GroupStatistics:
+    products: dict[str, Product] = {}
+    for key, energy in energies.items():
+        owner, _, layer = key.partition("/")
+        if owner != str(index):
+            continue
+        if f"{key}/left" in arrays:
+            products[layer] = LowRankProduct(
+                arrays[f"{key}/left"], arrays[f"{key}/right"], arrays.get(f"{key}/factor"), energy
+            )
+        else:
+            products[layer] = DenseProduct(
+                arrays[f"{key}/product"], arrays.get(f"{key}/update"), energy
+            )
+    gram = unpack_symmetric(arrays[f"{index}/gram"], width)
+    return GroupStatistics(group, gram, products, tokens)

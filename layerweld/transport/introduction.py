@@ -1,0 +1,56 @@
+"""A site's introduction as a Flower record, and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from flwr.app import ConfigRecord, RecordDict
+
+from layerweld.transport.messages import Introduction
+from layerweld.transport.run import ABOUT
+from layerweld.transport.untrusted import read, read_list, refusing_malformed
+
+
+def encode_introduction(introduction: Introduction) -> RecordDict:
+    """The handshake's reply."""
+    entries = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(introduction).items()}
+    return RecordDict({ABOUT: ConfigRecord(entries)})
+
+
+def decode_introduction(content: RecordDict) -> Introduction:
+    """Inverse of :func:`encode_introduction`, with every field's type checked.
+
+    Raises:
+        RefusedReplyError: a field is missing or has another type.
+    """
+    with refusing_malformed():
+        return introduction_from(content.config_records[ABOUT])
+
+
+def introduction_from(about: Mapping[str, Any]) -> Introduction:
+    """An introduction from its fields: a Flower record's, or a JSON object's.
+
+    Raises:
+        KeyError: a field is missing.
+        TypeError: a field has another type.
+    """
+    return Introduction(
+        site=read(about, "site", str),
+        base=read(about, "base", str),
+        tokenizer=read(about, "tokenizer", str),
+        plan=read(about, "plan", str),
+        settings=read(about, "settings", str),
+        kind=read(about, "kind", str),
+        prefix=read(about, "prefix", str),
+        samples=read(about, "samples", int),
+        tokens=read(about, "tokens", int),
+        skipped=read(about, "skipped", int),
+        evaluates=read(about, "evaluates", bool),
+        labelled=read(about, "labelled", bool),
+        factors=read(about, "factors", str),
+        layers=tuple(read_list(about, "layers", str)),
+        ranks=tuple(read_list(about, "ranks", int)),
+        versions=tuple(read_list(about, "versions", str)),
+    )

@@ -1,0 +1,32 @@
+"""Which run a message belongs to."""
+
+from __future__ import annotations
+
+import re
+
+from flwr.app import ConfigRecord, RecordDict
+
+from layerweld.errors import RefusedReplyError
+from layerweld.sites import SITE_NAME
+from layerweld.transport.untrusted import read, refusing_malformed
+
+ABOUT = "about"
+"""The record that says what a message is about."""
+
+
+def encode_run(run: str) -> RecordDict:
+    """A message that only says which run it belongs to."""
+    return RecordDict({ABOUT: ConfigRecord({"run": run})})
+
+
+def decode_run(content: RecordDict) -> str:
+    """Which run a message belongs to.
+
+    Raises:
+        RefusedReplyError: it does not say so, or in a way that cannot name a folder.
+    """
+    with refusing_malformed():
+        run = read(content.config_records[ABOUT], "run", str)
+    if not re.fullmatch(SITE_NAME, run):
+        raise RefusedReplyError(f"a run cannot be called {run!r}: its name is a folder's")
+    return run

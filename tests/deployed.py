@@ -1,0 +1,240 @@
+"""A federation of real processes over TLS: a coordinator, and sites that have joined it."""
+
+import hashlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tomllib
+import zipfile
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic, sleep
+
+import tomli_w
+
+from layerweld.launch import app_module
+
+ROOT = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+LONG = 1500  # seconds; two cores that others use, too, take that long
+
+
+def install_wheel(folder):
+    """The wheel's content as `pip install` would lay it out, without this checkout."""
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
+        wheel.extractall(folder / "site-packages")
+    return folder / "site-packages"
+
+
+def environment(path):
+    """For commands that use the layerweld found in a folder."""
+    return os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(path)}
+
+
+def wait_until(true, what, pause=3.0):
+    until = monotonic() + 400
+    while not true():
+        assert monotonic() < until, f"not in time: {what}"
+        sleep(pause)
+
+
+def digest_in(output):
+    return hashlib.sha256((output / "manifest.json").read_bytes()).hexdigest()
+
+
+def digest_in_process(sites, output):
+    """Of the manifest that the same run makes within this process."""
+    settings = sites.settings()
+    app_module("server.run").play(sites.grid(settings), settings, str(sites.base), output)
+    return digest_in(output)
+
+
+@dataclass(frozen=True)
+class Door:
+    """Where the coordinator is reached."""
+
+    host: str
+    bind: str
+    port: int
+
+    @property
+    def address(self):
+        return f"{self.host}:{self.port}"
+
+
+def door_on_loopback():
+    """With two neighbouring ports that are free: the door's and the SuperLink's."""
+    while True:
+        with socket.socket() as first, socket.socket() as second:
+            first.bind(("127.0.0.1", 0))
+            port = first.getsockname()[1]
+            try:
+                second.bind(("127.0.0.1", port + 1))
+            except (OSError, OverflowError):
+                continue
+            return Door("localhost", "127.0.0.1", port)
+
+
+@dataclass
+class Federation:
+    """A coordinator in folder ``fed``, and sites in folders of their names.
+
+    Attributes:
+        folder: of all of them.
+        sites: their models, adapters and rows.
+        door: where the coordinator is reached.
+        environment: of every command.
+        inside: by folder, what to put before a command that belongs to it.
+        processes: what was started and goes on, by folder.
+    """
+
+    folder: Path
+    sites: object
+    door: Door
+    environment: dict[str, str]
+    inside: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    processes: dict[str, subprocess.Popen] = field(default_factory=dict)
+
+    @property
+    def names(self):
+        return [node["name"] for node in self.sites.nodes]
+
+    def command(self, name, *arguments):
+        return [*self.inside.get(name, ()), BIN / "layerweld", *arguments]
+
+    def lw(self, *arguments, folder="fed", check=True):
+        return subprocess.run(
+            [*self.command(folder, *arguments), "--folder", self.folder / folder],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=check,
+            timeout=LONG,
+        )
+
+    def start(self, name, *arguments):
+        with (self.folder / f"{name}.log").open("w") as log:
+            self.processes[name] = subprocess.Popen(
+                [*self.command(name, *arguments), "--folder", self.folder / name],
+                env=self.environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def join(self, name):
+        self.start(name, "site", "join", self.door.address)
+
+    def run(self, name, run="run"):
+        """``coordinator run`` or ``resume`` in the background."""
+        command = ["coordinator", run, "--name", name, "--folder", self.folder / "fed"]
+        return subprocess.Popen(
+            self.command("fed", *command),
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def finish(self, run):
+        """What a run in the background said, once it has ended well."""
+        said, _ = run.communicate(timeout=LONG)
+        assert run.returncode == 0, said
+        return said
+
+    def output(self, run):
+        return self.folder / "fed/runs" / run
+
+    def digest(self, run):
+        return digest_in(self.output(run))
+
+    def child_of(self, name, program):
+        """Process that a supervisor has started last."""
+        text = (self.folder / f"{name}.log").read_text()
+        return int(re.findall(rf"^{program} started \(process (\d+),", text, re.MULTILINE)[-1])
+
+    def wait_for_sites(self):
+        count = len(self.names)
+        wait_until(
+            lambda: self.lw("coordinator", "status").stdout.count("  online  ") == count,
+            f"{count} sites online",
+        )
+
+    def wait_for_steps(self, run, count=1):
+        """Until a run has solved so many steps."""
+        steps = self.output(run) / "journal"
+        wait_until(
+            lambda: len(list(steps.glob("*/step-*.safetensors"))) >= count, f"step {count}", 0.1
+        )
+        assert not (self.output(run) / "manifest.json").exists()
+
+    def registered(self):
+        """Node ids by site."""
+        files = (self.folder / "fed/sites").glob("*.json")
+        return {file.stem: json.loads(file.read_text())["node"] for file in files}
+
+    def init_site(self, name, *arguments):
+        subprocess.run(
+            [BIN / "layerweld", "site", "init", name, *arguments],
+            cwd=self.folder,
+            env=self.environment,
+            check=True,
+            capture_output=True,
+        )
+        authority = self.folder / "fed/certificates/ca.crt"
+        (self.folder / name / "ca.crt").write_bytes(authority.read_bytes())
+
+    def _init_coordinator(self):
+        where = ("--host", self.door.host, "--bind", self.door.bind, "--port", str(self.door.port))
+        subprocess.run(
+            [BIN / "layerweld", "coordinator", "init", "fed", *where, "--base", self.sites.base],
+            cwd=self.folder,
+            env=self.environment,
+            check=True,
+            capture_output=True,
+        )
+        file = self.folder / "fed/run.toml"
+        calibration = {"batch-size": 4, "max-length": 12, "threads": 1}
+        small = {"min-sites": len(self.names), "calibration": calibration}
+        file.write_text(tomli_w.dumps(tomllib.loads(file.read_text()) | small))
+
+    def begin(self):
+        """Make all folders, start everything, and wait until all sites are there."""
+        self._init_coordinator()
+        for node in self.sites.nodes:
+            given = ("--model", self.sites.base, "--adapter", node["adapter"])
+            rows = ("--data", node["data"], "--settings", self.folder / "fed/run.toml")
+            self.init_site(node["name"], *given, *rows)
+        self.start("fed", "coordinator", "up")
+        wait_until(
+            lambda: self.lw("coordinator", "status", check=False).returncode == 0, "SuperLink"
+        )
+        for name in self.names:
+            self.lw("coordinator", "add", name, str(self.folder / name / f"{name}.pub"))
+            self.join(name)
+        self.wait_for_sites()
+
+    def end(self):
+        for process in self.processes.values():
+            process.send_signal(signal.SIGCONT)
+            process.terminate()
+        for process in self.processes.values():
+            process.wait(60)
+
+
+@contextmanager
+def running(folder, sites, door, path, inside=None):
+    """A federation that is up; ``path`` is where its layerweld is found."""
+    made = Federation(folder, sites, door, environment(path), inside or {})
+    try:
+        made.begin()
+        yield made
+    finally:
+        made.end()

@@ -1,0 +1,107 @@
+"""Machines on a private network: namespaces joined by a bridge, whose links can be cut and slowed.
+
+A link is cut at the bridge: packets vanish, and neither side is told. The kernel's own emulator
+(netem) is often not built in, so a slow link is a program that carries frames, :mod:`slow_link`.
+"""
+
+import os
+import subprocess
+import sys
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+_SLOW_LINK = Path(__file__).with_name("slow_link.py")
+_FORWARDING, _DISABLED = "3", "0"  # states of a port of a bridge
+
+
+class PrivateNetwork:
+    """One namespace for each name, with an address each; ``hub`` holds the bridge.
+
+    Args:
+        names: of the machines; at most six letters.
+    """
+
+    def __init__(self, names):
+        self._prefix = f"lw{os.getpid()}"
+        self._carriers = {}
+        self.addresses = {name: f"10.77.0.{i}" for i, name in enumerate(names, start=1)}
+
+    def build(self):
+        self._add_namespace("hub")
+        self._hub("ip link add dev bridge0 type bridge")
+        self._hub("ip link set dev bridge0 up")
+        for name, address in self.addresses.items():
+            self._add_namespace(name)
+            self._hub(f"ip link add dev to-{name} type veth peer name eth0 netns {self._ns(name)}")
+            self._hub(f"ip link set dev to-{name} master bridge0 up")
+            self._run(name, f"ip addr add {address}/24 dev eth0")
+            self._run(name, "ip link set dev eth0 up")
+
+    def inside(self, name):
+        """What to put before a command line, so that it runs on that machine."""
+        return ("ip", "netns", "exec", self._ns(name))
+
+    def cut(self, name):
+        self._hub(f"bridge link set dev to-{name} state {_DISABLED}")
+
+    def mend(self, name):
+        self._hub(f"bridge link set dev to-{name} state {_FORWARDING}")
+
+    @contextmanager
+    def slow(self, name, delay, loss):
+        """Carry a machine's packets late by so many seconds, and lose this share of them."""
+        self._hub(f"ip link add dev mid-{name} type veth peer name far-{name}")
+        self._hub(f"ip link set dev mid-{name} up")
+        self._hub(f"ip link set dev far-{name} master bridge0 up")
+        self._hub(f"ip link set dev to-{name} nomaster")
+        command = [*self.inside("hub"), sys.executable, _SLOW_LINK, f"to-{name}", f"mid-{name}"]
+        with subprocess.Popen([*command, str(delay), str(loss)], stdout=subprocess.PIPE) as carrier:
+            try:
+                assert carrier.stdout.readline() == b"carrying\n"
+                yield
+            finally:
+                carrier.kill()
+                self._hub(f"ip link set dev to-{name} master bridge0")
+                self._hub(f"ip link del mid-{name}")
+
+    def remove(self):
+        """Delete the namespaces, and end what still runs in them."""
+        for name in ("hub", *self.addresses):
+            listed = self._try(f"ip netns pids {self._ns(name)}")
+            for pid in listed.stdout.split():
+                with suppress(ProcessLookupError):
+                    os.kill(int(pid), 9)
+            self._try(f"ip netns del {self._ns(name)}")
+
+    def _ns(self, name):
+        return f"{self._prefix}-{name}"
+
+    def _add_namespace(self, name):
+        done = self._try(f"ip netns add {self._ns(name)}")
+        if done.returncode:
+            raise PermissionError(done.stderr.strip())
+        self._run(name, "ip link set lo up")
+
+    def _hub(self, command):
+        self._run("hub", command)
+
+    def _run(self, name, command):
+        subprocess.run([*self.inside(name), *command.split()], check=True)
+
+    def _try(self, command):
+        return subprocess.run(command.split(), capture_output=True, text=True, check=False)
+
+
+@contextmanager
+def private_network(names):
+    """A network that is gone afterwards.
+
+    Raises:
+        OSError: there is no `ip`, or namespaces are not permitted.
+    """
+    network = PrivateNetwork(names)
+    try:
+        network.build()
+        yield network
+    finally:
+        network.remove()
