@@ -135,8 +135,9 @@ class FinetuneSettings(Settings):
     """Lightning's ``Trainer(devices=…)``."""
     precision: str = "32-true"
     """Lightning's ``Trainer(precision=…)``."""
-    logger: Literal["tensorboard", "csv", "none"] = "tensorboard"
-    """Where training curves go, inside the site's own folder."""
+    logger: Literal["tensorboard", "csv", "mlflow", "wandb", "none"] = "tensorboard"
+    """Where training curves go, inside the site's own folder; ``mlflow`` and ``wandb`` need the
+    extra of the same name."""
 
 
 class EvaluateSettings(Settings):

@@ -49,7 +49,8 @@ class MergedModel:
         method: which.
         updates: merged updates, by layer.
         remainder: what was added to norms, biases and embeddings; empty for LoRA.
-        lost: sites that took part in the run and are not in all of this merge.
+        lost: sites that took part in the run and are not in all of this merge, each with the first
+            round without it, counted from 1.
         groups: figures per layer group; empty for methods without statistics.
         prefix: hash over everything merged; empty for methods without a chain.
         figures: what the method says about itself on this input.
@@ -62,7 +63,7 @@ class MergedModel:
     seconds: float
     bytes_up: int
     bytes_down: int
-    lost: tuple[str, ...] = ()
+    lost: Mapping[str, int] = field(default_factory=dict)
     groups: tuple[GroupFigures, ...] = ()
     prefix: str = ""
     figures: Mapping[str, float] = field(default_factory=dict)
@@ -97,6 +98,15 @@ class Federation:
         return merged_layers(self.introductions, self.whole_plan)
 
     @property
+    def lost(self) -> Mapping[str, str]:
+        """Why each site that the run goes on without was given up."""
+        return dict(sorted(self.cohort.lost.items()))
+
+    def waiting_for(self) -> Mapping[str, str]:
+        """Who has not answered the question that is out, each with its last failure."""
+        return dict(sorted(self.cohort.waiting.items()))
+
+    @property
     def ignored(self) -> Mapping[str, int]:
         """Replies that were dropped so far, by kind."""
         return self.cohort.ignored
@@ -110,6 +120,7 @@ class Federation:
         """Wait for the sites, ask each who it is, and refuse a cohort that does not fit."""
         nodes = {f"node {node}": node for node in self._wait_for_nodes()}
         unnamed = Cohort(nodes, {}, self.run, Patience.of_handshake(self.settings))
+        self.cohort = unnamed
         came: dict[str, Introduction] = {}
         about = encode_run(self.run)
         answers = ask(self.grid, unnamed, "query.handshake", "handshake", about, _introduction)
@@ -235,7 +246,7 @@ class Federation:
             seconds=time.perf_counter() - started,
             bytes_up=sum(_bytes_up(solved) for solved in strategy.solved),
             bytes_down=sum(solved.bytes_down for solved in strategy.solved),
-            lost=tuple(sorted(self.cohort.lost)),
+            lost=_lost(strategy.solved),
             groups=_figures(strategy.steps, strategy.solved),
             prefix=strategy.final_prefix,
         )
@@ -274,7 +285,7 @@ class Federation:
             method=method,
             updates=strategy.merged.updates,
             remainder=strategy.remainder,
-            lost=tuple(sorted(self.cohort.lost)),
+            lost=dict.fromkeys(sorted(self.cohort.lost), 1),
             rounds=1,
             seconds=time.perf_counter() - started,
             bytes_up=sum(strategy.bytes_up.values()),
@@ -370,6 +381,14 @@ def _score(_site: str, content: RecordDict) -> Score:
 
 def _bytes_up(solved: SolvedStep) -> int:
     return sum(count for sites in solved.bytes_up.values() for count in sites.values())
+
+
+def _lost(solved: Sequence[SolvedStep]) -> dict[str, int]:
+    rounds: dict[str, int] = {}
+    for step in solved:
+        for site in step.lost:
+            rounds.setdefault(site, step.index + 1)
+    return dict(sorted(rounds.items()))
 
 
 def _figures(steps: Sequence[Step], solved: Sequence[SolvedStep]) -> tuple[GroupFigures, ...]:

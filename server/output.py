@@ -22,6 +22,7 @@ from layerweld.export import write_adapter, write_model
 from layerweld.influence import outliers
 from layerweld.methods import METHODS, Method, methods_of, settings_for
 from layerweld.model_card import write_model_card
+from layerweld.run_state import STATE
 from layerweld.transport.messages import Introduction
 from layerweld.updates import LowRankUpdate
 from server.federation import MergedModel
@@ -38,14 +39,14 @@ _PRODUCTS = ("adapter", "model", "accuracy.csv", "results.json", "report.html", 
 def check_output_folder(folder: Path) -> None:
     """Refuse a folder that holds anything but what an interrupted run has left.
 
-    That is its journal, and perhaps some of its products.
+    That is its state, its journal, and perhaps some of its products.
 
     Raises:
         OutputError: the folder is in use, or cannot be made.
     """
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder} is a file; choose another output folder")
-    there = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+    there = sorted({p.name for p in folder.iterdir()} - {STATE}) if folder.is_dir() else []
     if there and not (JOURNAL in there and {*there} <= {JOURNAL, *_PRODUCTS}):
         raise OutputError(
             f"{folder} is in use (it holds {there[0]!r}); choose another one, or remove it"
@@ -197,6 +198,7 @@ def run_results(
     chosen: str,
     form: Form,
     manifest_hash: str,
+    lost: Mapping[str, str],
     ignored: Mapping[str, int],
 ) -> RunResults:
     """Everything the report shows, in one value."""
@@ -210,6 +212,7 @@ def run_results(
         form=form,
         settings=_played_settings(settings),
         manifest_hash=manifest_hash,
+        lost=lost,
         ignored=dict(sorted(ignored.items())),
         versions={"layerweld": __version__} | {name: version(name) for name in packages},
     )
@@ -232,6 +235,7 @@ def method_result(merged: MergedModel, shifts: Mapping[str, Mapping[str, float]]
         groups=groups,
         outliers=_outliers(groups),
         figures=merged.figures,
+        lost=merged.lost,
     )
 
 

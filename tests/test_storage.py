@@ -197,7 +197,7 @@ def test_a_site_whose_disk_fills_up_resumes_with_the_run(writes, sites, tmp_path
     assert play(sites, tmp_path / "out").manifest_hash == whole.manifest_hash
 
 
-def test_products_that_do_not_fit_leave_nothing_but_the_journal(sites, tmp_path, monkeypatch):
+def test_products_that_do_not_fit_leave_nothing_but_journal_and_state(sites, tmp_path, monkeypatch):
     whole = play(sites, tmp_path / "whole", granularity="model")
 
     def full(*_args):
@@ -207,7 +207,7 @@ def test_products_that_do_not_fit_leave_nothing_but_the_journal(sites, tmp_path,
         patch.setattr(app_module("server.output"), "write_report", full)
         with pytest.raises(StorageError, match="No space left"):
             play(sites, tmp_path / "out", granularity="model")
-    assert [p.name for p in (tmp_path / "out").iterdir()] == ["journal"]
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"journal", "state.json"}
     resumed = play(sites, tmp_path / "out", granularity="model")
     assert resumed.manifest_hash == whole.manifest_hash
 
