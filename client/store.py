@@ -11,6 +11,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from layerweld.descent import UpdatesBySite
+from layerweld.descent_transport import site_tensors, updates_by_site
 from layerweld.disk import writing
 from layerweld.transport import update_tensors, updates_from
 from layerweld.updates import Update
@@ -46,6 +48,15 @@ class SiteStore:
         """The merged updates of one step, or None if they were never received."""
         tensors = self._read(f"step-{step:04d}")
         return None if tensors is None else updates_from(tensors)
+
+    def save_updates(self, held: str, updates: UpdatesBySite) -> None:
+        """Keep all sites' updates under the hash by which the server asks for them."""
+        self._write("updates", site_tensors(updates), prefix=held)
+
+    def load_updates(self, held: str) -> dict[str, dict[str, Update]] | None:
+        """All sites' updates with exactly this hash, or None."""
+        tensors = self._read("updates", prefix=held)
+        return None if tensors is None else updates_by_site(tensors)
 
     def save_hidden(self, block: int, prefix: str, hidden: list[Tensor]) -> None:
         """Keep the hidden states that enter a block, and forget those of blocks before the last."""

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, ValidationError
 
 from layerweld.errors import ConfigError
+from layerweld.merging.adamerging import AdaMerging
 from layerweld.merging.consensus import Consensus
 from layerweld.merging.core_space import CoreSpace
 from layerweld.merging.dare import Dare, DareTies
@@ -210,6 +211,7 @@ class RunSettings(Settings):
     fedex_lora: FedEx = FedEx()
     flexlora: FlexLora = FlexLora()
     fisher: Fisher = Fisher()
+    adamerging: AdaMerging = AdaMerging()
     lines: Lines = Lines()
 
     def of_method(self, name: str) -> MergeMethod:

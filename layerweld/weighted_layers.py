@@ -28,8 +28,9 @@ class _Factored:
     owner: Tensor  # (Σ r_i,)
 
     def __call__(self, inputs: Tensor, coefficients: Tensor) -> Tensor:
-        inside: Tensor = inputs @ self.right.T * coefficients[self.owner]
-        return inside @ self.left.T
+        inside = inputs @ self.right.T * coefficients[self.owner]
+        output: Tensor = inside @ self.left.T
+        return output
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class _Dense:
 
     def __call__(self, inputs: Tensor, coefficients: Tensor) -> Tensor:
         weight = torch.tensordot(coefficients[self.owner], self.weights, dims=1)
-        return inputs @ weight.T
+        output: Tensor = inputs @ weight.T
+        return output
 
 
 def additions(sites: SiteUpdates, device: torch.device) -> dict[str, Addition]:

@@ -7,9 +7,9 @@ from torch import nn
 from layerweld.merging.adamerging import (
     AdaMerging,
     LayerCoefficients,
-    agreeing,
     mean_entropy,
     merge_by_layer,
+    weighed,
 )
 from layerweld.merging.descent import Descent
 from layerweld.merging.prodistill import EntryCoefficients, ProDistill, squared_distance
@@ -72,7 +72,7 @@ def test_coefficients_that_have_not_moved_are_task_arithmetic(sites):
 
 
 def test_the_entries_that_agree_have_the_sum_of_which_ties_takes_the_mean(sites):
-    kept = agreeing(sites, 0.2)
+    kept = weighed("adamerging++", sites, AdaMerging(density=0.2))
     ties = Ties(density=0.2).merge(sites).updates
     for layer, of in kept.layers.items():
         dense = torch.stack([update.dense() for update in of.values()])

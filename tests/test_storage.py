@@ -56,9 +56,9 @@ class Points:
 
     def __init__(self, monkeypatch, act=lambda _number: None):
         self.count, self._act = 0, act
-        journal, output = app_module("server.journal"), app_module("server.output")
+        files, output = app_module("server.hashed_files"), app_module("server.output")
         for owner, name in (
-            (disk, "_sync"), (Path, "replace"), (journal, "save_file"), (Path, "mkdir"),
+            (disk, "_sync"), (Path, "replace"), (files, "save_file"), (Path, "mkdir"),
             (output, "write_report"), (output.shutil, "rmtree"),
         ):  # fmt: skip
             monkeypatch.setattr(owner, name, self._around(getattr(owner, name)))

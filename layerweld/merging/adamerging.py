@@ -58,9 +58,15 @@ class LayerCoefficients:
         self.descent.step([gradient * ((free >= 0) & (free <= 1))])
 
 
-def agreeing(sites: SiteUpdates, density: float) -> SiteUpdates:
-    """What AdaMerging++ weighs: of each site's largest entries those with the elected sign."""
-    return site_by_site(sites, lambda vectors: agreeing_entries(trim(vectors, density)))
+def weighed(method: str, sites: SiteUpdates, settings: AdaMerging) -> SiteUpdates:
+    """What the coefficients stand before.
+
+    The updates themselves, or for ``adamerging++`` of each site's largest entries those that have
+    the elected sign; these are dense.
+    """
+    if method == "adamerging":
+        return sites
+    return site_by_site(sites, lambda vectors: agreeing_entries(trim(vectors, settings.density)))
 
 
 def merge_by_layer(
