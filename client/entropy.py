@@ -31,7 +31,8 @@ def answer(state: SiteState, question: CoefficientQuestion) -> CoefficientAnswer
     store = state.store(question.method)
     if question.updates:
         _check(state, question)
-        store.save_remainder(question.remainder)
+        if question.averaged:
+            store.save_remainder(question.remainder)
         store.save_updates(question.held, question.updates)
     remainder = store.load_remainder() if question.averaged else {}
     gains = _gains_of(state, question, store)

@@ -25,6 +25,7 @@ from layerweld.merging.lora_averaging import FedEx, FedIt, FfaLora, FlexLora, Fl
 from layerweld.merging.one_round import MergeMethod
 from layerweld.merging.opcm import Opcm
 from layerweld.merging.pcb import Pcb
+from layerweld.merging.prodistill import ProDistill
 from layerweld.merging.sums import Mean, TaskArithmetic
 from layerweld.merging.ties import Ties
 from layerweld.merging.tsv import Tsv
@@ -212,6 +213,7 @@ class RunSettings(Settings):
     flexlora: FlexLora = FlexLora()
     fisher: Fisher = Fisher()
     adamerging: AdaMerging = AdaMerging()
+    prodistill: ProDistill = ProDistill()
     lines: Lines = Lines()
 
     def of_method(self, name: str) -> MergeMethod:

@@ -87,6 +87,8 @@ _ALL = (
            "ΔW to all sites, then ∂H/∂λ", False, "unlabelled", needs=("head",), learns=True),
     Method("adamerging++", "AdaMerging++", "Yang et al. 2024, arXiv:2310.02575",
            "ΔW to all sites, then ∂H/∂λ", False, "unlabelled", needs=("head",), learns=True),
+    Method("prodistill", "ProDistill", "Xu et al. 2025, arXiv:2502.12706",
+           "ΔW, then ∂D/∂W", False, "unlabelled", learns=True),
     Method("task-arithmetic", "Task arithmetic", "Ilharco et al. 2023, arXiv:2212.04089",
            sums=True),
     Method("mean", "Mean of the updates", "McMahan et al. 2017, arXiv:1602.05629", sums=True),

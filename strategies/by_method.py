@@ -13,6 +13,7 @@ from layerweld.plan import MergePlan
 from strategies.adaptive_merging import AdaptiveMerging
 from strategies.cohort import Cohort
 from strategies.fisher_averaging import FisherAveraging
+from strategies.progressive_distillation import ProgressiveDistillation
 from strategies.round_by_round import RoundJournal, Rounds
 from strategies.update_merging import UpdateMerging
 
@@ -63,8 +64,15 @@ def _adamerging(play: Play) -> Rounds:
     )
 
 
+def _prodistill(play: Play) -> Rounds:
+    return ProgressiveDistillation(
+        play.plan, play.cohort, play.settings, play.remainder, play.journal
+    )
+
+
 _ROUNDS: Mapping[str, Callable[[Play], Rounds]] = {
     "fisher": _fisher,
     "adamerging": _adamerging,
     "adamerging++": _adamerging,
+    "prodistill": _prodistill,
 }

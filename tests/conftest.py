@@ -24,6 +24,15 @@ def flower_task(monkeypatch):
 
 
 @pytest.fixture
+def one_thread():
+    """Two threads on a 4 x 4 matrix wait for each other a hundred times longer than they work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def clock(monkeypatch):
     """Waiting sites take no time; what the inquiry says of them is not printed."""
     from layerweld.launch import app_module

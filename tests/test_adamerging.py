@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,13 @@ from transformers import AutoTokenizer
 from client.data import draw, read_rows
 from client.heads import ClassifierHead, load_head
 from layerweld.base_model import load_base
+from layerweld.descent import CoefficientQuestion
 from layerweld.discover import discover_plan
 from layerweld.errors import CohortError, JournalError
 from layerweld.launch import app_module
 from layerweld.linear import weight_of
 from layerweld.merging.adamerging import weighed
+from layerweld.prefix import first_prefix, prefix_of_sites
 from layerweld.task_vectors import read_fine_tuned
 from tests.random_updates import side_by_side
 from tests.test_methods import play, settings_of, written
@@ -119,9 +122,45 @@ def test_the_federation_learns_what_one_process_with_all_rows_would(sites, tmp_p
     assert last < first
 
 
+def test_a_site_answers_with_the_slope_of_its_entropy(sites):
+    chosen = settings_of(sites, "adamerging", **FEW)
+    base = load_base(sites.base)
+    updates = {
+        node["name"]: read_fine_tuned(node["adapter"], base).task_vector.updates
+        for node in sites.nodes
+    }
+    site = app_module("client.site").site_of_node(sites.nodes[0], chosen)
+    state = app_module("client.state").site_state(site, chosen, "slope")
+    plan = state.plan.restricted_to({layer for of in updates.values() for layer in of})
+    first = first_prefix(plan.digest, chosen.digest(), {})
+    asked = CoefficientQuestion(
+        run="slope",
+        method="adamerging",
+        round=1,
+        layers=plan.layer_names,
+        sites=tuple(updates),
+        held=prefix_of_sites(first, updates),
+        averaged=False,
+        coefficients=torch.full((len(updates), len(plan.layer_names)), 0.3),
+        updates=updates,
+    )
+    answer = app_module("client.entropy").answer
+    gradient = answer(state, asked).gradient
+    assert answer(state, replace(asked, held="0" * 64, updates={})).lacks
+    for row, column in ((0, 0), (1, 3), (2, 5)):
+        entropies = []
+        for step in (0.02, -0.02):
+            moved = asked.coefficients.clone()
+            moved[row, column] += step
+            entropies.append(answer(state, replace(asked, coefficients=moved)).entropy)
+        slope = (entropies[0] - entropies[1]) / 0.04
+        assert float(gradient[row, column]) == pytest.approx(slope, rel=0.02, abs=1e-4)
+
+
 def test_lora_updates_stay_factored_and_the_merge_is_an_adapter(whole):
     _, output = whole
     assert (output / "adapter").is_dir()
+    assert "every site also received the updates" in (output / "adapter/README.md").read_text()
     manifest = json.loads((output / "manifest.json").read_text())
     assert manifest["settings"]["adamerging"]["seed"] == 0
 

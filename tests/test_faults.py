@@ -47,13 +47,7 @@ from tests.stub_sites import (
 CASES = int(os.environ.get("LAYERWELD_FAULT_CASES", "200"))
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Two threads on a 4 x 4 matrix wait for each other a hundred times longer than they work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def play(faults, clock, method="com", **entries):

@@ -4,12 +4,20 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, Message
 
-from layerweld.descent import CoefficientAnswer
-from layerweld.descent_transport import decode_coefficients, encode_gradient
+from layerweld.descent import BlockAnswer, CoefficientAnswer
+from layerweld.descent_transport import (
+    decode_block,
+    decode_coefficients,
+    encode_block_gradients,
+    encode_gradient,
+)
 from layerweld.errors import RefusedReplyError
 from layerweld.launch import app_module
+from layerweld.methods import METHODS
 from tests.faulty_grid import Faults, FaultyGrid, none
 from tests.stub_sites import NAMES, NODES, PLAN, StubApp, new_chain, settings
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class LearningStub(StubApp):
@@ -32,6 +40,33 @@ class LearningStub(StubApp):
         return gradient
 
 
+class DistilledStub(StubApp):
+    """Sites whose distance is a quadratic of the weights; a restarted one lacks what was merged."""
+
+    def __call__(self, message, context):
+        if message.metadata.message_type != "train.distillation":
+            return super().__call__(message, context)
+        name, asked = context.node_config["name"], decode_block(message.content)
+        self.has[name] |= set(asked.merged)
+        lacking = sorted(set(range(asked.step)) - self.has[name])
+        if lacking:
+            return self._reply(message, BlockAnswer(name, asked.digest, lacking[0]))
+        generator = torch.Generator().manual_seed(100 * NAMES.index(name) + asked.round)
+        gradients = {
+            layer: self.spoilt(
+                name, update.dense() + torch.randn(update.shape, generator=generator)
+            )
+            for layer, update in asked.updates.items()
+        }
+        return self._reply(message, BlockAnswer(name, asked.digest, None, 0.5, gradients))
+
+    def _reply(self, message, answer):
+        return Message(encode_block_gradients(answer), reply_to=message)
+
+    def spoilt(self, _name, gradient):
+        return gradient
+
+
 class NoJournal:
     def load(self):
         return []
@@ -40,21 +75,29 @@ class NoJournal:
         pass
 
 
-def learn_with_stubs(faults, clock, app=None):
-    chosen = settings(adamerging={"rounds": 4, "learning-rate": 0.1}, **{"lost-site": "wait"})
-    cohort = new_chain(chosen).cohort
-    adaptive = app_module("strategies.adaptive_merging").AdaptiveMerging(
-        "adamerging", PLAN, cohort, chosen, {}, NoJournal()
+def learn(stub, faults, clock):
+    chosen = settings(
+        adamerging={"rounds": 4, "learning-rate": 0.1},
+        prodistill={"steps": 3, "learning-rate": 0.1},
+        **{"lost-site": "wait"},
     )
-    grid = FaultyGrid(app or LearningStub(), NODES, chosen, faults, clock)
-    return app_module("strategies.round_by_round").RoundByRound(cohort, adaptive), grid
+    cohort = new_chain(chosen).cohort
+    name = "adamerging" if isinstance(stub, LearningStub) else "prodistill"
+    table = app_module("strategies.by_method")
+    play = table.Play(METHODS[name], PLAN, cohort, chosen, {}, NoJournal())
+    grid = FaultyGrid(stub, NODES, chosen, faults, clock)
+    return app_module("strategies.round_by_round").RoundByRound(cohort, table.rounds_of(play)), grid
 
 
-@pytest.mark.parametrize("seed", range(25))
-def test_no_fault_on_the_way_changes_a_bit(seed, clock):
+STUBS = pytest.mark.parametrize("stub", [LearningStub, DistilledStub])
+
+
+@STUBS
+@pytest.mark.parametrize("seed", range(12))
+def test_no_fault_on_the_way_changes_a_bit(stub, seed, clock):
     merges = []
     for faults in (none(), Faults(seed)):
-        strategy, grid = learn_with_stubs(faults, clock)
+        strategy, grid = learn(stub(), faults, clock)
         strategy.play(grid)
         merges.append(strategy.rounds.merged)
     assert merges[0].figures == merges[1].figures
@@ -62,23 +105,26 @@ def test_no_fault_on_the_way_changes_a_bit(seed, clock):
         assert torch.equal(update.dense(), merges[1].updates[layer].dense())
 
 
-def test_flowers_own_loop_learns_the_same(clock):
-    played, grid = learn_with_stubs(none(), clock)
+@STUBS
+def test_flowers_own_loop_learns_the_same(stub, clock):
+    played, grid = learn(stub(), none(), clock)
     played.play(grid)
-    started, grid = learn_with_stubs(Faults(5, kinds=("error 2", "moved")), clock)
+    started, grid = learn(stub(), Faults(5, kinds=("error 2", "moved")), clock)
     started.start(grid, ArrayRecord())
-    assert started.rounds.merged.figures == played.rounds.merged.figures
+    for layer, update in played.rounds.merged.updates.items():
+        assert torch.equal(update.dense(), started.rounds.merged.updates[layer].dense())
 
 
+@STUBS
 @pytest.mark.parametrize("name", ["nan", "infinity", "shape"])
-def test_a_gradient_that_cannot_be_added_is_refused(name, clock):
-    class Spoiler(LearningStub):
+def test_a_gradient_that_cannot_be_added_is_refused(stub, name, clock):
+    class Spoiler(stub):
         def spoilt(self, site, gradient):
             if site == "birch":
                 gradient[0, 0] = {"nan": float("nan"), "infinity": float("inf")}.get(name, 1.0)
                 return gradient[1:] if name == "shape" else gradient
             return gradient
 
-    strategy, grid = learn_with_stubs(none(), clock, Spoiler())
+    strategy, grid = learn(Spoiler(), none(), clock)
     with pytest.raises(RefusedReplyError, match="birch, asked 3 times"):
         strategy.play(grid)

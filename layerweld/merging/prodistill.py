@@ -53,11 +53,18 @@ class EntryCoefficients:
             )
         }
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """``(d_out, d_in)`` by layer."""
+        return {
+            layer: (vectors.shape[1], vectors.shape[2]) for layer, vectors in self._vectors.items()
+        }
+
     def step(self, gradients: Mapping[str, Tensor]) -> None:
-        """One round: the coefficients' gradient is ``Σ_i ∂L_i/∂W ⊙ ΔW_j``.
+        """One round: the coefficients' gradient is ``Σ_i ∂D_i/∂W ⊙ ΔW_j``.
 
         Args:
-            gradients: ``Σ_i ∂L_i/∂W`` by layer, ``(d_out, d_in)``.
+            gradients: ``Σ_i ∂D_i/∂W`` by layer, ``D_i`` the sites' distances, ``(d_out, d_in)``.
         """
         self._descent.step(
             [gradients[layer].float() * vectors for layer, vectors in self._vectors.items()]
