@@ -15,7 +15,16 @@ from layerweld.errors import RefusedReplyError
 from layerweld.launch import app_module
 from layerweld.methods import METHODS
 from tests.faulty_grid import Faults, FaultyGrid, none
-from tests.stub_sites import NAMES, NODES, PLAN, StubApp, new_chain, settings
+from tests.stub_sites import (
+    NAMES,
+    NODES,
+    PLAN,
+    MemoryJournal,
+    StubApp,
+    new_chain,
+    settings,
+)
+from tests.test_faults import SilentGrid
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -67,25 +76,17 @@ class DistilledStub(StubApp):
         return gradient
 
 
-class NoJournal:
-    def load(self):
-        return []
-
-    def keep(self, round_):
-        pass
-
-
-def learn(stub, faults, clock):
+def learn(stub, faults, clock, journal=None, grid=FaultyGrid, **entries):
     chosen = settings(
         adamerging={"rounds": 4, "learning-rate": 0.1},
         prodistill={"steps": 3, "learning-rate": 0.1},
-        **{"lost-site": "wait"},
+        **entries,
     )
     cohort = new_chain(chosen).cohort
     name = "adamerging" if isinstance(stub, LearningStub) else "prodistill"
     table = app_module("strategies.by_method")
-    play = table.Play(METHODS[name], PLAN, cohort, chosen, {}, NoJournal())
-    grid = FaultyGrid(stub, NODES, chosen, faults, clock)
+    play = table.Play(METHODS[name], PLAN, cohort, chosen, {}, journal or MemoryJournal())
+    grid = grid(stub, NODES, chosen, faults, clock)
     return app_module("strategies.round_by_round").RoundByRound(cohort, table.rounds_of(play)), grid
 
 
@@ -128,3 +129,26 @@ def test_a_gradient_that_cannot_be_added_is_refused(stub, name, clock):
     strategy, grid = learn(Spoiler(), none(), clock)
     with pytest.raises(RefusedReplyError, match="birch, asked 3 times"):
         strategy.play(grid)
+
+
+@STUBS
+def test_a_run_goes_on_without_a_lost_site_and_is_resumed_without_it(stub, clock):
+    class Lost(stub):
+        def spoilt(self, site, gradient):
+            answers[site] = answers.get(site, 0) + 1
+            if site == "birch" and answers[site] > 2:
+                raise ValueError
+            return gradient
+
+    answers, journal = {}, MemoryJournal()
+    policy = {"lost-site": "continue", "deadline": 600.0}
+    strategy, grid = learn(Lost(), none(), clock, journal, SilentGrid, **policy)
+    strategy.play(grid)
+    assert strategy.rounds.played == strategy.rounds.count
+    assert strategy.cohort.names == ("ash", "cedar")
+    resumed, _ = learn(Lost(), none(), clock, journal, **policy)
+    assert resumed.rounds.played == resumed.rounds.count
+    assert resumed.cohort.names == ("ash", "cedar")
+    assert resumed.rounds.merged.figures == strategy.rounds.merged.figures
+    for layer, update in strategy.rounds.merged.updates.items():
+        assert torch.equal(update.dense(), resumed.rounds.merged.updates[layer].dense())
