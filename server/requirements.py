@@ -84,7 +84,7 @@ def _head(sites: Sites) -> str | None:
         return None
     return (
         f"it needs a head at every site, and {bare[0]} has none: let the site fine-tune, or put "
-        f"its head beside its adapter"
+        f"its head beside its adapter; label words need labelled rows that name the classes"
     )
 
 
