@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from client.batches import batches
+from client.batches import Preprocessor, stream
 from client.data import Rows, draw, read_rows, set_aside
 from client.heads import ClassifierHead, load_head
 from client.label_words import LabelWordHead, label_word_head
@@ -207,16 +207,21 @@ class SiteState:
     @cached_property
     def batches(self) -> list[dict[str, Tensor]]:
         """The calibration rows as model inputs, on the model's device."""
+        return self.model_inputs(self.calibration_rows)
+
+    def model_inputs(self, rows: Rows) -> list[dict[str, Tensor]]:
+        """Rows as model inputs, in order, a batch at a time, on the model's device."""
         calibration = self.settings.calibration
-        made = batches(
-            self.calibration_rows,
-            self.base,
-            calibration.batch_size,
-            calibration.max_length,
-            calibration.prompt_end,
-        )
         device = device_named(calibration.device)
-        return [{name: tensor.to(device) for name, tensor in batch.items()} for batch in made]
+        return [
+            {name: tensor.to(device) for name, tensor in batch.items()}
+            for batch in stream(rows, self._preprocess, calibration.batch_size)
+        ]
+
+    @cached_property
+    def _preprocess(self) -> Preprocessor:
+        calibration = self.settings.calibration
+        return Preprocessor(self.base, calibration.max_length, calibration.prompt_end)
 
     def recording(self, model: ReplayableModel, *, shifted_embeddings: bool) -> list[RecordedBatch]:
         """The recorded calibration batches, as the embeddings in place now see them.

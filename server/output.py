@@ -21,7 +21,7 @@ from layerweld.errors import OutputError
 from layerweld.export import write_adapter, write_model
 from layerweld.influence import outliers
 from layerweld.methods import METHODS, Method, methods_of, settings_for
-from layerweld.model_card import write_model_card
+from layerweld.model_card import Sent, write_model_card
 from layerweld.run_state import STATE
 from layerweld.transport.messages import Introduction
 from layerweld.updates import LowRankUpdate
@@ -167,10 +167,16 @@ def write_card(
         settings=about,
         scores=by_site,
         method=f"{method.label} ({method.source})",
-        statistics=not method.from_updates,
+        sent=_sent(method),
         prefix=prefix,
         missing=_missing(merged),
     )
+
+
+def _sent(method: Method) -> Sent:
+    if method.learns:
+        return "updates and gradients"
+    return "updates" if method.from_updates else "statistics"
 
 
 def _missing(merged: MergedModel) -> dict[str, list[str]]:
