@@ -93,7 +93,7 @@ class ProgressiveDistillation:
             round=self._round,
             layers=self.plan.layer_names,
             plan=self.plan.digest,
-            prefix=prefix_of_step(step, self._first_prefix, self._done),
+            prefix=self._prefix,
             averaged=bool(self.remainder),
             updates=self._coefficients.merged,
         )
@@ -136,11 +136,12 @@ class ProgressiveDistillation:
         """Of the next block that is not done, if the updates are there; without steps, all."""
         self._round = 0
         while self._layers and len(self._done) < len(self.steps):
-            groups = self.steps[len(self._done)].groups
-            names = [layer.name for group in groups for layer in group.layers]
+            step = self.steps[len(self._done)]
+            names = [layer.name for group in step.groups for layer in group.layers]
             here = {name: self._layers[name] for name in names if name in self._layers}
             self._coefficients = EntryCoefficients(here, self._settings)
             if self._settings.steps:
+                self._prefix = prefix_of_step(step, self._first_prefix, self._done)
                 return
             self._done[len(self._done)] = self._coefficients.merged
 
