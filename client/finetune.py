@@ -14,7 +14,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassAccuracy
@@ -23,6 +23,7 @@ from client.batches import Preprocessor
 from client.data import Rows
 from client.heads import ClassifierHead
 from client.label_words import LabelWordHead, label_word_head
+from client.training_logger import training_logger
 from layerweld.base_model import BaseModel
 from layerweld.config import FinetuneSettings
 from layerweld.errors import ConfigError, DataError, OutputError
@@ -135,7 +136,8 @@ def fine_tune(
         prompt_end: put after every text; with it classes are label words.
 
     Raises:
-        ConfigError: no target is given, or one is not a linear layer of the base model.
+        ConfigError: no target is given, or one is not a linear layer of the base model; or the
+            training curves have nowhere to go.
         DataError: the rows have no labels, or only one class.
         OutputError: the folder exists already.
     """
@@ -150,7 +152,8 @@ def fine_tune(
         tuner = LoraFineTuner(model, head, settings.learning_rate)
         preprocess = Preprocessor(base, settings.max_length, prompt_end)
         data = LabelledRows(rows, preprocess, settings.batch_size, seed)
-        _trainer(settings, folder, on_step).fit(tuner, datamodule=data)
+        with training_logger(settings.logger, folder.parent / "logs" / folder.name) as logger:
+            _trainer(settings, folder, logger, on_step).fit(tuner, datamodule=data)
         _write(tuner.cpu().float(), folder)
 
 
@@ -189,7 +192,9 @@ def _with_lora(base: BaseModel, targets: Sequence[str], settings: FinetuneSettin
     return get_peft_model(copy.deepcopy(base.backbone), config)
 
 
-def _trainer(settings: FinetuneSettings, folder: Path, on_step: OnStep | None) -> L.Trainer:
+def _trainer(
+    settings: FinetuneSettings, folder: Path, logger: Logger | bool, on_step: OnStep | None
+) -> L.Trainer:
     precision: Any = settings.precision
     return L.Trainer(
         accelerator=settings.accelerator,
@@ -197,7 +202,7 @@ def _trainer(settings: FinetuneSettings, folder: Path, on_step: OnStep | None) -
         precision=precision,
         max_epochs=settings.epochs,
         max_steps=settings.max_steps,
-        logger=_logger(settings, folder),
+        logger=logger,
         log_every_n_steps=10,
         callbacks=[_Progress(on_step)] if on_step else [],
         deterministic="warn",  # an error would forbid GPUs some backbones' attention altogether
@@ -206,17 +211,6 @@ def _trainer(settings: FinetuneSettings, folder: Path, on_step: OnStep | None) -
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-
-
-def _logger(settings: FinetuneSettings, folder: Path) -> Logger | bool:
-    logs = folder.parent / "logs"
-    match settings.logger:
-        case "tensorboard":
-            return TensorBoardLogger(logs, name=folder.name, version="")
-        case "csv":
-            return CSVLogger(logs, name=folder.name, version="")
-        case "none":
-            return False
 
 
 def _write(tuner: LoraFineTuner, folder: Path) -> None:

@@ -76,6 +76,25 @@ def only_here(lock: Path, what: str) -> Iterator[None]:
         held.release()
 
 
+def lock_of(folder: Path) -> Path:
+    """The lock file of an output folder. It lies beside it, since the folder may not exist yet."""
+    whole = folder.resolve()
+    return whole.with_name(f".{whole.name}.lock")
+
+
+def is_held(lock: Path) -> bool:
+    """Whether a process holds a lock file."""
+    if not lock.is_file():
+        return False
+    probe = FileLock(lock, timeout=0)
+    try:
+        probe.acquire()
+    except Timeout:
+        return True
+    probe.release()
+    return False
+
+
 def _os_error(error: SafetensorError) -> OSError | SafetensorError:
     _, _, number = str(error).rpartition("(os error ")
     digits = number.partition(")")[0]

@@ -27,6 +27,19 @@ def listening(listener: Listener) -> Iterator[None]:
         _listener.reset(token)
 
 
+@contextmanager
+def overhearing(listener: Listener) -> Iterator[None]:
+    """Send progress reported in this context to ``listener``, and then to whoever listens now."""
+    now = _listener.get()
+
+    def both(what: str, done: int, total: int) -> None:
+        listener(what, done, total)
+        now(what, done, total)
+
+    with listening(both):
+        yield
+
+
 def report_progress(what: str, done: int, total: int) -> None:
     """Tell whoever listens; nobody does in a process of its own, and that is fine."""
     _listener.get()(what, done, total)

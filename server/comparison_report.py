@@ -5,10 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs
-
 from server.comparison_results import Comparison
 from server.comparison_scores import Line, lines
 from server.comparison_tables import (
@@ -20,38 +16,31 @@ from server.comparison_tables import (
     tuned_cells,
 )
 from server.comparison_template import PAGE
-from server.report import chart_json
+from server.page import Table, render_page
 from server.report_axes import axis, log_scale, rows, rule_at
 from server.report_charts import Chart
-from server.report_labels import DARK, LIGHT, byte_text, chart_text, method_style, percent
-from server.report_template import FIGURE, SCRIPT, STYLE
+from server.report_labels import byte_text, chart_text, method_style, percent
 from server.scores import REFERENCES
 
 
 def write_comparison_report(comparison: Comparison, file: Path) -> None:
     """Write the page. Every name in it is escaped, since sites choose their names."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    figure = environment.from_string(FIGURE)
     found = lines(comparison)
-    charts = [accuracy_chart(found), cost_chart(found)]
-    tables = [("Methods", method_head(), [method_cells(line) for line in found])]
-    tables.append(("Accuracy by site", *site_cells(found)))
+    tables = {
+        "Methods": Table(method_head(), [method_cells(line) for line in found]),
+        "Accuracy by site": Table(*site_cells(found)),
+    }
     if chosen := tuned_cells(found):
-        tables.append(("Settings chosen", ["Method", "Seed by seed"], chosen))
-    text = environment.from_string(PAGE).render(
+        tables["Settings chosen"] = Table(["Method", "Seed by seed"], chosen)
+    text = render_page(
+        PAGE,
+        [accuracy_chart(found), cost_chart(found)],
         name=comparison.name,
         verdict=verdict(found),
         notes=notes(comparison),
         refused=refusal_lines(comparison),
         tables=tables,
-        figures=[Markup(figure.render(chart=chart)) for chart in charts],
-        light=LIGHT,
-        dark=DARK,
-        style=Markup(STYLE),
-        script=Markup(SCRIPT),
-        plotly=Markup(get_plotlyjs()),
-        charts=chart_json(charts),
     )
     file.write_text(text, encoding="utf-8")
 

@@ -4,55 +4,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from math import isfinite
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs
-
 from server import report_charts as charts
+from server.page import Table, render_page
 from server.report_accuracy import accuracy_rows
 from server.report_charts import Chart
+from server.report_heatmaps import cohort_map, importance_map, influence_map
 from server.report_labels import (
-    DARK,
-    LIGHT,
     byte_text,
     figures_text,
     group_label,
     number_text,
     time_text,
 )
-from server.report_template import FIGURE, PAGE, SCRIPT, STYLE
+from server.report_lost import HEAD, WORDS, lost_rows, lost_text
+from server.report_template import PAGE
 from server.report_verdict import caveat, verdict
 from server.results import MethodResult, RunResults, SiteSummary
 from server.scores import evaluated, method_named
-
-_LAYOUT: dict[str, Any] = {
-    "paper_bgcolor": "rgba(0,0,0,0)",
-    "plot_bgcolor": "rgba(0,0,0,0)",
-    "font": {"family": "system-ui, -apple-system, Segoe UI, Roboto, sans-serif", "color": "--ink"},
-    "margin": {"l": 8, "r": 16, "t": 8, "b": 8},
-    "legend": {
-        "orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom",
-        "font": {"size": 13, "color": "--ink"}, "itemclick": "toggle",
-        "traceorder": "normal",
-    },
-    "hoverlabel": {
-        "bgcolor": "--card", "bordercolor": "--line", "align": "left", "namelength": -1,
-        "font": {"color": "--ink", "size": 13},
-    },
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Table:
-    """Cells as text; the first column names the row."""
-
-    head: Sequence[str]
-    rows: Sequence[Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -77,14 +49,15 @@ def write_report(results: RunResults, file: Path) -> None:
 
 
 def render_report(results: RunResults) -> str:
-    """The page as text, Plotly's script included (about 5 MB)."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    figure = environment.from_string(FIGURE)
+    """The page as text."""
     featured = _featured(results)
     sections = _sections(results, featured)
+    lost = _lost_section(results, featured)
     accuracy_charts = [c for c in (charts.accuracy_chart(results),) if c is not None]
-    drawn = [*accuracy_charts, *(c for section in sections for c in section.charts)]
-    return environment.from_string(PAGE).render(
+    shown = [*([lost] if lost else []), *sections]
+    return render_page(
+        PAGE,
+        [*accuracy_charts, *(c for section in shown for c in section.charts)],
         name=results.name,
         base=results.base,
         verdict=verdict(results),
@@ -92,37 +65,13 @@ def render_report(results: RunResults) -> str:
         tiles=_tiles(results),
         accuracy=accuracy_rows(results),
         accuracy_charts=accuracy_charts,
+        lost=lost,
         sections=sections,
-        figure=lambda chart: Markup(figure.render(chart=chart)),
         usage=_usage(results),
         limits=_limits(results, featured),
         facts=_facts(results),
         manifest_hash=results.manifest_hash,
-        light=LIGHT,
-        dark=DARK,
-        style=Markup(STYLE),
-        script=Markup(SCRIPT),
-        plotly=Markup(get_plotlyjs()),
-        charts=chart_json(drawn),
     )
-
-
-def chart_json(drawn: Sequence[Chart]) -> Markup:
-    """What the page's script draws from; safe inside of a script element."""
-    page = {"light": LIGHT, "dark": DARK, "layout": _LAYOUT, "charts": [asdict(c) for c in drawn]}
-    text = json.dumps(_finite(page), allow_nan=False, separators=(",", ":"))
-    # A name with "</script>" in it would end the element; \u003c is the same to a JSON parser.
-    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return value
 
 
 def _featured(results: RunResults) -> MethodResult | None:
@@ -160,8 +109,8 @@ def _sections(results: RunResults, featured: MethodResult | None) -> list[Sectio
     cost = Section("cost", "What it cost", table=_cost_table(results), charts=[tokens])
     if featured is None:
         return [cost]
-    importance = charts.importance_chart(results, featured)
-    influence = charts.influence_chart(results, featured)
+    importance = importance_map(results, featured)
+    influence = influence_map(results, featured)
     shown = [chart for chart in (importance, influence) if chart]
     solving = Section(
         "solving", "Solving the groups",
@@ -173,6 +122,17 @@ def _sections(results: RunResults, featured: MethodResult | None) -> list[Sectio
     cost = Section("cost", "What it cost", table=_cost_table(results), charts=upload)
     who = Section("importance", "Who shaped the merge", charts=shown)
     return [_shift_section(results, featured), *([who] if shown else []), solving, cost]
+
+
+def _lost_section(results: RunResults, featured: MethodResult | None) -> Section | None:
+    """Before all else, since every figure below means something else; None if nobody was lost."""
+    if not results.lost:
+        return None
+    cohort = cohort_map(results, featured) if featured else None
+    return Section(
+        "lost", "Lost sites", lost_text(results), charts=[cohort] if cohort else [],
+        table=Table(HEAD, lost_rows(results), WORDS),
+    )  # fmt: skip
 
 
 def _shift_section(results: RunResults, featured: MethodResult) -> Section:

@@ -6,12 +6,16 @@ from collections.abc import Sequence
 from math import floor, isfinite, log2, log10
 from typing import Any
 
-from server.report_labels import block_of, chart_text, group_label, tick_text
+from server.report_labels import block_of, chart_text, group_label, number_text, tick_text
 from server.results import GroupFigures
 
 
 def group_axis(groups: Sequence[GroupFigures]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The axis along the chain: every group named, or on a phone and in long chains every block."""
+    """The axis along the chain: every group named, or on a phone and in long chains every block.
+
+    Returns:
+        What of the layout it decides, and what of that differs on a phone.
+    """
     starts: dict[str, int] = {}
     for i, group in enumerate(groups):
         block = block_of(group.name)
@@ -23,14 +27,20 @@ def group_axis(groups: Sequence[GroupFigures]) -> tuple[dict[str, Any], dict[str
         "ticktext": [chart_text(label, 12) for label, _ in shown],
         "tickangle": 0,
     }  # fmt: skip
-    fine = {
+    fine: dict[str, Any] = {
         "tickvals": list(range(len(groups))),
         "ticktext": [chart_text(group_label(g), 30) for g in groups],
         "tickangle": -60,
     }
     edges = {"range": [-0.6, len(groups) - 0.4], "showgrid": False}
-    wide = axis("", **(fine if len(groups) <= 36 else coarse), **edges)
-    return wide, {f"xaxis.{key}": value for key, value in coarse.items()}
+    # The first slanted label reaches to the left of the chart: Plotly drops it if it has no room.
+    room = max(8, round(3.4 * len(fine["ticktext"][0]))) if len(groups) <= 36 else 8
+    wide = {
+        "xaxis": axis("", **(fine if len(groups) <= 36 else coarse), **edges),
+        "margin": {"l": room, "r": 16, "t": 8, "b": 8},
+    }
+    narrow = {f"xaxis.{key}": value for key, value in coarse.items()}
+    return wide, narrow | {"margin.l": 8}
 
 
 def log_scale(values: Sequence[float]) -> dict[str, Any]:
@@ -82,7 +92,17 @@ def ratio_bar(end: float) -> dict[str, Any]:
     marks = [r for r in ratios if abs(log2(r)) <= end + 1e-9]
     if len(marks) > 5:
         marks = [r for r in marks if r in (1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8)]
+    return _bar([log2(r) for r in marks], [f"× {r:.2g}" for r in marks])
+
+
+def value_bar(top: float) -> dict[str, Any]:
+    """The colour bar of a chart of values from 0 to ``top``, labelled at both ends and between."""
+    marks = [0.0, top / 2, top]
+    return _bar(marks, [number_text(value) for value in marks])
+
+
+def _bar(values: Sequence[float], texts: Sequence[str]) -> dict[str, Any]:
     return {
-        "tickvals": [log2(r) for r in marks], "ticktext": [f"× {r:.2g}" for r in marks],
-        "thickness": 10, "outlinewidth": 0, "len": 1, "tickfont": {"color": "--muted", "size": 12},
+        "tickvals": list(values), "ticktext": list(texts), "thickness": 10, "outlinewidth": 0,
+        "len": 1, "tickfont": {"color": "--muted", "size": 12},
     }  # fmt: skip

@@ -6,16 +6,17 @@ numbers and names are only their labels, so that no name can be taken for a date
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import isfinite, log2
+from math import isfinite
 from typing import Any
 
-from server.report_axes import axis, group_axis, log_scale, ratio_bar, rows, rule_at
+from server.report_axes import axis, group_axis, log_scale, rows, rule_at
 from server.report_labels import (
     byte_text,
     byte_unit,
     chart_text,
+    full_name,
     kind_of,
     method_style,
     number_text,
@@ -114,86 +115,6 @@ def shift_comparison(results: RunResults) -> Chart | None:
         "The same distance summed over all sites, a line per method: the lower line keeps the "
         "merged model closer to what the sites' own models compute.",
     )  # fmt: skip
-
-
-def importance_chart(results: RunResults, method: MethodResult) -> Chart | None:
-    """ω relative to the mean over the sites of its group, sites by groups; None if all are one."""
-    sites = [s.name for s in results.sites if any(s.name in g.importance for g in method.groups)]
-    if not sites:
-        return None
-    ratios = [[_relative_importance(g, site) for g in method.groups] for site in sites]
-    logs = [[_log2(ratio) for ratio in row] for row in ratios]
-    if not any(z for row in logs for z in row):
-        return None
-    end = max([abs(z) for row in logs for z in row if z is not None] + [log2(1.25)])
-    hover = [
-        [
-            f"{_full_name(g)}<br>{chart_text(site, 60)}: ω = "
-            f"{number_text(g.importance.get(site, 0.0))}, {number_text(ratio or 0.0)} × the mean"
-            for g, ratio in zip(method.groups, row, strict=True)
-        ]
-        for site, row in zip(sites, ratios, strict=True)
-    ]
-    trace = {
-        "type": "heatmap", "z": logs, "text": hover, "hovertemplate": "%{text}<extra></extra>",
-        "zmin": -end, "zmax": end, "colorbar": ratio_bar(end),
-        "xgap": 2 if len(method.groups) <= 60 else 0, "ygap": 2,
-        "colorscale": [[0, "--low"], [0.5, "--middle"], [1, "--high"]],
-    }  # fmt: skip
-    horizontal, narrow = group_axis(method.groups)
-    return Chart(
-        key="importance",
-        title="Importance ω of each site",
-        reading="ω relative to the mean over the sites of the same group, since only ratios "
-        "matter: at × 2 a site counts twice as much as the average site in that group.",
-        height=190 + 34 * len(sites),
-        data=[trace],
-        layout={
-            "xaxis": horizontal | {"showgrid": False},
-            "yaxis": rows([chart_text(s, 18) for s in sites]) | {"showgrid": False},
-            "hovermode": "closest",
-        },
-        narrow=narrow,
-    )
-
-
-def influence_chart(results: RunResults, method: MethodResult) -> Chart | None:
-    """How far each site moves each group, sites by groups; None where nobody asked."""
-    sites = [s.name for s in results.sites if any(s.name in g.influence for g in method.groups)]
-    if not sites:
-        return None
-    shifts = [[g.influence.get(site) for g in method.groups] for site in sites]
-    hover = [
-        [
-            f"{_full_name(g)}<br>{chart_text(site, 60)}: {number_text(shift or 0.0)}"
-            for g, shift in zip(method.groups, row, strict=True)
-        ]
-        for site, row in zip(sites, shifts, strict=True)
-    ]
-    trace = {
-        "type": "heatmap", "z": shifts, "text": hover, "hovertemplate": "%{text}<extra></extra>",
-        "zmin": 0, "xgap": 2 if len(method.groups) <= 60 else 0, "ygap": 2,
-        "colorbar": {
-            "thickness": 10, "outlinewidth": 0, "len": 1, "nticks": 5,
-            "tickfont": {"color": "--muted", "size": 12},
-        },
-        "colorscale": [[0, "--middle"], [1, "--high"]],
-    }  # fmt: skip
-    horizontal, narrow = group_axis(method.groups)
-    return Chart(
-        key="influence",
-        title="Influence of each site",
-        reading="How far the merge of the other sites moves when the site joins them, relative and "
-        f"on the sites' inputs. {_flagged(method)}",
-        height=190 + 34 * len(sites),
-        data=[trace],
-        layout={
-            "xaxis": horizontal | {"showgrid": False},
-            "yaxis": rows([chart_text(s, 18) for s in sites]) | {"showgrid": False},
-            "hovermode": "closest",
-        },
-        narrow=narrow,
-    )
 
 
 def residual_chart(method: MethodResult) -> Chart:
@@ -330,7 +251,7 @@ def _line(
     return {
         "type": "scatter", "mode": "lines+markers", "name": name,
         "x": [i for i, _ in kept], "y": [v for _, v in kept],
-        "customdata": [f"{_full_name(groups[i])}<br>{number_text(v)}" for i, v in kept],
+        "customdata": [f"{full_name(groups[i])}<br>{number_text(v)}" for i, v in kept],
         "hovertemplate": "%{customdata}<extra>%{fullData.name}</extra>",
         "line": {"color": f"--{colour}", "width": 1.75, "dash": dash},
         "marker": {"color": f"--{colour}", "symbol": symbol, "size": 6},
@@ -362,31 +283,6 @@ def _chain_chart(
         reading=reading,
         height=400,
         data=traces,
-        layout={"xaxis": horizontal, "yaxis": axis("", **vertical), "hovermode": "closest"},
+        layout=horizontal | {"yaxis": axis("", **vertical), "hovermode": "closest"},
         narrow=narrow,
     )
-
-
-def _flagged(method: MethodResult) -> str:
-    if not method.outliers:
-        return "No site moves a group more than three times as far as the median site."
-    counts = [f"{site} ({len(groups)})" for site, groups in sorted(method.outliers.items())]
-    return (
-        f"More than three times as far as the median site, with the number of groups: "
-        f"{', '.join(counts)}; look at such a site's data and adapter."
-    )
-
-
-def _relative_importance(group: GroupFigures, site: str) -> float | None:
-    values: Mapping[str, float] = group.importance
-    mean = sum(values.values()) / len(values) if values else 0.0
-    return values[site] / mean if site in values and mean > 0 else None
-
-
-def _log2(ratio: float | None) -> float | None:
-    return log2(ratio) if ratio else None
-
-
-def _full_name(group: GroupFigures) -> str:
-    leaves = ", ".join(layer.rsplit(".", 1)[-1] for layer in group.layers)
-    return f"{chart_text(group.name, 80)}<br>round {group.step + 1} · {chart_text(leaves, 60)}"

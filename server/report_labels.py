@@ -91,6 +91,12 @@ def group_label(group: GroupFigures) -> str:
     return f"L{block} · {kind_of(group)}" if block else kind_of(group)
 
 
+def full_name(group: GroupFigures) -> str:
+    """For a hover: the group's own name, and below it its round and layers."""
+    leaves = ", ".join(layer.rsplit(".", 1)[-1] for layer in group.layers)
+    return f"{chart_text(group.name, 80)}<br>round {group.step + 1} · {chart_text(leaves, 60)}"
+
+
 def percent(value: float | None) -> str:
     """``96.1 %``, or a dash."""
     return "–" if value is None else f"{100 * value:.1f}\u00a0%"

@@ -82,6 +82,8 @@ class MethodResult:
     """Groups, by site, that the site moves more than three times as far as the median site."""
     figures: Mapping[str, float] = field(default_factory=dict)
     """What the method says about itself on these sites' models: errors, scales."""
+    lost: Mapping[str, int] = field(default_factory=dict)
+    """Sites that are not in all of it, each with the first round without it, counted from 1."""
 
 
 @dataclass(frozen=True)
@@ -100,5 +102,7 @@ class RunResults:
     settings: Mapping[str, object]
     manifest_hash: str
     versions: Mapping[str, str]
+    lost: Mapping[str, str] = field(default_factory=dict)
+    """Why each site that the run went on without was given up."""
     ignored: Mapping[str, int] = field(default_factory=dict)
     """Replies that were dropped, by kind: ``stale``, ``duplicate``, ``foreign``, ``refused`` …"""

@@ -10,8 +10,9 @@ import torch
 from flwr.serverapp import Grid
 
 from layerweld.config import RunSettings
-from layerweld.disk import only_here
+from layerweld.disk import lock_of, only_here
 from layerweld.progress import report_progress
+from layerweld.run_state import Recorder, recording
 from server.federation import Federation, MergedModel
 from server.handshake import too_few_tokens
 from server.journal import RunJournal
@@ -42,6 +43,8 @@ def play(grid: Grid, settings: RunSettings, base: str, output: Path) -> RunResul
         base: folder of the base model at the server.
         output: folder to create; one that holds the journal of an interrupted run is resumed.
 
+    ``state.json`` in the output folder says meanwhile how far it is, and how it ended afterwards.
+
     Returns:
         What the report shows.
 
@@ -49,15 +52,19 @@ def play(grid: Grid, settings: RunSettings, base: str, output: Path) -> RunResul
         InUseError: another run works in the output folder.
         LayerweldError: as the class says. What was solved is in the journal; the same call resumes.
     """
-    with only_here(output.resolve().with_name(f".{output.resolve().name}.lock"), str(output)):
+    with only_here(lock_of(output), str(output)):
         check_output_folder(output)
-        return _play(grid, settings, base, output)
+        with recording(output) as recorder:
+            return _play(grid, settings, base, output, recorder)
 
 
-def _play(grid: Grid, settings: RunSettings, base: str, output: Path) -> RunResults:
+def _play(
+    grid: Grid, settings: RunSettings, base: str, output: Path, recorder: Recorder
+) -> RunResults:
     torch.set_num_threads(settings.calibration.threads)
     journal = RunJournal(output / JOURNAL)
     federation = Federation(grid, settings, base, journal)
+    recorder.waiting_for = federation.waiting_for
     federation.introduce()
     check_methods(federation.methods, settings, federation.introductions)
     warning = too_few_tokens(federation.introductions, federation.plan)
@@ -68,6 +75,7 @@ def _play(grid: Grid, settings: RunSettings, base: str, output: Path) -> RunResu
     merges = _merge_all(federation)
     references = reference_results(federation)
     results = _write(federation, merges, references, output)
+    recorder.complete()
     journal.remove()
     federation.dismiss()
     return results
@@ -145,6 +153,7 @@ def _write(
             chosen.method.name,
             form,
             manifest_hash,
+            federation.lost,
             federation.ignored,
         )
         write_results(folder, results)

@@ -67,6 +67,9 @@ class Cohort:
         self.patience = patience
         self.lost: dict[str, str] = {}
         """Why each lost site was given up, by name."""
+        self.waiting: dict[str, str] = {}
+        """Why each site that has not answered yet is asked again, by name; an empty text where it
+        has said nothing so far."""
         self.ignored: Counter[str] = Counter()
         """Replies that were dropped, by kind: ``foreign``, ``duplicate``, ``stale`` (an answer to
         another question), ``refused``, ``unknown site``."""

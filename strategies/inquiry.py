@@ -119,6 +119,7 @@ class Inquiry(Generic[T]):
             RefusedReplyError: a site's answer was refused three times.
         """
         self._open = {site: _Asked() for site in self._cohort.names}
+        self._cohort.waiting = dict.fromkeys(self._open, "")
         for reply in early:
             site = self._cohort.site_at(reply.metadata.src_node_id)
             if site is not None and site in self._open and reply.has_content():
@@ -209,7 +210,7 @@ class Inquiry(Generic[T]):
         return Subject(self._cohort.run, self._message_type, self._what, str(node), known)
 
     def _close(self, site: str) -> None:
-        del self._open[site]
+        del self._open[site], self._cohort.waiting[site]
         self._unanswered = [m for m in self._unanswered if self._sent[m][0] != site]
 
     def _keep_asking(self) -> None:
@@ -267,6 +268,7 @@ class Inquiry(Generic[T]):
         asked.failures += 1
         asked.message, asked.until = "", time.monotonic() + wait
         if why != asked.why:
+            self._cohort.waiting[site] = why
             _say(f"waiting for {site} at the {self._what}: {why}")
         asked.why = why
 

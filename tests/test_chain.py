@@ -340,6 +340,9 @@ def test_a_lost_site_is_named_wherever_the_merge_is_described_and_the_run_resume
     assert manifest["lost"] == ["cedar"]
     assert [group.get("lost") for group in manifest["groups"][:3]] == [None, None, ["cedar"]]
     assert "| cedar | 6 |" in (tmp_path / "whole/adapter/README.md").read_text()
+    assert whole.methods[0].lost == {"cedar": 3}
+    assert list(whole.lost) == ["cedar"]
+    assert "Lost sites" in (tmp_path / "whole/report.html").read_text()
 
     journal = app_module("server.journal").StepJournal
     keep = journal.keep

@@ -33,7 +33,7 @@ def own_cache(tmp_path, monkeypatch):
 def test_merge_writes_an_adapter_a_manifest_and_a_report(sites, tmp_path):
     result = merge(sites, tmp_path / "out", "--ridge", "0.1", "--samples", "10")
     assert result.exit_code == 0, result.output
-    assert {"adapter", "manifest.json", "report.html", "results.json"} == {
+    assert {"adapter", "manifest.json", "report.html", "results.json", "state.json"} == {
         p.name for p in (tmp_path / "out").iterdir()
     }
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())

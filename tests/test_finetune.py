@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import warnings
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -37,6 +38,11 @@ SETTINGS = FinetuneSettings(
 )
 EVALUATE = EvaluateSettings(batch_size=5)
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+def needs(extra):
+    reason = f"needs pip install 'layerweld[{extra}]'"
+    return pytest.mark.skipif(find_spec(extra) is None, reason=reason)
 
 
 def save_tokenizer(folder, **special):
@@ -201,12 +207,26 @@ def test_images_work_end_to_end(image_base, tmp_path):
     assert accuracy(adapted(image_base, folder), head, rows, EVALUATE) == (1.0, 16)
 
 
-@pytest.mark.parametrize(("logger", "file"), [("csv", "metrics.csv"), ("tensorboard", "events*")])
-def test_training_curves_lie_beside_the_result(text_base, tmp_path, logger, file):
+@pytest.mark.parametrize(
+    ("logger", "file"),
+    [
+        ("csv", "metrics.csv"),
+        ("tensorboard", "events*"),
+        pytest.param("mlflow", "mlflow.db", marks=needs("mlflow")),
+        pytest.param("wandb", "wandb/offline-run-*", marks=needs("wandb")),
+    ],
+)
+def test_training_curves_lie_beside_a_result_that_they_do_not_change(
+    text_base, tmp_path, logger, file
+):
     settings = SETTINGS.model_copy(update={"logger": logger, "epochs": 3})  # 12 steps, 10 to a log
-    trained(text_base, tmp_path / "site", settings=settings)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["logs", "site"]
-    assert len(list((tmp_path / "logs" / "site").glob(file))) == 1
+    with_curves = trained(text_base, tmp_path / "with" / "site", settings=settings)
+    without = trained(
+        text_base, tmp_path / "site", settings=settings.model_copy(update={"logger": "none"})
+    )
+    assert sorted(path.name for path in with_curves.parent.iterdir()) == ["logs", "site"]
+    assert len(list((with_curves.parent / "logs" / "site").glob(file))) == 1
+    assert bytes_below(with_curves) == bytes_below(without)
 
 
 def test_training_says_nothing(text_base, tmp_path, capfd, caplog):

@@ -205,8 +205,30 @@ def test_influence_is_drawn_where_it_was_measured_and_names_outliers() -> None:
     groups = tuple(replace(g, influence=dict.fromkeys(SITES, 0.2)) for g in com.groups)
     flagged = replace(com, groups=groups, outliers={SITES[0]: (groups[0].name,)})
     page = render_report(replace(results, methods=(*results.methods[:-1], flagged)))
-    assert _charts(page)["influence"]["figure"]["data"][0]["z"] == [[0.2] * 24] * len(SITES)
+    cells, rings = _charts(page)["influence"]["figure"]["data"]
+    assert cells["z"] == [[0.2] * 24] * len(SITES)
+    assert (rings["x"], rings["y"]) == ([0], [0])
     assert f"{SITES[0]} (1)" in page
+
+
+def test_lost_sites_are_named_with_round_cause_policy_and_the_groups_that_lack_them() -> None:
+    page = _without_markup(render_report(_with_lost_sites()))
+    assert "2 sites failed on the way, and the run went on, since lost-site = continue" in page
+    assert (
+        "boston Chain of Merges 10 15 of 24: L2 · attention.output to L5 · output full disk" in page
+    )
+    assert "boston Mean 1 all: merged in one round full disk" in page
+    assert "dakar none – none: lost after the merges were made never answered" in page
+    charts = _charts(render_report(_with_lost_sites()))
+    assert charts["cohort"]["figure"]["data"][0]["z"] == [
+        [1] * 9 + [0] * 15 if site == "boston" else [1] * 24 for site in SITES
+    ]
+
+
+def test_nothing_is_said_of_lost_sites_where_none_was_lost() -> None:
+    page = render_report(_results())
+    assert "Lost sites" not in page
+    assert "cohort" not in _charts(page)
 
 
 def test_labels_are_short_whatever_the_model_calls_its_layers() -> None:
@@ -327,6 +349,25 @@ def _groups(shift: float) -> tuple[GroupFigures, ...]:
 def _without_scores() -> RunResults:
     methods = tuple(replace(m, scores={}) for m in _results().methods)
     return replace(_results(), methods=methods)
+
+
+def _with_lost_sites() -> RunResults:
+    """Boston is lost in the tenth round of the chain, and so missing in what was merged after it;
+    Dakar is lost in the evaluation."""
+    results = _results()
+    *others, com = (replace(m, lost={"boston": 1} if m.name == "mean" else {})
+                    for m in results.methods)  # fmt: skip
+    groups = tuple(replace(g, lost=("boston",) if g.step >= 9 else ()) for g in com.groups)
+    return replace(
+        results,
+        methods=(*others, replace(com, groups=groups, lost={"boston": 10})),
+        lost={"boston": "full disk", "dakar": "never answered"},
+        settings={"lost-site": "continue"},
+    )
+
+
+def _without_markup(page: str) -> str:
+    return " ".join(re.sub(r"<[^>]*>", " ", page).split())
 
 
 def _charts(page: str) -> dict[str, dict]:

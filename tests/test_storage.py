@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from filelock import FileLock
 
 from layerweld import disk
@@ -25,12 +24,7 @@ NODES = [{"name": name} for name in NAMES]
 EVERY = int(os.environ.get("LAYERWELD_KILL_EVERY", "4"))  # of the points at which to kill
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +50,9 @@ class Points:
 
     def __init__(self, monkeypatch, act=lambda _number: None):
         self.count, self._act = 0, act
-        journal, output = app_module("server.journal"), app_module("server.output")
+        files, output = app_module("server.hashed_files"), app_module("server.output")
         for owner, name in (
-            (disk, "_sync"), (Path, "replace"), (journal, "save_file"), (Path, "mkdir"),
+            (disk, "_sync"), (Path, "replace"), (files, "save_file"), (Path, "mkdir"),
             (output, "write_report"), (output.shutil, "rmtree"),
         ):  # fmt: skip
             monkeypatch.setattr(owner, name, self._around(getattr(owner, name)))
@@ -197,7 +191,7 @@ def test_a_site_whose_disk_fills_up_resumes_with_the_run(writes, sites, tmp_path
     assert play(sites, tmp_path / "out").manifest_hash == whole.manifest_hash
 
 
-def test_products_that_do_not_fit_leave_nothing_but_the_journal(sites, tmp_path, monkeypatch):
+def test_products_that_do_not_fit_leave_nothing_but_journal_and_state(sites, tmp_path, monkeypatch):
     whole = play(sites, tmp_path / "whole", granularity="model")
 
     def full(*_args):
@@ -207,7 +201,7 @@ def test_products_that_do_not_fit_leave_nothing_but_the_journal(sites, tmp_path,
         patch.setattr(app_module("server.output"), "write_report", full)
         with pytest.raises(StorageError, match="No space left"):
             play(sites, tmp_path / "out", granularity="model")
-    assert [p.name for p in (tmp_path / "out").iterdir()] == ["journal"]
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"journal", "state.json"}
     resumed = play(sites, tmp_path / "out", granularity="model")
     assert resumed.manifest_hash == whole.manifest_hash
 

@@ -161,16 +161,19 @@ def run(folder: Folder = HERE, name: RunName = "", only_print: Print = False) ->
 
 @app.command()
 def status(folder: Folder = HERE) -> None:
-    """Which sites are registered and connected, and what became of each run.
+    """How far each run is and how it ended, and which sites are registered and connected.
 
     Example: `layerweld coordinator status`
     """
     from layerweld.deploy.coordinator import open_coordinator
     from layerweld.deploy.members import members, node_states
+    from layerweld.deploy.run_account import account
     from layerweld.deploy.runs import list_runs
     from layerweld.deploy.speak import say
 
     coordinator = open_coordinator(folder)
+    for line in account(coordinator):
+        say(line)
     states = node_states(coordinator)
     for member in members(coordinator):
         say(f"site {member.name:20}  {states.get(member.node, 'unknown'):10}  {member.key}")
