@@ -69,6 +69,28 @@ def fisher(message: Message, context: Context) -> Message:
     return Message(RecordDict({"fisher": arrays, "site": _name(state)}), reply_to=message)
 
 
+@app.train("entropy")
+def entropy(message: Message, context: Context) -> Message:
+    """Send the gradient, by every coefficient, of the entropy of this site's own head."""
+    from client.entropy import answer
+    from layerweld.transport.descent import decode_coefficients, encode_gradient
+
+    state = _state(message, context)
+    reply = answer(state, decode_coefficients(message.content))
+    return Message(encode_gradient(reply), reply_to=message)
+
+
+@app.train("distillation")
+def distillation(message: Message, context: Context) -> Message:
+    """Send the gradient, by one block's weights, of its distance to this site's own block."""
+    from client.distillation import answer
+    from layerweld.transport.descent import decode_block, encode_block_gradients
+
+    state = _state(message, context)
+    reply = answer(state, decode_block(message.content))
+    return Message(encode_block_gradients(reply), reply_to=message)
+
+
 @app.train("statistics")
 def statistics(message: Message, context: Context) -> Message:
     """Send the Gram matrices and products of one step's groups."""

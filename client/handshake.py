@@ -36,6 +36,7 @@ def introduce(state: SiteState) -> Introduction:
         tokens=tokens,
         skipped=state.rows.skipped,
         evaluates=_can_evaluate(state),
+        classifies=_classifies(state),
         labelled=state.rows.labels is not None and state.has_head,
         factors=_digest_of_factors(state),
         versions=(f"layerweld={__version__}", *_versions("torch", "transformers", "peft", "flwr")),
@@ -62,6 +63,13 @@ def _can_evaluate(state: SiteState) -> bool:
     if not state.settings.evaluate.enabled or state.held_out is None:
         return False
     return state.has_head
+
+
+def _classifies(state: SiteState) -> bool:
+    """Words stand for classes, so without classes they are no head."""
+    if not state.settings.calibration.prompt_end:
+        return state.has_head
+    return bool(state.rows.classes or (state.held_out and state.held_out.classes))
 
 
 def _digest_of_factors(state: SiteState) -> str:

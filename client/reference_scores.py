@@ -43,7 +43,7 @@ def _read(file: Path) -> tuple[float, int] | None:
 
 
 def _file(state: SiteState, kind: str) -> Path:
-    digest = hashlib.sha256(state.head_file.read_bytes())
+    digest = hashlib.sha256(state.decides_head)
     decides = (
         state.base.fingerprint,
         state.adapter.digest if kind == "individual" else "",

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property, lru_cache
 from pathlib import Path
 
 from torch import Tensor
 
-from client.batches import batches
+from client.batches import Preprocessor, stream
 from client.data import Rows, draw, read_rows, set_aside
 from client.heads import ClassifierHead, load_head
 from client.label_words import LabelWordHead, label_word_head
@@ -155,8 +155,20 @@ class SiteState:
         """
         if not self.settings.calibration.prompt_end:
             return load_head(self.head_file)
+        return label_word_head(self.base, self._classes)
+
+    @property
+    def decides_head(self) -> bytes:
+        """What the head's answers depend on: its file, or the prompt's end and the label words."""
+        prompt_end = self.settings.calibration.prompt_end
+        if not prompt_end:
+            return self.head_file.read_bytes()
+        return "\n".join([prompt_end, *self._classes]).encode()
+
+    @property
+    def _classes(self) -> Sequence[str]:
         held_out = self.held_out.classes if self.held_out else ()
-        return label_word_head(self.base, self.rows.classes or held_out)
+        return self.rows.classes or held_out
 
     @property
     def must_fine_tune(self) -> bool:
@@ -195,16 +207,21 @@ class SiteState:
     @cached_property
     def batches(self) -> list[dict[str, Tensor]]:
         """The calibration rows as model inputs, on the model's device."""
+        return self.model_inputs(self.calibration_rows)
+
+    def model_inputs(self, rows: Rows) -> list[dict[str, Tensor]]:
+        """Rows as model inputs, in order, a batch at a time, on the model's device."""
         calibration = self.settings.calibration
-        made = batches(
-            self.calibration_rows,
-            self.base,
-            calibration.batch_size,
-            calibration.max_length,
-            calibration.prompt_end,
-        )
         device = device_named(calibration.device)
-        return [{name: tensor.to(device) for name, tensor in batch.items()} for batch in made]
+        return [
+            {name: tensor.to(device) for name, tensor in batch.items()}
+            for batch in stream(rows, self._preprocess, calibration.batch_size)
+        ]
+
+    @cached_property
+    def _preprocess(self) -> Preprocessor:
+        calibration = self.settings.calibration
+        return Preprocessor(self.base, calibration.max_length, calibration.prompt_end)
 
     def recording(self, model: ReplayableModel, *, shifted_embeddings: bool) -> list[RecordedBatch]:
         """The recorded calibration batches, as the embeddings in place now see them.

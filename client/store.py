@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from layerweld.disk import writing
-from layerweld.named_tensors import update_tensors, updates_from
+from layerweld.named_tensors import site_tensors, update_tensors, updates_by_site, updates_from
+from layerweld.transport.descent_messages import UpdatesBySite
 from layerweld.updates import Update
 
 
@@ -46,6 +47,15 @@ class SiteStore:
         """The merged updates of one step, or None if they were never received."""
         tensors = self._read(f"step-{step:04d}")
         return None if tensors is None else updates_from(tensors)
+
+    def save_updates(self, held: str, updates: UpdatesBySite) -> None:
+        """Keep all sites' updates under the hash by which the server asks for them."""
+        self._write("updates", site_tensors(updates), prefix=held)
+
+    def load_updates(self, held: str) -> dict[str, dict[str, Update]] | None:
+        """All sites' updates with exactly this hash, or None."""
+        tensors = self._read("updates", prefix=held)
+        return None if tensors is None else updates_by_site(tensors)
 
     def save_hidden(self, block: int, prefix: str, hidden: list[Tensor]) -> None:
         """Keep the hidden states that enter a block, and forget those of blocks before the last."""

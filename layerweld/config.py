@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, ValidationError
 
 from layerweld.errors import ConfigError
+from layerweld.merging.adamerging import AdaMerging
 from layerweld.merging.consensus import Consensus
 from layerweld.merging.core_space import CoreSpace
 from layerweld.merging.dare import Dare, DareTies
@@ -24,6 +25,7 @@ from layerweld.merging.lora_averaging import FedEx, FedIt, FfaLora, FlexLora, Fl
 from layerweld.merging.one_round import MergeMethod
 from layerweld.merging.opcm import Opcm
 from layerweld.merging.pcb import Pcb
+from layerweld.merging.prodistill import ProDistill
 from layerweld.merging.sums import Mean, TaskArithmetic
 from layerweld.merging.ties import Ties
 from layerweld.merging.tsv import Tsv
@@ -213,6 +215,8 @@ class RunSettings(Settings):
     fedex_lora: FedEx = FedEx()
     flexlora: FlexLora = FlexLora()
     fisher: Fisher = Fisher()
+    adamerging: AdaMerging = AdaMerging()
+    prodistill: ProDistill = ProDistill()
     lines: Lines = Lines()
 
     def of_method(self, name: str) -> MergeMethod:

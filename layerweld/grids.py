@@ -24,6 +24,8 @@ GRIDS: Mapping[str, tuple[Candidate, ...]] = MappingProxyType(
     {
         "merge": (*_PLAIN, *_one("ridge", 0.1, 0.001, 0.3), *_one("shrinkage", 0.9, 0.8)),
         "task-arithmetic": (*_PLAIN, *_one("scaling", 0.2, 0.5, 0.15, 0.7, 1.0)),
+        "adamerging": (*_PLAIN, *_one("start", 0.2, 0.5), *_one("learning-rate", 0.01)),
+        "prodistill": (*_PLAIN, *_one("learning-rate", 0.1, 0.001), *_one("start", 0.2, 0.5)),
         "ties": (*_PLAIN, *_one("scaling", 0.6, 1.5, 0.4), *_one("density", 0.1, 0.5)),
         "dare": (*_PLAIN, *_one("scaling", 0.2, 0.5, 0.15), *_one("drop", 0.5, 0.2)),
         "dare-ties": (*_PLAIN, *_one("scaling", 0.6, 1.5, 0.4), *_one("drop", 0.5, 0.2)),

@@ -10,7 +10,7 @@ from layerweld.config import Granularity, RunSettings
 from layerweld.errors import ConfigError
 
 Data = Literal["none", "unlabelled", "labelled"]
-Need = Literal["lora", "equal ranks", "shared A", "labels"]
+Need = Literal["lora", "equal ranks", "shared A", "labels", "head"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Method:
         granularity: of the chain that plays it; None for methods of one round.
         needs: what must hold for the sites' models; checked in the handshake.
         lines: whether LiNeS scales the result.
+        learns: whether coefficients are learnt from rows, in as many rounds as its settings say.
     """
 
     name: str
@@ -42,17 +43,20 @@ class Method:
     granularity: Granularity | None = None
     needs: tuple[Need, ...] = ()
     lines: bool = False
+    learns: bool = False
 
     @property
     def rounds(self) -> str:
         """How many: one, as many as there are layer groups or blocks, or what a setting says."""
         names = {"group": "groups", "block": "blocks", "jacobi": "setting"}
-        return names.get(self.granularity or "", "1")
+        return "setting" if self.learns else names.get(self.granularity or "", "1")
 
     @property
     def table(self) -> str:
         """The table of settings that the method reads."""
-        return "merge" if self.granularity else self.name.removesuffix(_LINES)
+        if self.granularity:
+            return "merge"
+        return self.name.removesuffix(_LINES).removesuffix(_PLUS)
 
     @property
     def from_updates(self) -> bool:
@@ -61,6 +65,7 @@ class Method:
 
 
 _LINES = "+lines"
+_PLUS = "++"  # AdaMerging++ reads AdaMerging's settings: no TOML table has a plus in its name
 _GRAM = "G, ΔW·G"
 _FACTORS = "A, B"
 
@@ -78,6 +83,12 @@ _ALL = (
            _GRAM, True, "unlabelled", "model"),
     Method("fisher", "Fisher averaging", "Matena and Raffel 2022, arXiv:2111.09832",
            "F, F⊙ΔW", True, "labelled", needs=("labels",)),
+    Method("adamerging", "AdaMerging", "Yang et al. 2024, arXiv:2310.02575",
+           "ΔW to all sites, then ∂H/∂λ", False, "unlabelled", needs=("head",), learns=True),
+    Method("adamerging++", "AdaMerging++", "Yang et al. 2024, arXiv:2310.02575",
+           "ΔW to all sites, then ∂H/∂λ", False, "unlabelled", needs=("head",), learns=True),
+    Method("prodistill", "ProDistill", "Xu et al. 2025, arXiv:2502.12706",
+           "ΔW, then ∂D/∂W", False, "unlabelled", learns=True),
     Method("task-arithmetic", "Task arithmetic", "Ilharco et al. 2023, arXiv:2212.04089",
            sums=True),
     Method("mean", "Mean of the updates", "McMahan et al. 2017, arXiv:1602.05629", sums=True),

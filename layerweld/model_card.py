@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from huggingface_hub import ModelCard, ModelCardData
 
@@ -30,6 +30,26 @@ _ABOUT_UPDATES = """\
 - **Updates are not anonymous.** Instead of data, the sites sent what fine-tuning added to the
   model, and that can hold traces of single rows.
 """
+
+_ABOUT_GRADIENTS = """\
+- **Updates and gradients are not anonymous.** Instead of data, the sites sent what fine-tuning
+  added to the model, and gradients over their rows; both can hold traces of single rows. With
+  AdaMerging every site also received the updates of all others.
+"""
+
+Sent = Literal["statistics", "updates", "updates and gradients"]
+"""What of a site's the merge was made from."""
+
+_ABOUT: Mapping[Sent, str] = {
+    "statistics": _ABOUT_STATISTICS,
+    "updates": _ABOUT_UPDATES,
+    "updates and gradients": _ABOUT_GRADIENTS,
+}
+_SOURCES: Mapping[Sent, str] = {
+    "statistics": "statistics that the sites computed on their data",
+    "updates": "their updates",
+    "updates and gradients": "their updates and gradients that they computed on their data",
+}
 
 _TO_KNOW = """\
 - **Task heads are not included.** They stay at the sites; put your own on top.
@@ -60,7 +80,7 @@ def write_model_card(
     settings: Mapping[str, Scalar],
     scores: Mapping[str, Mapping[str, float]],
     method: str,
-    statistics: bool,
+    sent: Sent,
     prefix: str = "",
     missing: Mapping[str, Sequence[str]] | None = None,
 ) -> None:
@@ -73,7 +93,7 @@ def write_model_card(
         settings: what decided the result, by dotted name; pass no paths.
         scores: per site, the score of each method or model; may be empty.
         method: the merge method and its paper, for humans.
-        statistics: whether the sites sent statistics of their data, or only their updates.
+        sent: what the sites sent.
         prefix: as given to :func:`layerweld.export.write_adapter`.
         missing: of each site that was lost on the way, the layer groups that lack it.
     """
@@ -84,9 +104,7 @@ def write_model_card(
         tags=["federated", "lora", "merge"],
     )
     sections = {
-        f"Merge of {len(sites)} sites on {base_name}": _summary(
-            base_name, adapter, method, statistics
-        ),
+        f"Merge of {len(sites)} sites on {base_name}": _summary(base_name, adapter, method, sent),
         "How to load it": _how_to_load(folder.name, base_name, adapter, prefix),
         "Sites": _table(
             ("site", "samples", "tokens"), ((s.name, s.samples, s.tokens) for s in sites)
@@ -94,7 +112,7 @@ def write_model_card(
         "Sites that were lost": _missing(missing) if missing else "",
         "Scores": _scores(scores) if scores else "",
         "Settings": _table(("setting", "value"), ((f"`{k}`", v) for k, v in settings.items())),
-        "What to know": (_ABOUT_STATISTICS if statistics else _ABOUT_UPDATES) + _TO_KNOW,
+        "What to know": _ABOUT[sent] + _TO_KNOW,
         "Citation": _CITATION,
     }
     first = next(iter(sections))
@@ -114,13 +132,12 @@ def _missing(missing: Mapping[str, Sequence[str]]) -> str:
     )
 
 
-def _summary(base_name: str, adapter: bool, method: str, statistics: bool) -> str:
+def _summary(base_name: str, adapter: bool, method: str, sent: Sent) -> str:
     what = "A LoRA adapter" if adapter else "A model"
-    source = "statistics that the sites computed on their data" if statistics else "their updates"
     return (
         f"{what} that does the tasks of several sites, each of which fine-tuned `{base_name}` on "
-        f"data of its own. It was merged with layerweld by {method}, from {source}; the data "
-        f"never left the sites."
+        f"data of its own. It was merged with layerweld by {method}, from {_SOURCES[sent]}; the "
+        f"data never left the sites."
     )
 
 

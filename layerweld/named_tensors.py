@@ -35,3 +35,21 @@ def updates_from(tensors: Mapping[str, Tensor]) -> dict[str, Update]:
         elif part == "weight":
             updates[layer] = DenseUpdate(tensor)
     return updates
+
+
+def site_tensors(updates: Mapping[str, Mapping[str, Update]]) -> dict[str, Tensor]:
+    """The tensors of several sites' updates, by ``site/layer/left`` and so on."""
+    return {
+        f"{site}/{name}": tensor
+        for site, of in updates.items()
+        for name, tensor in update_tensors(of).items()
+    }
+
+
+def updates_by_site(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Update]]:
+    """Inverse of :func:`site_tensors`; no site's name holds a slash."""
+    by_site: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        site, _, rest = name.partition("/")
+        by_site.setdefault(site, {})[rest] = tensor
+    return {site: updates_from(of) for site, of in by_site.items()}

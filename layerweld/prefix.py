@@ -44,6 +44,19 @@ def prefix_of_step(step: Step, first: str, merged: Mapping[int, Mapping[str, Upd
     return prefix
 
 
+def prefix_of_sites(first: str, updates: Mapping[str, Mapping[str, Update]]) -> str:
+    """A hash over the updates of several sites, whatever their order.
+
+    Args:
+        first: of :func:`first_prefix`.
+        updates: by site, then by layer.
+    """
+    prefix = first
+    for site, of in sorted(updates.items()):
+        prefix = extend_prefix(f"{prefix} {site}", of)
+    return prefix
+
+
 def _bytes(name: str, tensor: Tensor) -> bytes:
     values = tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
     return f"{name} {tuple(tensor.shape)} ".encode() + values

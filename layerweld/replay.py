@@ -43,7 +43,7 @@ class _LastTapReached(Exception):
     """Ends a block once nobody listens to the rest of it."""
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def record(
     backbone: nn.Module, blocks: Sequence[nn.Module], batch: Mapping[str, Tensor]
 ) -> RecordedBatch:
@@ -92,7 +92,7 @@ def _passed_over(
             del block.forward
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def run_block(
     block: nn.Module,
     hidden: Tensor,
@@ -108,12 +108,17 @@ def run_block(
         taps: called with the input of these layers, ``(batch, seq, d_in)``, on the way.
     """
     with _tapped(taps, hidden):
-        output = block(hidden, *call.args, **call.kwargs)
+        return forward_block(block, hidden, call)
+
+
+def forward_block(block: nn.Module, hidden: Tensor, call: BlockCall) -> Tensor:
+    """As :func:`run_block`, with gradients wherever a weight of the block wants one."""
+    output = block(hidden, *call.args, **call.kwargs)
     result: Tensor = output[0] if isinstance(output, tuple) else output
     return result
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def run_block_until(
     block: nn.Module, hidden: Tensor, call: BlockCall, taps: Sequence[tuple[nn.Module, Tap]]
 ) -> None:

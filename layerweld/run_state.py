@@ -105,6 +105,11 @@ class Recorder:
             partial.write_text(text + "\n", encoding="utf-8")
 
 
+def is_state(name: str) -> bool:
+    """Whether a file of this name is the state, or what a process killed while writing it left."""
+    return name == STATE or (name.startswith(f"{STATE}.") and name.endswith(".partial"))
+
+
 @contextmanager
 def recording(folder: Path) -> Iterator[Recorder]:
     """Keep ``state.json`` in the folder while a run is played; an error that leaves is its end.
@@ -112,6 +117,8 @@ def recording(folder: Path) -> Iterator[Recorder]:
     A folder that does not exist is not made for it: a command that refuses bad input leaves
     nothing, and says what is wrong itself.
     """
+    for left in folder.glob(f"{STATE}.*.partial"):
+        left.unlink(missing_ok=True)
     recorder = Recorder(folder)
     recorder.write(RunState())
     try:

@@ -51,10 +51,15 @@ def schedule(plan: MergePlan, settings: MergeSettings) -> tuple[Step, ...]:
     if settings.granularity == "group":
         return tuple(Step(i, (group,), "own") for i, group in enumerate(plan.groups))
     if settings.granularity == "block":
-        blocks = [plan.groups_of_block(b) for b in range(len(plan.blocks))]
-        return tuple(Step(i, groups, "own") for i, groups in enumerate(b for b in blocks if b))
+        return block_steps(plan)
     first = Step(0, plan.groups, "own", restarts=True)
     if settings.granularity == "model":
         return (first,)
     later = [Step(k, plan.groups, "merged", restarts=True) for k in range(1, settings.rounds)]
     return (first, *later)
+
+
+def block_steps(plan: MergePlan) -> tuple[Step, ...]:
+    """One step for each block that has layers to merge."""
+    blocks = [plan.groups_of_block(b) for b in range(len(plan.blocks))]
+    return tuple(Step(i, groups, "own") for i, groups in enumerate(b for b in blocks if b))

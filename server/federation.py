@@ -16,6 +16,7 @@ from layerweld.demo import demo_name
 from layerweld.discover import discover_plan
 from layerweld.errors import CohortError, RefusedReplyError
 from layerweld.exact_sum import LIMIT, ExactSum
+from layerweld.merging.compression import compressed
 from layerweld.methods import Method, methods_of, settings_for
 from layerweld.plan import MergePlan
 from layerweld.progress import report_progress
@@ -31,11 +32,11 @@ from layerweld.updates import Update
 from server.handshake import check_cohort, check_layers, merged_layers
 from server.journal import RunJournal
 from server.results import GroupFigures, Score
+from strategies.by_method import Play, rounds_of
 from strategies.chain_of_merges import ChainOfMerges, SolvedStep
 from strategies.cohort import Cohort, Patience
-from strategies.fisher_averaging import FisherAveraging
 from strategies.inquiry import ask
-from strategies.update_merging import UpdateMerging
+from strategies.round_by_round import RoundByRound
 
 _POLL_SECONDS = 0.2
 _GOODBYE_SECONDS = 30.0
@@ -162,6 +163,11 @@ class Federation:
                 "plan": self.plan.digest,
                 "settings": self.settings.digest(),
                 "methods": [method.name for method in self.methods],
+                "learning": {
+                    key: value
+                    for key, value in self.settings.flat().items()
+                    if key.partition(".")[0] in {m.table for m in self.methods if m.learns}
+                },
                 "sites": {one.site: asdict(one) for one in self.introductions},
             }
         )
@@ -217,7 +223,7 @@ class Federation:
     def merge(self, method: Method, remainder: Mapping[str, Tensor]) -> MergedModel:
         """Play one method."""
         if method.granularity is None:
-            return self._play_one_round(method, remainder)
+            return self._play_rounds(method, remainder)
         started = time.perf_counter()
         effective = settings_for(method.name, self.settings)
         dense = self.settings.merge.products == "dense" or any(
@@ -275,37 +281,28 @@ class Federation:
             report_progress(what, done, len(self.cohort.names))
         return {group: dict(sorted(sites.items())) for group, sites in by_group.items()}
 
-    def _play_one_round(self, method: Method, remainder: Mapping[str, Tensor]) -> MergedModel:
+    def _play_rounds(self, method: Method, remainder: Mapping[str, Tensor]) -> MergedModel:
         started = time.perf_counter()
-        strategy = self._one_round_strategy(method, remainder)
-        report_progress(method.label, 0, 1)
+        journal = self.journal.rounds_of(method.name)
+        rounds = rounds_of(Play(method, self.plan, self.cohort, self.settings, remainder, journal))
+        report_progress(method.label, rounds.played, rounds.count)
+        strategy = RoundByRound(
+            self.cohort,
+            rounds,
+            lambda: report_progress(method.label, rounds.played, rounds.count),
+        )
         strategy.play(self.grid)
-        report_progress(method.label, 1, 1)
+        merged = compressed(rounds.merged, self.settings.merge.rank)
         return MergedModel(
             method=method,
-            updates=strategy.merged.updates,
-            remainder=strategy.remainder,
-            lost=dict.fromkeys(sorted(self.cohort.lost), 1),
-            rounds=1,
+            updates=merged.updates,
+            remainder=rounds.remainder,
+            lost=strategy.lost,
+            rounds=rounds.count,
             seconds=time.perf_counter() - started,
-            bytes_up=sum(strategy.bytes_up.values()),
-            bytes_down=0,
-            figures=strategy.merged.figures,
-        )
-
-    def _one_round_strategy(
-        self, method: Method, remainder: Mapping[str, Tensor]
-    ) -> UpdateMerging | FisherAveraging:
-        if not method.from_updates:
-            return FisherAveraging(self.plan, self.cohort, self.run, remainder)
-        return UpdateMerging(
-            plan=self.plan,
-            cohort=self.cohort,
-            run=self.run,
-            method=self.settings.of_method(method.table),
-            remainder=remainder,
-            lines=self.settings.lines if method.lines else None,
-            rank=self.settings.merge.rank,
+            bytes_up=rounds.traffic.up,
+            bytes_down=rounds.traffic.down,
+            figures=merged.figures,
         )
 
     def _model(self, kind: str, merged: MergedModel | None) -> ModelToMeasure:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import secrets
 import shutil
@@ -10,8 +9,6 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from layerweld.disk import reported, writing
@@ -21,6 +18,8 @@ from layerweld.pool import GroupSolution
 from layerweld.progress import report_progress
 from layerweld.transport.introduction import introduction_from
 from layerweld.transport.messages import Introduction
+from server.hashed_files import read_hashed, write_hashed
+from server.round_journal import RoundFiles
 from strategies.chain_of_merges import SolvedStep
 
 FINISHED = "journal.finished"
@@ -90,7 +89,7 @@ class RunJournal:
 
     def keep_remainder(self, remainder: Mapping[str, Tensor]) -> None:
         """Keep the averaged remainder: every step of the run is measured behind just this one."""
-        _write_hashed(self._folder / _REMAINDER, remainder, {})
+        write_hashed(self._folder / _REMAINDER, remainder, {})
 
     def load_remainder(self) -> dict[str, Tensor] | None:
         """The kept remainder; None where the run was interrupted before there was one.
@@ -99,11 +98,15 @@ class RunJournal:
             JournalError: the file is damaged.
         """
         file = self._folder / _REMAINDER
-        return _read_hashed(file)[0] if file.is_file() else None
+        return read_hashed(file)[0] if file.is_file() else None
 
     def of_method(self, method: str) -> StepJournal:
-        """The steps of one method of the run."""
+        """The steps of one chain of the run."""
         return StepJournal(self._folder / method)
+
+    def rounds_of(self, method: str) -> RoundFiles:
+        """The rounds of one method that is no chain."""
+        return RoundFiles(self._folder / method)
 
     def remove(self) -> None:
         """The run is finished and written out.
@@ -116,8 +119,10 @@ class RunJournal:
             shutil.rmtree(done)
 
     def _lost(self) -> list[str]:
-        methods = [self.of_method(name) for name in self._facts.get("methods", ())]
-        return sorted({site for method in methods for step in method.load() for site in step.lost})
+        methods = self._facts.get("methods", ())
+        steps = [step.lost for name in methods for step in self.of_method(name).load()]
+        rounds = [kept.lost for name in methods for kept in self.rounds_of(name).load()]
+        return sorted({site for lost in (*steps, *rounds) for site in lost})
 
 
 class StepJournal:
@@ -170,7 +175,7 @@ class StepJournal:
             "solutions": [_figures(solution) for solution in step.solutions],
         }
         text = json.dumps(figures, sort_keys=True)
-        _write_hashed(file, update_tensors(step.updates), {"figures": text})
+        write_hashed(file, update_tensors(step.updates), {"figures": text})
 
 
 def _figures(solution: GroupSolution) -> dict[str, Any]:
@@ -179,7 +184,7 @@ def _figures(solution: GroupSolution) -> dict[str, Any]:
 
 
 def _read_step(file: Path) -> SolvedStep:
-    tensors, metadata = _read_hashed(file)
+    tensors, metadata = read_hashed(file)
     try:
         figures = json.loads(metadata["figures"])
         updates = updates_from(tensors)
@@ -197,33 +202,4 @@ def _read_step(file: Path) -> SolvedStep:
     except (ValueError, TypeError, KeyError) as error:
         raise JournalError(
             f"{file} cannot be read ({error}); remove it to solve that step again"
-        ) from None
-
-
-def _write_hashed(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Tensors in one file, and beside it the file's hash."""
-    contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
-    with writing(file) as partial:
-        save_file(contiguous, partial, metadata=dict(metadata))
-        digest = hashlib.sha256(partial.read_bytes()).hexdigest()
-        with writing(file.with_suffix(".sha256")) as hashed:
-            hashed.write_text(digest, encoding="utf-8")
-
-
-def _read_hashed(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and the metadata of a file that matches its hash.
-
-    Raises:
-        JournalError: it does not, or cannot be read.
-    """
-    try:
-        expected = file.with_suffix(".sha256").read_text()
-        if hashlib.sha256(file.read_bytes()).hexdigest() != expected:
-            raise JournalError(f"{file} does not match its hash; remove it to compute it again")
-        with safe_open(file, framework="pt") as opened:
-            tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
-            return tensors, opened.metadata() or {}
-    except (OSError, SafetensorError, ValueError) as error:
-        raise JournalError(
-            f"{file} cannot be read ({error}); remove it to compute it again"
         ) from None

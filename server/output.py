@@ -21,8 +21,8 @@ from layerweld.errors import OutputError
 from layerweld.export import write_adapter, write_model
 from layerweld.influence import outliers
 from layerweld.methods import METHODS, Method, methods_of, settings_for
-from layerweld.model_card import write_model_card
-from layerweld.run_state import STATE
+from layerweld.model_card import Sent, write_model_card
+from layerweld.run_state import is_state
 from layerweld.transport.messages import Introduction
 from layerweld.updates import LowRankUpdate
 from server.federation import MergedModel
@@ -46,7 +46,8 @@ def check_output_folder(folder: Path) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder} is a file; choose another output folder")
-    there = sorted({p.name for p in folder.iterdir()} - {STATE}) if folder.is_dir() else []
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    there = sorted(name for name in names if not is_state(name))
     if there and not (JOURNAL in there and {*there} <= {JOURNAL, *_PRODUCTS}):
         raise OutputError(
             f"{folder} is in use (it holds {there[0]!r}); choose another one, or remove it"
@@ -167,10 +168,16 @@ def write_card(
         settings=about,
         scores=by_site,
         method=f"{method.label} ({method.source})",
-        statistics=not method.from_updates,
+        sent=_sent(method),
         prefix=prefix,
         missing=_missing(merged),
     )
+
+
+def _sent(method: Method) -> Sent:
+    if method.learns:
+        return "updates and gradients"
+    return "updates" if method.from_updates else "statistics"
 
 
 def _missing(merged: MergedModel) -> dict[str, list[str]]:

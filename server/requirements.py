@@ -78,9 +78,20 @@ def _labels(sites: Sites) -> str | None:
     return f"it needs labelled rows and a head at every site; {bare[0]} lacks one" if bare else None
 
 
+def _head(sites: Sites) -> str | None:
+    bare = [one.site for one in sites if not one.classifies]
+    if not bare:
+        return None
+    return (
+        f"it needs a head at every site, and {bare[0]} has none: let the site fine-tune, or put "
+        f"its head beside its adapter; label words need labelled rows that name the classes"
+    )
+
+
 _CHECKS: Mapping[Need, Callable[[Sites], str | None]] = {
     "lora": _lora,
     "equal ranks": _equal_ranks,
     "shared A": _shared_factor,
     "labels": _labels,
+    "head": _head,
 }

@@ -25,6 +25,7 @@ from layerweld.transport.arrays import num_bytes, to_arrays
 from layerweld.transport.chain import decode_statistics, decode_subject, encode_question
 from layerweld.transport.messages import Answer, Question
 from layerweld.updates import Update
+from strategies.catching_up import CatchUp
 from strategies.cohort import Cohort
 from strategies.inquiry import Inquiry
 
@@ -214,8 +215,8 @@ class _Round:
         self._remainder = remainder
         self._merged = merged
         self._pools = {group.name: GroupPool(group, settings.merge) for group in step.groups}
-        self._behind: dict[str, int] = {}  # first step that a site lacks, by site
-        self._usual = self._encoded(max(0, step.index - 1), with_remainder=step.index == 0)
+        # What the last step solved; before the first one, the remainder.
+        self._catch_up = CatchUp(step, self._encoded, step.index - 1)
         self._bytes_down = 0
 
     def play(self, early: Iterable[Message]) -> SolvedStep:
@@ -230,17 +231,12 @@ class _Round:
         return SolvedStep(self.step.index, solutions, bytes_up, self._bytes_down, lost)
 
     def _content(self, site: str) -> RecordDict:
-        """What the site may lack: the last step's updates, or all from the step it named."""
-        content = self._usual
-        if site in self._behind:
-            first = self._behind[site]
-            content = self._encoded(max(first, self.step.needs.start), with_remainder=first < 0)
+        content = self._catch_up.content(site)
         self._bytes_down += num_bytes(content)
         return content
 
-    def _encoded(self, first: int, *, with_remainder: bool) -> RecordDict:
+    def _encoded(self, steps: range, with_remainder: bool) -> RecordDict:
         remainder = self._remainder if with_remainder else {}
-        steps = range(first, self.step.index)
         return encode_question(
             self._question.catching_up(remainder, {k: self._merged[k] for k in steps})
         )
@@ -249,7 +245,7 @@ class _Round:
         answer = decode_subject(content)
         self._check_subject(site, answer)
         if answer.need_from is not None:
-            self._note_behind(site, answer.need_from)
+            self._catch_up.note(site, answer.need_from)
             return None
         answer = replace(answer, statistics=decode_statistics(content, self._shapes(site)))
         sent = [statistics.group for statistics in answer.statistics]
@@ -270,14 +266,6 @@ class _Round:
         wanted = (site, asked.run, asked.step, asked.plan, asked.prefix)
         if about != wanted:
             raise StaleReplyError(f"it answered for another {_differing(about, wanted)}")
-
-    def _note_behind(self, site: str, first: int) -> None:
-        if self._behind.get(site, self.step.index) <= first:
-            raise RefusedReplyError(
-                f"it still lacks merged updates after it was sent all from step {first + 1}; is "
-                f"its cache folder writable, and its disk not full?"
-            )
-        self._behind[site] = first
 
 
 def _differing(about: tuple[object, ...], wanted: tuple[object, ...]) -> str:

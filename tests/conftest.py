@@ -21,3 +21,24 @@ def flower_task(monkeypatch):
     """Flower >= 1.41 builds messages only inside a task; give every test a fake one."""
     for name in ("_task_id", "_run_id", "_node_id"):
         monkeypatch.setattr(TaskIdentity, name, 1)
+
+
+@pytest.fixture
+def one_thread():
+    """Two threads on a 4 x 4 matrix wait for each other a hundred times longer than they work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Waiting sites take no time; what the inquiry says of them is not printed."""
+    from layerweld.launch import app_module
+    from tests.faulty_grid import Clock
+
+    clock = Clock()
+    monkeypatch.setattr(app_module("strategies.inquiry"), "time", clock)
+    monkeypatch.setattr(app_module("strategies.inquiry"), "log", lambda _level, _text: None)
+    return clock

@@ -65,6 +65,10 @@ class Faults:
         return self.met[-1]
 
 
+def none():
+    return Faults(seed=0, rate=0.0)
+
+
 class FaultyGrid(InProcessGrid):
     def __init__(self, app, nodes, settings, faults, clock):
         super().__init__(app, nodes, settings)

@@ -30,6 +30,7 @@ PLAN = MergePlan(
     ),
 )
 NAMES = ("ash", "birch", "cedar")
+NODES = [{"name": name} for name in NAMES]
 FORM = ProductForm(dense=False, with_updates=False)
 RUN = "0123456789abcdef"
 
@@ -50,6 +51,7 @@ def introduction_of(name):
         tokens=20,
         skipped=0,
         evaluates=False,
+        classifies=True,
         labelled=False,
         factors="",
         versions=("torch=2",),

@@ -229,7 +229,7 @@ CARD = {
         SimpleNamespace(name="a|b", samples=10, tokens=99),
     ],
     "method": "Chain of Merges (Buzzega et al. 2025)",
-    "statistics": True,
+    "sent": "statistics",
     "settings": {"merge.granularity": "group", "merge.ridge": 0.01},
     "scores": {"north": {"merged": 0.91, "own": 0.95}, "a|b": {"merged": 0.5}},
 }
@@ -272,7 +272,7 @@ def test_the_card_of_a_model_and_of_a_head_class_say_how_to_load_them(bases, tmp
 
 def test_the_card_of_a_merge_without_statistics_claims_none(tmp_path):
     tmp_path.joinpath("model").mkdir()
-    write_model_card(tmp_path / "model", **CARD | {"method": "TIES", "statistics": False})
+    write_model_card(tmp_path / "model", **CARD | {"method": "TIES", "sent": "updates"})
     text = (tmp_path / "model" / "README.md").read_text()
     assert "by TIES, from their updates" in text
     assert "Gram" not in text

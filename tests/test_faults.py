@@ -24,15 +24,15 @@ from layerweld.updates import LowRankUpdate
 from tests.faulty_grid import (
     CORRUPTIONS,
     KINDS,
-    Clock,
     Faults,
     FaultyGrid,
     claiming,
     from_the_node,
     handing_over,
+    none,
 )
 from tests.stub_sites import (
-    NAMES,
+    NODES,
     PLAN,
     RUN,
     MemoryJournal,
@@ -46,24 +46,9 @@ from tests.stub_sites import (
 )
 
 CASES = int(os.environ.get("LAYERWELD_FAULT_CASES", "1000"))
-NODES = [{"name": name} for name in NAMES]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Two threads on a 4 x 4 matrix wait for each other a hundred times longer than they work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    clock = Clock()
-    monkeypatch.setattr(app_module("strategies.inquiry"), "time", clock)
-    monkeypatch.setattr(app_module("strategies.inquiry"), "log", lambda _level, _text: None)
-    return clock
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
@@ -77,10 +62,6 @@ def play(faults, clock, method="com", app=None, **entries):
     chain = new_chain(chosen, method)
     chain.play(grid)
     return chain
-
-
-def none():
-    return Faults(seed=0, rate=0.0)
 
 
 @pytest.mark.parametrize("method", ["com", "regmean++"])
@@ -287,6 +268,10 @@ def test_a_node_that_is_not_the_site_it_replaces_is_turned_away(change, says, cl
     assert any("turned away" in text and says in text for text in said)
 
 
+def round_by_round():
+    return app_module("strategies.round_by_round")
+
+
 def update_merging():
     return app_module("strategies.update_merging")
 
@@ -297,8 +282,9 @@ def test_averaged_updates_survive_faults_too(seed, clock):
     for faults in (none(), Faults(seed)):
         chosen = settings()
         cohort = new_chain(chosen).cohort
-        averaging = update_merging().UpdateMerging(PLAN, cohort, RUN, Mean(), {})
-        averaging.play(FaultyGrid(StubApp(), NODES, chosen, faults, clock))
+        averaging = update_merging().UpdateMerging(PLAN, cohort, Mean(), {})
+        grid = FaultyGrid(StubApp(), NODES, chosen, faults, clock)
+        round_by_round().RoundByRound(cohort, averaging).play(grid)
         merged.append(averaging.merged.updates)
     for layer, update in merged[0].items():
         assert torch.equal(update.dense(), merged[1][layer].dense())
@@ -323,9 +309,11 @@ def test_an_update_to_be_averaged_is_checked_as_strictly(name, clock):
             return Message(RecordDict({"updates": arrays}), reply_to=message)
 
     chosen = settings()
-    averaging = update_merging().UpdateMerging(PLAN, new_chain(chosen).cohort, RUN, Mean(), {})
+    cohort = new_chain(chosen).cohort
+    averaging = update_merging().UpdateMerging(PLAN, cohort, Mean(), {})
+    grid = FaultyGrid(Spoiler(), NODES, chosen, none(), clock)
     with pytest.raises(RefusedReplyError, match="birch, asked 3 times"):
-        averaging.play(FaultyGrid(Spoiler(), NODES, chosen, none(), clock))
+        round_by_round().RoundByRound(cohort, averaging).play(grid)
 
 
 def test_a_header_that_asks_for_an_exabyte_takes_no_memory(clock):

@@ -14,12 +14,14 @@ from client.data import make_rows
 from client.evaluate import accuracy
 from client.finetune import fine_tune
 from client.label_words import LabelWordHead, label_word_head
+from client.measure import held_out_accuracy
 from client.site import cache_folder
 from client.state import SiteState, fine_tune_site
 from layerweld.base_model import BaseModel, load_base
 from layerweld.config import EvaluateSettings, FinetuneSettings, validate_settings
 from layerweld.errors import ConfigError
 from layerweld.sites import SiteEntry
+from layerweld.transport.messages import ModelToMeasure
 
 WORDS = ["[PAD]", "[UNK]", "is", "red", "warm", "blue", "cold", "very", "fire", "ice", "Kind"]
 TEXTS = [f"{b} is very {c}" for c in ("warm", "cold") for b in WORDS[2:] * 2]
@@ -109,7 +111,7 @@ def test_a_site_with_label_words_evaluates_without_a_head_file(base, tmp_path):
             "base": str(base.folder),
             "cache": str(tmp_path / "cache"),
             "calibration": {"prompt-end": END, "threads": 1},
-            "finetune": SETTINGS.model_copy(update={"max_steps": 1}).model_dump(by_alias=True),
+            "finetune": SETTINGS.model_copy(update={"max_steps": 3}).model_dump(by_alias=True),
         }
     )
     rows = str(tmp_path / "rows.jsonl")
@@ -119,6 +121,10 @@ def test_a_site_with_label_words_evaluates_without_a_head_file(base, tmp_path):
     assert state.has_head
     assert isinstance(state.head, LabelWordHead)
     assert state.batches[0]["input_ids"][0, -1] in (0, WORDS.index("Kind"))
+    layers = tuple(state.adapter.task_vector.updates)
+    for kind in ("base", "individual"):
+        _, samples = held_out_accuracy(state, ModelToMeasure("run", kind, layers))
+        assert samples == len(TEXTS)
     assert cache_folder(state.site, settings) in state.adapter_folder.parents
 
 

@@ -11,11 +11,10 @@ from layerweld.sites import SiteEntry
 
 @pytest.fixture
 def site(tmp_path):
-    (tmp_path / "head.safetensors").write_bytes(b"head")
     return SimpleNamespace(
         site=SiteEntry(name="ash", data="rows.jsonl"),
         settings=validate_settings({"cache": str(tmp_path / "cache")}),
-        head_file=tmp_path / "head.safetensors",
+        decides_head=b"head",
         base=SimpleNamespace(fingerprint="base"),
         adapter=SimpleNamespace(digest="adapter"),
         held_out=SimpleNamespace(digest="rows"),
@@ -47,7 +46,7 @@ def test_another_model_adapter_or_rows_are_measured_anew(site, part):
 
 def test_another_head_is_measured_anew(site):
     measured_once(site, "individual", (0.25, 8))
-    site.head_file.write_bytes(b"another")
+    site.decides_head = b"another"
     assert measured_once(site, "individual", (0.75, 8)) == ((0.75, 8), 1)
 
 

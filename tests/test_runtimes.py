@@ -13,17 +13,23 @@ from pathlib import Path
 import pytest
 
 from layerweld.launch import app_folder, app_module
+from tests.test_adamerging import with_heads
+from tests.test_methods import settings_of
 from tests.tiny_sites import make_sites
 
 pytestmark = pytest.mark.slow
 
 _BIN = Path(sys.executable).parent
+NO_INSTALLATION = "--disable-runtime-dependency-installation"
 _DEADLINE = 300  # seconds; a loaded two-core machine needs about 90
 
 
 @pytest.fixture(scope="module")
 def sites(tmp_path_factory):
-    sites = make_sites(tmp_path_factory.mktemp("sites"), ["query", "value"])
+    return with_run_file(make_sites(tmp_path_factory.mktemp("sites"), ["query", "value"]))
+
+
+def with_run_file(sites):
     tables = ["[[sites]]\n" + "".join(f'{k} = "{v}"\n' for k, v in n.items()) for n in sites.nodes]
     (sites.folder / "run.toml").write_text("\n".join(tables))
     return sites
@@ -88,7 +94,7 @@ def flower(tmp_path):
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def play(ask, superlink, sites, output, *options):
+def play(ask, superlink, sites, output, *options, **entries):
     """Run the app and wait for a final state: `flwr run` itself exits 0 whatever becomes of it."""
     settings = {
         "sites": f"'{sites.folder / 'run.toml'}'",
@@ -103,7 +109,7 @@ def play(ask, superlink, sites, output, *options):
         "calibration.max-length": 12,
         "calibration.batch-size": 4,
         "calibration.threads": 1,
-    }
+    } | entries
     config = " ".join(f"{key}={value}" for key, value in settings.items())
     ask("run", str(app_folder()), superlink, "--run-config", config, *options)
     until = time.monotonic() + _DEADLINE
@@ -134,20 +140,41 @@ def superlink(start, tmp_path, *options):
 
 def test_flowers_simulation_gives_the_same_manifest(flower, sites, in_process_manifest, tmp_path):
     start, ask = flower
-    superlink(start, tmp_path, "--simulation", "--disable-runtime-dependency-installation")
+    superlink(start, tmp_path, "--simulation", NO_INSTALLATION)
     federation = "num-supernodes=3 client-resources-num-cpus=2"
     play(ask, "here", sites, tmp_path / "out", "--federation-config", federation)
     assert digest(tmp_path / "out") == in_process_manifest
+
+
+def supernodes(start, port, sites):
+    for node in sites.nodes:
+        node_config = " ".join(f'{key}="{value}"' for key, value in node.items())
+        own = ("--port", str(free_port()), "--node-config", node_config)
+        start("flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{port}", *own)
 
 
 def test_supernodes_on_loopback_give_the_same_manifest(
     flower, sites, in_process_manifest, tmp_path
 ):
     start, ask = flower
-    port = superlink(start, tmp_path, "--disable-runtime-dependency-installation")
-    for node in sites.nodes:
-        node_config = " ".join(f'{key}="{value}"' for key, value in node.items())
-        own = ("--port", str(free_port()), "--node-config", node_config)
-        start("flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{port}", *own)
+    supernodes(start, superlink(start, tmp_path, NO_INSTALLATION), sites)
     play(ask, "here", sites, tmp_path / "out")
     assert digest(tmp_path / "out") == in_process_manifest
+
+
+def test_coefficients_are_learnt_to_the_bit_with_a_process_per_message(flower, tmp_path):
+    sites = with_run_file(with_heads(make_sites(tmp_path / "sites", ["query"])))
+    learning = {"adamerging.rounds": 2, "prodistill.steps": 1}
+    settings = settings_of(sites, "prodistill,adamerging", **learning)
+    here = tmp_path / "here"
+    app_module("server.run").play(sites.grid(settings), settings, str(sites.base), here)
+    start, ask = flower
+    supernodes(start, superlink(start, tmp_path, NO_INSTALLATION), sites)
+    methods = {"methods": "'prodistill,adamerging'"}
+    play(ask, "here", sites, tmp_path / "there", **methods, **learning)
+    assert digest(tmp_path / "there") == digest(here)
+    assert figures(tmp_path / "there") == figures(here)
+
+
+def figures(output):
+    return [m["figures"] for m in json.loads((output / "results.json").read_text())["methods"]]

@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from filelock import FileLock
 
 from layerweld import disk
@@ -25,12 +24,7 @@ NODES = [{"name": name} for name in NAMES]
 EVERY = int(os.environ.get("LAYERWELD_KILL_EVERY", "4"))  # of the points at which to kill
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +50,9 @@ class Points:
 
     def __init__(self, monkeypatch, act=lambda _number: None):
         self.count, self._act = 0, act
-        journal, output = app_module("server.journal"), app_module("server.output")
+        files, output = app_module("server.hashed_files"), app_module("server.output")
         for owner, name in (
-            (disk, "_sync"), (Path, "replace"), (journal, "save_file"), (Path, "mkdir"),
+            (disk, "_sync"), (Path, "replace"), (files, "save_file"), (Path, "mkdir"),
             (output, "write_report"), (output.shutil, "rmtree"),
         ):  # fmt: skip
             monkeypatch.setattr(owner, name, self._around(getattr(owner, name)))

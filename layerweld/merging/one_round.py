@@ -83,15 +83,20 @@ def entry_by_entry(
     dense and in float32: sites x parameters of the merged layers, a few times over. A layer that a
     site did not change is zero there.
     """
-    shapes = {layer: next(iter(of.values())).shape for layer, of in sites.layers.items()}
-    rows = [
-        torch.cat([_entries(sites.layers[layer].get(site), shapes[layer]) for layer in shapes])
-        for site in sites.sites
-    ]
-    merged = kernel(torch.stack(rows))
-    sizes = [d_out * d_in for d_out, d_in in shapes.values()]
-    parts = zip(shapes.items(), merged.split(sizes), strict=True)
-    return Merge({layer: DenseUpdate(part.reshape(shape)) for (layer, shape), part in parts})
+    merged = kernel(_task_vectors(sites))
+    return Merge(_by_layer(merged, _shapes(sites)))
+
+
+def site_by_site(
+    sites: SiteUpdates,
+    kernel: Callable[[Float[Tensor, "sites entries"]], Float[Tensor, "sites entries"]],
+) -> SiteUpdates:
+    """As :func:`entry_by_entry`, for a kernel that changes task vectors and does not merge them."""
+    changed = kernel(_task_vectors(sites))
+    shapes = _shapes(sites)
+    of_site = {site: _by_layer(row, shapes) for site, row in zip(sites.sites, changed, strict=True)}
+    layers = {layer: {site: of_site[site][layer] for site in sites.sites} for layer in shapes}
+    return SiteUpdates(sites.samples, layers)
 
 
 def in_kind(
@@ -101,6 +106,27 @@ def in_kind(
     if all(isinstance(update, LowRankUpdate) for update in updates):
         return LowRankUpdate(left.float(), right.float())
     return DenseUpdate((left @ right).float())
+
+
+def _shapes(sites: SiteUpdates) -> dict[str, tuple[int, int]]:
+    return {layer: next(iter(of.values())).shape for layer, of in sites.layers.items()}
+
+
+def _task_vectors(sites: SiteUpdates) -> Float[Tensor, "sites entries"]:
+    shapes = _shapes(sites)
+    rows = [
+        torch.cat([_entries(sites.layers[layer].get(site), shapes[layer]) for layer in shapes])
+        for site in sites.sites
+    ]
+    return torch.stack(rows)
+
+
+def _by_layer(
+    entries: Float[Tensor, " entries"], shapes: Mapping[str, tuple[int, int]]
+) -> dict[str, Update]:
+    sizes = [d_out * d_in for d_out, d_in in shapes.values()]
+    parts = zip(shapes.items(), entries.split(sizes), strict=True)
+    return {layer: DenseUpdate(part.reshape(shape)) for (layer, shape), part in parts}
 
 
 def _entries(update: Update | None, shape: tuple[int, int]) -> Tensor:

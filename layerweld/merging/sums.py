@@ -20,6 +20,21 @@ def scaled_sum(updates: Sequence[Update], factor: float) -> Update:
     return DenseUpdate((total.total() * factor).float())
 
 
+def weighted_sum(updates: Sequence[Update], factors: Sequence[float]) -> Update:
+    """``Σ factor_i · ΔW_i``, in the same way."""
+    low_rank = [
+        update * factor
+        for update, factor in zip(updates, factors, strict=True)
+        if isinstance(update, LowRankUpdate)
+    ]
+    if len(low_rank) == len(updates):
+        return stack(low_rank)
+    total = ExactSum(updates[0].shape)
+    for update, factor in zip(updates, factors, strict=True):
+        total.add(update.dense().double() * factor)
+    return DenseUpdate(total.total().float())
+
+
 class Mean(MergeMethod):
     """``ΔW_M = Σ ΔW_i / N``: of the products ``B_i A_i``, not of the factors apart."""
 

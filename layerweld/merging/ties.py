@@ -22,16 +22,22 @@ def trim(vectors: Float[Tensor, "sites entries"], density: float) -> Float[Tenso
     return vectors * (magnitudes >= smallest)
 
 
-def agreeing_mean(vectors: Float[Tensor, "sites entries"]) -> Float[Tensor, " entries"]:
-    """Per entry, the mean over the sites whose sign is the sign of the sum over all sites.
+def agreeing_entries(
+    vectors: Float[Tensor, "sites entries"],
+) -> Float[Tensor, "sites entries"]:
+    """The entries whose sign is the sign of their sum over all sites; the rest is zero.
 
-    Zeros have no sign and are not counted. Where the sum is exactly zero the sign of most other
-    entries decides, as in the authors' code.
+    Where the sum is exactly zero the sign of most other entries decides, as in the authors' code.
     """
     sign = vectors.sum(dim=0).sign()
     sign = torch.where(sign == 0, sign.sum().sign(), sign)
-    agrees = (vectors.sign() == sign) & (vectors != 0)
-    return (vectors * agrees).sum(dim=0) / agrees.sum(dim=0).clamp(min=1)
+    return vectors * (vectors.sign() == sign)
+
+
+def agreeing_mean(vectors: Float[Tensor, "sites entries"]) -> Float[Tensor, " entries"]:
+    """Per entry, the mean over the sites that agree; zeros are not counted."""
+    agreeing = agreeing_entries(vectors)
+    return agreeing.sum(dim=0) / (agreeing != 0).sum(dim=0).clamp(min=1)
 
 
 def ties(vectors: Float[Tensor, "sites entries"], density: float) -> Float[Tensor, " entries"]:

@@ -48,6 +48,7 @@ def introduction_from(about: Mapping[str, Any]) -> Introduction:
         tokens=read(about, "tokens", int),
         skipped=read(about, "skipped", int),
         evaluates=read(about, "evaluates", bool),
+        classifies=read(about, "classifies", bool),
         labelled=read(about, "labelled", bool),
         factors=read(about, "factors", str),
         layers=tuple(read_list(about, "layers", str)),

@@ -29,7 +29,8 @@ class Introduction:
         tokens: calibration tokens.
         skipped: unreadable rows that were passed over.
         evaluates: whether the site can measure held-out accuracy.
-        labelled: whether the site has a head, and labels for its calibration rows.
+        classifies: whether the site has a head.
+        labelled: whether it has labels for its calibration rows as well.
         factors: SHA-256 over all ``A`` of a LoRA, so that sites that share a frozen ``A`` are
             known; empty otherwise.
         versions: ``name=version`` of the packages that matter.
@@ -48,12 +49,15 @@ class Introduction:
     tokens: int
     skipped: int
     evaluates: bool
+    classifies: bool
     labelled: bool
     factors: str
     versions: tuple[str, ...]
 
 
-FOUND_OUT_BY_TRAINING = ("kind", "layers", "ranks", "prefix", "evaluates", "labelled", "factors")
+FOUND_OUT_BY_TRAINING = (
+    "kind", "layers", "ranks", "prefix", "evaluates", "classifies", "labelled", "factors",
+)  # fmt: skip
 """What a site that fine-tunes first can only say of itself afterwards."""
 
 

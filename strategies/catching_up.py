@@ -1,0 +1,46 @@
+"""What sites may lack of what was merged before a step, and which of it to send them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from flwr.app import RecordDict
+
+from layerweld.errors import RefusedReplyError
+from layerweld.schedule import Step
+
+
+class CatchUp:
+    """One question about one step, with more of what was merged before for sites that are behind.
+
+    Args:
+        step: what is asked about.
+        encode: the question with the updates of these earlier steps, and with the remainder if so.
+        usual: the first of the earlier steps to send to a site that has not said what it lacks.
+    """
+
+    def __init__(self, step: Step, encode: Callable[[range, bool], RecordDict], usual: int) -> None:
+        self._step = step
+        self._encode = encode
+        self._usual = encode(range(max(0, usual), step.index), usual < 0)
+        self._behind: dict[str, int] = {}  # first step that a site lacks, by site
+
+    def content(self, site: str) -> RecordDict:
+        """The usual, or all from the step that the site has named."""
+        if site not in self._behind:
+            return self._usual
+        first = self._behind[site]
+        return self._encode(range(max(first, self._step.needs.start), self._step.index), first < 0)
+
+    def note(self, site: str, first: int) -> None:
+        """A site lacks the updates of this step and later ones (-1: the remainder too).
+
+        Raises:
+            RefusedReplyError: it was sent these before.
+        """
+        if self._behind.get(site, self._step.index) <= first:
+            raise RefusedReplyError(
+                f"it still lacks merged updates after it was sent all from step {first + 1}; is "
+                f"its cache folder writable, and its disk not full?"
+            )
+        self._behind[site] = first

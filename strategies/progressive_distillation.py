@@ -1,0 +1,188 @@
+"""ProDistill: the sites' updates once, then block after block a descent on entry coefficients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+
+import torch
+from flwr.app import RecordDict
+from torch import Tensor
+
+from layerweld.config import RunSettings
+from layerweld.errors import RefusedReplyError, StaleReplyError
+from layerweld.exact_sum import LIMIT, ExactSum
+from layerweld.expected import Shapes
+from layerweld.merging.one_round import Merge
+from layerweld.merging.prodistill import EntryCoefficients
+from layerweld.named_tensors import site_tensors, update_tensors, updates_by_site, updates_from
+from layerweld.plan import MergePlan
+from layerweld.prefix import first_prefix, prefix_of_step
+from layerweld.schedule import block_steps
+from layerweld.transport.descent import decode_block_gradients, encode_block
+from layerweld.transport.descent_messages import BlockAnswer, BlockQuestion
+from layerweld.updates import Update
+from strategies.catching_up import CatchUp
+from strategies.cohort import Cohort
+from strategies.round_by_round import KeptRound, Round, RoundJournal, Traffic
+from strategies.site_updates import OfOneSite, side_by_side, updates_round
+
+_DISTANCE = "distance of block {}, last round over first"
+
+
+class ProgressiveDistillation:
+    """Learn one coefficient per site and entry, so that merged blocks do as each site's own would.
+
+    Round 0 collects the updates. Every later one sends the merged weights of one block; each site
+    answers with the gradient, by these weights, of the distance between the block's output behind
+    the merged blocks and its own block's output behind its own. The server adds the gradients up,
+    exactly, makes the coefficients' gradients of the sum, since it holds all updates, and takes
+    one step of Adam. After its last round a block stays as it is, and the next one is learnt.
+
+    Args:
+        plan: the layers that are merged.
+        cohort: the sites.
+        settings: of the run.
+        remainder: the mean of what fine-tuning changed outside of the layers; empty for LoRA.
+        journal: keeps the updates and every finished block; a block that a killed server had
+            begun is learnt again from its start.
+    """
+
+    def __init__(
+        self,
+        plan: MergePlan,
+        cohort: Cohort,
+        settings: RunSettings,
+        remainder: Mapping[str, Tensor],
+        journal: RoundJournal,
+    ) -> None:
+        self.plan = plan
+        self.cohort = cohort
+        self.remainder = remainder
+        self.traffic = Traffic()
+        self.steps = block_steps(plan)
+        self.count = 1 + len(self.steps) * settings.prodistill.steps
+        self.played = 0
+        self._settings = settings.prodistill
+        self._first_prefix = first_prefix(plan.digest, settings.digest(), remainder)
+        self._journal = journal
+        self._layers: Mapping[str, Mapping[str, Update]] = {}  # ΔW by layer, then by site
+        self._done: dict[int, dict[str, Update]] = {}  # merged updates by step
+        self._round = 0  # of the block's descent
+        self._figures: dict[str, float] = {}
+        for kept in journal.load():
+            self._resume(kept)
+        self._begin_block()
+
+    @property
+    def merged(self) -> Merge:
+        """All blocks that are done."""
+        updates = {layer: u for of in self._done.values() for layer, u in of.items()}
+        return Merge(updates, self._figures)
+
+    def next_round(self) -> Round[OfOneSite] | Round[BlockAnswer]:
+        """The updates first, then gradients of the block that is learnt."""
+        if not self.played:
+            return updates_round(self.plan, self.cohort, self._collected)
+        step = self.steps[len(self._done)]
+        question = BlockQuestion(
+            run=self.cohort.run,
+            method="prodistill",
+            step=step.index,
+            round=self._round,
+            layers=self.plan.layer_names,
+            plan=self.plan.digest,
+            prefix=self._prefix,
+            averaged=bool(self.remainder),
+            updates=self._coefficients.merged,
+        )
+        # In a block's first round a site may lack what the block before became.
+        usual = step.index - 1 if self._round == 0 else step.index
+        catch_up = CatchUp(step, partial(self._encoded, question), usual)
+        what = f"gradient {self._round + 1} of block {step.index + 1}"
+        read = partial(_read, question, catch_up)
+        return Round("train.distillation", what, catch_up.content, read, self._descend)
+
+    def _encoded(self, question: BlockQuestion, steps: range, with_remainder: bool) -> RecordDict:
+        remainder = self.remainder if with_remainder else {}
+        merged = {index: self._done[index] for index in steps}
+        return encode_block(replace(question, remainder=remainder, merged=merged))
+
+    def _collected(self, received: Mapping[str, OfOneSite]) -> None:
+        self._keep(0, site_tensors(received))
+        self._layers = side_by_side(self.plan, self.cohort, received).layers
+        self.played = 1
+        self._begin_block()
+
+    def _descend(self, answers: Iterator[tuple[str, BlockAnswer]]) -> None:
+        sums = {layer: ExactSum(shape) for layer, shape in self._coefficients.shapes.items()}
+        distance = ExactSum(())
+        for _site, answer in answers:
+            distance.add(torch.tensor(answer.distance, dtype=torch.float64))
+            for layer, gradient in answer.gradients.items():
+                sums[layer].add(gradient.double())
+        self._coefficients.step({layer: total.total() for layer, total in sums.items()})
+        if self._round == 0:
+            self._distance_at_first = float(distance.total())
+        self._round += 1
+        self.played += 1
+        if self._round == self._settings.steps:
+            name = _DISTANCE.format(len(self._done) + 1)
+            self._figures[name] = float(distance.total()) / (self._distance_at_first or 1.0)
+            self._end_block()
+
+    def _begin_block(self) -> None:
+        """Of the next block that is not done, if the updates are there; without steps, all."""
+        self._round = 0
+        while self._layers and len(self._done) < len(self.steps):
+            step = self.steps[len(self._done)]
+            names = [layer.name for group in step.groups for layer in group.layers]
+            here = {name: self._layers[name] for name in names if name in self._layers}
+            self._coefficients = EntryCoefficients(here, self._settings)
+            if self._settings.steps:
+                self._prefix = prefix_of_step(step, self._first_prefix, self._done)
+                return
+            self._done[len(self._done)] = self._coefficients.merged
+
+    def _end_block(self) -> None:
+        merged = self._coefficients.merged
+        self._done[len(self._done)] = merged
+        self._keep(len(self._done), update_tensors(merged))
+        self._begin_block()
+
+    def _keep(self, index: int, tensors: Mapping[str, Tensor]) -> None:
+        lost = tuple(sorted(self.cohort.lost))
+        figures, traffic = dict(self._figures), replace(self.traffic)
+        self._journal.keep(KeptRound(index, tensors, figures, traffic, lost))
+
+    def _resume(self, kept: KeptRound) -> None:
+        if kept.index == 0:
+            received = updates_by_site(kept.tensors)
+            self._layers = side_by_side(self.plan, self.cohort, received).layers
+        else:
+            self._done[kept.index - 1] = updates_from(kept.tensors)
+        self._figures = dict(kept.figures)
+        self.traffic = replace(kept.traffic)
+        self.played = 1 + kept.index * self._settings.steps
+        for site in sorted(set(kept.lost) - self.cohort.lost.keys()):
+            self.cohort.lose(site, "lost before the run was interrupted")
+
+
+def _read(
+    asked: BlockQuestion, catch_up: CatchUp, site: str, content: RecordDict
+) -> BlockAnswer | None:
+    """Gradients that may be added; None where the site must catch up first."""
+    shapes: Shapes = {layer: update.shape for layer, update in asked.updates.items()}
+    answer = decode_block_gradients(content, shapes)
+    if (answer.site, answer.question) != (site, asked.digest):
+        raise StaleReplyError("it answered another question")
+    if answer.need_from is not None:
+        catch_up.note(site, answer.need_from)
+        return None
+    for layer, gradient in answer.gradients.items():
+        if not bool((gradient.abs() < LIMIT).all()):  # False for NaN too
+            raise RefusedReplyError(f"the gradient of {layer!r} is not finite, or beyond 2⁴²")
+    if not 0 <= answer.distance < LIMIT:
+        raise RefusedReplyError(f"a distance of {answer.distance}")
+    return answer

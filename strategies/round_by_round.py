@@ -1,0 +1,185 @@
+"""The Flower strategy of every method that asks all sites something, one round after another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+from torch import Tensor
+
+from layerweld.merging.one_round import Merge
+from layerweld.named_tensors import update_tensors
+from layerweld.transport.arrays import num_bytes, to_arrays
+from strategies.cohort import Cohort
+from strategies.inquiry import Inquiry
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Round(Generic[T]):
+    """One question to all sites, and what becomes of the answers.
+
+    Attributes:
+        message_type, what, content, read: as :class:`strategies.inquiry.Inquiry` takes them.
+        fold: takes every answer as it comes; when it returns the round is over.
+    """
+
+    message_type: str
+    what: str
+    content: Callable[[str], RecordDict]
+    read: Callable[[str, RecordDict], T | None]
+    fold: Callable[[Iterator[tuple[str, T]]], None]
+
+
+@dataclass
+class Traffic:
+    """Bytes of arrays that sites have sent and were sent."""
+
+    up: int = 0
+    down: int = 0
+
+
+@dataclass(frozen=True)
+class KeptRound:
+    """What a method of many rounds goes on from.
+
+    Attributes:
+        index: of the round, from 0.
+        tensors: by a name of the method's own.
+        figures: what else the method must know, by name.
+        traffic: up to and with this round.
+        lost: sites that were in the run and are not in this round.
+    """
+
+    index: int
+    tensors: Mapping[str, Tensor]
+    figures: Mapping[str, float]
+    traffic: Traffic
+    lost: tuple[str, ...]
+
+
+class RoundJournal(Protocol):
+    """Where rounds are kept, so that a killed server can go on."""
+
+    def load(self) -> Sequence[KeptRound]:
+        """Every round that was kept, in order."""
+
+    def keep(self, round_: KeptRound) -> None:
+        """Make one round durable before the next one is asked."""
+
+
+class Rounds(Protocol):
+    """A method as what it asks, round after round, and what it makes of the answers.
+
+    Attributes:
+        traffic: so far.
+        count: rounds from the first to the last.
+        played: rounds that are over, those before an interruption included.
+    """
+
+    traffic: Traffic
+    count: int
+    played: int
+
+    def next_round(self) -> Round[Any]:
+        """The next one; called once the one before is over, while there are any left."""
+
+    @property
+    def merged(self) -> Merge:
+        """What came out; of use once no round is left."""
+
+    @property
+    def remainder(self) -> Mapping[str, Tensor]:
+        """What is added outside of the layers; empty for LoRA."""
+
+
+class RoundByRound(Strategy):
+    """Ask the sites what the method's next round asks, hand it the answers, and so on to its end.
+
+    Args:
+        cohort: the sites.
+        rounds: the method.
+        on_round: called after every round.
+
+    Attributes:
+        lost: sites that are not in all rounds, each with the first round, from 1, that is known to
+            lack it.
+    """
+
+    def __init__(
+        self, cohort: Cohort, rounds: Rounds, on_round: Callable[[], None] = lambda: None
+    ) -> None:
+        self.cohort = cohort
+        self.rounds = rounds
+        self.on_round = on_round
+        self.lost = dict.fromkeys(sorted(cohort.lost), max(1, rounds.played))
+        self._asked: tuple[Round[Any], Inquiry[Any]] | None = None
+
+    def play(self, grid: Grid) -> None:
+        """All rounds that are left, replies streaming in."""
+        while self.rounds.played < self.rounds.count:
+            asked = self.rounds.next_round()
+            self._finish(asked, self._inquiry(grid, asked).answers())
+
+    def start(self, grid: Grid, *args: object, **kwargs: object) -> Result:
+        """Flower's own loop, over the rounds that are left."""
+        kwargs["num_rounds"] = self.rounds.count - self.rounds.played
+        return super().start(grid, *args, **kwargs)  # type: ignore[arg-type]
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Ask what the method's next round asks."""
+        asked = self.rounds.next_round()
+        self._asked = asked, self._inquiry(grid, asked)
+        return self._asked[1].messages()
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord, MetricRecord]:
+        """Hand the replies over, and ask again where one is bad or missing."""
+        assert self._asked is not None
+        asked, inquiry = self._asked
+        self._finish(asked, inquiry.answers(replies))
+        updates = self.rounds.merged.updates
+        return to_arrays(update_tensors(updates)), MetricRecord({"layers": len(updates)})
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Nothing: the server evaluates finished models itself."""
+        return []
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> None:
+        """Nothing was asked."""
+
+    def summary(self) -> None:
+        """Nothing to add to the run's own progress."""
+
+    def _finish(self, asked: Round[Any], answers: Iterator[tuple[str, Any]]) -> None:
+        asked.fold(answers)
+        for site in sorted(self.cohort.lost):
+            self.lost.setdefault(site, self.rounds.played)
+        self.on_round()
+
+    def _inquiry(self, grid: Grid, asked: Round[Any]) -> Inquiry[Any]:
+        """The round's question, with all that travels counted."""
+        traffic = self.rounds.traffic
+
+        def content(site: str) -> RecordDict:
+            sent = asked.content(site)
+            traffic.down += num_bytes(sent)
+            return sent
+
+        def read(site: str, received: RecordDict) -> Any:
+            answer = asked.read(site, received)
+            if answer is not None:
+                traffic.up += num_bytes(received)
+            return answer
+
+        return Inquiry(grid, self.cohort, asked.message_type, asked.what, content, read)

@@ -1,0 +1,72 @@
+"""The round in which every site sends its updates themselves, checked and laid side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+from flwr.app import RecordDict
+
+from layerweld.errors import RefusedReplyError
+from layerweld.exact_sum import LIMIT
+from layerweld.expected import update_shapes
+from layerweld.merging.one_round import SiteUpdates
+from layerweld.named_tensors import updates_from
+from layerweld.plan import MergePlan
+from layerweld.transport.arrays import read_arrays
+from layerweld.transport.run import encode_run
+from layerweld.transport.untrusted import refusing_malformed
+from layerweld.updates import LowRankUpdate, Update
+from strategies.cohort import Cohort
+from strategies.round_by_round import Round
+
+OfOneSite = Mapping[str, Update]
+"""``ΔW`` by layer."""
+
+
+def updates_round(
+    plan: MergePlan, cohort: Cohort, use: Callable[[Mapping[str, OfOneSite]], None]
+) -> Round[OfOneSite]:
+    """Ask for the updates.
+
+    Args:
+        plan: the layers that are merged.
+        cohort: the sites.
+        use: called with the updates by site, once all that are left have answered.
+    """
+    asked = encode_run(cohort.run)
+
+    def read(site: str, content: RecordDict) -> OfOneSite:
+        introduction = cohort.introductions[site]
+        ranks = dict(zip(introduction.layers, introduction.ranks, strict=True))
+        with refusing_malformed():
+            record = content.array_records["updates"]
+            updates = updates_from(read_arrays(record, update_shapes(plan, ranks)))
+        for layer, update in updates.items():
+            if not _bound(update) < LIMIT:  # False for NaN too
+                raise RefusedReplyError(f"the update of {layer!r} is not finite, or beyond 2⁴²")
+        return updates
+
+    def fold(answers: Iterator[tuple[str, OfOneSite]]) -> None:
+        use(dict(answers))
+
+    return Round("train.adapter", "updates", lambda _site: asked, read, fold)
+
+
+def side_by_side(plan: MergePlan, cohort: Cohort, by_site: Mapping[str, OfOneSite]) -> SiteUpdates:
+    """Layers in the plan's order, and in each the sites in the order of their names."""
+    names = sorted(by_site)
+    layers = {
+        layer: {site: by_site[site][layer] for site in names if layer in by_site[site]}
+        for layer in plan.layer_names
+    }
+    return SiteUpdates(
+        {site: cohort.introductions[site].samples for site in names},
+        {layer: updates for layer, updates in layers.items() if updates},
+    )
+
+
+def _bound(update: Update) -> float:
+    """No entry of the update is larger."""
+    if isinstance(update, LowRankUpdate):
+        return float(update.left.abs().max()) * float(update.right.abs().max()) * update.rank
+    return float(update.weight.abs().max())

@@ -1,0 +1,269 @@
+"""AdaMerging: coefficients learnt in a federation are those of one process with all rows."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from client.data import draw, read_rows
+from client.heads import ClassifierHead, load_head
+from layerweld.base_model import load_base
+from layerweld.discover import discover_plan
+from layerweld.errors import CohortError, JournalError
+from layerweld.launch import app_module
+from layerweld.linear import weight_of
+from layerweld.merging.adamerging import weighed
+from layerweld.prefix import first_prefix, prefix_of_sites
+from layerweld.task_vectors import read_fine_tuned
+from layerweld.transport.descent_messages import CoefficientQuestion
+from tests.random_updates import side_by_side
+from tests.test_methods import play, settings_of, written
+from tests.tiny_sites import make_sites
+
+TARGETS = ["query", "value", "output.dense"]
+CLASSES = ("no", "yes", "perhaps")
+FEW = {"adamerging.rounds": 5, "adamerging.learning-rate": 0.05, "adamerging.rows": 7}
+
+
+def with_heads(sites):
+    """A head for each site, beside its adapter; rows stay without labels."""
+    for seed, node in enumerate(sites.nodes):
+        folder = sites.folder / f"at-{node['name']}"
+        folder.mkdir()
+        (sites.folder / node["name"]).rename(folder / "adapter")
+        torch.manual_seed(seed)
+        head = ClassifierHead(16, CLASSES)
+        head.linear.weight.data *= 8
+        head.save(folder / "head.safetensors")
+        node["adapter"] = str(folder / "adapter")
+    return sites
+
+
+@pytest.fixture(scope="module")
+def sites(tmp_path_factory):
+    return with_heads(make_sites(tmp_path_factory.mktemp("headed"), TARGETS))
+
+
+@pytest.fixture(scope="module")
+def whole(sites, tmp_path_factory):
+    """A run that nothing disturbs: its results, and what it wrote."""
+    output = tmp_path_factory.mktemp("whole") / "out"
+    return play(sites, output, "adamerging", **FEW), output
+
+
+def in_one_place(sites, method, settings):
+    """ΔW after the same steps: dense weights, everybody's rows, autograd over the coefficients."""
+    base = load_base(sites.base)
+    tokenizer = AutoTokenizer.from_pretrained(sites.base)
+    own = {
+        node["name"]: dict(read_fine_tuned(node["adapter"], base).task_vector.updates)
+        for node in sites.nodes
+    }
+    plan = discover_plan(base.backbone).restricted_to({k for of in own.values() for k in of})
+    updates = weighed(method, side_by_side(own), settings.adamerging).layers
+    vectors = {
+        layer: {site: update.dense() for site, update in updates[layer].items()}
+        for layer in plan.layer_names
+    }
+    free = torch.full((len(own), len(vectors)), 0.3, dtype=torch.float64, requires_grad=True)
+    adam = torch.optim.Adam([free], lr=settings.adamerging.learning_rate)
+    for round_ in range(1, settings.adamerging.rounds + 1):
+        adam.zero_grad()
+        loss = 0
+        merged = merged_by(free, own, vectors)
+        weights = {
+            f"{k}.weight": weight_of(base.backbone.get_submodule(k)) + v for k, v in merged.items()
+        }
+        for node in sites.nodes:
+            rows = read_rows(Path(node["data"]), settings.calibration, reads_images=False)
+            rows = draw(rows, settings.adamerging.rows, (settings.adamerging.seed << 32) + round_)
+            inputs = tokenizer(
+                list(rows.inputs),
+                truncation=True,
+                max_length=12,
+                padding=True,
+                return_tensors="pt",
+            )
+            inputs = {k: inputs[k] for k in ("input_ids", "attention_mask")}
+            hidden = torch.func.functional_call(base.backbone, weights, (), inputs)
+            head = load_head(sites.folder / f"at-{node['name']}/head.safetensors")
+            p = head(hidden.last_hidden_state, inputs["attention_mask"]).softmax(dim=1)
+            loss = loss - (p * p.log()).sum(dim=1).mean()
+        loss.backward()
+        adam.step()
+    return {k: v.detach() for k, v in merged_by(free, own, vectors).items()}, free.detach()
+
+
+def merged_by(free, own, vectors):
+    row_of = {name: row for row, name in enumerate(sorted(own))}
+    used = free.clamp(0, 1).float()
+    return {
+        layer: sum(used[row_of[site], column] * one for site, one in of.items())
+        for column, (layer, of) in enumerate(vectors.items())
+    }
+
+
+@pytest.mark.parametrize("method", ["adamerging", "adamerging++"])
+def test_the_federation_learns_what_one_process_with_all_rows_would(sites, tmp_path, method):
+    results = play(sites, tmp_path / "out", method, **FEW)
+    expected, free = in_one_place(sites, method, settings_of(sites, method, **FEW))
+    got = written(sites, tmp_path / "out")
+    for layer, values in expected.items():
+        torch.testing.assert_close(got[layer], values, rtol=1e-3, atol=1e-5)
+    assert (free - 0.3).abs().max() > 0.1
+    merged = next(m for m in results.methods if m.name == method)
+    assert merged.rounds == 6
+    assert merged.figures["largest coefficient"] == pytest.approx(float(free.clamp(0, 1).max()))
+    first, last = (merged.figures[f"mean entropy in the {n} round"] for n in ("first", "last"))
+    assert last < first
+
+
+def test_a_site_answers_with_the_slope_of_its_entropy(sites):
+    chosen = settings_of(sites, "adamerging", **FEW)
+    base = load_base(sites.base)
+    updates = {
+        node["name"]: read_fine_tuned(node["adapter"], base).task_vector.updates
+        for node in sites.nodes
+    }
+    site = app_module("client.site").site_of_node(sites.nodes[0], chosen)
+    state = app_module("client.state").site_state(site, chosen, "slope")
+    plan = state.plan.restricted_to({layer for of in updates.values() for layer in of})
+    first = first_prefix(plan.digest, chosen.digest(), {})
+    asked = CoefficientQuestion(
+        run="slope",
+        method="adamerging",
+        round=1,
+        layers=plan.layer_names,
+        sites=tuple(updates),
+        held=prefix_of_sites(first, updates),
+        averaged=False,
+        coefficients=torch.full((len(updates), len(plan.layer_names)), 0.3),
+        updates=updates,
+    )
+    answer = app_module("client.entropy").answer
+    gradient = answer(state, asked).gradient
+    assert answer(state, replace(asked, held="0" * 64, updates={})).lacks
+    for row, column in ((0, 0), (1, 3), (2, 5)):
+        entropies = []
+        for step in (0.02, -0.02):
+            moved = asked.coefficients.clone()
+            moved[row, column] += step
+            entropies.append(answer(state, replace(asked, coefficients=moved)).entropy)
+        slope = (entropies[0] - entropies[1]) / 0.04
+        assert float(gradient[row, column]) == pytest.approx(slope, rel=0.02, abs=1e-4)
+
+
+def test_lora_updates_stay_factored_and_the_merge_is_an_adapter(whole):
+    _, output = whole
+    assert (output / "adapter").is_dir()
+    assert "every site also received the updates" in (output / "adapter/README.md").read_text()
+    manifest = json.loads((output / "manifest.json").read_text())
+    assert manifest["settings"]["adamerging"]["seed"] == 0
+
+
+def test_no_round_is_task_arithmetic_to_the_bit(sites, tmp_path):
+    play(sites, tmp_path / "none", "adamerging", **{"adamerging.rounds": 0})
+    play(sites, tmp_path / "sum", "task-arithmetic")
+    learnt, summed = written(sites, tmp_path / "none"), written(sites, tmp_path / "sum")
+    assert all(torch.equal(learnt[layer], summed[layer]) for layer in summed)
+
+
+def test_the_order_of_the_sites_does_not_change_a_bit(sites, whole, tmp_path):
+    sites.nodes.reverse()
+    second = play(sites, tmp_path / "two", "adamerging", **FEW)
+    sites.nodes.reverse()
+    assert second.manifest_hash == whole[0].manifest_hash
+
+
+class Killed(BaseException):
+    """As sudden as a signal: nothing catches it."""
+
+
+@pytest.mark.parametrize("after", [0, 1, 5])
+def test_a_run_killed_after_any_round_ends_in_the_same_bytes(
+    sites, whole, tmp_path, monkeypatch, after
+):
+    files = app_module("server.round_journal").RoundFiles
+    keep = files.keep
+
+    def keep_and_die(self, round_):
+        keep(self, round_)
+        if round_.index == after:
+            raise Killed
+
+    monkeypatch.setattr(files, "keep", keep_and_die)
+    with pytest.raises(Killed):
+        play(sites, tmp_path / "out", "adamerging", **FEW)
+    monkeypatch.setattr(files, "keep", keep)
+    resumed = play(sites, tmp_path / "out", "adamerging", **FEW)
+    assert resumed.manifest_hash == whole[0].manifest_hash
+    assert resumed.methods[-1].rounds == whole[0].methods[-1].rounds
+    assert not list((tmp_path / "out").glob("journal*"))
+
+
+def test_an_interrupted_run_is_not_resumed_with_another_learning_rate(sites, tmp_path, monkeypatch):
+    files = app_module("server.round_journal").RoundFiles
+    monkeypatch.setattr(files, "keep", lambda *_: (_ for _ in ()).throw(Killed))
+    with pytest.raises(Killed):
+        play(sites, tmp_path / "out", "adamerging", **FEW)
+    with pytest.raises(JournalError, match="interrupted run with other learning"):
+        play(sites, tmp_path / "out", "adamerging", **FEW | {"adamerging.learning-rate": 0.1})
+
+
+def test_a_site_that_lost_its_cache_gets_the_updates_again(sites, whole, tmp_path, monkeypatch):
+    entropy = app_module("client.entropy")
+    chosen = settings_of(sites, "adamerging", **FEW)
+    grid, rounds = sites.grid(chosen), []
+    answer = grid._answer
+
+    def forget(message):
+        if message.metadata.message_type == "train.entropy":
+            rounds.append(message)
+            if len(rounds) == 8:  # in the third round: a new process with an empty cache
+                entropy._gains.cache_clear()
+                shutil.rmtree(sites.folder / "cache/runs")
+        return answer(message)
+
+    monkeypatch.setattr(grid, "_answer", forget)
+    results = app_module("server.run").play(grid, chosen, str(sites.base), tmp_path / "out")
+    assert results.manifest_hash == whole[0].manifest_hash
+    assert len(rounds) == 15 + 2  # that site, and the one after it in the same folder
+    assert results.methods[-1].bytes_down > whole[0].methods[-1].bytes_down
+
+
+def test_sites_without_a_head_are_refused_in_the_handshake(tmp_path):
+    with pytest.raises(CohortError, match=r"adamerging: it needs a head .* ash has none: let the"):
+        play(make_sites(tmp_path, ["query"]), tmp_path / "out", "adamerging")
+
+
+def test_whole_models_are_weighed_as_well(tmp_path):
+    sites = with_heads(make_sites(tmp_path, ["query"]))
+    for seed, node in enumerate(sites.nodes[:2]):
+        tuned = load_base(sites.base).backbone
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            for parameter in tuned.parameters():
+                parameter += 0.05 * torch.randn_like(parameter)
+        shutil.rmtree(node["adapter"])
+        tuned.save_pretrained(node["adapter"])
+    results = play(sites, tmp_path / "out", "adamerging", **FEW | {"adamerging.rounds": 2})
+    assert (tmp_path / "out/model").is_dir()
+    assert results.methods[-1].figures["largest coefficient"] == pytest.approx(0.4, abs=0.01)
+
+
+def test_label_words_are_a_head_once_rows_name_the_classes(tmp_path):
+    sites = make_sites(tmp_path, ["q_proj", "down_proj"], "llama")
+    words = {"calibration.prompt-end": " w3"}
+    with pytest.raises(CohortError, match="label words need labelled rows"):
+        play(sites, tmp_path / "bare", "adamerging", **FEW | words)
+    for node in sites.nodes:
+        rows = [json.loads(line) for line in Path(node["data"]).read_text().splitlines()]
+        labelled = [row | {"label": f"w{i % 3}"} for i, row in enumerate(rows)]
+        Path(node["data"]).write_text("\n".join(json.dumps(row) for row in labelled) + "\n")
+    results = play(sites, tmp_path / "out", "adamerging", **FEW | words)
+    figures = results.methods[-1].figures
+    assert figures["mean entropy in the last round"] < figures["mean entropy in the first round"]

@@ -1,0 +1,154 @@
+"""Learnt coefficients, whatever goes wrong on the way: the same bits, or an error."""
+
+import pytest
+import torch
+from flwr.app import ArrayRecord, Message
+
+from layerweld.errors import RefusedReplyError
+from layerweld.launch import app_module
+from layerweld.methods import METHODS
+from layerweld.transport.descent import (
+    decode_block,
+    decode_coefficients,
+    encode_block_gradients,
+    encode_gradient,
+)
+from layerweld.transport.descent_messages import BlockAnswer, CoefficientAnswer
+from tests.faulty_grid import Faults, FaultyGrid, none
+from tests.stub_sites import (
+    NAMES,
+    NODES,
+    PLAN,
+    MemoryJournal,
+    StubApp,
+    new_chain,
+    settings,
+)
+from tests.test_faults import SilentGrid
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+class LearningStub(StubApp):
+    """Sites whose entropy is a quadratic of the coefficients; a restarted one lacks the updates."""
+
+    def __call__(self, message, context):
+        if message.metadata.message_type != "train.entropy":
+            return super().__call__(message, context)
+        name, asked = context.node_config["name"], decode_coefficients(message.content)
+        if asked.updates:
+            self.has[name].add(asked.held)
+        lacks = asked.held not in self.has[name]
+        generator = torch.Generator().manual_seed(100 * NAMES.index(name) + asked.round)
+        pull = torch.randn(asked.coefficients.shape, generator=generator)
+        gradient = self.spoilt(name, asked.coefficients + pull)
+        reply = CoefficientAnswer(name, asked.digest, lacks, 0.5, gradient)
+        return Message(encode_gradient(reply), reply_to=message)
+
+    def spoilt(self, _name, gradient):
+        return gradient
+
+
+class DistilledStub(StubApp):
+    """Sites whose distance is a quadratic of the weights; a restarted one lacks what was merged."""
+
+    def __call__(self, message, context):
+        if message.metadata.message_type != "train.distillation":
+            return super().__call__(message, context)
+        name, asked = context.node_config["name"], decode_block(message.content)
+        self.has[name] |= set(asked.merged)
+        lacking = sorted(set(range(asked.step)) - self.has[name])
+        if lacking:
+            return self._reply(message, BlockAnswer(name, asked.digest, lacking[0]))
+        generator = torch.Generator().manual_seed(100 * NAMES.index(name) + asked.round)
+        gradients = {
+            layer: self.spoilt(
+                name, update.dense() + torch.randn(update.shape, generator=generator)
+            )
+            for layer, update in asked.updates.items()
+        }
+        return self._reply(message, BlockAnswer(name, asked.digest, None, 0.5, gradients))
+
+    def _reply(self, message, answer):
+        return Message(encode_block_gradients(answer), reply_to=message)
+
+    def spoilt(self, _name, gradient):
+        return gradient
+
+
+def learn(stub, faults, clock, journal=None, grid=FaultyGrid, **entries):
+    chosen = settings(
+        adamerging={"rounds": 4, "learning-rate": 0.1},
+        prodistill={"steps": 3, "learning-rate": 0.1},
+        **entries,
+    )
+    cohort = new_chain(chosen).cohort
+    name = "adamerging" if isinstance(stub, LearningStub) else "prodistill"
+    table = app_module("strategies.by_method")
+    play = table.Play(METHODS[name], PLAN, cohort, chosen, {}, journal or MemoryJournal())
+    grid = grid(stub, NODES, chosen, faults, clock)
+    return app_module("strategies.round_by_round").RoundByRound(cohort, table.rounds_of(play)), grid
+
+
+STUBS = pytest.mark.parametrize("stub", [LearningStub, DistilledStub])
+
+
+@STUBS
+@pytest.mark.parametrize("seed", range(12))
+def test_no_fault_on_the_way_changes_a_bit(stub, seed, clock):
+    merges = []
+    for faults in (none(), Faults(seed)):
+        strategy, grid = learn(stub(), faults, clock)
+        strategy.play(grid)
+        merges.append(strategy.rounds.merged)
+    assert merges[0].figures == merges[1].figures
+    for layer, update in merges[0].updates.items():
+        assert torch.equal(update.dense(), merges[1].updates[layer].dense())
+
+
+@STUBS
+def test_flowers_own_loop_learns_the_same(stub, clock):
+    played, grid = learn(stub(), none(), clock)
+    played.play(grid)
+    started, grid = learn(stub(), Faults(5, kinds=("error 2", "moved")), clock)
+    started.start(grid, ArrayRecord())
+    for layer, update in played.rounds.merged.updates.items():
+        assert torch.equal(update.dense(), started.rounds.merged.updates[layer].dense())
+
+
+@STUBS
+@pytest.mark.parametrize("name", ["nan", "infinity", "shape"])
+def test_a_gradient_that_cannot_be_added_is_refused(stub, name, clock):
+    class Spoiler(stub):
+        def spoilt(self, site, gradient):
+            if site == "birch":
+                gradient[0, 0] = {"nan": float("nan"), "infinity": float("inf")}.get(name, 1.0)
+                return gradient[1:] if name == "shape" else gradient
+            return gradient
+
+    strategy, grid = learn(Spoiler(), none(), clock)
+    with pytest.raises(RefusedReplyError, match="birch, asked 3 times"):
+        strategy.play(grid)
+
+
+@STUBS
+def test_a_run_goes_on_without_a_lost_site_and_is_resumed_without_it(stub, clock):
+    class Lost(stub):
+        def spoilt(self, site, gradient):
+            answers[site] = answers.get(site, 0) + 1
+            if site == "birch" and answers[site] > 2:
+                raise ValueError
+            return gradient
+
+    answers, journal = {}, MemoryJournal()
+    policy = {"lost-site": "continue", "deadline": 600.0}
+    strategy, grid = learn(Lost(), none(), clock, journal, SilentGrid, **policy)
+    strategy.play(grid)
+    assert strategy.rounds.played == strategy.rounds.count
+    assert strategy.cohort.names == ("ash", "cedar")
+    resumed, _ = learn(Lost(), none(), clock, journal, **policy)
+    assert resumed.rounds.played == resumed.rounds.count
+    assert resumed.cohort.names == ("ash", "cedar")
+    assert resumed.rounds.merged.figures == strategy.rounds.merged.figures
+    for layer, update in strategy.rounds.merged.updates.items():
+        assert torch.equal(update.dense(), resumed.rounds.merged.updates[layer].dense())

@@ -1,0 +1,178 @@
+"""ProDistill: what a federation learns is what one process with all rows would."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from client.data import read_rows
+from layerweld.base_model import load_base
+from layerweld.discover import discover_plan
+from layerweld.launch import app_module
+from layerweld.linear import weight_of
+from layerweld.task_vectors import read_fine_tuned
+from tests.test_methods import play, settings_of, written
+from tests.tiny_sites import make_sites
+
+TARGETS = ["query", "value", "output.dense"]
+FEW = {"prodistill.steps": 4, "prodistill.learning-rate": 0.05}
+
+
+@pytest.fixture(scope="module")
+def sites(tmp_path_factory):
+    return make_sites(tmp_path_factory.mktemp("bert"), TARGETS)
+
+
+@pytest.fixture(scope="module")
+def whole(sites, tmp_path_factory):
+    """A run that nothing disturbs: its results, and what it wrote."""
+    output = tmp_path_factory.mktemp("whole") / "out"
+    return play(sites, output, "prodistill", **FEW), output
+
+
+def in_one_place(sites, settings):
+    """ΔW after the same steps: whole models run from end to end, autograd over the coefficients."""
+    backbone = load_base(sites.base).backbone
+    own = [
+        read_fine_tuned(node["adapter"], load_base(sites.base)).task_vector.updates
+        for node in sites.nodes
+    ]
+    inputs = [inputs_of(sites, node, settings) for node in sites.nodes]
+    plan = discover_plan(backbone).restricted_to({layer for of in own for layer in of})
+    merged = {}
+    for block in range(len(plan.blocks)):
+        names = [s.name for g in plan.groups_of_block(block) for s in g.layers]
+        vectors = {k: torch.stack([of[k].dense() for of in own]) for k in names}
+        free = {k: torch.full_like(v, 0.3).requires_grad_() for k, v in vectors.items()}
+        adam = torch.optim.Adam(free.values(), lr=settings.prodistill.learning_rate)
+        for _ in range(settings.prodistill.steps):
+            adam.zero_grad()
+            now = merged | {k: (free[k] * vectors[k]).sum(dim=0) for k in names}
+            loss = 0
+            for of, rows in zip(own, inputs, strict=True):
+                dense = {k: update.dense() for k, update in of.items()}
+                got = after_block(backbone, now, rows, block)
+                wanted = after_block(backbone, dense, rows, block)
+                keep = rows["attention_mask"].bool()
+                loss = loss + (got - wanted)[keep].square().sum() / len(keep)
+            loss.backward()
+            adam.step()
+        merged |= {k: (free[k].detach() * vectors[k]).sum(dim=0) for k in names}
+    return merged
+
+
+def inputs_of(sites, node, settings):
+    rows = read_rows(Path(node["data"]), settings.calibration, reads_images=False)
+    tokenizer = AutoTokenizer.from_pretrained(sites.base)
+    encoded = tokenizer(
+        list(rows.inputs), truncation=True, max_length=12, padding=True, return_tensors="pt"
+    )
+    return {k: encoded[k] for k in ("input_ids", "attention_mask")}
+
+
+def after_block(backbone, updates, inputs, block):
+    weights = {f"{k}.weight": weight_of(backbone.get_submodule(k)) + v for k, v in updates.items()}
+    states = torch.func.functional_call(
+        backbone, weights, (), inputs | {"output_hidden_states": True}
+    ).hidden_states
+    return states[block + 1]
+
+
+def test_the_federation_learns_what_one_process_with_all_rows_would(sites, whole):
+    results, output = whole
+    expected = in_one_place(sites, settings_of(sites, "prodistill", **FEW))
+    got = written(sites, output)
+    for layer, values in expected.items():
+        torch.testing.assert_close(got[layer], values, rtol=1e-3, atol=1e-4)
+    assert results.methods[-1].rounds == 1 + 2 * FEW["prodistill.steps"]
+    assert len(results.methods[-1].figures) == 2
+    assert all(0 < value < 1 for value in results.methods[-1].figures.values())
+
+
+def test_no_step_is_task_arithmetic(sites, tmp_path):
+    play(sites, tmp_path / "none", "prodistill", **{"prodistill.steps": 0})
+    play(sites, tmp_path / "sum", "task-arithmetic")
+    learnt, summed = written(sites, tmp_path / "none"), written(sites, tmp_path / "sum")
+    for layer, values in summed.items():
+        torch.testing.assert_close(learnt[layer], values, rtol=1e-4, atol=1e-6)
+
+
+def test_the_order_of_the_sites_does_not_change_a_bit(sites, whole, tmp_path):
+    sites.nodes.reverse()
+    second = play(sites, tmp_path / "two", "prodistill", **FEW)
+    sites.nodes.reverse()
+    assert second.manifest_hash == whole[0].manifest_hash
+
+
+def test_a_merge_is_cut_to_a_rank_and_is_an_adapter_again(sites, tmp_path):
+    play(sites, tmp_path / "out", "prodistill", **FEW | {"merge.rank": 4})
+    assert (tmp_path / "out/adapter").is_dir()
+
+
+class Killed(BaseException):
+    """As sudden as a signal: nothing catches it."""
+
+
+@pytest.mark.parametrize("after", [0, 1, 2])
+def test_a_run_killed_after_any_block_ends_in_the_same_bytes(
+    sites, whole, tmp_path, monkeypatch, after
+):
+    files = app_module("server.round_journal").RoundFiles
+    keep = files.keep
+
+    def keep_and_die(self, round_):
+        keep(self, round_)
+        if round_.index == after:
+            raise Killed
+
+    monkeypatch.setattr(files, "keep", keep_and_die)
+    with pytest.raises(Killed):
+        play(sites, tmp_path / "out", "prodistill", **FEW)
+    monkeypatch.setattr(files, "keep", keep)
+    resumed = play(sites, tmp_path / "out", "prodistill", **FEW)
+    assert resumed.manifest_hash == whole[0].manifest_hash
+
+
+@pytest.mark.parametrize("number", [2, 8, 14, 20])
+def test_a_site_in_a_new_process_without_a_cache_catches_up(
+    sites, whole, tmp_path, monkeypatch, number
+):
+    chosen = settings_of(sites, "prodistill", **FEW)
+    grid, asked = sites.grid(chosen), []
+    answer = grid._answer
+
+    def forget(message):
+        if message.metadata.message_type == "train.distillation":
+            asked.append(message)
+            if len(asked) == number:
+                app_module("client.distillation")._memory.cache_clear()
+                shutil.rmtree(sites.folder / "cache/runs", ignore_errors=True)
+        return answer(message)
+
+    monkeypatch.setattr(grid, "_answer", forget)
+    results = app_module("server.run").play(grid, chosen, str(sites.base), tmp_path / "out")
+    assert results.manifest_hash == whole[0].manifest_hash
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_other_families_are_distilled_as_well(tmp_path, family):
+    targets = {"gpt2": ["c_attn", "c_fc", "c_proj"], "llama": ["q_proj", "down_proj"]}[family]
+    sites = make_sites(tmp_path, targets, family)
+    results = play(sites, tmp_path / "out", "prodistill", **FEW)
+    assert all(0 < value < 1 for value in results.methods[-1].figures.values())
+
+
+def test_whole_models_are_distilled_each_behind_its_own_embeddings(tmp_path):
+    sites = make_sites(tmp_path, TARGETS)
+    for seed, node in enumerate(sites.nodes):
+        tuned = load_base(sites.base).backbone
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            for parameter in tuned.parameters():
+                parameter += 0.05 * torch.randn_like(parameter)
+        tuned.save_pretrained(tmp_path / f"tuned-{seed}")
+        node["adapter"] = str(tmp_path / f"tuned-{seed}")
+    results = play(sites, tmp_path / "out", "prodistill", **FEW)
+    assert all(0 < value < 1 for value in results.methods[-1].figures.values())
