@@ -20,7 +20,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from client.batches import batches
+from client.batches import Preprocessor, batches
 from client.data import make_rows, read_rows
 from client.evaluate import accuracy
 from client.finetune import fine_tune
@@ -284,6 +284,17 @@ def test_padding_and_batch_size_do_not_change_the_logits(text_base):
         return torch.cat([head(state, batch["attention_mask"]) for state, batch in pairs])
 
     torch.testing.assert_close(logits(3), logits(1))
+
+
+def test_batches_of_like_length_hold_every_text_once_and_little_padding(text_base):
+    texts = ["a " * (1 + (7 * i) % 14) + "b" for i in range(40)]
+    found = [*Preprocessor(text_base, 16).by_length(texts, batch_size=6)]
+    assert sorted(place for places, _ in found for place in places) == list(range(40))
+    for places, batch in found:
+        assert len(places) <= 6
+        lengths = batch["attention_mask"].sum(dim=1)
+        assert lengths.tolist() == [len(texts[place].split()) for place in places]
+        assert batch["input_ids"].shape[1] == lengths.max() <= 1.2 * lengths.min()
 
 
 def test_texts_are_cut_at_the_shorter_of_setting_and_model(text_base):
