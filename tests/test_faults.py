@@ -32,6 +32,7 @@ from tests.faulty_grid import (
     none,
 )
 from tests.stub_sites import (
+    NAMES,
     NODES,
     PLAN,
     RUN,
