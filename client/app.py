@@ -43,7 +43,7 @@ def remainder(message: Message, context: Context) -> Message:
 
     state = _state(message, context)
     arrays = to_arrays(state.adapter.task_vector.remainder)
-    return Message(RecordDict({"remainder": arrays, "site": _name(state)}), reply_to=message)
+    return Message(RecordDict({"remainder": arrays}), reply_to=message)
 
 
 @app.train("adapter")
@@ -54,7 +54,7 @@ def adapter(message: Message, context: Context) -> Message:
 
     state = _state(message, context)
     arrays = to_arrays(update_tensors(state.adapter.task_vector.updates))
-    return Message(RecordDict({"updates": arrays, "site": _name(state)}), reply_to=message)
+    return Message(RecordDict({"updates": arrays}), reply_to=message)
 
 
 @app.train("fisher")
@@ -66,7 +66,7 @@ def fisher(message: Message, context: Context) -> Message:
 
     state = _state(message, context)
     arrays = to_arrays(fisher_sums(state, decode_model(message.content).layers))
-    return Message(RecordDict({"fisher": arrays, "site": _name(state)}), reply_to=message)
+    return Message(RecordDict({"fisher": arrays}), reply_to=message)
 
 
 @app.train("entropy")
@@ -111,7 +111,7 @@ def evaluate(message: Message, context: Context) -> Message:
     state = _state(message, context)
     accuracy, samples = held_out_accuracy(state, decode_model(message.content))
     metrics = MetricRecord({"accuracy": accuracy, "num-examples": samples})
-    return Message(RecordDict({"metrics": metrics, "site": _name(state)}), reply_to=message)
+    return Message(RecordDict({"metrics": metrics}), reply_to=message)
 
 
 @app.query("shift")
@@ -123,7 +123,7 @@ def shift(message: Message, context: Context) -> Message:
     state = _state(message, context)
     shifts = shift_per_group(state, decode_model(message.content))
     record = ConfigRecord({"groups": list(shifts), "shifts": list(shifts.values())})
-    return Message(RecordDict({"shift": record, "site": _name(state)}), reply_to=message)
+    return Message(RecordDict({"shift": record}), reply_to=message)
 
 
 @app.query("finished")
@@ -151,7 +151,3 @@ def _state(message: Message, context: Context) -> "SiteState":
     torch.set_num_threads(settings.calibration.threads)
     site = site_of_node(context.node_config, settings)
     return site_state(site, settings, decode_run(message.content))
-
-
-def _name(state: "SiteState") -> ConfigRecord:
-    return ConfigRecord({"name": state.site.name})

@@ -110,19 +110,10 @@ class Preprocessor:
         return pixels
 
 
-def batches(
-    rows: Rows, base: BaseModel, batch_size: int, max_length: int, prompt_end: str = ""
-) -> list[dict[str, Tensor]]:
-    """All rows as model inputs, in order, ``batch_size`` of them at a time; the last may be less.
-
-    Raises:
-        ConfigError: the base model's folder has no tokenizer, or one that cannot pad.
-    """
-    preprocess = Preprocessor(base, max_length, prompt_end)
-    return [
-        preprocess(rows.inputs[start : start + batch_size])
-        for start in range(0, len(rows), batch_size)
-    ]
+def batches(rows: Rows, preprocess: Preprocessor, batch_size: int) -> Iterator[dict[str, Tensor]]:
+    """All rows as model inputs, in order, ``batch_size`` at a time; the last may be fewer."""
+    for start in range(0, len(rows), batch_size):
+        yield preprocess(rows.inputs[start : start + batch_size])
 
 
 def _alike(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:

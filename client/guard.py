@@ -37,15 +37,20 @@ class SiteApp(ClientApp):
         Runs do not share files, but for adapters that sites train.
         """
         from layerweld.disk import only_here
+        from layerweld.transport.messages import Subject
         from layerweld.transport.run import decode_run
+        from layerweld.transport.subject import with_subject
 
         cache, site = _cache_and_name(context)
-        trains = message.metadata.message_type == "train.finetune"
-        name = site if trains else f"{site}-{decode_run(message.content)}"
+        asked, run = message.metadata, decode_run(message.content)
+        name = site if asked.message_type == "train.finetune" else f"{site}-{run}"
         watched = bool(context.node_config.get("watchdog")) and not raises_here()
-        guard = watchdog(message.metadata.ttl, cache / "logs") if watched else nullcontext()
+        guard = watchdog(asked.ttl, cache / "logs") if watched else nullcontext()
         with guard, only_here(cache / "locks" / f"{name}.lock", f"{cache}, as {site}"):
-            return super().__call__(message, context)
+            reply = super().__call__(message, context)
+        subject = Subject(run, asked.message_type, asked.group_id, str(context.node_id), site)
+        reply.content = with_subject(reply.content, subject)
+        return reply
 
 
 @contextmanager

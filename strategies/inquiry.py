@@ -16,7 +16,9 @@ from layerweld.errors import LostSiteError, RefusedReplyError, StaleReplyError
 from layerweld.incidents import parse_incident
 from layerweld.progress import report_progress
 from layerweld.transport.introduction import decode_introduction
+from layerweld.transport.messages import Subject
 from layerweld.transport.run import encode_run
+from layerweld.transport.subject import require_subject
 from strategies.cohort import Cohort
 from strategies.silence import Silence
 
@@ -37,6 +39,7 @@ _FLOWER_ERRORS = {
     7: "it refused the app bundle",
     8: "its process died",
 }
+_GREETING = ("query.handshake", "handshake")
 _LASTING = (1, 7)  # of these: nothing changes until somebody at the site acts
 
 
@@ -183,6 +186,7 @@ class Inquiry(Generic[T]):
     def _take(self, site: str, reply: Message) -> T | None:
         asked = self._open[site]
         try:
+            require_subject(reply.content, self._subject(site, reply.metadata.src_node_id))
             answer = self._read(site, reply.content)
         except StaleReplyError as error:
             self._cohort.ignored["stale"] += 1
@@ -200,6 +204,10 @@ class Inquiry(Generic[T]):
             return None
         self._close(site)
         return answer
+
+    def _subject(self, site: str, node: int) -> Subject:
+        known = site if site in self._cohort.introductions else ""
+        return Subject(self._cohort.run, self._message_type, self._what, str(node), known)
 
     def _close(self, site: str) -> None:
         del self._open[site], self._cohort.waiting[site]
@@ -274,7 +282,8 @@ class Inquiry(Generic[T]):
         unknown = self._cohort.unknown_among(set(self._grid.get_node_ids()))
         for node in sorted(unknown - greeted):
             about = encode_run(self._cohort.run)
-            message = Message(about, node, "query.handshake", ttl=timeout, group_id="handshake")
+            kind, what = _GREETING
+            message = Message(about, node, kind, ttl=timeout, group_id=what)
             for message_id in self._grid.push_messages([message]):
                 if message_id:
                     self._greeted[message_id] = (node, now + timeout)
@@ -283,7 +292,11 @@ class Inquiry(Generic[T]):
         if reply.has_error():
             return  # greeted again at the next look
         try:
+            require_subject(reply.content, Subject(self._cohort.run, *_GREETING, str(node), ""))
             site = self._cohort.recognise(decode_introduction(reply.content))
+        except StaleReplyError:
+            self._cohort.ignored["stale"] += 1
+            return  # likewise
         except RefusedReplyError as error:
             self._cohort.turn_away(node)
             _say(f"node {node} is turned away: {error}")

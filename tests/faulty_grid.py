@@ -1,7 +1,7 @@
 """Flower's Grid with everything that goes wrong on the way, at random but repeatably."""
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 
 import numpy as np
@@ -155,7 +155,7 @@ class FaultyGrid(InProcessGrid):
         if node in self._gone:
             return
         self._gone.add(node)
-        context = self._contexts[node]
+        context = replace(self._contexts[node], node_id=self._next_node)
         self._contexts[self._next_node] = context
         self._next_node += 1
         getattr(self._app, "has", {}).get(context.node_config["name"], set()).clear()

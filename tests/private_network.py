@@ -5,6 +5,8 @@ A link is cut at the bridge: packets vanish, and neither side is told. The kerne
 """
 
 import os
+import shlex
+import signal
 import subprocess
 import sys
 from contextlib import contextmanager, suppress
@@ -34,18 +36,21 @@ class PrivateNetwork:
             self._add_namespace(name)
             self._hub(f"ip link add dev to-{name} type veth peer name eth0 netns {self._ns(name)}")
             self._hub(f"ip link set dev to-{name} master bridge0 up")
-            self._run(name, f"ip addr add {address}/24 dev eth0")
-            self._run(name, "ip link set dev eth0 up")
+            self._on(name, f"ip addr add {address}/24 dev eth0")
+            self._on(name, "ip link set dev eth0 up")
 
     def inside(self, name):
         """What to put before a command line, so that it runs on that machine."""
         return ("ip", "netns", "exec", self._ns(name))
 
+    @contextmanager
     def cut(self, name):
+        """Let no packet of a machine pass."""
         self._hub(f"bridge link set dev to-{name} state {_DISABLED}")
-
-    def mend(self, name):
-        self._hub(f"bridge link set dev to-{name} state {_FORWARDING}")
+        try:
+            yield
+        finally:
+            self._hub(f"bridge link set dev to-{name} state {_FORWARDING}")
 
     @contextmanager
     def slow(self, name, delay, loss):
@@ -67,29 +72,31 @@ class PrivateNetwork:
     def remove(self):
         """Delete the namespaces, and end what still runs in them."""
         for name in ("hub", *self.addresses):
-            listed = self._try(f"ip netns pids {self._ns(name)}")
-            for pid in listed.stdout.split():
-                with suppress(ProcessLookupError):
-                    os.kill(int(pid), 9)
-            self._try(f"ip netns del {self._ns(name)}")
+            with suppress(OSError):  # one that was never made
+                for pid in _do(f"ip netns pids {self._ns(name)}".split()).split():
+                    with suppress(ProcessLookupError):
+                        os.kill(int(pid), signal.SIGKILL)
+                _do(f"ip netns del {self._ns(name)}".split())
 
     def _ns(self, name):
         return f"{self._prefix}-{name}"
 
     def _add_namespace(self, name):
-        done = self._try(f"ip netns add {self._ns(name)}")
-        if done.returncode:
-            raise PermissionError(done.stderr.strip())
-        self._run(name, "ip link set lo up")
+        _do(f"ip netns add {self._ns(name)}".split())
+        self._on(name, "ip link set lo up")
 
     def _hub(self, command):
-        self._run("hub", command)
+        self._on("hub", command)
 
-    def _run(self, name, command):
-        subprocess.run([*self.inside(name), *command.split()], check=True)
+    def _on(self, name, command):
+        _do([*self.inside(name), *command.split()])
 
-    def _try(self, command):
-        return subprocess.run(command.split(), capture_output=True, text=True, check=False)
+
+def _do(command):
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise OSError(f"{shlex.join(command)}: {done.stderr.strip()}")
+    return done.stdout
 
 
 @contextmanager

@@ -17,7 +17,9 @@ from layerweld.statistics import ProductForm, group_statistics
 from layerweld.transport.arrays import to_arrays
 from layerweld.transport.chain import decode_question, encode_answer
 from layerweld.transport.introduction import encode_introduction
-from layerweld.transport.messages import Answer, Introduction
+from layerweld.transport.messages import Answer, Introduction, Subject
+from layerweld.transport.run import decode_run
+from layerweld.transport.subject import with_subject
 from layerweld.updates import LowRankUpdate
 
 PLAN = MergePlan(
@@ -85,6 +87,14 @@ def statistics_of(name, group_name):
     )
 
 
+def reply_with(content, message, context):
+    """As a site's app replies: the content says what it is about."""
+    asked, run = message.metadata, decode_run(message.content)
+    name = context.node_config["name"]
+    subject = Subject(run, asked.message_type, asked.group_id, str(context.node_id), name)
+    return Message(with_subject(content, subject), reply_to=message)
+
+
 class StubApp:
     """What a ClientApp is to a grid. Sites that restarted lack what was merged before."""
 
@@ -100,7 +110,7 @@ class StubApp:
                 {"updates": to_arrays(update_tensors(updates_of(name)))}
             ),
         }[message.metadata.message_type]()
-        return Message(content, reply_to=message)
+        return reply_with(content, message, context)
 
     def statistics(self, name, message):
         return encode_answer(self.answer(name, message))

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from flwr.app import ArrayRecord, Message
+from flwr.app import ArrayRecord
 
 from layerweld.errors import RefusedReplyError
 from layerweld.launch import app_module
@@ -22,6 +22,7 @@ from tests.stub_sites import (
     MemoryJournal,
     StubApp,
     new_chain,
+    reply_with,
     settings,
 )
 from tests.test_faults import SilentGrid
@@ -43,7 +44,7 @@ class LearningStub(StubApp):
         pull = torch.randn(asked.coefficients.shape, generator=generator)
         gradient = self.spoilt(name, asked.coefficients + pull)
         reply = CoefficientAnswer(name, asked.digest, lacks, 0.5, gradient)
-        return Message(encode_gradient(reply), reply_to=message)
+        return reply_with(encode_gradient(reply), message, context)
 
     def spoilt(self, _name, gradient):
         return gradient
@@ -59,7 +60,8 @@ class DistilledStub(StubApp):
         self.has[name] |= set(asked.merged)
         lacking = sorted(set(range(asked.step)) - self.has[name])
         if lacking:
-            return self._reply(message, BlockAnswer(name, asked.digest, lacking[0]))
+            answer = BlockAnswer(name, asked.digest, lacking[0])
+            return reply_with(encode_block_gradients(answer), message, context)
         generator = torch.Generator().manual_seed(100 * NAMES.index(name) + asked.round)
         gradients = {
             layer: self.spoilt(
@@ -67,10 +69,8 @@ class DistilledStub(StubApp):
             )
             for layer, update in asked.updates.items()
         }
-        return self._reply(message, BlockAnswer(name, asked.digest, None, 0.5, gradients))
-
-    def _reply(self, message, answer):
-        return Message(encode_block_gradients(answer), reply_to=message)
+        answer = BlockAnswer(name, asked.digest, None, 0.5, gradients)
+        return reply_with(encode_block_gradients(answer), message, context)
 
     def spoilt(self, _name, gradient):
         return gradient

@@ -62,6 +62,25 @@ FOUND_OUT_BY_TRAINING = (
 
 
 @dataclass(frozen=True)
+class Subject:
+    """What a reply is about, as the site understood it: no other reply has the same.
+
+    Attributes:
+        run: identifies the run.
+        kind: Flower's type of the message.
+        question: as it is called; what one kind calls the same in a run has the same answer.
+        node: Flower's id of the node that answers, in digits: records hold no number as large.
+        site: who answers.
+    """
+
+    run: str
+    kind: str
+    question: str
+    node: str
+    site: str
+
+
+@dataclass(frozen=True)
 class Question:
     """The server's request for the statistics of one step.
 

@@ -1,0 +1,152 @@
+"""Networks that fail between real machines: cut, flapping, slow, gone. The same bytes, and by name.
+
+Each organisation is a network namespace; see :mod:`tests.private_network`.
+"""
+
+import json
+import os
+import re
+import signal
+from contextlib import ExitStack
+from time import sleep
+
+import pytest
+
+from layerweld.launch import app_module
+from tests.deployed import Door, install_wheel, running
+from tests.private_network import private_network
+from tests.tiny_sites import TinySites, make_sites
+
+pytestmark = pytest.mark.network
+
+_PORT = 8443
+_AWAY = 100  # seconds; after 60 Flower calls a node unreachable
+
+
+@pytest.fixture(scope="module")
+def network():
+    with ExitStack() as stack:
+        try:
+            network = stack.enter_context(private_network(["fed", "ash", "birch"]))
+        except OSError as error:
+            pytest.skip(f"network namespaces are not permitted here: {error}")
+        yield network
+
+
+@pytest.fixture(scope="module")
+def sites(tmp_path_factory):
+    three = make_sites(tmp_path_factory.mktemp("given"), ["query", "value"])
+    return TinySites(three.base, three.nodes[:2], three.folder)
+
+
+@pytest.fixture(scope="module")
+def federation(network, sites, tmp_path_factory):
+    installed = install_wheel(tmp_path_factory.mktemp("wheel"))
+    door = Door(network.addresses["fed"], "0.0.0.0", _PORT)
+    inside = {name: network.inside(name) for name in ("fed", "ash", "birch")}
+    with running(tmp_path_factory.mktemp("machines"), sites, door, installed, inside) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def undisturbed(sites, tmp_path_factory):
+    """Output of the same run within one process."""
+    output, settings = tmp_path_factory.mktemp("in-process") / "output", sites.settings()
+    app_module("server.run").play(sites.grid(settings), settings, str(sites.base), output)
+    return output
+
+
+def read_results(output):
+    return json.loads((output / "results.json").read_text())
+
+
+def contributions(results):
+    """Tokens by site, of every group of every step: a site that counted twice would show."""
+    return [group["tokens"] for method in results["methods"] for group in method["groups"]]
+
+
+class Disturbed:
+    """A run whose first step of two is solved, and what became of it.
+
+    Args:
+        federation: where it runs.
+        name: of the run.
+    """
+
+    def __init__(self, federation, name):
+        self._federation, self._name = federation, name
+        self.said = ""
+
+    def __enter__(self):
+        self._run = self._federation.run(self._name)
+        self._federation.wait_for_steps(self._name)
+        return self
+
+    def __exit__(self, kind, *_):
+        if kind is None:
+            self.said = self._federation.finish(self._run)
+            return
+        self._run.kill()  # it only follows the run
+        self._run.communicate()
+        self._federation.lw("coordinator", "stop", check=False)
+
+    @property
+    def output(self):
+        return self._federation.output(self._name)
+
+    @property
+    def waited_for(self):
+        """Sites that the run has named."""
+        lines = re.findall(r"^waiting for (.*) at the statistics of step 2: ", self.said, re.M)
+        return {name for line in lines for name in line.split(", ")}
+
+    def is_as(self, undisturbed):
+        manifest = (self.output / "manifest.json").read_bytes()
+        results = read_results(self.output)
+        return manifest == (undisturbed / "manifest.json").read_bytes() and (
+            contributions(results) == contributions(read_results(undisturbed))
+        )
+
+
+def test_a_link_that_is_slow_and_loses_packets_changes_nothing(federation, network, undisturbed):
+    with network.slow("ash", delay=0.15, loss=0.02), Disturbed(federation, "slow") as run:
+        pass
+    assert run.is_as(undisturbed)
+    assert read_results(run.output)["ignored"] == {}  # nobody was asked twice for being slow
+
+
+def test_a_link_that_is_cut_for_half_a_minute_changes_nothing(federation, network, undisturbed):
+    with Disturbed(federation, "cut") as run, network.cut("ash"):
+        sleep(30)
+    assert run.is_as(undisturbed)
+    assert "ash" in run.waited_for
+
+
+def test_a_link_that_comes_and_goes_every_five_seconds_changes_nothing(
+    federation, network, undisturbed
+):
+    with Disturbed(federation, "flapping") as run:
+        for _ in range(10):
+            with network.cut("ash"):
+                sleep(5)
+            sleep(5)
+    assert run.is_as(undisturbed)
+
+
+def test_a_coordinator_that_is_out_of_reach_is_waited_for(federation, network, undisturbed):
+    with Disturbed(federation, "gone") as run, network.cut("fed"):
+        sleep(_AWAY)
+    assert run.is_as(undisturbed)
+    assert run.waited_for == {"ash", "birch"}
+
+
+def test_a_site_that_is_stopped_is_waited_for_by_name(federation, undisturbed):
+    with Disturbed(federation, "stopped") as run:
+        group = federation.child_of("ash", "supernode")
+        os.killpg(group, signal.SIGSTOP)
+        try:
+            sleep(_AWAY)
+        finally:
+            os.killpg(group, signal.SIGCONT)
+    assert run.is_as(undisturbed)
+    assert "waiting for ash at the statistics of step 2: its node is not reachable" in run.said
