@@ -15,6 +15,7 @@ from client.data import Rows
 from layerweld.base_model import BaseModel
 from layerweld.errors import ConfigError
 
+_TOKENISED_AT_ONCE = 4096  # texts: bounds what is in memory
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -62,11 +63,38 @@ class Preprocessor:
         """
         if self._base.reads_images:
             return {"pixel_values": self._pixels([Path(file) for file in inputs])}
-        encoded = self._tokenizer(list(inputs), truncation=True, max_length=self._max_length)
+        return self._padded(self._encoded(inputs))
+
+    def by_length(
+        self, inputs: Sequence[str] | Sequence[Path], batch_size: int
+    ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+        """Batches of at most ``batch_size`` texts of like length, with their places in ``inputs``.
+
+        A fifth of what a batch of mixed lengths computes is padding. Images come in order.
+        """
+        if self._base.reads_images:
+            for start in range(0, len(inputs), batch_size):
+                places = [*range(start, min(start + batch_size, len(inputs)))]
+                yield places, self(inputs[start : start + batch_size])
+            return
+        by_characters = sorted(range(len(inputs)), key=lambda place: len(str(inputs[place])))
+        for start in range(0, len(inputs), _TOKENISED_AT_ONCE):
+            window = by_characters[start : start + _TOKENISED_AT_ONCE]
+            encoded = self._encoded([str(inputs[place]) for place in window])
+            for rows in _alike([len(ids) for ids in encoded["input_ids"]], batch_size):
+                picked = {key: [values[row] for row in rows] for key, values in encoded.items()}
+                yield [window[row] for row in rows], self._padded(picked)
+
+    def _encoded(self, texts: Sequence[str] | Sequence[Path]) -> Any:
+        """What the tokenizer makes of each text, cut and not yet padded, by name."""
+        encoded = self._tokenizer(list(texts), truncation=True, max_length=self._max_length)
         if self._end:
-            encoded = {"input_ids": [ids + self._end for ids in encoded["input_ids"]]}
-        encoded = self._tokenizer.pad(encoded, padding="longest", return_tensors="pt")
-        return {key: value for key, value in encoded.items() if key in self._accepted}
+            return {"input_ids": [ids + self._end for ids in encoded["input_ids"]]}
+        return encoded
+
+    def _padded(self, encoded: Any) -> dict[str, Tensor]:
+        padded = self._tokenizer.pad(encoded, padding="longest", return_tensors="pt")
+        return {key: value for key, value in padded.items() if key in self._accepted}
 
     def _pixels(self, files: Sequence[Path]) -> Tensor:
         from PIL import Image
@@ -82,21 +110,22 @@ class Preprocessor:
         return pixels
 
 
-def batches(
-    rows: Rows, base: BaseModel, batch_size: int, max_length: int, prompt_end: str = ""
-) -> list[dict[str, Tensor]]:
-    """All rows as model inputs, in order, ``batch_size`` of them at a time; the last may be less.
-
-    Raises:
-        ConfigError: the base model's folder has no tokenizer, or one that cannot pad.
-    """
-    return list(stream(rows, Preprocessor(base, max_length, prompt_end), batch_size))
-
-
-def stream(rows: Rows, preprocess: Preprocessor, batch_size: int) -> Iterator[dict[str, Tensor]]:
-    """As :func:`batches`, one at a time: for data that is larger than memory."""
+def batches(rows: Rows, preprocess: Preprocessor, batch_size: int) -> Iterator[dict[str, Tensor]]:
+    """All rows as model inputs, in order, ``batch_size`` at a time; the last may be fewer."""
     for start in range(0, len(rows), batch_size):
         yield preprocess(rows.inputs[start : start + batch_size])
+
+
+def _alike(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Places of like lengths: a batch's longest is at most a fifth longer than its shortest."""
+    batch: list[int] = []
+    for place in sorted(range(len(lengths)), key=lambda place: lengths[place]):
+        if batch and (len(batch) == batch_size or lengths[place] > 1.2 * lengths[batch[0]]):
+            yield batch
+            batch = []
+        batch.append(place)
+    if batch:
+        yield batch
 
 
 def load_tokenizer(folder: Path) -> Any:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
-
 import torch
 from torchmetrics.classification import MulticlassAccuracy
 
-from client.batches import Preprocessor, stream
+from client.batches import Preprocessor
 from client.data import Rows
 from client.heads import ClassifierHead
 from client.label_words import LabelWordHead
@@ -40,24 +36,16 @@ def accuracy(
         DataError: the rows have no labels, or one of a class that the head does not know.
     """
     device = next(base.backbone.parameters()).device
-    order = sorted(range(len(rows)), key=lambda i: len(str(rows.inputs[i])))  # little padding
-    labels = labels_of(rows, head)[order].to(device)
+    labels = labels_of(rows, head).to(device)
     head = head.to(device).eval()
     metric = MulticlassAccuracy(len(head.classes), average="micro").to(device)
-    seen = 0
     preprocess = Preprocessor(base, settings.max_length, prompt_end)
-    for batch in stream(_in_order(rows, order), preprocess, settings.batch_size):
+    for places, batch in preprocess.by_length(rows.inputs, settings.batch_size):
         inputs = {key: value.to(device) for key, value in batch.items()}
         hidden = base.backbone(**inputs).last_hidden_state
         logits = head(hidden, inputs.get("attention_mask"))
-        metric.update(logits, labels[seen : seen + len(logits)])
-        seen += len(logits)
-    return float(metric.compute()), seen
-
-
-def _in_order(rows: Rows, order: Sequence[int]) -> Rows:
-    inputs: Sequence[Any] = [rows.inputs[i] for i in order]  # texts or files, as they were
-    return replace(rows, inputs=inputs)
+        metric.update(logits, labels[places])
+    return float(metric.compute()), len(rows)
 
 
 def labels_of(rows: Rows, head: ClassifierHead | LabelWordHead) -> torch.Tensor:

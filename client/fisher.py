@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from client.evaluate import labels_of
-from client.heads import load_head
 from client.state import SiteState
 from layerweld.collect import ReplayableModel
 from layerweld.linear import updated
@@ -43,7 +42,7 @@ def fisher_sums(state: SiteState, layers: tuple[str, ...]) -> dict[str, Tensor]:
 
 
 def _mean_squared_gradients(state: SiteState, model: ReplayableModel) -> dict[str, Tensor]:
-    head = load_head(state.head_file)
+    head = state.head
     labels = labels_of(state.calibration_rows, head)
     sums: dict[str, Tensor] = {}
     seen = 0

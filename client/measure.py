@@ -72,7 +72,11 @@ def _moments(
 ) -> dict[str, MomentAccumulator]:
     model = ReplayableModel(state.base.backbone, state.plan.restricted_to(layers))
     with state.with_remainder(dict(parts.remainder)):
-        return input_moments(model, model.record(state.batches), parts.updates)
+        if parts.remainder:
+            recording = model.record(state.batches)
+        else:  # as the chain has recorded them already
+            recording = state.recording(model, shifted_embeddings=False)
+        return input_moments(model, recording, parts.updates)
 
 
 def _parts(state: SiteState, model: ModelToMeasure) -> _Parts:

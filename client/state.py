@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from client.batches import Preprocessor, stream
+from client.batches import Preprocessor, batches
 from client.data import Rows, draw, read_rows, set_aside
 from client.heads import ClassifierHead, load_head
 from client.label_words import LabelWordHead, label_word_head
@@ -215,7 +215,7 @@ class SiteState:
         device = device_named(calibration.device)
         return [
             {name: tensor.to(device) for name, tensor in batch.items()}
-            for batch in stream(rows, self._preprocess, calibration.batch_size)
+            for batch in batches(rows, self._preprocess, calibration.batch_size)
         ]
 
     @cached_property

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from layerweld.gram import GramAccumulator
+from layerweld.gram import GramAccumulator, with_diagonal
 
 
 class MomentAccumulator:
@@ -42,8 +42,7 @@ def squared_wasserstein(
     """
     d = len(mean)
     jitter = 1e-12 * float(other_covariance.trace()) / d + torch.finfo(torch.float64).tiny
-    eye = torch.eye(d, dtype=torch.float64)
-    factor, failed_at = torch.linalg.cholesky_ex(other_covariance + jitter * eye)
+    factor, failed_at = torch.linalg.cholesky_ex(with_diagonal(other_covariance, jitter))
     if failed_at:
         values, vectors = torch.linalg.eigh(other_covariance)
         factor = vectors * values.clamp(min=0).sqrt()

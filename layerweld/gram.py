@@ -82,7 +82,16 @@ def shrink(gram: Float[Tensor, "d d"], factor: float) -> Float[Tensor, "d d"]:
     RegMean's ``reduce_non_diag`` (Jin et al. 2023): it pulls every column towards the average of
     the sites weighted by how strongly each uses that feature.
     """
+    if factor == 1:
+        return gram
     return (gram * factor).diagonal_scatter(gram.diagonal())
+
+
+def with_diagonal(gram: Float[Tensor, "d d"], value: float) -> Float[Tensor, "d d"]:
+    """``G + value · I``, without an identity matrix in memory."""
+    raised = gram.clone()
+    raised.diagonal().add_(value)
+    return raised
 
 
 def off_diagonal_importance(gram: Float[Tensor, "d d"]) -> float:

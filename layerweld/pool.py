@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from layerweld.compress import compress
 from layerweld.config import MergeSettings
 from layerweld.errors import RefusedReplyError
 from layerweld.exact_sum import LIMIT, ExactSum
 from layerweld.gram import off_diagonal_importance, shrink
 from layerweld.influence import capped_scales, relative_shift
+from layerweld.layer_pools import Equations, LayerPool, fits, new_pool
 from layerweld.plan import LayerGroup
-from layerweld.solve import RegularizedGram, regularize
+from layerweld.solve import regularize
 from layerweld.statistics import (
     DenseProduct,
     GroupStatistics,
@@ -25,7 +25,7 @@ from layerweld.statistics import (
     check_product,
     check_statistics,
 )
-from layerweld.updates import DenseUpdate, LowRankUpdate, Update
+from layerweld.updates import Update
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,8 @@ class GroupPool:
         self.group = group
         self.settings = settings
         self._gram = ExactSum((group.d_in, group.d_in))
-        self._layers: dict[str, _LowRankPool | _DensePool] = {}
+        self._layers: dict[str, LayerPool] = {}
+        self._weights: dict[str, float] = {}  # of what was checked and not yet folded
         self._importance: dict[str, float] = {}
         self._tokens: dict[str, int] = {}
         self._energy = ExactSum(())
@@ -99,7 +100,7 @@ class GroupPool:
 
     def fold(self, site: str, statistics: GroupStatistics) -> None:
         """Add statistics that :meth:`check` has passed."""
-        weight = self._weight(statistics)
+        weight = self._weights.pop(site)
         self._gram.add(weight * statistics.gram.double())
         for layer, product in statistics.products.items():
             self._pool_of(layer, product).add(site, weight, product)
@@ -111,8 +112,9 @@ class GroupPool:
 
     def solve(self) -> GroupSolution:
         """The merged updates from what was added."""
-        scales = self._scales()
-        system, solved = self._solve(scales, self.settings)
+        scales, total = self._scales(), self._gram.total()
+        equations = self._equations(total, scales)
+        solved = {name: pool.solve(equations) for name, pool in self._pools_under(scales)}
         energy = float(self._energy.total()) - self._off(scales, _energy_of)
         misfit = energy + sum(one.misfit for one in solved.values())
         return GroupSolution(
@@ -120,11 +122,11 @@ class GroupPool:
             updates={layer: one.update for layer, one in solved.items()},
             importance={s: w * scales.get(s, 1.0) for s, w in sorted(self._importance.items())},
             tokens=dict(sorted(self._tokens.items())),
-            condition=system.condition,
-            ridge=system.ridge,
+            condition=equations.system.condition,
+            ridge=equations.system.ridge,
             residual=max(0.0, misfit / energy) if energy > 0 else 0.0,
             compression_error=max((one.compression_error for one in solved.values()), default=0.0),
-            influence=self._influence(scales, system) if self.settings.influence else {},
+            influence=self._influence(total, equations) if self.settings.influence else {},
         )
 
     def _scales(self) -> dict[str, float]:
@@ -137,21 +139,24 @@ class GroupPool:
         }
         return capped_scales(masses, self.settings.max_share)
 
-    def _solve(
-        self, scales: Mapping[str, float], settings: MergeSettings
-    ) -> tuple[RegularizedGram, dict[str, _Solved]]:
-        """With each site's weight multiplied by its scale (1 if absent); 0 leaves it out."""
-        total = self._gram.total() - self._off(scales, lambda kept: kept.gram.double())
-        system = regularize(shrink(total, self.settings.shrinkage), self.settings.ridge)
+    def _equations(self, total: Tensor, scales: Mapping[str, float]) -> Equations:
+        """With each site's weight multiplied by its scale (1 if absent); 0 leaves it out.
+
+        Args:
+            total: S with every weight as it is.
+            scales: by site.
+        """
+        gram = total - self._off(scales, lambda kept: kept.gram.double()) if scales else total
+        system = regularize(shrink(gram, self.settings.shrinkage), self.settings.ridge)
         left_out = sum(1 for scale in scales.values() if scale == 0)
-        sites = len(self._importance) - left_out
-        anchored_to = sites if self.settings.anchor == "mean" else None
-        names = [shape.name for shape in self.group.layers if shape.name in self._layers]
-        return system, {
-            layer: self._layers[layer].solve(system, anchored_to, settings, scales)
-            for layer in names
-            if self._layers[layer].has_any(scales)
-        }
+        return Equations(system, len(self._importance) - left_out, self.settings, scales)
+
+    def _pools_under(self, scales: Mapping[str, float]) -> Iterator[tuple[str, LayerPool]]:
+        """The layers that a site is left in, in the group's order."""
+        for shape in self.group.layers:
+            pool = self._layers.get(shape.name)
+            if pool is not None and pool.has_any(scales):
+                yield shape.name, pool
 
     def _off(self, scales: Mapping[str, float], part: Callable[[GroupStatistics], Any]) -> Any:
         """What the scales take off a weighted sum of parts, site by site in their order."""
@@ -161,17 +166,19 @@ class GroupPool:
             if scale < 1
         )
 
-    def _influence(self, scales: Mapping[str, float], system: RegularizedGram) -> dict[str, float]:
+    def _influence(self, total: Tensor, equations: Equations) -> dict[str, float]:
         """How far each site moves the merge of the others; see :func:`relative_shift`."""
         if len(self._importance) < 2:
             return {}
-        exact = self.settings.model_copy(update={"rank": 0})
-        merged = _updates(self._solve(scales, exact)[1])
+        merged = self._updates(equations)
         shifts = {}
         for site in sorted(self._importance):
-            without = _updates(self._solve({**scales, site: 0.0}, exact)[1])
-            shifts[site] = relative_shift(merged, without, system.gram)
+            without = self._updates(self._equations(total, {**equations.scales, site: 0.0}))
+            shifts[site] = relative_shift(merged, without, equations.system.gram)
         return shifts
+
+    def _updates(self, equations: Equations) -> dict[str, Update]:
+        return {name: pool.update(equations) for name, pool in self._pools_under(equations.scales)}
 
     def _weight(self, statistics: GroupStatistics) -> float:
         uniform = self.settings.importance == "uniform"
@@ -200,143 +207,25 @@ class GroupPool:
             _check_shapes(product, (d_out[layer], self.group.d_in), layer)
             check_product(product, statistics.gram.double().diagonal(), layer)
             known = self._layers.get(layer)
-            if known is not None and not isinstance(known, _pool_class(product)):
+            if known is not None and not fits(known, product):
                 raise RefusedReplyError(f"{layer}: factored and dense products in one run")
             if self.settings.anchor == "mean" and _own_update(product) is None:
                 raise RefusedReplyError(f"{layer}: the anchor 'mean' needs the update itself")
-        largest = max(1.0, self._weight(statistics)) * _largest(statistics)
+        weight = self._weight(statistics)
+        largest = max(1.0, weight) * _largest(statistics)
         if not largest < LIMIT:
             raise RefusedReplyError(
                 f"{self.group.name}: {site} sent numbers up to {largest:.3g} once weighted, too "
                 f"large to sum exactly; every normalization but 'none' keeps them small"
             )
+        self._weights[site] = weight
 
-    def _pool_of(self, layer: str, product: Product) -> _LowRankPool | _DensePool:
+    def _pool_of(self, layer: str, product: Product) -> LayerPool:
         d_out = next(shape.d_out for shape in self.group.layers if shape.name == layer)
         if layer not in self._layers:
-            dense = _DensePool((d_out, self.group.d_in), keeps=self._keeps)
-            self._layers[layer] = _LowRankPool() if isinstance(product, LowRankProduct) else dense
+            shape = (d_out, self.group.d_in)
+            self._layers[layer] = new_pool(product, shape, keeps=self._keeps)
         return self._layers[layer]
-
-
-@dataclass(frozen=True)
-class _Solved:
-    update: Update
-    misfit: float  # tr[ΔW_M S ΔW_Mᵀ] - 2 tr[ΔW_M Rᵀ]
-    compression_error: float
-
-
-class _LowRankPool:
-    """Factors of one layer by site; their merge is a LoRA of rank ``Σ r_i``."""
-
-    def __init__(self) -> None:
-        self._parts: dict[str, tuple[float, LowRankProduct]] = {}
-
-    def add(self, site: str, weight: float, product: Product) -> None:
-        assert isinstance(product, LowRankProduct)
-        self._parts[site] = (weight, product)
-
-    def has_any(self, scales: Mapping[str, float]) -> bool:
-        return any(scales.get(site, 1.0) > 0 for site in self._parts)
-
-    def solve(
-        self,
-        system: RegularizedGram,
-        anchored_to: int | None,
-        settings: MergeSettings,
-        scales: Mapping[str, float],
-    ) -> _Solved:
-        scaled = {site: scales.get(site, 1.0) for site in sorted(self._parts)}
-        parts = [
-            (self._parts[site][0] * scale, self._parts[site][1])
-            for site, scale in scaled.items()
-            if scale > 0
-        ]
-        left = torch.cat([product.left.double() for _, product in parts], dim=1)
-        moments = torch.cat([weight * product.right.double() for weight, product in parts])
-        anchor = torch.zeros_like(moments)
-        if anchored_to:
-            factors = torch.cat([p.factor.double() for _, p in parts if p.factor is not None])
-            anchor = factors / anchored_to
-        right = _solution(system, moments, anchor, left, settings)
-        left, right, error = _maybe_compress(left, right, system.gram, settings.rank)
-        inner = left.T @ left
-        quadratic = (inner * (right @ system.gram @ right.T)).sum()
-        whole = torch.cat([product.left.double() for _, product in parts], dim=1)
-        linear = ((left.T @ whole) * (right @ moments.T)).sum()
-        update = LowRankUpdate(left.float(), right.float())
-        return _Solved(update, float(quadratic - 2 * linear), error)
-
-
-class _DensePool:
-    """The sum of one layer's dense products, and of the updates where the anchor needs them.
-
-    The products are kept as well where sites may have to be taken off again.
-    """
-
-    def __init__(self, shape: tuple[int, int], *, keeps: bool) -> None:
-        self._moments = ExactSum(shape)
-        self._updates = ExactSum(shape)
-        self._keeps = keeps
-        self._sites: set[str] = set()
-        self._parts: dict[str, tuple[float, DenseProduct]] = {}
-
-    def add(self, site: str, weight: float, product: Product) -> None:
-        assert isinstance(product, DenseProduct)
-        self._moments.add(weight * product.product.double())
-        if product.update is not None:
-            self._updates.add(product.update.double())
-        self._sites.add(site)
-        if self._keeps:
-            self._parts[site] = (weight, product)
-
-    def has_any(self, scales: Mapping[str, float]) -> bool:
-        return any(scales.get(site, 1.0) > 0 for site in self._sites)
-
-    def solve(
-        self,
-        system: RegularizedGram,
-        anchored_to: int | None,
-        settings: MergeSettings,
-        scales: Mapping[str, float],
-    ) -> _Solved:
-        moments, updates = self._moments.total(), self._updates.total()
-        for site, scale in sorted(scales.items()):
-            if site in self._parts and scale < 1:
-                weight, product = self._parts[site]
-                moments = moments - (1 - scale) * weight * product.product.double()
-                if product.update is not None and scale == 0:
-                    updates = updates - product.update.double()
-        anchor = updates / anchored_to if anchored_to else torch.zeros_like(moments)
-        merged = _solution(system, moments, anchor, None, settings)
-        update: Update = DenseUpdate(merged.float())
-        error = 0.0
-        if settings.rank:
-            eye = torch.eye(merged.shape[1], dtype=merged.dtype)
-            left, right, error = compress(merged, eye, system.gram, settings.rank)
-            update = LowRankUpdate(left.float(), right.float())
-            merged = left @ right
-        quadratic = (merged @ system.gram * merged).sum()
-        linear = (merged * moments).sum()
-        return _Solved(update, float(quadratic - 2 * linear), error)
-
-
-def _solution(
-    system: RegularizedGram,
-    moments: Tensor,
-    anchor: Tensor,
-    left: Tensor | None,
-    settings: MergeSettings,
-) -> Tensor:
-    """``(R + λ ΔW_anchor) (S + λI)⁻¹``, or as near as the iterations come, without ``left``."""
-    target = moments + system.ridge * anchor
-    if settings.solver == "exact":
-        return system.solve(target)
-    return system.approach(target, anchor, left, settings.iterations)
-
-
-def _pool_class(product: Product) -> type[_LowRankPool] | type[_DensePool]:
-    return _LowRankPool if isinstance(product, LowRankProduct) else _DensePool
 
 
 def _largest(statistics: GroupStatistics) -> float:
@@ -351,18 +240,8 @@ def _own_update(product: Product) -> Tensor | None:
     return product.factor if isinstance(product, LowRankProduct) else product.update
 
 
-def _maybe_compress(
-    left: Tensor, right: Tensor, gram: Tensor, rank: int
-) -> tuple[Tensor, Tensor, float]:
-    return compress(left, right, gram, rank) if rank else (left, right, 0.0)
-
-
 def _energy_of(statistics: GroupStatistics) -> float:
     return sum(product.energy for product in statistics.products.values())
-
-
-def _updates(solved: Mapping[str, _Solved]) -> dict[str, Update]:
-    return {layer: one.update for layer, one in solved.items()}
 
 
 def _check_shapes(product: Product, shape: tuple[int, int], layer: str) -> None:

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from layerweld.gram import with_diagonal
+
 _CONVERGED = 1e-10
 """Squared relative residual at which descent ends, as scipy's does. Going on would fit rounding:
 float32 statistics leave 1e-7 of the right-hand side in directions that S does not have."""
@@ -115,7 +117,7 @@ def regularize(gram: Float64[Tensor, "d_in d_in"], ridge: float) -> RegularizedG
     """
     d_in = len(gram)
     ridge_value = ridge * float(gram.trace()) / d_in
-    matrix = gram + ridge_value * torch.eye(d_in, dtype=gram.dtype)
+    matrix = with_diagonal(gram, ridge_value)
     diagonal = matrix.diagonal()
     scale = torch.where(diagonal > 0, diagonal.rsqrt(), torch.ones_like(diagonal))
     factor, failed_at = torch.linalg.cholesky_ex(matrix * scale * scale[:, None])

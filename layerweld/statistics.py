@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from layerweld.errors import RefusedReplyError
-from layerweld.gram import normalize, shrink
+from layerweld.gram import normalize, shrink, with_diagonal
 from layerweld.updates import LowRankUpdate, Update
 
 
@@ -180,7 +180,7 @@ def check_statistics(statistics: GroupStatistics, d_in: int, normalization: str)
     where = f"{statistics.group}: the Gram matrix"
     if gram.shape != (d_in, d_in):
         raise RefusedReplyError(f"{where} is {tuple(gram.shape)}, not {(d_in, d_in)}")
-    if not bool(torch.isfinite(gram).all()):
+    if not bool(torch.isfinite(statistics.gram).all()):
         raise RefusedReplyError(f"{where} holds a number that is not finite")
     diagonal = gram.diagonal()
     trace = float(diagonal.sum())
@@ -194,6 +194,5 @@ def check_statistics(statistics: GroupStatistics, d_in: int, normalization: str)
         )
     if not bool((gram.square() <= torch.outer(diagonal, diagonal) * (1 + 1e-4) + 1e-24).all()):
         raise RefusedReplyError(f"{where} breaks |G_pq|² ≤ G_pp G_qq: no data has such moments")
-    jitter = 1e-6 * trace * torch.eye(d_in, dtype=torch.float64)
-    if torch.linalg.cholesky_ex(gram + jitter).info:
+    if torch.linalg.cholesky_ex(with_diagonal(gram, 1e-6 * trace)).info:
         raise RefusedReplyError(f"{where} has a negative eigenvalue: no data has such moments")

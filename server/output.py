@@ -25,7 +25,7 @@ from layerweld.model_card import Sent, write_model_card
 from layerweld.run_state import is_state
 from layerweld.transport.messages import Introduction
 from layerweld.updates import LowRankUpdate
-from server.federation import MergedModel
+from server.merged_model import MergedModel
 from server.report import write_report
 from server.results import Form, GroupFigures, MethodResult, RunResults, Score, SiteSummary
 from server.tables import write_accuracy_csv

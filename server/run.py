@@ -13,9 +13,11 @@ from layerweld.config import RunSettings
 from layerweld.disk import lock_of, only_here
 from layerweld.progress import report_progress
 from layerweld.run_state import Recorder, recording
-from server.federation import Federation, MergedModel
+from server.farewell import dismiss
+from server.federation import Federation
 from server.handshake import too_few_tokens
 from server.journal import RunJournal
+from server.merged_model import MergedModel
 from server.output import (
     JOURNAL,
     check_output_folder,
@@ -77,7 +79,7 @@ def _play(
     results = _write(federation, merges, references, output)
     recorder.complete()
     journal.remove()
-    federation.dismiss()
+    dismiss(federation.grid, federation.cohort)
     return results
 
 

@@ -20,7 +20,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from client.batches import batches
+from client.batches import Preprocessor, batches
 from client.data import make_rows, read_rows
 from client.evaluate import accuracy
 from client.finetune import fine_tune
@@ -278,7 +278,7 @@ def test_padding_and_batch_size_do_not_change_the_logits(text_base):
     rows = make_rows(["warm", "the cold is very blue", "a red"], None)
 
     def logits(batch_size):
-        made = batches(rows, text_base, batch_size, max_length=16)
+        made = list(batches(rows, Preprocessor(text_base, 16), batch_size))
         states = [text_base.backbone(**batch).last_hidden_state for batch in made]
         pairs = zip(states, made, strict=True)
         return torch.cat([head(state, batch["attention_mask"]) for state, batch in pairs])
@@ -286,10 +286,22 @@ def test_padding_and_batch_size_do_not_change_the_logits(text_base):
     torch.testing.assert_close(logits(3), logits(1))
 
 
+def test_batches_of_like_length_hold_every_text_once_and_little_padding(text_base):
+    texts = ["a " * (1 + (7 * i) % 14) + "b" for i in range(40)]
+    found = [*Preprocessor(text_base, 16).by_length(texts, batch_size=6)]
+    assert sorted(place for places, _ in found for place in places) == list(range(40))
+    for places, batch in found:
+        assert len(places) <= 6
+        lengths = batch["attention_mask"].sum(dim=1)
+        assert lengths.tolist() == [len(texts[place].split()) for place in places]
+        assert batch["input_ids"].shape[1] == lengths.max() <= 1.2 * lengths.min()
+
+
 def test_texts_are_cut_at_the_shorter_of_setting_and_model(text_base):
     rows = make_rows(["a " * 40], None)
     lengths = [
-        batches(rows, text_base, 1, max_length)[0]["input_ids"].shape[1] for max_length in (4, 99)
+        next(batches(rows, Preprocessor(text_base, length), 1))["input_ids"].shape[1]
+        for length in (4, 99)
     ]
     assert lengths == [4, 16]
 
@@ -297,7 +309,7 @@ def test_texts_are_cut_at_the_shorter_of_setting_and_model(text_base):
 def test_a_model_folder_without_a_tokenizer_says_how_to_get_one(image_base, text_base, tmp_path):
     base = BaseModel(tmp_path, text_base.backbone, "base")
     with pytest.raises(ConfigError, match=r"tokenizer\.save_pretrained"):
-        batches(ROWS, base, 1, 16)
+        Preprocessor(base, 16)
 
 
 def test_a_head_is_read_back_as_it_was_saved(tmp_path):

@@ -13,6 +13,7 @@ from client.batches import Preprocessor
 from client.data import make_rows
 from client.evaluate import accuracy
 from client.finetune import fine_tune
+from client.fisher import fisher_sums
 from client.label_words import LabelWordHead, label_word_head
 from client.measure import held_out_accuracy
 from client.site import cache_folder
@@ -125,6 +126,14 @@ def test_a_site_with_label_words_evaluates_without_a_head_file(base, tmp_path):
     for kind in ("base", "individual"):
         _, samples = held_out_accuracy(state, ModelToMeasure("run", kind, layers))
         assert samples == len(TEXTS)
+    assert all(
+        bool((sums >= 0).all())
+        for sums in [
+            values
+            for name, values in fisher_sums(state, layers).items()
+            if name.startswith("importance/")
+        ]
+    )
     assert cache_folder(state.site, settings) in state.adapter_folder.parents
 
 

@@ -1,0 +1,36 @@
+"""Tell the sites that a run is finished, so that they forget it."""
+
+from __future__ import annotations
+
+import time
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from layerweld.transport.run import encode_run
+from strategies.cohort import Cohort
+
+_SECONDS = 30.0
+_POLL_SECONDS = 0.2
+
+
+def dismiss(grid: Grid, cohort: Cohort) -> None:
+    """Nobody waits long for an answer: a site that is away keeps its files until it is purged."""
+    waiting = {
+        message_id
+        for site in cohort.names
+        for message_id in grid.push_messages([_goodbye(cohort, site)])
+        if message_id
+    }
+    until = time.monotonic() + _SECONDS
+    while waiting and time.monotonic() < until:
+        for message_id in tuple(waiting):
+            if list(grid.pull_messages([message_id])):
+                waiting.remove(message_id)
+        if waiting:
+            time.sleep(_POLL_SECONDS)
+
+
+def _goodbye(cohort: Cohort, site: str) -> Message:
+    about, node = encode_run(cohort.run), cohort.node_of(site)
+    return Message(about, node, "query.finished", ttl=_SECONDS, group_id="finished")
