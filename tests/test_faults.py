@@ -207,7 +207,7 @@ def shake_hands(faults, clock):
     nodes = cohort.Cohort({"node 1": 1, "node 2": 2}, {}, RUN, cohort.Patience.of_handshake(chosen))
     grid = FaultyGrid(StubApp(), NODES[:2], chosen, faults, clock)
     ask = app_module("strategies.inquiry").ask
-    read = app_module("server.federation")._introduction
+    read = app_module("server.replies").read_introduction
     return dict(ask(grid, nodes, "query.handshake", "handshake", encode_run(RUN), read))
 
 
