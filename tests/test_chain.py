@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -186,15 +187,20 @@ def test_dense_products_give_the_weights_of_factored_ones(bert_sites, tmp_path):
         torch.testing.assert_close(difference.double(), update, rtol=1e-3, atol=2e-6)
 
 
-def test_fully_fine_tuned_sites_that_agree_merge_to_themselves(bert_sites, tmp_path):
-    tuned = load_base(bert_sites.base).backbone
+def fully_fine_tuned(sites, folder):
+    """The sites with one and the same fully fine-tuned model, and that model."""
+    tuned = load_base(sites.base).backbone
     torch.manual_seed(5)
     with torch.no_grad():
         for parameter in tuned.parameters():
             parameter += 0.05 * torch.randn_like(parameter)
-    tuned.save_pretrained(tmp_path / "tuned")
-    nodes = [node | {"adapter": str(tmp_path / "tuned")} for node in bert_sites.nodes]
-    sites = replace(bert_sites, nodes=nodes)
+    tuned.save_pretrained(folder)
+    nodes = [node | {"adapter": str(folder)} for node in sites.nodes]
+    return replace(sites, nodes=nodes), tuned
+
+
+def test_fully_fine_tuned_sites_that_agree_merge_to_themselves(bert_sites, tmp_path):
+    sites, tuned = fully_fine_tuned(bert_sites, tmp_path / "tuned")
     play(sites, tmp_path / "out", ridge=1e-9)
     merged = AutoModel.from_pretrained(tmp_path / "out/model", add_pooling_layer=False).eval()
     # Equal on what the sites' rows excite; elsewhere the ridge keeps the base model's weights.
@@ -255,23 +261,30 @@ class Killed(BaseException):
     """As sudden as a signal: nothing catches it."""
 
 
+@contextmanager
+def killed_after(step, monkeypatch):
+    """What is played in here dies once it has kept this step."""
+    journal = app_module("server.journal").StepJournal
+    keep = journal.keep
+
+    def keep_and_die(self, solved):
+        keep(self, solved)
+        if solved.index == step:
+            raise Killed
+
+    monkeypatch.setattr(journal, "keep", keep_and_die)
+    with pytest.raises(Killed):
+        yield
+    monkeypatch.setattr(journal, "keep", keep)
+
+
 @pytest.mark.parametrize("after", [0, 3, 6])
 def test_a_run_killed_after_any_step_ends_in_the_same_bytes(
     bert_sites, tmp_path, monkeypatch, after
 ):
     whole = play(bert_sites, tmp_path / "whole")
-    journal = app_module("server.journal").StepJournal
-    keep = journal.keep
-
-    def keep_and_die(self, step):
-        keep(self, step)
-        if step.index == after:
-            raise Killed
-
-    monkeypatch.setattr(journal, "keep", keep_and_die)
-    with pytest.raises(Killed):
+    with killed_after(after, monkeypatch):
         play(bert_sites, tmp_path / "out")
-    monkeypatch.setattr(journal, "keep", keep)
     assert play(bert_sites, tmp_path / "out").manifest_hash == whole.manifest_hash
     assert not (tmp_path / "out/journal").exists()
 
@@ -344,18 +357,8 @@ def test_a_lost_site_is_named_wherever_the_merge_is_described_and_the_run_resume
     assert list(whole.lost) == ["cedar"]
     assert "Lost sites" in (tmp_path / "whole/report.html").read_text()
 
-    journal = app_module("server.journal").StepJournal
-    keep = journal.keep
-
-    def keep_and_die(self, step):
-        keep(self, step)
-        if step.index == 4:
-            raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(journal, "keep", keep_and_die)
-        with pytest.raises(Killed):
-            play_with(bert_sites.nodes, tmp_path / "out")
+    with killed_after(4, monkeypatch):
+        play_with(bert_sites.nodes, tmp_path / "out")
     resumed = play_with(bert_sites.nodes[:2], tmp_path / "out")
     assert resumed.manifest_hash == whole.manifest_hash
 
@@ -377,17 +380,8 @@ def test_a_damaged_hidden_state_is_computed_again(bert_sites, tmp_path, monkeypa
 
 
 def test_a_journal_of_other_settings_is_not_resumed(bert_sites, tmp_path, monkeypatch):
-    journal = app_module("server.journal").StepJournal
-    keep = journal.keep
-
-    def keep_and_die(self, step):
-        keep(self, step)
-        raise Killed
-
-    monkeypatch.setattr(journal, "keep", keep_and_die)
-    with pytest.raises(Killed):
+    with killed_after(0, monkeypatch):
         play(bert_sites, tmp_path / "out")
-    monkeypatch.setattr(journal, "keep", keep)
     with pytest.raises(JournalError, match="remove the folder"):
         play(bert_sites, tmp_path / "out", ridge=0.5)
 
@@ -412,29 +406,12 @@ def test_every_group_of_the_chain_measures_behind_the_one_before(bert_sites, tmp
 def test_a_resumed_run_keeps_the_remainder_its_steps_were_measured_behind(
     bert_sites, tmp_path, monkeypatch
 ):
-    tuned = load_base(bert_sites.base).backbone
-    torch.manual_seed(5)
-    with torch.no_grad():
-        for parameter in tuned.parameters():
-            parameter += 0.05 * torch.randn_like(parameter)
-    tuned.save_pretrained(tmp_path / "tuned")
-    nodes = [node | {"adapter": str(tmp_path / "tuned")} for node in bert_sites.nodes]
-    sites = replace(bert_sites, nodes=nodes)
+    sites, _ = fully_fine_tuned(bert_sites, tmp_path / "tuned")
     whole = play(sites, tmp_path / "whole")
-    journal = app_module("server.journal").StepJournal
-    keep = journal.keep
-
-    def keep_and_die(self, step):
-        keep(self, step)
-        if step.index == 2:
-            raise Killed
-
-    monkeypatch.setattr(journal, "keep", keep_and_die)
-    with pytest.raises(Killed):
+    with killed_after(2, monkeypatch):
         play(sites, tmp_path / "out")
-    monkeypatch.setattr(journal, "keep", keep)
-    federation = app_module("server.federation").Federation
-    monkeypatch.setattr(federation, "_remainder", lambda *_: pytest.fail("asked for it again"))
+    federation = app_module("server.federation")
+    monkeypatch.setattr(federation, "read_remainder", lambda *_: pytest.fail("asked for it again"))
     assert play(sites, tmp_path / "out").manifest_hash == whole.manifest_hash
 
 
