@@ -3,13 +3,16 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from layerweld.merging.lora_averaging import ERROR, FedEx, FedIt, FfaLora, FlexLora, Flora
+from layerweld.merging.one_round import SiteUpdates
 from layerweld.updates import LowRankUpdate
 from tests.random_updates import by_site, dense, random_sites, relative, side_by_side
 
-SAMPLES = {"ash": 10, "birch": 30, "cedar": 60}
-SHARES = (0.1, 0.3, 0.6)
+SAMPLES = {"ash": 10, "birch": 40, "cedar": 50}
+SHARES = (0.1, 0.4, 0.5)
 
 
 def weighted_sites(ranks=(2, 2, 2)):
@@ -119,3 +122,17 @@ def test_samples_or_sites_decide_the_weights():
     sites = weighted_sites()
     assert relative(Flora(weighting="uniform").merge(sites), mean(sites, (1 / 3,) * 3)) < 1e-5
     assert relative(FedEx(weighting="samples").merge(sites), mean(sites)) < 1e-5
+
+
+@given(
+    st.lists(st.integers(1, 10**6), min_size=3, max_size=6), st.integers(1, 2**63 - 1), st.data()
+)
+def test_no_number_of_rows_that_a_site_claims_buys_more_than_half(counts, claimed, data):
+    liar = data.draw(st.integers(0, len(counts) - 1))
+    said = {f"site-{i}": claimed if i == liar else n for i, n in enumerate(counts)}
+    shares = SiteUpdates(said, {}).shares(by_samples=True)
+    assert sum(shares.values()) == pytest.approx(1)
+    assert max(shares.values()) <= 0.5
+    total = sum(said.values())
+    if 2 * max(said.values()) <= total:
+        assert shares == {site: n / total for site, n in said.items()}

@@ -32,10 +32,17 @@ class SiteUpdates:
         return tuple(self.samples)
 
     def shares(self, *, by_samples: bool) -> dict[str, float]:
-        """Each site's share of the whole: by its calibration rows, or the same for all."""
+        """Each site's share of the whole: by its calibration rows, or the same for all.
+
+        Nobody can check how many rows a site says that it has. So among three sites or more no
+        number buys more than half of the whole; the others then share the rest by their rows.
+        """
         counts = self.samples if by_samples else dict.fromkeys(self.samples, 1)
-        total = sum(counts.values())
-        return {site: count / total for site, count in counts.items()}
+        most = max(counts, key=counts.__getitem__)
+        rest = sum(counts.values()) - counts[most]
+        if len(counts) > 2 and 0 < rest < counts[most]:
+            return {s: 0.5 if s == most else 0.5 * n / rest for s, n in counts.items()}
+        return {site: count / (counts[most] + rest) for site, count in counts.items()}
 
 
 @dataclass(frozen=True)
