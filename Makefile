@@ -14,7 +14,7 @@ export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help demo test test-deploy test-soak check test-all simulate lock
+.PHONY: help demo test test-deploy test-network test-soak check test-all simulate lock
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
@@ -27,6 +27,9 @@ test: $(DEMO_DATA) ## the tests, without the slow ones
 
 test-deploy: $(DEMO_DATA) ## docs/deploy.md as typed, and deployments that are killed and attacked
 	$(BIN)/pytest -q -m deploy tests/test_deployment.py
+
+test-network: $(DEMO_DATA) ## links between namespaces that are cut, slow and flapping; as root, skipped elsewhere
+	$(BIN)/pytest -q -rs -m network tests/test_network.py
 
 check: $(INSTALLED) ## formatting, lint, types, import contracts
 	$(BIN)/ruff format --check

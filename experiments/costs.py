@@ -47,7 +47,7 @@ def draw(table: pd.DataFrame, file: Path) -> None:
                 textcoords="offset points",
                 fontsize=7,
             )
-        axis.set_xscale("log")
+        axis.set_xscale("linear" if cost == "peak_bytes" else "log")
         axis.set_xlabel(label)
     axes[0].set_ylabel("% of individual fine-tuning")
     save(figure, file)

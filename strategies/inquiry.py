@@ -15,17 +15,15 @@ from flwr.supercore import log
 from layerweld.errors import LostSiteError, RefusedReplyError, StaleReplyError
 from layerweld.incidents import parse_incident
 from layerweld.progress import report_progress
-from layerweld.transport.introduction import decode_introduction
 from layerweld.transport.messages import Subject
-from layerweld.transport.run import encode_run
 from layerweld.transport.subject import require_subject
 from strategies.cohort import Cohort
+from strategies.greeting import Greeter
 from strategies.silence import Silence
 
 T = TypeVar("T")
 
 _POLL_SECONDS = 0.1
-_LOOK_SECONDS = 2.0  # between two looks at which nodes are there
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 60.0  # seconds before a failed site is asked again, doubling
 _STRIKES = 3  # refused answers after which asking again is pointless
 
@@ -39,7 +37,6 @@ _FLOWER_ERRORS = {
     7: "it refused the app bundle",
     8: "its process died",
 }
-_GREETING = ("query.handshake", "handshake")
 _LASTING = (1, 7)  # of these: nothing changes until somebody at the site acts
 
 
@@ -100,8 +97,7 @@ class Inquiry(Generic[T]):
         self._open: dict[str, _Asked] = {}
         self._sent: dict[str, tuple[str, int]] = {}  # site and node of every message ever sent
         self._unanswered: list[str] = []  # those of them without a reply
-        self._greeted: dict[str, tuple[int, float]] = {}  # node and end of handshakes that are out
-        self._next_look = 0.0
+        self._greeter = Greeter(grid, cohort, _say)
 
     def messages(self) -> list[Message]:
         """The first message for every site, in the order of their names, for Flower to send."""
@@ -147,7 +143,7 @@ class Inquiry(Generic[T]):
 
     def _arrivals(self) -> Iterator[tuple[str, T]]:
         """Pull message by message, so that no reply has to wait in memory for another."""
-        for message_id in [*self._greeted, *self._unanswered]:
+        for message_id in [*self._greeter.messages, *self._unanswered]:
             for reply in self._grid.pull_messages([message_id]):
                 found = self._sort(reply)
                 if found is not None:
@@ -155,8 +151,9 @@ class Inquiry(Generic[T]):
 
     def _sort(self, reply: Message) -> tuple[str, T] | None:
         message_id = reply.metadata.reply_to_message_id
-        if message_id in self._greeted:
-            self._meet(self._greeted.pop(message_id)[0], reply)
+        if message_id in self._greeter.messages:
+            if (back := self._greeter.meet(reply)) is not None:
+                self._welcome(back)
             return None
         unwanted = self._unwanted(message_id, reply)
         if unwanted:
@@ -215,9 +212,8 @@ class Inquiry(Generic[T]):
 
     def _keep_asking(self) -> None:
         now = time.monotonic()
-        if now >= self._next_look and any(asked.failures for asked in self._open.values()):
-            self._look_around()
-            self._next_look = now + _LOOK_SECONDS
+        if any(asked.failures for asked in self._open.values()):
+            self._greeter.look_around(now)
         for site, asked in sorted(self._open.items()):
             if now < asked.until:
                 continue
@@ -272,36 +268,8 @@ class Inquiry(Generic[T]):
             _say(f"waiting for {site} at the {self._what}: {why}")
         asked.why = why
 
-    def _look_around(self) -> None:
-        """Greet nodes that nobody knows: a site that failed may be back as one of them."""
-        now, timeout = time.monotonic(), self._cohort.patience.timeout
-        self._greeted = {m: (node, end) for m, (node, end) in self._greeted.items() if now < end}
-        if not self._cohort.introductions:
-            return
-        greeted = {node for node, _ in self._greeted.values()}
-        unknown = self._cohort.unknown_among(set(self._grid.get_node_ids()))
-        for node in sorted(unknown - greeted):
-            about = encode_run(self._cohort.run)
-            kind, what = _GREETING
-            message = Message(about, node, kind, ttl=timeout, group_id=what)
-            for message_id in self._grid.push_messages([message]):
-                if message_id:
-                    self._greeted[message_id] = (node, now + timeout)
-
-    def _meet(self, node: int, reply: Message) -> None:
-        if reply.has_error():
-            return  # greeted again at the next look
-        try:
-            require_subject(reply.content, Subject(self._cohort.run, *_GREETING, str(node), ""))
-            site = self._cohort.recognise(decode_introduction(reply.content))
-        except StaleReplyError:
-            self._cohort.ignored["stale"] += 1
-            return  # likewise
-        except RefusedReplyError as error:
-            self._cohort.turn_away(node)
-            _say(f"node {node} is turned away: {error}")
-            return
-        self._cohort.note(site, node)
+    def _welcome(self, site: str) -> None:
+        """A site introduced itself at another node: ask it there, unless its old one may answer."""
         asked = self._open.get(site)
         if asked is None:
             return

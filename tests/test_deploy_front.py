@@ -181,6 +181,18 @@ def test_a_skewed_clock_is_named_with_its_remedy(folder, seconds, says, monkeypa
     assert not says or "timedatectl set-ntp 1" in found["clock"].remedy
 
 
+@pytest.mark.parametrize(("seconds", "says"), [(400, "clock is 400"), (0, "")])
+def test_a_clock_that_goes_wrong_later_is_named_when_the_supernode_ends(
+    folder, seconds, says, tmp_path, monkeypatch
+):
+    site, _ = create(tmp_path / "ash", SiteEntry(name="ash", data="rows.jsonl"), b"")
+    with door_whose_clock_is_off(folder, seconds, monkeypatch) as address:
+        supernode = site.supernode(address, folder / "ca.crt", free_port())
+        explained = supernode.explain("SuperNode terminated gracefully.")
+    assert bool(explained) is bool(says)
+    assert says in explained
+
+
 @pytest.mark.parametrize("seconds", [-8, 400])
 def test_a_site_does_not_join_with_a_skewed_clock(folder, seconds, tmp_path, monkeypatch):
     create(tmp_path / "ash", SiteEntry(name="ash", data="rows.jsonl"), b"")

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -174,3 +175,16 @@ def test_an_unregistered_key_does_not_get_in(federation):
     wait_until(lambda: "it is not registered (yet)" in log.read_text(), "a refusal")
     federation.processes.pop("stranger").terminate()
     assert "stranger" not in federation.lw("coordinator", "status").stdout
+
+
+@pytest.mark.skipif(not shutil.which("faketime"), reason="there is no `faketime` here")
+@pytest.mark.parametrize("skew", ["+400s", "-400s"])
+def test_a_site_whose_clock_is_off_does_not_join_and_says_why(federation, skew):
+    federation.inside["cedar"] = ("faketime", "-f", skew)
+    try:
+        join = ("site", "join", federation.door.address)
+        done = federation.lw(*join, folder="cedar", check=False)
+    finally:
+        del federation.inside["cedar"]
+    assert done.returncode == 14
+    assert re.search(r"clock is \d{3}\.\d s .* `timedatectl set-ntp 1`", done.stderr)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import Array, ArrayRecord, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,7 +18,6 @@ from layerweld.merging.sums import Mean
 from layerweld.named_tensors import update_tensors
 from layerweld.transport.arrays import read_arrays, to_arrays
 from layerweld.transport.introduction import encode_introduction
-from layerweld.transport.run import encode_run
 from layerweld.transport.untrusted import refusing_malformed
 from layerweld.updates import LowRankUpdate
 from tests.faulty_grid import (
@@ -32,10 +31,8 @@ from tests.faulty_grid import (
     none,
 )
 from tests.stub_sites import (
-    NAMES,
     NODES,
     PLAN,
-    RUN,
     MemoryJournal,
     RecordedApp,
     StubApp,
@@ -199,66 +196,6 @@ def test_fewer_than_min_sites_do_not_go_on(clock):
     entries = {"lost-site": "continue", "min-sites": 3, "deadline": 60.0}
     with pytest.raises(LostSiteError, match="2 sites would be left, and min-sites is 3"):
         play_without(clock, raises, **entries)
-
-
-def shake_hands(faults, clock):
-    chosen = settings()
-    cohort = app_module("strategies.cohort")
-    nodes = cohort.Cohort({"node 1": 1, "node 2": 2}, {}, RUN, cohort.Patience.of_handshake(chosen))
-    grid = FaultyGrid(StubApp(), NODES[:2], chosen, faults, clock)
-    ask = app_module("strategies.inquiry").ask
-    read = app_module("server.federation")._introduction
-    return dict(ask(grid, nodes, "query.handshake", "handshake", encode_run(RUN), read))
-
-
-@pytest.mark.parametrize(("code", "says"), [(1, "another one installed"), (7, "refused the app")])
-def test_a_site_that_must_be_mended_ends_the_handshake_at_once(code, says, clock):
-    with pytest.raises(LostSiteError, match=rf"node 1 failed at the handshake: .*{says}"):
-        shake_hands(Faults(0, 1.0, most=1, kinds=(f"error {code}",)), clock)
-    assert clock.now < 1
-
-
-def test_a_site_that_dies_in_the_handshake_is_asked_again(clock):
-    came = shake_hands(Faults(0, 1.0, most=1, kinds=("error 8",)), clock)
-    assert came.keys() == {"node 1", "node 2"}
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_another_nodes_reply_in_the_handshake_is_asked_for_again(seed, clock):
-    came = shake_hands(Faults(seed, 0.7, most=5, kinds=("another's", "replay", "twice")), clock)
-    assert {node: introduction.site for node, introduction in came.items()} == {
-        "node 1": "ash",
-        "node 2": "birch",
-    }
-
-
-class EchoApp:
-    """Its sites measure models: what they find is in the model's name."""
-
-    def __call__(self, message, context):
-        found = message.content["about"]["model"]
-        return reply_with(RecordDict({"score": ConfigRecord({"is": found})}), message, context)
-
-
-@pytest.mark.parametrize("kind", ["evaluate.model", "query.shift", "train.remainder"])
-def test_a_reply_about_an_earlier_model_is_refused_and_counted(kind, clock):
-    """Scores carry nothing else that would tell them from those of another model."""
-    ask, ignored = app_module("strategies.inquiry").ask, Counter()
-    for seed in range(20):
-        chosen = settings()
-        cohort = new_chain(chosen).cohort
-        faults = Faults(seed, 0.5, kinds=("another's", "replay", "foreign", "late", "twice"))
-        grid = FaultyGrid(EchoApp(), NODES, chosen, faults, clock)
-        for number in range(4):
-            content = RecordDict({"about": ConfigRecord({"run": RUN, "model": number})})
-            answers = dict(ask(grid, cohort, kind, f"model {number}", content, _what_was_found))
-            assert answers == dict.fromkeys(NAMES, number), f"seed {seed}: {faults.met}"
-        ignored.update(cohort.ignored)
-    assert {"stale", "foreign", "duplicate"} <= ignored.keys()
-
-
-def _what_was_found(_site, content):
-    return content["score"]["is"]
 
 
 def test_a_site_that_keeps_sending_nonsense_ends_the_run_by_name(clock):

@@ -60,7 +60,7 @@ class _Answer:
         certificate: the door's, verified.
         status: of HTTP.
         about: versions, and the hash of the application; empty unless the status is 200.
-        ahead: seconds that this machine's clock is ahead of the coordinator's.
+        ahead: seconds that this machine's clock is ahead of the coordinator's; 0 if unknown.
     """
 
     certificate: Mapping[str, Any] | None
@@ -92,23 +92,17 @@ def check_coordinator(address: str, authority: Path | None) -> list[Check]:
     return [*found, clock(answer.ahead), *versions(about), _application(about)]
 
 
-def require_clock(address: str, authority: Path | None) -> None:
-    """Refuse to join with a clock for which Flower would refuse every call.
+def skew(address: str, authority: Path | None) -> str:
+    """Why Flower refuses every call of this machine, if its clock is the reason; else empty.
 
-    A coordinator that cannot be asked now is no reason: a SuperNode waits for it.
-
-    Raises:
-        DeployError: as said.
+    Empty as well if the coordinator cannot be asked now: a SuperNode waits for it.
     """
     try:
         answer = _ask(*parse_address(address), authority)
     except OSError:
-        return
-    if answer.status != http.client.OK:
-        return
+        return ""
     found = clock(answer.ahead)
-    if found.remedy:
-        raise DeployError(f"this machine's clock is {found.found}; {found.remedy}")
+    return f"this machine's clock is {found.found}; {found.remedy}" if found.remedy else ""
 
 
 def _ask(host: str, port: int, authority: Path | None) -> _Answer:

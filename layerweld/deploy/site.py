@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from layerweld.deploy.checks import skew
 from layerweld.deploy.environment import flower_environment, program
 from layerweld.deploy.files import new_folder, read_toml, write_toml, write_whole
 from layerweld.deploy.keys import make_key, public_file
@@ -83,7 +84,12 @@ class Site:
         command += ["--auth-supernode-private-key", str(self.key), "--port", str(port)]
         command += ["--node-config", node_config(self.entry)]
         environment = flower_environment(self.folder / "flower", self.folder / "bin")
-        return Program("supernode", command, environment, explain=explain_end)
+
+        def explain(log: str) -> str:
+            # Refused for its clock, a SuperNode ends with code 0 and says nothing.
+            return explain_end(log) or skew(address, authority)
+
+        return Program("supernode", command, environment, explain)
 
     def pin(self, application: str) -> None:
         """From now on only this application runs here; see :mod:`client.pinned`.
@@ -243,8 +249,6 @@ def explain_end(log: str) -> str:
         )
     if "CERTIFICATE_VERIFY_FAILED" in log or "SSL/TLS handshake error" in log:
         return "the coordinator's certificate does not verify; see `layerweld site check`"
-    if "Invalid SuperNode authentication" in log or "401 Unauthorized" in log:
-        return "the coordinator refuses the signature: is this machine's clock right?"
     return ""
 
 

@@ -114,11 +114,12 @@ def join(
     Example: `layerweld site join fl.example.org:8443`
     """
     from layerweld.deploy.application import application_hash
-    from layerweld.deploy.checks import parse_address, require_clock
+    from layerweld.deploy.checks import parse_address, skew
     from layerweld.deploy.ports import free_port
     from layerweld.deploy.processes import Supervisor
     from layerweld.deploy.site import joined, open_site
     from layerweld.deploy.speak import print_commands, say
+    from layerweld.errors import DeployError
 
     site = open_site(folder)
     parse_address(address)
@@ -130,7 +131,8 @@ def join(
     if only_print:
         print_commands(supernode.environment, supernode.command)
         return
-    require_clock(address, authority)
+    if trouble := skew(address, authority):
+        raise DeployError(trouble)
     with joined(site):
         application = application_hash()
         site.pin(application)

@@ -1,0 +1,79 @@
+"""Nodes that nobody knows are greeted: a site that failed may be back as one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from layerweld.errors import RefusedReplyError, StaleReplyError
+from layerweld.transport.introduction import decode_introduction
+from layerweld.transport.messages import Subject
+from layerweld.transport.run import encode_run
+from layerweld.transport.subject import require_subject
+from strategies.cohort import Cohort
+
+_EVERY = 2.0  # seconds between two looks at which nodes are there
+_HANDSHAKE = ("query.handshake", "handshake")
+
+
+class Greeter:
+    """Shakes hands with unknown nodes for one inquiry. Knows no clock: it is told the time.
+
+    Args:
+        grid: Flower's grid.
+        cohort: the sites; who is at which node is noted there.
+        say: told what people should know.
+    """
+
+    def __init__(self, grid: Grid, cohort: Cohort, say: Callable[[str], None]) -> None:
+        self._grid = grid
+        self._cohort = cohort
+        self._say = say
+        self._greeted: dict[str, tuple[int, float]] = {}  # node and end of handshakes that are out
+        self._next_look = 0.0
+
+    @property
+    def messages(self) -> Collection[str]:
+        """Ids of the handshakes that are out."""
+        return self._greeted.keys()
+
+    def look_around(self, now: float) -> None:
+        """Greet whoever is new, if the last look was some time ago."""
+        if now < self._next_look:
+            return
+        self._next_look = now + _EVERY
+        self._greeted = {m: (node, end) for m, (node, end) in self._greeted.items() if now < end}
+        if not self._cohort.introductions:
+            return
+        greeted = {node for node, _ in self._greeted.values()}
+        unknown = self._cohort.unknown_among(set(self._grid.get_node_ids()))
+        for node in sorted(unknown - greeted):
+            self._greet(node, now)
+
+    def meet(self, reply: Message) -> str | None:
+        """The site whose node this handshake's reply is from, noted as such; None for nobody's."""
+        node = self._greeted.pop(reply.metadata.reply_to_message_id)[0]
+        if reply.has_error():
+            return None  # greeted again at the next look
+        try:
+            require_subject(reply.content, Subject(self._cohort.run, *_HANDSHAKE, str(node), ""))
+            site = self._cohort.recognise(decode_introduction(reply.content))
+        except StaleReplyError:
+            self._cohort.ignored["stale"] += 1
+            return None  # likewise
+        except RefusedReplyError as error:
+            self._cohort.turn_away(node)
+            self._say(f"node {node} is turned away: {error}")
+            return None
+        self._cohort.note(site, node)
+        return site
+
+    def _greet(self, node: int, now: float) -> None:
+        kind, question = _HANDSHAKE
+        timeout, about = self._cohort.patience.timeout, encode_run(self._cohort.run)
+        message = Message(about, node, kind, ttl=timeout, group_id=question)
+        for message_id in self._grid.push_messages([message]):
+            if message_id:
+                self._greeted[message_id] = (node, now + timeout)
