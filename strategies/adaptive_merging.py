@@ -20,7 +20,8 @@ from layerweld.prefix import first_prefix, prefix_of_sites
 from layerweld.transport.descent import decode_gradient, encode_coefficients
 from layerweld.transport.descent_messages import CoefficientAnswer, CoefficientQuestion
 from strategies.cohort import Cohort
-from strategies.round_by_round import KeptRound, Round, RoundJournal, Traffic
+from strategies.kept_rounds import KeptRound, RoundJournal, RoundLedger, Traffic
+from strategies.round_by_round import Round
 from strategies.site_updates import OfOneSite, side_by_side, updates_round
 
 
@@ -53,17 +54,20 @@ class AdaptiveMerging:
         self.plan = plan
         self.cohort = cohort
         self.remainder = remainder
-        self.traffic = Traffic()
         self.count = 1 + settings.adamerging.rounds
         self.played = 0
         self._method = method
         self._settings = settings
-        self._journal = journal
+        self._ledger = RoundLedger(journal, cohort)
         self._received: Mapping[str, OfOneSite] = {}
         self._lacking: set[str] = set()  # sites that must be sent the updates
-        self._figures: dict[str, float] = {}
         for kept in journal.load():
             self._resume(kept)
+
+    @property
+    def traffic(self) -> Traffic:
+        """Bytes so far."""
+        return self._ledger.traffic
 
     @property
     def merged(self) -> Merge:
@@ -73,7 +77,9 @@ class AdaptiveMerging:
         values = self._coefficients.values
         merge = merge_by_layer(self._weighed, values, self.plan.layer_names)
         spread = {"smallest coefficient": values.min(), "largest coefficient": values.max()}
-        return replace(merge, figures=self._figures | {k: float(v) for k, v in spread.items()})
+        return replace(
+            merge, figures=self._ledger.figures | {k: float(v) for k, v in spread.items()}
+        )
 
     def next_round(self) -> Round[OfOneSite] | Round[CoefficientAnswer]:
         """The updates first, then gradients."""
@@ -117,14 +123,13 @@ class AdaptiveMerging:
             sites += 1
         self._coefficients.step(gradient.total())
         mean = float(entropy.total()) / sites
-        self._figures.setdefault("mean entropy in the first round", mean)
-        self._figures["mean entropy in the last round"] = mean
+        figures = self._ledger.figures
+        figures.setdefault("mean entropy in the first round", mean)
+        figures["mean entropy in the last round"] = mean
         self._keep(self._coefficients.descent.tensors())
 
     def _keep(self, tensors: Mapping[str, Tensor]) -> None:
-        lost = tuple(sorted(self.cohort.lost))
-        figures, traffic = dict(self._figures), replace(self.traffic)
-        self._journal.keep(KeptRound(self.played, tensors, figures, traffic, lost))
+        self._ledger.keep(self.played, tensors)
         self.played += 1
 
     def _resume(self, kept: KeptRound) -> None:
@@ -132,11 +137,8 @@ class AdaptiveMerging:
             self._begin(updates_by_site(kept.tensors))
         else:
             self._coefficients.descent.restore(kept.tensors)
-        self._figures = dict(kept.figures)
-        self.traffic = replace(kept.traffic)
+        self._ledger.restore(kept)
         self.played = kept.index + 1
-        for site in sorted(set(kept.lost) - self.cohort.lost.keys()):
-            self.cohort.lose(site, "lost before the run was interrupted")
 
 
 class _GradientRound:

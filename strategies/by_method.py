@@ -13,8 +13,9 @@ from layerweld.plan import MergePlan
 from strategies.adaptive_merging import AdaptiveMerging
 from strategies.cohort import Cohort
 from strategies.fisher_averaging import FisherAveraging
+from strategies.kept_rounds import RoundJournal
 from strategies.progressive_distillation import ProgressiveDistillation
-from strategies.round_by_round import RoundJournal, Rounds
+from strategies.round_by_round import Rounds
 from strategies.update_merging import UpdateMerging
 
 

@@ -18,7 +18,8 @@ from layerweld.transport.messages import ModelToMeasure
 from layerweld.transport.model import encode_model
 from layerweld.transport.untrusted import refusing_malformed
 from strategies.cohort import Cohort
-from strategies.round_by_round import Round, Traffic
+from strategies.kept_rounds import Traffic
+from strategies.round_by_round import Round
 
 OfOneSite = dict[str, Tensor]
 """``importance/<layer>`` and ``product/<layer>``."""

@@ -25,7 +25,8 @@ from layerweld.transport.descent_messages import BlockAnswer, BlockQuestion
 from layerweld.updates import Update
 from strategies.catching_up import CatchUp
 from strategies.cohort import Cohort
-from strategies.round_by_round import KeptRound, Round, RoundJournal, Traffic
+from strategies.kept_rounds import KeptRound, RoundJournal, RoundLedger, Traffic
+from strategies.round_by_round import Round
 from strategies.site_updates import OfOneSite, side_by_side, updates_round
 
 _DISTANCE = "distance of block {}, last round over first"
@@ -60,26 +61,29 @@ class ProgressiveDistillation:
         self.plan = plan
         self.cohort = cohort
         self.remainder = remainder
-        self.traffic = Traffic()
         self.steps = block_steps(plan)
         self.count = 1 + len(self.steps) * settings.prodistill.steps
         self.played = 0
         self._settings = settings.prodistill
         self._first_prefix = first_prefix(plan.digest, settings.digest(), remainder)
-        self._journal = journal
+        self._ledger = RoundLedger(journal, cohort)
         self._layers: Mapping[str, Mapping[str, Update]] = {}  # ΔW by layer, then by site
         self._done: dict[int, dict[str, Update]] = {}  # merged updates by step
         self._round = 0  # of the block's descent
-        self._figures: dict[str, float] = {}
         for kept in journal.load():
             self._resume(kept)
         self._begin_block()
 
     @property
+    def traffic(self) -> Traffic:
+        """Bytes so far."""
+        return self._ledger.traffic
+
+    @property
     def merged(self) -> Merge:
         """All blocks that are done."""
         updates = {layer: u for of in self._done.values() for layer, u in of.items()}
-        return Merge(updates, self._figures)
+        return Merge(updates, self._ledger.figures)
 
     def next_round(self) -> Round[OfOneSite] | Round[BlockAnswer]:
         """The updates first, then gradients of the block that is learnt."""
@@ -110,7 +114,7 @@ class ProgressiveDistillation:
         return encode_block(replace(question, remainder=remainder, merged=merged))
 
     def _collected(self, received: Mapping[str, OfOneSite]) -> None:
-        self._keep(0, site_tensors(received))
+        self._ledger.keep(0, site_tensors(received))
         self._layers = side_by_side(self.plan, self.cohort, received).layers
         self.played = 1
         self._begin_block()
@@ -129,7 +133,7 @@ class ProgressiveDistillation:
         self.played += 1
         if self._round == self._settings.steps:
             name = _DISTANCE.format(len(self._done) + 1)
-            self._figures[name] = float(distance.total()) / (self._distance_at_first or 1.0)
+            self._ledger.figures[name] = float(distance.total()) / (self._distance_at_first or 1.0)
             self._end_block()
 
     def _begin_block(self) -> None:
@@ -148,13 +152,8 @@ class ProgressiveDistillation:
     def _end_block(self) -> None:
         merged = self._coefficients.merged
         self._done[len(self._done)] = merged
-        self._keep(len(self._done), update_tensors(merged))
+        self._ledger.keep(len(self._done), update_tensors(merged))
         self._begin_block()
-
-    def _keep(self, index: int, tensors: Mapping[str, Tensor]) -> None:
-        lost = tuple(sorted(self.cohort.lost))
-        figures, traffic = dict(self._figures), replace(self.traffic)
-        self._journal.keep(KeptRound(index, tensors, figures, traffic, lost))
 
     def _resume(self, kept: KeptRound) -> None:
         if kept.index == 0:
@@ -162,11 +161,8 @@ class ProgressiveDistillation:
             self._layers = side_by_side(self.plan, self.cohort, received).layers
         else:
             self._done[kept.index - 1] = updates_from(kept.tensors)
-        self._figures = dict(kept.figures)
-        self.traffic = replace(kept.traffic)
+        self._ledger.restore(kept)
         self.played = 1 + kept.index * self._settings.steps
-        for site in sorted(set(kept.lost) - self.cohort.lost.keys()):
-            self.cohort.lose(site, "lost before the run was interrupted")
 
 
 def _read(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -16,6 +16,7 @@ from layerweld.named_tensors import update_tensors
 from layerweld.transport.arrays import num_bytes, to_arrays
 from strategies.cohort import Cohort
 from strategies.inquiry import Inquiry
+from strategies.kept_rounds import Traffic
 
 T = TypeVar("T")
 
@@ -36,58 +37,23 @@ class Round(Generic[T]):
     fold: Callable[[Iterator[tuple[str, T]]], None]
 
 
-@dataclass
-class Traffic:
-    """Bytes of arrays that sites have sent and were sent."""
-
-    up: int = 0
-    down: int = 0
-
-
-@dataclass(frozen=True)
-class KeptRound:
-    """What a method of many rounds goes on from.
-
-    Attributes:
-        index: of the round, from 0.
-        tensors: by a name of the method's own.
-        figures: what else the method must know, by name.
-        traffic: up to and with this round.
-        lost: sites that were in the run and are not in this round.
-    """
-
-    index: int
-    tensors: Mapping[str, Tensor]
-    figures: Mapping[str, float]
-    traffic: Traffic
-    lost: tuple[str, ...]
-
-
-class RoundJournal(Protocol):
-    """Where rounds are kept, so that a killed server can go on."""
-
-    def load(self) -> Sequence[KeptRound]:
-        """Every round that was kept, in order."""
-
-    def keep(self, round_: KeptRound) -> None:
-        """Make one round durable before the next one is asked."""
-
-
 class Rounds(Protocol):
     """A method as what it asks, round after round, and what it makes of the answers.
 
     Attributes:
-        traffic: so far.
         count: rounds from the first to the last.
         played: rounds that are over, those before an interruption included.
     """
 
-    traffic: Traffic
     count: int
     played: int
 
     def next_round(self) -> Round[Any]:
         """The next one; called once the one before is over, while there are any left."""
+
+    @property
+    def traffic(self) -> Traffic:
+        """Bytes so far; whoever sends and receives counts them here."""
 
     @property
     def merged(self) -> Merge:

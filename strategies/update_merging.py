@@ -10,7 +10,8 @@ from layerweld.merging.lines import Lines
 from layerweld.merging.one_round import Merge, MergeMethod, SiteUpdates
 from layerweld.plan import MergePlan
 from strategies.cohort import Cohort
-from strategies.round_by_round import Round, Traffic
+from strategies.kept_rounds import Traffic
+from strategies.round_by_round import Round
 from strategies.site_updates import OfOneSite, side_by_side, updates_round
 
 

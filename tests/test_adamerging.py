@@ -20,6 +20,7 @@ from layerweld.merging.adamerging import weighed
 from layerweld.prefix import first_prefix, prefix_of_sites
 from layerweld.task_vectors import read_fine_tuned
 from layerweld.transport.descent_messages import CoefficientQuestion
+from tests.dying_server import killed_after
 from tests.random_updates import side_by_side
 from tests.test_methods import play, settings_of, written
 from tests.tiny_sites import make_sites
@@ -179,26 +180,12 @@ def test_the_order_of_the_sites_does_not_change_a_bit(sites, whole, tmp_path):
     assert second.manifest_hash == whole[0].manifest_hash
 
 
-class Killed(BaseException):
-    """As sudden as a signal: nothing catches it."""
-
-
 @pytest.mark.parametrize("after", [0, 1, 5])
 def test_a_run_killed_after_any_round_ends_in_the_same_bytes(
     sites, whole, tmp_path, monkeypatch, after
 ):
-    files = app_module("server.round_journal").RoundFiles
-    keep = files.keep
-
-    def keep_and_die(self, round_):
-        keep(self, round_)
-        if round_.index == after:
-            raise Killed
-
-    monkeypatch.setattr(files, "keep", keep_and_die)
-    with pytest.raises(Killed):
+    with killed_after(after, monkeypatch):
         play(sites, tmp_path / "out", "adamerging", **FEW)
-    monkeypatch.setattr(files, "keep", keep)
     resumed = play(sites, tmp_path / "out", "adamerging", **FEW)
     assert resumed.manifest_hash == whole[0].manifest_hash
     assert resumed.methods[-1].rounds == whole[0].methods[-1].rounds
@@ -206,9 +193,7 @@ def test_a_run_killed_after_any_round_ends_in_the_same_bytes(
 
 
 def test_an_interrupted_run_is_not_resumed_with_another_learning_rate(sites, tmp_path, monkeypatch):
-    files = app_module("server.round_journal").RoundFiles
-    monkeypatch.setattr(files, "keep", lambda *_: (_ for _ in ()).throw(Killed))
-    with pytest.raises(Killed):
+    with killed_after(0, monkeypatch):
         play(sites, tmp_path / "out", "adamerging", **FEW)
     with pytest.raises(JournalError, match="interrupted run with other learning"):
         play(sites, tmp_path / "out", "adamerging", **FEW | {"adamerging.learning-rate": 0.1})

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -22,6 +21,7 @@ from layerweld.linear import updated, weight_of
 from layerweld.task_vectors import read_fine_tuned
 from layerweld.transport.chain import decode_question
 from layerweld.updates import DenseUpdate
+from tests.dying_server import after_keeping, killed_after
 from tests.faulty_grid import KINDS, Clock, Faults, FaultyGrid, from_the_node
 from tests.tiny_peft import new_model
 from tests.tiny_sites import make_sites
@@ -257,27 +257,6 @@ def test_flowers_own_start_plays_the_same_chain(bert_sites, tmp_path):
     assert strategies[0].final_prefix == strategies[1].final_prefix
 
 
-class Killed(BaseException):
-    """As sudden as a signal: nothing catches it."""
-
-
-@contextmanager
-def killed_after(step, monkeypatch):
-    """What is played in here dies once it has kept this step."""
-    journal = app_module("server.journal").StepJournal
-    keep = journal.keep
-
-    def keep_and_die(self, solved):
-        keep(self, solved)
-        if solved.index == step:
-            raise Killed
-
-    monkeypatch.setattr(journal, "keep", keep_and_die)
-    with pytest.raises(Killed):
-        yield
-    monkeypatch.setattr(journal, "keep", keep)
-
-
 @pytest.mark.parametrize("after", [0, 3, 6])
 def test_a_run_killed_after_any_step_ends_in_the_same_bytes(
     bert_sites, tmp_path, monkeypatch, after
@@ -291,16 +270,13 @@ def test_a_run_killed_after_any_step_ends_in_the_same_bytes(
 
 def test_a_site_that_lost_its_cache_catches_up(bert_sites, tmp_path, monkeypatch):
     whole = play(bert_sites, tmp_path / "whole")
-    journal = app_module("server.journal").StepJournal
-    keep = journal.keep
 
-    def keep_and_lose(self, step):
-        keep(self, step)
-        if step.index == 4:
+    def lose(index):
+        if index == 4:
             shutil.rmtree(bert_sites.folder / "cache/runs")
 
-    monkeypatch.setattr(journal, "keep", keep_and_lose)
-    assert play(bert_sites, tmp_path / "out").manifest_hash == whole.manifest_hash
+    with after_keeping(monkeypatch, lose):
+        assert play(bert_sites, tmp_path / "out").manifest_hash == whole.manifest_hash
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -365,18 +341,15 @@ def test_a_lost_site_is_named_wherever_the_merge_is_described_and_the_run_resume
 
 def test_a_damaged_hidden_state_is_computed_again(bert_sites, tmp_path, monkeypatch):
     whole = play(bert_sites, tmp_path / "whole")
-    journal = app_module("server.journal").StepJournal
-    keep = journal.keep
 
-    def keep_and_damage(self, step):
-        keep(self, step)
+    def damage(_index):
         for file in (bert_sites.folder / "cache/runs").rglob("hidden-*.safetensors"):
             content = bytearray(file.read_bytes())
             content[-5] ^= 1
             file.write_bytes(content)
 
-    monkeypatch.setattr(journal, "keep", keep_and_damage)
-    assert play(bert_sites, tmp_path / "out").manifest_hash == whole.manifest_hash
+    with after_keeping(monkeypatch, damage):
+        assert play(bert_sites, tmp_path / "out").manifest_hash == whole.manifest_hash
 
 
 def test_a_journal_of_other_settings_is_not_resumed(bert_sites, tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from layerweld.discover import discover_plan
 from layerweld.launch import app_module
 from layerweld.linear import weight_of
 from layerweld.task_vectors import read_fine_tuned
+from tests.dying_server import killed_after
 from tests.test_methods import play, settings_of, written
 from tests.tiny_sites import make_sites
 
@@ -111,26 +112,12 @@ def test_a_merge_is_cut_to_a_rank_and_is_an_adapter_again(sites, tmp_path):
     assert (tmp_path / "out/adapter").is_dir()
 
 
-class Killed(BaseException):
-    """As sudden as a signal: nothing catches it."""
-
-
 @pytest.mark.parametrize("after", [0, 1, 2])
 def test_a_run_killed_after_any_block_ends_in_the_same_bytes(
     sites, whole, tmp_path, monkeypatch, after
 ):
-    files = app_module("server.round_journal").RoundFiles
-    keep = files.keep
-
-    def keep_and_die(self, round_):
-        keep(self, round_)
-        if round_.index == after:
-            raise Killed
-
-    monkeypatch.setattr(files, "keep", keep_and_die)
-    with pytest.raises(Killed):
+    with killed_after(after, monkeypatch):
         play(sites, tmp_path / "out", "prodistill", **FEW)
-    monkeypatch.setattr(files, "keep", keep)
     resumed = play(sites, tmp_path / "out", "prodistill", **FEW)
     assert resumed.manifest_hash == whole[0].manifest_hash
 

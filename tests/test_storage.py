@@ -124,7 +124,7 @@ def test_a_run_killed_while_it_writes_its_products_ends_in_the_same_bytes(sites,
 @pytest.mark.parametrize("kept", [0, 1, 7, 100, 0.5, 0.9, -1])
 def test_a_last_step_that_was_cut_short_is_solved_again(kept, tmp_path):
     whole = digest_of(play_chain(tmp_path))
-    file = tmp_path / "com/step-0003.safetensors"
+    file = tmp_path / "com/step-00003.safetensors"
     content = file.read_bytes()
     size = int(kept * len(content)) if isinstance(kept, float) else kept
     file.write_bytes(content[:size])
@@ -134,11 +134,11 @@ def test_a_last_step_that_was_cut_short_is_solved_again(kept, tmp_path):
 
 def test_an_earlier_step_that_is_damaged_is_refused_by_name(tmp_path):
     play_chain(tmp_path)
-    file = tmp_path / "com/step-0001.safetensors"
+    file = tmp_path / "com/step-00001.safetensors"
     content = bytearray(file.read_bytes())
     content[-3] ^= 4
     file.write_bytes(content)
-    with pytest.raises(JournalError, match=r"step-0001\.safetensors does not match its hash"):
+    with pytest.raises(JournalError, match=r"step-00001\.safetensors does not match its hash"):
         play_chain(tmp_path)
     file.unlink()
     with pytest.raises(JournalError, match="lacks step 1"):
@@ -163,7 +163,7 @@ def test_a_disk_that_fills_up_keeps_the_steps_before_and_resumes(writes, tmp_pat
     whole = digest_of(play_chain(tmp_path / "whole"))
     with monkeypatch.context() as patch:
         FullDisk(patch, writes)
-        with pytest.raises(StorageError, match=r"step-000\d.*No space left on device"):
+        with pytest.raises(StorageError, match=r"step-0000\d.*No space left on device"):
             play_chain(tmp_path / "full")
     assert not [p for p in (tmp_path / "full").rglob("*") if "partial" in p.name]
     assert digest_of(play_chain(tmp_path / "full")) == whole

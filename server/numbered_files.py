@@ -1,0 +1,95 @@
+"""Steps or rounds on disk, one checked file each: what a killed server goes on from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+from torch import Tensor
+
+from layerweld.errors import JournalError
+from layerweld.progress import report_progress
+from server.hashed_files import read_hashed, write_hashed
+
+
+class Numbered(Protocol):
+    """Something that has its place in a row."""
+
+    @property
+    def index(self) -> int:
+        """The place, from 0."""
+
+
+N = TypeVar("N", bound=Numbered)
+Contents = tuple[Mapping[str, Tensor], Mapping[str, Any]]
+"""Tensors by name, and everything else as JSON values."""
+
+
+class NumberedFiles(Generic[N]):
+    """The files of one method in one folder.
+
+    Args:
+        folder: created with the first file.
+        kind: what one of them is, in a word: it begins the files' names.
+        encode: one of them as the contents of a file.
+        decode: the reverse; raises ValueError, TypeError or KeyError where that cannot be done.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        kind: str,
+        encode: Callable[[N], Contents],
+        decode: Callable[[Mapping[str, Tensor], Mapping[str, Any]], N],
+    ) -> None:
+        self._folder = folder
+        self._kind = kind
+        self._encode = encode
+        self._decode = decode
+
+    def load(self) -> Sequence[N]:
+        """All that were kept, in order.
+
+        A last file that does not match its hash was being written when the power went: it is left
+        out, and what it held is done again.
+
+        Raises:
+            JournalError: an earlier file is damaged or missing.
+        """
+        files = sorted(self._folder.glob(f"{self._kind}-*.safetensors"))
+        found: list[N] = []
+        for file in files:
+            try:
+                found.append(self._read(file))
+            except JournalError as error:
+                if file != files[-1]:
+                    raise
+                report_progress(f"{error}: that {self._kind} is done again", 0, 0)
+        for place, kept in enumerate(found):
+            if kept.index != place:
+                raise JournalError(
+                    f"{self._folder} lacks {self._kind} {place}; remove the later files to go on "
+                    f"from it"
+                )
+        return found
+
+    def keep(self, kept: N) -> None:
+        """Write one: it is whole or not there.
+
+        Raises:
+            StorageError: it cannot be written; those before it are untouched.
+        """
+        tensors, figures = self._encode(kept)
+        file = self._folder / f"{self._kind}-{kept.index:05d}.safetensors"
+        write_hashed(file, tensors, {"figures": json.dumps(figures, sort_keys=True)})
+
+    def _read(self, file: Path) -> N:
+        tensors, metadata = read_hashed(file)
+        try:
+            return self._decode(tensors, json.loads(metadata["figures"]))
+        except (ValueError, TypeError, KeyError) as error:
+            raise JournalError(
+                f"{file} cannot be read ({error}); remove it to do that {self._kind} again"
+            ) from None

@@ -1,0 +1,38 @@
+"""A server that dies, or that something else befalls, once it has kept a step or a round."""
+
+from contextlib import contextmanager
+
+import pytest
+
+from layerweld.launch import app_module
+
+
+class Killed(BaseException):
+    """As sudden as a signal: nothing catches it."""
+
+
+@contextmanager
+def after_keeping(monkeypatch, act):
+    """Within, ``act(index)`` is called each time that a step or round has been made durable."""
+    files = app_module("server.numbered_files").NumberedFiles
+    keep = files.keep
+
+    def keep_and_act(self, kept):
+        keep(self, kept)
+        act(kept.index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "keep", keep_and_act)
+        yield
+
+
+@contextmanager
+def killed_after(last, monkeypatch):
+    """What is played in here dies once it has kept the step or round of this index."""
+
+    def die(index):
+        if index == last:
+            raise Killed
+
+    with pytest.raises(Killed), after_keeping(monkeypatch, die):
+        yield
