@@ -53,14 +53,18 @@ class PrivateNetwork:
             self._hub(f"bridge link set dev to-{name} state {_FORWARDING}")
 
     @contextmanager
-    def slow(self, name, delay, loss):
-        """Carry a machine's packets late by so many seconds, and lose this share of them."""
+    def slow(self, name, delay, loss, rate):
+        """Carry a machine's packets late by so many seconds, and lose this share of them.
+
+        Each way so many bytes a second pass.
+        """
         self._hub(f"ip link add dev mid-{name} type veth peer name far-{name}")
         self._hub(f"ip link set dev mid-{name} up")
         self._hub(f"ip link set dev far-{name} master bridge0 up")
         self._hub(f"ip link set dev to-{name} nomaster")
         command = [*self.inside("hub"), sys.executable, _SLOW_LINK, f"to-{name}", f"mid-{name}"]
-        with subprocess.Popen([*command, str(delay), str(loss)], stdout=subprocess.PIPE) as carrier:
+        command += [str(delay), str(loss), str(rate)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as carrier:
             try:
                 assert carrier.stdout.readline() == b"carrying\n"
                 yield

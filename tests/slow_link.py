@@ -1,8 +1,8 @@
 """Carry Ethernet frames between two interfaces, late and not all of them.
 
-``python slow_link.py INTERFACE INTERFACE DELAY LOSS``: a link with that many seconds of delay each
-way, on which this share of the frames is lost. It works without any help of the kernel's traffic
-control.
+``python slow_link.py INTERFACE INTERFACE DELAY LOSS RATE``: a link with that many seconds of delay
+each way, on which this share of the frames is lost, and which takes so many bytes a second each
+way. It works without any help of the kernel's traffic control.
 """
 
 import heapq
@@ -28,16 +28,19 @@ def open_socket(interface):
     return opened
 
 
-def carry(first, second, delay, loss):
+def carry(first, second, delay, loss, rate):
     """Until killed. The order of frames is kept."""
     other, draw, numbers = {first: second, second: first}, random.Random(0), count()
+    sent = {first: 0.0, second: 0.0}  # when the last frame from there has left, however long it is
     waiting = []
     while True:
         timeout = max(0.0, waiting[0][0] - monotonic()) if waiting else None
         for source in select.select([first, second], [], [], timeout)[0]:
             frame = source.recv(_LARGEST)
+            sent[source] = max(sent[source], monotonic()) + len(frame) / rate
             if draw.random() >= loss:
-                heapq.heappush(waiting, (monotonic() + delay, next(numbers), other[source], frame))
+                arrives = sent[source] + delay
+                heapq.heappush(waiting, (arrives, next(numbers), other[source], frame))
         while waiting and waiting[0][0] <= monotonic():
             _, _, target, frame = heapq.heappop(waiting)
             target.send(frame)
@@ -46,4 +49,4 @@ def carry(first, second, delay, loss):
 if __name__ == "__main__":
     ends = [open_socket(interface) for interface in sys.argv[1:3]]
     print("carrying", flush=True)
-    carry(*ends, float(sys.argv[3]), float(sys.argv[4]))
+    carry(*ends, *map(float, sys.argv[3:]))

@@ -20,7 +20,9 @@ from tests.tiny_sites import TinySites, make_sites
 pytestmark = pytest.mark.network
 
 _PORT = 8443
-_AWAY = 100  # seconds; after 60 Flower calls a node unreachable
+_STOPPED = 120  # seconds; after 60 Flower calls a node unreachable
+_AWAY = 600
+_MODEM = 7_000  # bytes a second: 56 kbit/s
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +84,14 @@ class Disturbed:
         self._federation.wait_for_steps(self._name)
         return self
 
+    def end(self):
+        """Wait until the run has ended well."""
+        self.said = self._federation.finish(self._run)
+
     def __exit__(self, kind, *_):
         if kind is None:
-            self.said = self._federation.finish(self._run)
+            if not self.said:
+                self.end()
             return
         self._run.kill()  # it only follows the run
         self._run.communicate()
@@ -108,9 +115,12 @@ class Disturbed:
         )
 
 
-def test_a_link_that_is_slow_and_loses_packets_changes_nothing(federation, network, undisturbed):
-    with network.slow("ash", delay=0.15, loss=0.02), Disturbed(federation, "slow") as run:
-        pass
+def test_a_link_as_slow_as_a_modem_that_loses_packets_changes_nothing(
+    federation, network, undisturbed
+):
+    slow = network.slow("ash", delay=0.15, loss=0.02, rate=_MODEM)
+    with Disturbed(federation, "slow") as run, slow:
+        run.end()
     assert run.is_as(undisturbed)
     assert read_results(run.output)["ignored"] == {}  # nobody was asked twice for being slow
 
@@ -126,7 +136,7 @@ def test_a_link_that_comes_and_goes_every_five_seconds_changes_nothing(
     federation, network, undisturbed
 ):
     with Disturbed(federation, "flapping") as run:
-        for _ in range(10):
+        for _ in range(20):
             with network.cut("ash"):
                 sleep(5)
             sleep(5)
@@ -145,7 +155,7 @@ def test_a_site_that_is_stopped_is_waited_for_by_name(federation, undisturbed):
         group = federation.child_of("ash", "supernode")
         os.killpg(group, signal.SIGSTOP)
         try:
-            sleep(_AWAY)
+            sleep(_STOPPED)
         finally:
             os.killpg(group, signal.SIGCONT)
     assert run.is_as(undisturbed)
