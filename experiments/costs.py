@@ -5,14 +5,16 @@ Example: python -m experiments.costs text
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import pandas as pd
 import typer
 
 from experiments.benchmark_runs import RESULTS, Name
-from experiments.figures import COLOURS, panels, save
+from experiments.figures import COLOURS, INK, legend_above, panels, save
+from layerweld.methods import METHODS
 
 _COSTS = {
     "bytes": "MB sent, up and down, all sites",
@@ -31,36 +33,35 @@ def main(
 
 
 def draw(table: pd.DataFrame, file: Path) -> None:
-    """A panel per cost; each dot is a method, named where it lies on the front."""
+    """A panel per cost; each dot is a method, coloured where no cheaper one beats it."""
     merges = table[table["rounds"] > 0].copy()
     merges["bytes"] = (merges["bytes_up"] + merges["bytes_down"]) / 1e6
     merges["peak_bytes"] /= 1e9
-    figure, axes = panels(len(_COSTS), width=4.2)
+    best = {cost: front(merges.dropna(subset=[cost]), cost) for cost in _COSTS}
+    named = [method for method in merges["method"] if method in set().union(*best.values())]
+    looks = dict(zip(named, product("osD^v", COLOURS), strict=False))
+    figure, axes = panels(len(_COSTS), width=4.2, height=4.2)
     for axis, (cost, label) in zip(axes, _COSTS.items(), strict=True):
-        shown = merges.dropna(subset=[cost])
-        axis.plot(shown[cost], 100 * shown["normalised"], "o", color=COLOURS[1], alpha=0.7)
-        for row in front(shown, cost):
-            axis.annotate(
-                row["method"],
-                (row[cost], 100 * row["normalised"]),
-                (4, 4),
-                textcoords="offset points",
-                fontsize=7,
-            )
+        for method, x, y in merges[["method", cost, "normalised"]].itertuples(index=False):
+            on_front = method in best[cost]
+            mark, colour = looks[method] if on_front else ("o", INK)
+            alpha, name = (1.0, METHODS[method].label) if on_front else (0.2, None)
+            axis.plot([x], [100 * y], mark, color=colour, alpha=alpha, label=name)
         axis.set_xscale("linear" if cost == "peak_bytes" else "log")
         axis.set_xlabel(label)
+        legend_above(axis)
     axes[0].set_ylabel("% of individual fine-tuning")
     save(figure, file)
 
 
-def front(table: pd.DataFrame, cost: str) -> list[Any]:
+def front(table: pd.DataFrame, cost: str) -> list[str]:
     """Methods that no cheaper one beats, cheapest first."""
-    best, rows = float("-inf"), []
+    best, methods = float("-inf"), []
     for _, row in table.sort_values([cost, "normalised"], ascending=[True, False]).iterrows():
         if row["normalised"] > best:
             best = row["normalised"]
-            rows.append(row)
-    return rows
+            methods.append(row["method"])
+    return methods
 
 
 if __name__ == "__main__":

@@ -25,6 +25,11 @@ def panels(count: int, width: float = 4.6, height: float = 3.4) -> tuple[Any, Se
     return figure, axes[0]
 
 
+def legend_above(axes: Any) -> None:
+    """Name what is drawn over the axes, where it covers nothing."""
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=2, fontsize=7, frameon=False)
+
+
 def save(figure: Any, file: Path) -> None:
     """Write the figure and forget it."""
     file.parent.mkdir(parents=True, exist_ok=True)

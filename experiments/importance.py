@@ -13,7 +13,7 @@ import pandas as pd
 import typer
 
 from experiments.benchmark_runs import RESULTS, Name, Nodes, benchmark, compared, federation
-from experiments.figures import COLOURS, INK, panels, save
+from experiments.figures import COLOURS, INK, legend_above, panels, save
 from layerweld.collect import ReplayableModel, collect
 from layerweld.config import RunSettings
 from layerweld.gram import off_diagonal_importance
@@ -93,7 +93,7 @@ def correlation_text(one: pd.Series, other: pd.Series) -> str:
 
 def draw(table: pd.DataFrame, file: Path) -> None:
     """Left: ω against the gap. Right: the three, each as a share of its largest."""
-    figure, (scatter, bars) = panels(2, width=5.4, height=3.8)
+    figure, (scatter, bars) = panels(2, width=5.4, height=4.2)
     for colour, source in zip(COLOURS, ("merged", "pretrained"), strict=False):
         label = f"{_SOURCES[source]}\n{correlation_text(table['gap'], table[source])}"
         scatter.plot(100 * table["gap"], table[source], "o", color=colour, label=label)
@@ -103,7 +103,7 @@ def draw(table: pd.DataFrame, file: Path) -> None:
         )
     scatter.set_xlabel("accuracy gained by fine-tuning, points")
     scatter.set_ylabel("ω, mean over the groups")
-    scatter.legend(fontsize=7, frameon=False)
+    legend_above(scatter)
     shares = table / table.max()
     places = range(len(shares))
     for i, (source, label) in enumerate(_SOURCES.items()):
@@ -113,8 +113,7 @@ def draw(table: pd.DataFrame, file: Path) -> None:
         )
     bars.set_xticks(list(places), list(shares.index), rotation=30, fontsize=8)
     bars.set_ylabel("share of the largest")
-    bars.set_ylim(0, 1.35)
-    bars.legend(fontsize=7, frameon=False)
+    legend_above(bars)
     save(figure, file)
 
 
