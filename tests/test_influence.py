@@ -13,7 +13,7 @@ from layerweld.influence import capped_scales, outliers, relative_shift
 from layerweld.pool import GroupPool
 from layerweld.updates import DenseUpdate, LowRankUpdate
 from tests import test_pool
-from tests.test_pool import GROUP, new_sites, statistics_of
+from tests.pooled_sites import GROUP, new_sites, statistics_of
 
 
 def merge(sites, **entries):

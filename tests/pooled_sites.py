@@ -1,0 +1,55 @@
+"""Sites with random tokens and updates for one layer group, and what they would send."""
+
+import dataclasses
+
+import torch
+
+from layerweld.gram import GramAccumulator
+from layerweld.plan import LayerGroup, LayerShape
+from layerweld.statistics import ProductForm, group_statistics
+from layerweld.updates import DenseUpdate, LowRankUpdate
+
+D_IN, D_OUT = 6, 4
+GROUP = LayerGroup("attn.{q,v}", 0, D_IN, (LayerShape("q", D_OUT), LayerShape("v", 3)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    name: str
+    tokens: torch.Tensor
+    updates: dict
+
+
+def new_sites(count, seed, *, num_tokens=40, dense=False, ranks=(1, 2, 3, 1)):
+    """Sites with tokens of their own covariance and updates of different ranks."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    def update(d_out, rank):
+        factored = LowRankUpdate(random(d_out, rank), random(rank, D_IN))
+        return DenseUpdate(factored.dense()) if dense else factored
+
+    return [
+        Site(
+            name,
+            random(num_tokens, D_IN) @ random(D_IN, D_IN),
+            {"q": update(D_OUT, rank), "v": update(3, rank)},
+        )
+        for name, rank in zip("abcd"[:count], ranks, strict=False)
+    ]
+
+
+def statistics_of(site, merge):
+    accumulator = GramAccumulator(D_IN, unit_tokens=merge.normalization == "token")
+    accumulator.update(site.tokens[None], torch.ones(1, len(site.tokens), dtype=torch.bool))
+    return group_statistics(
+        GROUP.name,
+        accumulator.mean(),
+        accumulator.num_tokens,
+        site.updates,
+        normalization=merge.normalization,
+        shrinkage=merge.shrinkage,
+        form=ProductForm(dense=merge.products == "dense", with_updates=merge.anchor == "mean"),
+    )

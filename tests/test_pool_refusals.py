@@ -1,0 +1,111 @@
+"""What a layer group's pool does not take from a site, and that it is as it was afterwards."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from layerweld.config import MergeSettings
+from layerweld.errors import RefusedReplyError
+from layerweld.exact_sum import LIMIT
+from layerweld.pool import GroupPool
+from tests.pooled_sites import D_IN, D_OUT, GROUP, new_sites, statistics_of
+
+REFUSED_STATISTICS = {
+    "another group": ({"group": "mlp"}, r"'mlp' where 'attn.\{q,v\}' was asked"),
+    "no tokens": ({"num_tokens": 0}, "counted 0 tokens"),
+    "nan": ({"gram": torch.full((D_IN, D_IN), math.nan)}, "not finite"),
+    "width": ({"gram": torch.eye(D_IN + 1)}, r"is \(7, 7\), not \(6, 6\)"),
+    "trace": ({"gram": torch.eye(D_IN)}, "has trace 6; 'token' makes it 1"),
+}
+REFUSED_PRODUCTS = {
+    "left": ({"left": torch.zeros(D_OUT + 1, 1)}, r"q: left is \(5, 1\), not \(4, 1\)"),
+    "right": ({"right": torch.zeros(1, D_IN - 1)}, r"q: right is \(1, 5\), not \(1, 6\)"),
+    "flat": ({"right": torch.zeros(D_IN)}, "q: left is"),
+    "rank": ({"left": torch.zeros(D_OUT, 2)}, r"q: left is \(4, 2\), not \(4, 1\)"),
+    "nan": ({"left": torch.full((D_OUT, 1), math.nan)}, "q: left holds a number that is not"),
+    "energy": ({"energy": -1.0}, "q: energy -1.0 is no sum of squares"),
+    "energy nan": ({"energy": math.nan}, "q: energy nan is no sum of squares"),
+    "energy huge": ({"energy": 2 * LIMIT}, "too large to sum exactly"),
+}
+
+
+def refuse(pool, site, statistics, message):
+    """The reply is refused, and the pool is as it was: another site's merge has its own bits."""
+    with pytest.raises(RefusedReplyError, match=message):
+        pool.add(site, statistics)
+
+
+def honest(**entries):
+    chosen = MergeSettings(**entries)
+    one, other = new_sites(2, seed=0)
+    return chosen, statistics_of(one, chosen), statistics_of(other, chosen)
+
+
+def same_as_alone(pool, chosen, statistics):
+    alone = GroupPool(GROUP, chosen)
+    alone.add("b", statistics)
+    pool.add("b", statistics)
+    ours, theirs = pool.solve(), alone.solve()
+    assert torch.equal(ours.updates["q"].dense(), theirs.updates["q"].dense())
+    assert ours.residual == theirs.residual
+    assert list(ours.tokens) == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), REFUSED_STATISTICS.values(), ids=REFUSED_STATISTICS.keys()
+)
+def test_statistics_that_answer_nothing_we_asked_are_refused(change, message):
+    chosen, one, other = honest()
+    pool = GroupPool(GROUP, chosen)
+    refuse(pool, "a", dataclasses.replace(one, **change), message)
+    same_as_alone(pool, chosen, other)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), REFUSED_PRODUCTS.values(), ids=REFUSED_PRODUCTS.keys()
+)
+def test_products_of_impossible_form_are_refused_and_nothing_is_added(change, message):
+    chosen, one, other = honest()
+    pool = GroupPool(GROUP, chosen)
+    broken = dataclasses.replace(one.products["q"], **change)
+    broken = dataclasses.replace(one, products={**one.products, "q": broken})
+    refuse(pool, "a", broken, message)
+    same_as_alone(pool, chosen, other)
+
+
+@pytest.mark.parametrize("entry", ["product", "update"])
+def test_dense_numbers_beyond_the_exact_sum_are_refused_and_nothing_is_added(entry):
+    chosen, one, other = honest(products="dense", anchor="mean")
+    pool = GroupPool(GROUP, chosen)
+    huge = dataclasses.replace(one.products["v"], **{entry: torch.full((3, D_IN), 1e20)})
+    broken = dataclasses.replace(one, products={**one.products, "v": huge})
+    refuse(pool, "a", broken, "too large to sum exactly|longer than its energy")
+    same_as_alone(pool, chosen, other)
+
+
+def test_a_site_counts_once():
+    chosen, one, other = honest()
+    pool = GroupPool(GROUP, chosen)
+    pool.add("a", one)
+    refuse(pool, "a", other, "a answered for attn.* twice")
+
+
+def test_a_layer_of_another_group_is_refused():
+    chosen, one, _ = honest()
+    broken = dataclasses.replace(one, products={"mlp.up": one.products["q"]})
+    refuse(GroupPool(GROUP, chosen), "a", broken, "'mlp.up' is not a layer of attn")
+
+
+def test_factored_and_dense_products_do_not_mix():
+    chosen, one, _ = honest()
+    pool = GroupPool(GROUP, chosen)
+    pool.add("a", one)
+    refuse(pool, "b", honest(products="dense")[2], "q: factored and dense products in one run")
+
+
+def test_an_anchor_needs_the_updates():
+    _, one, _ = honest(anchor="base")
+    pool = GroupPool(GROUP, MergeSettings(anchor="mean"))
+    refuse(pool, "a", one, "q: the anchor 'mean' needs the update itself")
