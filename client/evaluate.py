@@ -9,9 +9,9 @@ from client.batches import Preprocessor
 from client.data import Rows
 from client.heads import ClassifierHead
 from client.label_words import LabelWordHead
+from client.labels import labels_of
 from layerweld.base_model import BaseModel
 from layerweld.config import EvaluateSettings
-from layerweld.errors import DataError
 
 
 @torch.inference_mode()
@@ -36,7 +36,7 @@ def accuracy(
         DataError: the rows have no labels, or one of a class that the head does not know.
     """
     device = next(base.backbone.parameters()).device
-    labels = labels_of(rows, head).to(device)
+    labels = labels_of(rows, head.classes).to(device)
     head = head.to(device).eval()
     metric = MulticlassAccuracy(len(head.classes), average="micro").to(device)
     preprocess = Preprocessor(base, settings.max_length, prompt_end)
@@ -46,24 +46,3 @@ def accuracy(
         logits = head(hidden, inputs.get("attention_mask"))
         metric.update(logits, labels[places])
     return float(metric.compute()), len(rows)
-
-
-def labels_of(rows: Rows, head: ClassifierHead | LabelWordHead) -> torch.Tensor:
-    """Labels of the rows, as positions among the head's classes.
-
-    Raises:
-        DataError: there are none, or one that the head does not know.
-    """
-    if rows.labels is None or not len(rows):
-        raise DataError(
-            "the held-out rows have no labels to compare with; name their column in "
-            "`calibration.label-column`, or set `evaluate.enabled = false`"
-        )
-    unknown = sorted({rows.classes[i] for i in rows.labels} - set(head.classes))
-    if unknown:
-        raise DataError(
-            f"held-out rows are labelled {unknown[0]!r}, which the head was not trained on "
-            f"(it knows {', '.join(head.classes)}); remove these rows, or train on such rows too"
-        )
-    position = {name: i for i, name in enumerate(head.classes)}
-    return torch.tensor([position[rows.classes[label]] for label in rows.labels])

@@ -23,10 +23,11 @@ from client.batches import Preprocessor
 from client.data import Rows
 from client.heads import ClassifierHead
 from client.label_words import LabelWordHead, label_word_head
+from client.labels import check_trainable
 from client.training_logger import training_logger
 from layerweld.base_model import BaseModel
 from layerweld.config import FinetuneSettings
-from layerweld.errors import ConfigError, DataError, OutputError
+from layerweld.errors import ConfigError, OutputError
 from layerweld.linear import is_transposed, linear_layers
 
 OnStep = Callable[[int, int], None]
@@ -162,16 +163,7 @@ def _check(base: BaseModel, targets: Sequence[str], rows: Rows, folder: Path) ->
     if unknown or not targets:
         what = f"{unknown[0]!r} is no linear layer of" if unknown else "no layer is chosen in"
         raise ConfigError(f"{what} the model in {base.folder}; change `finetune.targets`")
-    if rows.labels is None:
-        raise DataError(
-            "the site's rows have no labels to fine-tune on; name their column in "
-            "`calibration.label-column`, or bring an adapter"
-        )
-    if len(set(rows.labels)) < 2:
-        raise DataError(
-            f"all {len(rows)} rows are labelled {rows.classes[rows.labels[0]]!r}: there is nothing "
-            f"to tell apart; add rows of another class, or bring an adapter"
-        )
+    check_trainable(rows)
     if folder.exists():
         raise OutputError(f"{folder} exists already; remove it to fine-tune again")
 

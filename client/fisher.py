@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from client.evaluate import labels_of
+from client.labels import labels_of
 from client.state import SiteState
 from layerweld.collect import ReplayableModel
 from layerweld.linear import updated
@@ -43,7 +43,7 @@ def fisher_sums(state: SiteState, layers: tuple[str, ...]) -> dict[str, Tensor]:
 
 def _mean_squared_gradients(state: SiteState, model: ReplayableModel) -> dict[str, Tensor]:
     head = state.head
-    labels = labels_of(state.calibration_rows, head)
+    labels = labels_of(state.calibration_rows, head.classes)
     sums: dict[str, Tensor] = {}
     seen = 0
     for batch in state.batches:

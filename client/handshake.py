@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from importlib.metadata import version
 
+from client.labels import check_trainable, labels_of
 from client.state import SiteState
 from layerweld import __version__
 from layerweld.base_model import tokenizer_fingerprint
@@ -15,7 +16,18 @@ from layerweld.updates import LowRankUpdate
 
 
 def introduce(state: SiteState) -> Introduction:
-    """Read the model, the rows and the adapter (if there is one) and describe them."""
+    """Read the model, the rows, the adapter and the head (if there are any) and describe them.
+
+    Raises:
+        LayerweldError: one of them cannot be used for what the run will ask of it. It is said here,
+            before anything is computed, and not once everything is merged.
+    """
+    if state.must_fine_tune:
+        check_trainable(state.rows)
+    classes = state.classes
+    evaluates = _can_evaluate(state)
+    if evaluates and state.held_out is not None:
+        labels_of(state.held_out, classes)
     kind, layers, ranks, prefix = _adapter_facts(state)
     model = ReplayableModel(state.base.backbone, state.plan)
     recording = state.recording(model, shifted_embeddings=False)
@@ -35,9 +47,9 @@ def introduce(state: SiteState) -> Introduction:
         samples=len(state.calibration_rows),
         tokens=tokens,
         skipped=state.rows.skipped,
-        evaluates=_can_evaluate(state),
-        classifies=_classifies(state),
-        labelled=state.rows.labels is not None and state.has_head,
+        evaluates=evaluates,
+        classifies=bool(classes),
+        labelled=bool(state.rows.classes) and {*state.rows.classes} <= {*classes},
         factors=_digest_of_factors(state),
         versions=(f"layerweld={__version__}", *_versions("torch", "transformers", "peft", "flwr")),
     )
@@ -63,13 +75,6 @@ def _can_evaluate(state: SiteState) -> bool:
     if not state.settings.evaluate.enabled or state.held_out is None:
         return False
     return state.has_head
-
-
-def _classifies(state: SiteState) -> bool:
-    """Words stand for classes, so without classes they are no head."""
-    if not state.settings.calibration.prompt_end:
-        return state.has_head
-    return bool(state.rows.classes or (state.held_out and state.held_out.classes))
 
 
 def _digest_of_factors(state: SiteState) -> str:

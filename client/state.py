@@ -158,6 +158,21 @@ class SiteState:
         return label_word_head(self.base, self._classes)
 
     @property
+    def classes(self) -> Sequence[str]:
+        """What the site's head tells apart, or will once it is trained; empty without a head.
+
+        Raises:
+            AdapterError: the head file is damaged.
+            ConfigError: the classes have no label words that tell them apart.
+        """
+        if self.settings.calibration.prompt_end:
+            # Words stand for classes, so without classes they are no head.
+            return self.head.classes if self._classes else ()
+        if self.must_fine_tune:
+            return self.rows.classes
+        return self.head.classes if self.has_head else ()
+
+    @property
     def decides_head(self) -> bytes:
         """What the head's answers depend on: its file, or the prompt's end and the label words."""
         prompt_end = self.settings.calibration.prompt_end

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from layerweld.errors import ConfigError
+from layerweld.memory import naming_memory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -84,13 +85,14 @@ def load_base(folder: str | Path, name: str = "") -> BaseModel:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        backbone = AutoModel.from_pretrained(
-            path,
-            dtype=torch.float32,
-            local_files_only=True,
-            use_safetensors=True,
-            trust_remote_code=False,
-        )
+        with naming_memory():
+            backbone = AutoModel.from_pretrained(
+                path,
+                dtype=torch.float32,
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+            )
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(

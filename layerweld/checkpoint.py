@@ -16,6 +16,7 @@ from transformers import PretrainedConfig
 from layerweld.base_model import BaseModel
 from layerweld.errors import AdapterError
 from layerweld.linear import is_transposed, linear_layers
+from layerweld.memory import naming_memory
 from layerweld.updates import DenseUpdate, TaskVector
 
 
@@ -90,14 +91,15 @@ def _load(folder: Path) -> nn.Module:
     from transformers import AutoModel
 
     try:
-        model, report = AutoModel.from_pretrained(
-            folder,
-            dtype=torch.float32,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
+        with naming_memory():
+            model, report = AutoModel.from_pretrained(
+                folder,
+                dtype=torch.float32,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
     except (SafetensorError, StrictDataclassError, OSError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise AdapterError(

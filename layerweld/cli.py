@@ -10,6 +10,7 @@ import typer
 
 from layerweld.deploy import coordinator_commands, site_commands
 from layerweld.errors import LayerweldError
+from layerweld.memory import naming_memory
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -244,7 +245,8 @@ def plan(base: Base) -> None:
 def main() -> None:
     """Run a command; expected errors are a line, what to type next, and their own exit code."""
     try:
-        app()
+        with naming_memory():
+            app()
     except LayerweldError as error:
         from layerweld.terminal import errors
 

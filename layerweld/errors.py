@@ -110,3 +110,10 @@ class RunFailedError(LayerweldError):
 
     exit_code = 15
     next_step = "mend the cause and type `layerweld coordinator resume`: solved groups are kept"
+
+
+class MemoryShortageError(LayerweldError):
+    """A process has run out of memory, or an accelerator has."""
+
+    exit_code = 16
+    next_step = "give it more memory and type the same command: the run resumes"

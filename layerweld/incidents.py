@@ -29,6 +29,7 @@ from layerweld.errors import (
     RefusedReplyError,
     StorageError,
 )
+from layerweld.memory import is_out_of_memory
 
 
 class Code(IntEnum):
@@ -86,7 +87,6 @@ _KINDS: tuple[tuple[type[BaseException], Code], ...] = (
     (RefusedReplyError, Code.QUESTION),
     (InUseError, Code.IN_USE),
     (CohortError, Code.COHORT),
-    (MemoryError, Code.MEMORY),
     (ConnectionError, Code.NETWORK),
     (TimeoutError, Code.NETWORK),
     (StorageError, Code.FILE),
@@ -118,7 +118,7 @@ def code_of(error: BaseException) -> Code:
     cause = error.__cause__ if isinstance(error, StorageError) else error
     if isinstance(cause, OSError) and cause.errno in _FULL:
         return Code.DISK_FULL
-    if type(error).__name__ == "OutOfMemoryError":  # torch's, which need not be imported here
+    if is_out_of_memory(error):
         return Code.MEMORY
     return next((code for kind, code in _KINDS if isinstance(error, kind)), Code.UNFORESEEN)
 
@@ -143,7 +143,7 @@ def record_incident(error: BaseException, folder: Path) -> Incident:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
     except OSError:
         print(text, file=sys.stderr)

@@ -14,7 +14,7 @@ from layerweld.base_model import BaseModel, load_base, tokenizer_fingerprint
 from layerweld.config import RunSettings
 from layerweld.demo import demo_name
 from layerweld.discover import discover_plan
-from layerweld.errors import CohortError
+from layerweld.errors import CohortError, LostSiteError
 from layerweld.exact_sum import ExactSum
 from layerweld.merging.compression import compressed
 from layerweld.methods import Method, methods_of, settings_for
@@ -92,7 +92,8 @@ class Federation:
 
     def introduce(self) -> None:
         """Wait for the sites, ask each who it is, and refuse a cohort that does not fit."""
-        nodes = {f"node {node}": node for node in self._wait_for_nodes()}
+        begun_with = self.journal.remaining()
+        nodes = {f"node {node}": node for node in self._wait_for_nodes(len(begun_with))}
         unnamed = Cohort(nodes, {}, self.run, Patience.of_handshake(self.settings))
         self.cohort = unnamed
         came: dict[str, Introduction] = {}
@@ -110,10 +111,27 @@ class Federation:
         )
         at = {introduction.site: nodes[node] for node, introduction in came.items()}
         known = {introduction.site: introduction for introduction in came.values()}
-        gone = self.journal.lost_introductions(known)
-        self.introductions = _sorted((*came.values(), *gone))
+        absent = self.journal.absent(known)
+        self.introductions = _sorted((*came.values(), *absent))
         everybody = {introduction.site: introduction for introduction in self.introductions}
         self.cohort = Cohort(at, everybody, self.run, self.patience)
+        for site in sorted(begun_with - known.keys()):
+            self._do_without(site)
+
+    def _do_without(self, site: str) -> None:
+        """A resumed run lacks a site that it was begun with: the policy says whether it goes on.
+
+        Raises:
+            LostSiteError: it does not, or too few sites would be left.
+        """
+        why = f"it did not come within {self.settings.timeout:.0f} s of the run being resumed"
+        if self.patience.lost_site != "continue":
+            raise LostSiteError(
+                f"{site}: {why}, and the run was begun with it. With lost-site = continue the "
+                f"run goes on without it"
+            )
+        self.cohort.lose(site, why)
+        report_progress(f"going on without {site}: {why}", 0, 0)
 
     def fine_tune(self) -> None:
         """Let the sites that have no adapter yet train one."""
@@ -262,15 +280,22 @@ class Federation:
         check_layers(introduction, self.whole_plan)
         return introduction
 
-    def _wait_for_nodes(self) -> list[int]:
-        deadline = time.monotonic() + self.settings.timeout
-        while len(nodes := sorted(self.grid.get_node_ids())) < self.settings.min_sites:
-            if time.monotonic() > deadline:
-                raise CohortError(
-                    f"{len(nodes)} of min-sites = {self.settings.min_sites} sites connected "
-                    f"within {self.settings.timeout:.0f} s"
-                )
+    def _wait_for_nodes(self, begun_with: int) -> list[int]:
+        """Nodes, once there are enough: for a resumed run as many as it goes on with, if they come.
+
+        Raises:
+            CohortError: too few came in time.
+        """
+        fewest, timeout = self.settings.min_sites, self.settings.timeout
+        until = time.monotonic() + timeout
+        while len(nodes := sorted(self.grid.get_node_ids())) < max(fewest, begun_with):
+            if time.monotonic() > until:
+                break
             time.sleep(_POLL_SECONDS)
+        if len(nodes) < fewest:
+            raise CohortError(
+                f"{len(nodes)} of min-sites = {fewest} sites connected within {timeout:.0f} s"
+            )
         return nodes
 
 

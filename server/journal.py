@@ -49,17 +49,25 @@ class RunJournal:
             raise JournalError(f"{header} is damaged ({error}); remove {self._folder}") from None
         return run
 
-    def lost_introductions(self, came: Collection[str]) -> list[Introduction]:
-        """Sites that the interrupted run had lost and that have not come again.
+    def absent(self, came: Collection[str]) -> list[Introduction]:
+        """Sites that the interrupted run began with and that have not come again.
 
         Raises:
             JournalError: what the journal says of them cannot be read.
         """
         sites = self._facts.get("sites", {})
         try:
-            return [introduction_from(sites[n]) for n in self._lost() if n not in came]
+            return [introduction_from(sites[name]) for name in sorted({*sites} - {*came})]
         except (KeyError, TypeError) as error:
             raise JournalError(f"{self._folder / _HEADER} is damaged: {error}") from None
+
+    def remaining(self) -> set[str]:
+        """Names of the sites that the interrupted run goes on with; nobody for a new run."""
+        methods = self._facts.get("methods", ())
+        steps = [step.lost for name in methods for step in self.of_method(name).load()]
+        rounds = [kept.lost for name in methods for kept in self.rounds_of(name).load()]
+        lost = {site for names in (*steps, *rounds) for site in names}
+        return {*self._facts.get("sites", {})} - lost
 
     def open(self, facts: Mapping[str, Any]) -> None:
         """Begin a journal, or check that the interrupted run was about the same things.
@@ -114,9 +122,3 @@ class RunJournal:
             done = self._folder.with_name(FINISHED)
             self._folder.replace(done)
             shutil.rmtree(done)
-
-    def _lost(self) -> list[str]:
-        methods = self._facts.get("methods", ())
-        steps = [step.lost for name in methods for step in self.of_method(name).load()]
-        rounds = [kept.lost for name in methods for kept in self.rounds_of(name).load()]
-        return sorted({site for lost in (*steps, *rounds) for site in lost})

@@ -11,6 +11,7 @@ from flwr.serverapp import Grid
 
 from layerweld.config import RunSettings
 from layerweld.disk import lock_of, only_here
+from layerweld.memory import naming_memory
 from layerweld.progress import report_progress
 from layerweld.run_state import Recorder, recording
 from server.farewell import dismiss
@@ -56,7 +57,7 @@ def play(grid: Grid, settings: RunSettings, base: str, output: Path) -> RunResul
     """
     with only_here(lock_of(output), str(output)):
         check_output_folder(output)
-        with recording(output) as recorder:
+        with recording(output) as recorder, naming_memory():
             return _play(grid, settings, base, output, recorder)
 
 

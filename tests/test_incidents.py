@@ -19,6 +19,7 @@ from layerweld.disk import reported
 from layerweld.incidents import Code, Incident, code_of, parse_incident, raising_here
 from layerweld.launch import app_module
 from layerweld.transport.run import encode_run
+from layerweld.transport.untrusted import refusing_malformed
 from tests.tiny_sites import make_sites
 
 CANARY = "patient Jane Doe, MRN 123456"
@@ -49,6 +50,7 @@ CANARIES = [
     ValueError(CANARY),
     KeyError(CANARY),
     errors.DataError(CANARY),
+    errors.DataError("Gr\udcf6\udcdfe " + CANARY),  # as a column of another encoding is read
     UnicodeDecodeError("utf-8", CANARY.encode(), 0, 1, CANARY),
     OSError(errno.EIO, CANARY, CANARY),
     MemoryError(CANARY),
@@ -112,6 +114,26 @@ def test_in_the_process_of_who_started_the_run_errors_are_raised(sites, monkeypa
     monkeypatch.setattr(app_module("client.handshake"), "introduce", fail)
     with raising_here(), pytest.raises(errors.DataError, match="Jane"):
         app_module("client.app").app(handshake(), context_of(sites))
+
+
+def test_memory_that_the_processor_lacks_is_no_riddle_and_the_next_message_is_answered(
+    sites, monkeypatch
+):
+    handshakes = app_module("client.handshake")
+    with monkeypatch.context() as patch:
+        patch.setattr(handshakes, "introduce", lambda _state: torch.empty(2**50))
+        reply = app_module("client.app").app(handshake(), context_of(sites))
+    assert parse_incident(reply.error.reason).code is Code.MEMORY
+    assert app_module("client.app").app(handshake(), context_of(sites)).has_content()
+
+
+def test_memory_that_the_coordinator_lacks_is_not_put_down_to_a_site():
+    lacking = pytest.raises(errors.MemoryShortageError, match="DefaultCPUAllocator")
+    with lacking, refusing_malformed():
+        torch.empty(2**50)
+    refused = pytest.raises(errors.RefusedReplyError, match="cannot be read: a kernel")
+    with refused, refusing_malformed():
+        raise RuntimeError("a kernel fails")
 
 
 def full_disk():

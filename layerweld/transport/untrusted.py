@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from layerweld.errors import RefusedReplyError
+from layerweld.memory import naming_memory
 
 T = TypeVar("T")
 
@@ -17,9 +18,11 @@ def refusing_malformed() -> Iterator[None]:
 
     Raises:
         RefusedReplyError: as said.
+        MemoryShortageError: this process has no memory left, which says nothing of the reply.
     """
     try:
-        yield
+        with naming_memory():
+            yield
     except (KeyError, ValueError, TypeError, EOFError, RuntimeError, OverflowError) as error:
         raise RefusedReplyError(f"a reply that cannot be read: {error}") from error
 

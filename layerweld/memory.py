@@ -1,0 +1,34 @@
+"""Out of memory, under one name: Python, torch and accelerators each say it in their own way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from layerweld.errors import MemoryShortageError
+
+_CPU_ALLOCATOR = "DefaultCPUAllocator"  # torch's, in the text of a plain RuntimeError
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there is no memory left, of the machine or of its accelerator."""
+    if isinstance(error, RuntimeError) and _CPU_ALLOCATOR in str(error):
+        return True
+    accelerators = type(error).__name__ == "OutOfMemoryError"  # torch need not be imported here
+    return accelerators or isinstance(error, MemoryError | MemoryShortageError)
+
+
+@contextmanager
+def naming_memory() -> Iterator[None]:
+    """Say what it is where something would take it for damaged input.
+
+    Raises:
+        MemoryShortageError: as said.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = str(error).partition("\n")[0] or "MemoryError"
+        raise MemoryShortageError(f"out of memory ({reason})") from error

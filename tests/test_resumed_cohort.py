@@ -1,0 +1,77 @@
+"""A run that is resumed before, or without, a site that it was begun with."""
+
+import json
+import time
+
+import pytest
+
+from layerweld.errors import CohortError, LostSiteError
+from layerweld.launch import app_module
+from tests.dying_server import killed_after
+from tests.faulty_grid import Clock, InProcessGrid
+from tests.tiny_sites import make_sites
+
+
+class WallClock(Clock):
+    perf_counter = staticmethod(time.perf_counter)
+
+
+@pytest.fixture(scope="module")
+def sites(tmp_path_factory):
+    return make_sites(tmp_path_factory.mktemp("bert"), ["query", "value"])
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch):
+    clock = WallClock()
+    monkeypatch.setattr(app_module("server.federation"), "time", clock)
+    return clock
+
+
+class LateGrid(InProcessGrid):
+    """The last node connects at a time of its own."""
+
+    def __init__(self, app, nodes, settings, clock, comes_at):
+        super().__init__(app, nodes, settings)
+        self._clock, self._comes_at = clock, comes_at
+
+    def get_node_ids(self):
+        nodes = super().get_node_ids()
+        return nodes if self._clock.now >= self._comes_at else nodes[:-1]
+
+
+@pytest.fixture
+def play(sites, clock):
+    def play(output, comes_at=0.0, **entries):
+        chosen = sites.settings().model_copy(update={"min_sites": 2, "timeout": 60.0} | entries)
+        grid = LateGrid(app_module("client.app").app, sites.nodes, chosen, clock, comes_at)
+        return app_module("server.run").play(grid, chosen, str(sites.base), output)
+
+    return play
+
+
+def test_a_site_that_comes_back_late_is_waited_for(play, tmp_path, monkeypatch):
+    whole = play(tmp_path / "whole")
+    with killed_after(0, monkeypatch):
+        play(tmp_path / "out")
+    resumed = play(tmp_path / "out", comes_at=50.0)
+    assert resumed.manifest_hash == whole.manifest_hash
+
+
+def test_without_one_that_stays_away_the_run_stops_by_name_and_can_go_on_without_it(
+    play, clock, tmp_path, monkeypatch
+):
+    with killed_after(0, monkeypatch):
+        play(tmp_path / "out")
+    with pytest.raises(LostSiteError, match=r"cedar: it did not come within 60 s .* lost-site"):
+        play(tmp_path / "out", comes_at=float("inf"))
+    assert not (tmp_path / "out/manifest.json").exists()
+    resumed = play(tmp_path / "out", comes_at=float("inf"), lost_site="continue")
+    assert list(resumed.lost) == ["cedar"]
+    groups = json.loads((tmp_path / "out/manifest.json").read_text())["groups"]
+    assert [group.get("lost") for group in groups] == [None, ["cedar"]]
+
+
+def test_a_new_run_that_too_few_sites_join_ends_in_time(play, tmp_path):
+    with pytest.raises(CohortError, match="2 of min-sites = 3 sites connected within 60 s"):
+        play(tmp_path / "out", comes_at=float("inf"), min_sites=3)

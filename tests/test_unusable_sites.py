@@ -1,0 +1,69 @@
+"""Sites whose rows or head cannot do what the run will ask: said in the handshake, by name."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from layerweld.errors import LostSiteError
+from layerweld.launch import app_module
+from tests.faulty_grid import InProcessGrid
+from tests.tiny_sites import make_labelled_sites
+
+
+class AskedGrid(InProcessGrid):
+    """Its nodes hide their errors, as in processes of their own; what they are asked is noted."""
+
+    def __init__(self, nodes, settings):
+        super().__init__(app_module("client.app").app, nodes, settings)
+        self.asked = set()
+
+    def _answer(self, message):
+        self.asked.add(message.metadata.message_type)
+        return self._app(message, self._contexts[message.metadata.dst_node_id])
+
+
+@pytest.fixture
+def sites(tmp_path):
+    return make_labelled_sites(tmp_path)
+
+
+def relabelled(node, field, label):
+    """The site with rows of its own under this field, all of that label, or of none."""
+    file = Path(node["data"]).with_name(f"{field}.jsonl")
+    rows = [json.loads(line) for line in Path(node["data"]).read_text().splitlines()]
+    changed = ({k: v for k, v in row.items() if k != "label"} for row in rows)
+    added = {} if label is None else {"label": label}
+    file.write_text("".join(json.dumps(row | added) + "\n" for row in changed))
+    node[field] = str(file)
+
+
+def untrained(node, label):
+    del node["adapter"]
+    relabelled(node, "data", label)
+
+
+def with_damaged_head(node):
+    (Path(node["adapter"]).parent / "head.safetensors").write_bytes(b"\x09")
+
+
+UNUSABLE = {
+    "held-out rows without labels": (lambda node: relabelled(node, "held_out", None), "E202"),
+    "a class that the head does not know": (lambda node: relabelled(node, "held_out", "z"), "E202"),
+    "a damaged head": (with_damaged_head, "E201"),
+    "rows without labels to train on": (lambda node: untrained(node, None), "E202"),
+    "rows of one class to train on": (lambda node: untrained(node, "a"), "E202"),
+}
+
+
+@pytest.mark.parametrize(("spoil", "code"), UNUSABLE.values(), ids=UNUSABLE.keys())
+def test_nothing_is_computed_before_a_site_is_named_that_could_not_go_through_with_it(
+    sites, tmp_path, spoil, code
+):
+    spoil(sites.nodes[1])
+    settings = sites.settings()
+    grid = AskedGrid(sites.nodes, settings)
+    with pytest.raises(LostSiteError, match=rf"node 2 failed at the handshake: .*{code} incident"):
+        app_module("server.run").play(grid, settings, str(sites.base), tmp_path / "out")
+    assert grid.asked == {"query.handshake"}
+    assert not (tmp_path / "out").exists()
