@@ -9,7 +9,6 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from client.data import draw
 from client.state import SiteState
 from client.store import SiteStore
 from layerweld.base_model import device_named
@@ -99,7 +98,9 @@ def _entropy_and_gradient(
     """Mean entropy over the round's rows, and its gradient by the coefficients."""
     settings = state.settings.adamerging
     # One seed per round: no two rounds of any two runs of small seeds draw alike.
-    rows = draw(state.calibration_rows, settings.rows, (settings.seed << 32) + question.round)
+    rows = state.drawn(
+        state.calibration_rows, settings.rows, (settings.seed << 32) + question.round
+    )
     batches = state.model_inputs(rows)
     model = ReplayableModel(state.base.backbone, state.plan.restricted_to(question.layers))
     coefficients = question.coefficients.to(next(model.backbone.parameters()).device)

@@ -23,7 +23,7 @@ from layerweld.collect import ReplayableModel
 from layerweld.config import RunSettings
 from layerweld.demo import base_folder
 from layerweld.discover import discover_plan
-from layerweld.errors import AdapterError, ConfigError
+from layerweld.errors import AdapterError, CohortError, ConfigError
 from layerweld.linear import shifted
 from layerweld.plan import MergePlan
 from layerweld.replay import RecordedBatch
@@ -118,7 +118,22 @@ class SiteState:
     def calibration_rows(self) -> Rows:
         """The rows that statistics are taken over."""
         calibration = self.settings.calibration
-        return draw(self.rows, calibration.samples, calibration.seed)
+        return self.drawn(self.rows, calibration.samples, calibration.seed)
+
+    def drawn(self, rows: Rows, samples: int, seed: int) -> Rows:
+        """That many of the rows, or all, for something that will leave the site.
+
+        Raises:
+            CohortError: they are fewer than the site's own policy allows.
+        """
+        chosen = draw(rows, samples, seed)
+        if len(chosen) < self.site.min_rows:
+            raise CohortError(
+                f"{len(chosen)} rows would be measured, and the site's min-rows is "
+                f"{self.site.min_rows}: the run must ask for more (calibration.samples, "
+                f"adamerging.rows), or the site must have more"
+            )
+        return chosen
 
     @property
     def adapter_folder(self) -> Path:

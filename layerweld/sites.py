@@ -36,6 +36,8 @@ class SiteEntry(Settings):
     """Labelled rows to evaluate on."""
     cache: str = ""
     """Where this site keeps its state, if not where the run's settings say."""
+    min_rows: int = Field(default=1, ge=1)
+    """Fewer rows than this the site takes no statistics over, whatever the coordinator asks for."""
     watchdog: bool = False
     """End the process that answers a message when the message's time is over. For sites that Flower
     starts one process a message for: without it, a hung one blocks every later message."""

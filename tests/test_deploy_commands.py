@@ -19,7 +19,7 @@ from layerweld.deploy.members import add_member
 from layerweld.deploy.ports import free_port
 from layerweld.deploy.runs import about_sites
 from layerweld.deploy.site import explain_end, is_joined, joined, node_config, open_site
-from layerweld.errors import DeployError, LayerweldError
+from layerweld.errors import CohortError, DeployError, LayerweldError
 from tests.tiny_sites import make_sites
 
 runner = CliRunner()
@@ -47,10 +47,13 @@ def init_coordinator(*options):
     return lw("coordinator", "init", "fed", "--host", "localhost", "--port", 18443, *options)
 
 
-def init_site(sites, *options):
+def things_of(sites):
     node = sites.nodes[0]
-    asked = ("--model", sites.base, "--adapter", node["adapter"], "--data", node["data"])
-    return lw("site", "init", "hospital-a", *(options or asked))
+    return ("--model", sites.base, "--adapter", node["adapter"], "--data", node["data"])
+
+
+def init_site(sites, *options):
+    return lw("site", "init", "hospital-a", *(options or things_of(sites)))
 
 
 def is_private(file):
@@ -118,6 +121,14 @@ def test_a_site_says_what_it_would_send(here, sites):
     assert "2 layer groups, 1.0 KiB the largest, 2.1 KiB a merge" in result.output
     assert is_private(here / "hospital-a/hospital-a")
     assert (here / "hospital-a/hospital-a.pub").is_file()
+
+
+def test_a_site_has_its_own_say_on_how_few_rows_are_measured(here, sites):
+    with pytest.raises(CohortError, match=r"18 rows would be measured, .* min-rows is 19"):
+        init_site(sites, *things_of(sites), "--min-rows", "19")
+    assert not (here / "hospital-a").exists()
+    init_site(sites)
+    assert open_site(here / "hospital-a").entry.min_rows == 10
 
 
 def test_a_sites_paths_are_absolute_and_flower_hands_them_on(here, sites):

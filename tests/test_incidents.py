@@ -83,6 +83,13 @@ def test_an_error_in_the_configuration_does_not_leave_either(sites, tmp_path, mo
     assert "jane" in next((tmp_path / "layerweld/logs").iterdir()).read_text()
 
 
+def test_fewer_rows_than_the_site_itself_allows_are_never_measured(sites):
+    reply = app_module("client.app").app(handshake(), context_of(sites, **{"min-rows": 19}))
+    assert parse_incident(reply.error.reason).code is Code.COHORT
+    reply = app_module("client.app").app(handshake(), context_of(sites, **{"min-rows": 18}))
+    assert reply.has_content()
+
+
 @pytest.mark.parametrize("run", ["../../x", "/tmp/x", "", "a/b", ".."])
 def test_a_run_whose_name_would_leave_the_cache_is_refused(run, sites):
     message = Message(encode_run(run), 1, "query.handshake")

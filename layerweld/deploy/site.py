@@ -110,13 +110,14 @@ class Site:
         shutil.rmtree(self.folder / "flower" / "apps", ignore_errors=True)
 
 
-def site_entry(name: str, parent: Path, **paths: str) -> SiteEntry:
+def site_entry(name: str, parent: Path, min_rows: int, **paths: str) -> SiteEntry:
     """Check what a person typed, and make every path absolute.
 
     Args:
         name: of the site and of its folder.
         parent: absolute folder in which that will be made.
-        paths: fields of :class:`SiteEntry` other than ``name`` and ``cache``.
+        min_rows: as in :class:`SiteEntry`.
+        paths: the fields of :class:`SiteEntry` that are paths, other than ``cache``.
 
     Raises:
         DeployError: a name or path is impossible or does not exist.
@@ -127,7 +128,7 @@ def site_entry(name: str, parent: Path, **paths: str) -> SiteEntry:
         if _UNQUOTABLE & set(value):
             raise DeployError(f"{key} {value!r} holds a quote, backslash or line break; rename it")
     try:
-        return SiteEntry.model_validate(entries)
+        return SiteEntry.model_validate(entries | {"min-rows": min_rows})
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(map(str, problem["loc"]))
@@ -181,9 +182,9 @@ def node_config(entry: SiteEntry) -> str:
     The watchdog is always on: here Flower starts one process a message, and one that hangs would
     block the site for every later message.
     """
-    fields = entry.model_dump(by_alias=True, exclude={"watchdog"})
-    texts = [f'{key}="{value}"' for key, value in fields.items() if value]
-    return " ".join([*texts, "watchdog=true"])
+    paths = entry.model_dump(by_alias=True, exclude={"watchdog", "min_rows"})
+    texts = [f'{key}="{value}"' for key, value in paths.items() if value]
+    return " ".join([*texts, f"min-rows={entry.min_rows}", "watchdog=true"])
 
 
 @contextmanager

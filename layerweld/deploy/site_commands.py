@@ -41,6 +41,9 @@ def init(
         bool, typer.Option("--fine-tune", help="Instead: train an adapter on the data, here.")
     ] = False,
     held_out: Annotated[str, typer.Option(help="Labelled rows to evaluate on.")] = "",
+    min_rows: Annotated[
+        int, typer.Option(help="Take no statistics over fewer rows, whatever a run asks for.")
+    ] = 10,
     settings: Annotated[
         Path | None, typer.Option(help="The coordinator's run.toml, to check with its settings.")
     ] = None,
@@ -60,7 +63,8 @@ def init(
     folder = Path.cwd() / site
     if folder.exists():
         raise DeployError(f"{folder} exists already; choose another name, or remove it")
-    entry = site_entry(site, Path.cwd(), base=model, data=data, adapter=adapter, held_out=held_out)
+    paths = {"base": model, "data": data, "adapter": adapter, "held_out": held_out}
+    entry = site_entry(site, Path.cwd(), min_rows, **paths)
     with showing_progress():
         egress = measure(entry, _settings(settings))
     made, fingerprint = create(folder, entry, settings.read_bytes() if settings else b"")
