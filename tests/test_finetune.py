@@ -312,6 +312,17 @@ def test_a_model_folder_without_a_tokenizer_says_how_to_get_one(image_base, text
         Preprocessor(base, 16)
 
 
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "null", '{"size": "large"}', '{"image_processor_type": "NoneSuch"}'],
+)
+def test_an_image_processor_that_cannot_be_read_says_how_to_get_one(image_base, tmp_path, content):
+    (tmp_path / "config.json").write_bytes((image_base.folder / "config.json").read_bytes())
+    (tmp_path / "preprocessor_config.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"image_processor\.save_pretrained"):
+        Preprocessor(BaseModel(tmp_path, image_base.backbone, "base"), 16)
+
+
 def test_a_head_is_read_back_as_it_was_saved(tmp_path):
     head = ClassifierHead(4, ["ä", "b"])
     head.save(tmp_path / "head.safetensors")
