@@ -267,6 +267,29 @@ def test_targets_that_are_no_layers_are_refused(text_base, tmp_path, targets):
         fine_tune(text_base, targets, ROWS, SETTINGS, 0, tmp_path / "site")
 
 
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        pytest.param(
+            "accelerator",
+            "cuda",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has one"),
+        ),
+        ("accelerator", "nonsense"),
+        ("accelerator", "tpu"),
+        ("precision", "nonsense"),
+        ("precision", "transformer-engine"),
+    ],
+)
+def test_an_accelerator_or_precision_that_is_not_there_is_refused(
+    text_base, tmp_path, setting, value
+):
+    settings = SETTINGS.model_copy(update={setting: value})
+    with pytest.raises(ConfigError, match=rf"finetune\.{setting} = '{value}'.*`auto`.*always work"):
+        trained(text_base, tmp_path / "site", settings=settings)
+    assert not (tmp_path / "site").exists()
+
+
 def test_an_earlier_result_is_not_overwritten(text_base, tmp_path):
     with pytest.raises(OutputError, match="remove it to fine-tune again"):
         trained(text_base, tmp_path)
