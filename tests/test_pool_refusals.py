@@ -8,7 +8,7 @@ import torch
 
 from layerweld.config import MergeSettings
 from layerweld.errors import RefusedReplyError
-from layerweld.exact_sum import LIMIT
+from layerweld.exact_sum import FLOOR, LIMIT
 from layerweld.plan import LayerGroup, LayerShape
 from layerweld.pool import GroupPool
 from layerweld.statistics import GroupStatistics, LowRankProduct
@@ -149,6 +149,20 @@ def test_a_site_whose_rows_excite_nothing_is_refused(normalization, importance):
     pool = GroupPool(GROUP, chosen)
     refuse(pool, "a", statistics_of(dead, chosen), "is all zero: .* give the site other rows")
     same_as_alone(pool, chosen, other)
+
+
+@pytest.mark.parametrize("products", ["auto", "dense"])
+def test_the_smallest_moments_that_are_taken_still_merge_alike(products):
+    entries = {"normalization": "none", "importance": "uniform", "products": products}
+    chosen, (site,) = MergeSettings(**entries), new_sites(1, seed=0)
+    largest = float(statistics_of(site, chosen).gram.abs().max())
+    merged = []
+    for scale in (1.0, (1.01 * FLOOR / largest) ** 0.5):
+        pool = GroupPool(GROUP, chosen)
+        pool.add("a", statistics_of(dataclasses.replace(site, tokens=scale * site.tokens), chosen))
+        merged.append(pool.solve().updates["q"].dense())
+    # 20 bits of the largest moment are left, and the ridge of 1% keeps the condition below 600.
+    assert float((merged[0] - merged[1]).norm() / merged[0].norm()) < 600 * 2**-20
 
 
 def test_a_diagonal_gram_counts_where_every_site_counts_alike():
