@@ -37,8 +37,8 @@ class Preprocessor:
             prompt_end: put after every text, and never cut.
 
         Raises:
-            ConfigError: the folder has no tokenizer, or one that cannot pad; or texts cannot be
-                gone on with.
+            ConfigError: the folder has no tokenizer, or one that cannot pad; or its image
+                processor cannot be read; or texts cannot be gone on with.
         """
         self._base = base
         self._accepted = set(inspect.signature(base.backbone.forward).parameters)
@@ -138,7 +138,11 @@ def load_tokenizer(folder: Path) -> Any:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, padding_side="right", truncation_side="right"
+            folder,
+            local_files_only=True,
+            trust_remote_code=False,  # the default asks whoever sits at the terminal
+            padding_side="right",
+            truncation_side="right",
         )
     except (OSError, ValueError) as error:
         raise ConfigError(
@@ -179,7 +183,16 @@ def _load_image_processor(folder: Path) -> Any:
     if not (folder / "preprocessor_config.json").is_file():
         return None
     # Pillow's backend: the same pixels whether or not a site happens to have torchvision.
-    return AutoImageProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
+    try:
+        return AutoImageProcessor.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, backend="pil"
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"{folder} has no image processor that can be read ({reason}); put one there with "
+            f"`image_processor.save_pretrained(…)`"
+        ) from error
 
 
 def _squashed(image: Any, size: int | Sequence[int]) -> Tensor:

@@ -14,6 +14,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -138,7 +139,7 @@ def fine_tune(
 
     Raises:
         ConfigError: no target is given, or one is not a linear layer of the base model; or the
-            training curves have nowhere to go.
+            machine lacks the accelerator or precision; or the training curves have nowhere to go.
         DataError: the rows have no labels, or only one class.
         OutputError: the folder exists already.
     """
@@ -188,21 +189,29 @@ def _trainer(
     settings: FinetuneSettings, folder: Path, logger: Logger | bool, on_step: OnStep | None
 ) -> L.Trainer:
     precision: Any = settings.precision
-    return L.Trainer(
-        accelerator=settings.accelerator,
-        devices=settings.devices,
-        precision=precision,
-        max_epochs=settings.epochs,
-        max_steps=settings.max_steps,
-        logger=logger,
-        log_every_n_steps=10,
-        callbacks=[_Progress(on_step)] if on_step else [],
-        deterministic="warn",  # an error would forbid GPUs some backbones' attention altogether
-        default_root_dir=folder.parent,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    try:
+        return L.Trainer(
+            accelerator=settings.accelerator,
+            devices=settings.devices,
+            precision=precision,
+            max_epochs=settings.epochs,
+            max_steps=settings.max_steps,
+            logger=logger,
+            log_every_n_steps=10,
+            callbacks=[_Progress(on_step)] if on_step else [],
+            deterministic="warn",  # an error would forbid GPUs some backbones' attention altogether
+            default_root_dir=folder.parent,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+    except (MisconfigurationException, ValueError, ImportError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"finetune.accelerator = {settings.accelerator!r}, finetune.devices = "
+            f"{settings.devices}, finetune.precision = {settings.precision!r}: {reason}; `auto`, 1 "
+            f"and `32-true` always work"
+        ) from error
 
 
 def _write(tuner: LoraFineTuner, folder: Path) -> None:

@@ -18,6 +18,11 @@ from layerweld.memory import naming_memory
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+_TOKENIZER_FILES = (
+    "tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "preprocessor_config.json",
+    "tokenizer.model", "spiece.model", "spm.model", "sentencepiece.bpe.model",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class BaseModel:
@@ -122,8 +127,7 @@ def device_named(name: str) -> torch.device:
 
 def tokenizer_fingerprint(folder: Path) -> str:
     """SHA-256 over the tokenizer's or image processor's files; empty text where there are none."""
-    names = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "preprocessor_config.json")
-    files = [folder / name for name in names if (folder / name).is_file()]
+    files = [folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()]
     digest = hashlib.sha256()
     for file in files:
         digest.update(file.name.encode() + b"\0" + file.read_bytes())

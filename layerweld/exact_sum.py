@@ -7,6 +7,7 @@ from torch import Tensor
 _HIGH_BITS = 10  # the high limb counts units of 2^-10
 _LOW_BITS = 50  # the low limb counts units of 2^-60 and stays below 2^50 a term
 LIMIT = 2.0**42  # largest term: 2,048 of them fit into the high limb
+FLOOR = 2.0**-40  # a term whose largest entry is below it keeps fewer than 20 bits of it
 
 
 class ExactSum:

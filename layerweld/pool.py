@@ -11,7 +11,7 @@ from torch import Tensor
 
 from layerweld.config import MergeSettings
 from layerweld.errors import RefusedReplyError
-from layerweld.exact_sum import LIMIT, ExactSum
+from layerweld.exact_sum import FLOOR, LIMIT, ExactSum
 from layerweld.gram import off_diagonal_importance, shrink
 from layerweld.influence import capped_scales, relative_shift
 from layerweld.layer_pools import Equations, LayerPool, fits, new_pool
@@ -181,15 +181,16 @@ class GroupPool:
         return {name: pool.update(equations) for name, pool in self._pools_under(equations.scales)}
 
     def _weight(self, statistics: GroupStatistics) -> float:
-        uniform = self.settings.importance == "uniform"
+        """ω; a single feature has no off-diagonal, and there every site counts alike."""
+        uniform = self.settings.importance == "uniform" or self.group.d_in == 1
         return 1.0 if uniform else off_diagonal_importance(statistics.gram)
 
     def check(self, site: str, statistics: GroupStatistics) -> None:
         """Refuse statistics that honest data cannot give, or that nobody asked for.
 
         Raises:
-            RefusedReplyError: wrong group, shape or form, a broken invariant, or a second reply
-                of the same site.
+            RefusedReplyError: wrong group, shape or form, a broken invariant, numbers that the
+                exact sum cannot hold or would lose, or a second reply of the same site.
         """
         if site in self._importance:
             raise RefusedReplyError(f"{site} answered for {self.group.name} twice")
@@ -212,13 +213,24 @@ class GroupPool:
             if self.settings.anchor == "mean" and _own_update(product) is None:
                 raise RefusedReplyError(f"{layer}: the anchor 'mean' needs the update itself")
         weight = self._weight(statistics)
+        self._check_summable(site, weight, statistics)
+        self._weights[site] = weight
+
+    def _check_summable(self, site: str, weight: float, statistics: GroupStatistics) -> None:
         largest = max(1.0, weight) * _largest(statistics)
         if not largest < LIMIT:
             raise RefusedReplyError(
                 f"{self.group.name}: {site} sent numbers up to {largest:.3g} once weighted, too "
                 f"large to sum exactly; every normalization but 'none' keeps them small"
             )
-        self._weights[site] = weight
+        moment = float(statistics.gram.double().abs().max())
+        if weight * moment < FLOOR:
+            raise RefusedReplyError(
+                f"{self.group.name}: {site} would count for nothing: its weight {weight:.3g} times "
+                f"a largest moment of {moment:.3g} is too little to sum exactly; give the site "
+                f"other rows, or set `merge.importance` to 'uniform' where the weight is 0 and "
+                f"`merge.normalization` to 'token' where the moment is tiny"
+            )
 
     def _pool_of(self, layer: str, product: Product) -> LayerPool:
         d_out = next(shape.d_out for shape in self.group.layers if shape.name == layer)

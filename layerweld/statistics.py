@@ -170,8 +170,8 @@ def check_statistics(statistics: GroupStatistics, d_in: int, normalization: str)
     """Refuse a Gram matrix that honest data cannot have.
 
     It is symmetric by construction (only a triangle travels); the rest is checked here: finite,
-    a diagonal that the normalisation fixes, ``|G_pq|² ≤ G_pp G_qq``, and no negative eigenvalue
-    beyond float32 rounding.
+    a diagonal that the normalisation fixes, ``|G_pq|² ≤ G_pp G_qq``, not all zero, and no negative
+    eigenvalue beyond float32 rounding.
 
     Raises:
         RefusedReplyError: with the invariant that is broken.
@@ -194,5 +194,9 @@ def check_statistics(statistics: GroupStatistics, d_in: int, normalization: str)
         )
     if not bool((gram.square() <= torch.outer(diagonal, diagonal) * (1 + 1e-4) + 1e-24).all()):
         raise RefusedReplyError(f"{where} breaks |G_pq|² ≤ G_pp G_qq: no data has such moments")
+    if trace == 0:
+        raise RefusedReplyError(
+            f"{where} is all zero: no row excites these layers; give the site other rows"
+        )
     if torch.linalg.cholesky_ex(with_diagonal(gram, 1e-6 * trace)).info:
         raise RefusedReplyError(f"{where} has a negative eigenvalue: no data has such moments")

@@ -11,6 +11,7 @@ from layerweld.sites import SITE_NAME
 from layerweld.transport.messages import Introduction
 
 _SAME_VERSIONS = ("layerweld", "torch", "transformers")
+_SAME_APP = "install the same version of the app everywhere"
 
 
 def check_cohort(
@@ -35,24 +36,30 @@ def check_cohort(
     """
     for introduction in introductions:
         if not re.fullmatch(SITE_NAME, introduction.site):
-            raise CohortError(f"a node calls itself {introduction.site!r}, which is no site's name")
+            raise CohortError(
+                f"a node calls itself {introduction.site!r}, which is no site's name: give it a "
+                f"`name` of at most 63 letters, digits and ._-"
+            )
     names = [introduction.site for introduction in introductions]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
-        raise CohortError(f"two nodes call themselves {twice!r}; every site needs its own name")
+        raise CohortError(
+            f"two nodes call themselves {twice!r}; every site needs its own: change one's `name`"
+        )
     expected = {"base": base, "tokenizer": tokenizer, "plan": plan.digest, "settings": settings}
     means = {
-        "base": "another base model: the sites must start from the same weights",
-        "tokenizer": "another tokenizer or image processor",
-        "plan": "another merge plan: is its transformers version the same?",
-        "settings": "other settings: is its app the same version?",
+        "base": "another base model: copy the same folder to every site",
+        "tokenizer": "another tokenizer or image processor: copy the whole base model folder there",
+        "plan": "another merge plan: install the same transformers version everywhere",
+        "settings": "other settings: " + _SAME_APP,
     }
     for introduction in sorted(introductions, key=lambda one: one.site):
         for field, value in expected.items():
             theirs = getattr(introduction, field)
             if theirs != value:
                 raise CohortError(
-                    f"site {introduction.site}, {field}: {theirs[:12]} instead of {value[:12]}; "
+                    f"site {introduction.site}, {field}: {_short(theirs)} instead of "
+                    f"{_short(value)}; "
                     f"{means[field]}"
                 )
     for introduction in introductions:
@@ -71,17 +78,29 @@ def check_layers(introduction: Introduction, plan: MergePlan) -> None:
     """
     widths = {s.name: max(s.d_out, g.d_in) for g in plan.groups for s in g.layers}
     if introduction.kind not in ("lora", "full", "none"):
-        raise CohortError(f"site {introduction.site}, kind: {introduction.kind!r} is unknown")
+        raise CohortError(
+            f"site {introduction.site}, kind: {introduction.kind!r} is unknown; {_SAME_APP}"
+        )
     if len(introduction.layers) != len(introduction.ranks):
-        raise CohortError(f"site {introduction.site}, ranks: one per layer is needed")
+        raise CohortError(
+            f"site {introduction.site}, ranks: {len(introduction.ranks)} for "
+            f"{len(introduction.layers)} layers; {_SAME_APP}"
+        )
     for layer, rank in zip(introduction.layers, introduction.ranks, strict=True):
         if layer not in widths:
-            raise CohortError(f"site {introduction.site}, layers: the model has no {layer!r}")
+            raise CohortError(
+                f"site {introduction.site}, layers: the model has no {layer!r} inside its blocks; "
+                f"give the site an adapter of the layers that `layerweld plan BASE` lists"
+            )
         if not 0 <= rank <= widths[layer]:
             raise CohortError(
                 f"site {introduction.site}, ranks: {rank} for {layer!r}, which is "
-                f"{widths[layer]} wide"
+                f"{widths[layer]} wide; give the site an adapter of a rank from 1 to that"
             )
+
+
+def _short(digest: str) -> str:
+    return digest[:12] or "none"
 
 
 def _check_versions(introductions: Sequence[Introduction]) -> None:
@@ -104,7 +123,10 @@ def _minor(versions: Sequence[str], package: str) -> str:
 def _check_rows(introductions: Sequence[Introduction]) -> None:
     for introduction in introductions:
         if introduction.samples < 1 or introduction.tokens < 1:
-            raise CohortError(f"site {introduction.site} has no calibration rows")
+            raise CohortError(
+                f"site {introduction.site} claims {introduction.samples} calibration rows and "
+                f"{introduction.tokens} tokens; give the site rows that can be read"
+            )
 
 
 def merged_layers(introductions: Sequence[Introduction], plan: MergePlan) -> MergePlan:

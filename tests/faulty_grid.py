@@ -260,6 +260,7 @@ CORRUPTIONS = {
         c, gram=lambda a: Array("float32", a.shape, a.stype, a.data[:-5])
     ),
     "empty": lambda c: with_arrays(c, gram=lambda a: Array("float32", a.shape, a.stype, b"")),
+    "fortran": lambda c: with_arrays(c, left=lambda a: Array(np.asfortranarray(a.numpy()))),
     "missing": lambda c: with_arrays(c, left=lambda _: None),
     "other width": lambda c: with_arrays(c, right=lambda a: Array(a.numpy()[:, 1:])),
     "other record": lambda c: RecordDict({"about": c["about"]}),

@@ -127,6 +127,28 @@ def test_more_unreadable_rows_than_allowed_are_an_error(tmp_path):
         read_rows(source, LENIENT, reads_images=False)
 
 
+@pytest.mark.parametrize("lines", [BROKEN, BROKEN[:1], ['{"text": ""}', '{"text": null}']])
+def test_rows_that_are_all_unreadable_are_an_error_whatever_is_allowed(tmp_path, lines):
+    anything_goes = CalibrationSettings(max_unreadable=1.0)
+    with pytest.raises(DataError, match=rf"{len(lines)} of {len(lines)} rows .* line 1; mend them"):
+        read_rows(jsonl(tmp_path, *lines), anything_goes, reads_images=False)
+    one = read_rows(jsonl(tmp_path, *lines, '{"text": "a"}'), anything_goes, reads_images=False)
+    assert (list(one.inputs), one.skipped) == (["a"], len(lines))
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+def test_a_row_of_a_million_characters_is_read_whole(tmp_path, suffix):
+    texts = ["short", "ä" * 1_000_000, "after"]
+    file, table = tmp_path / f"rows.{suffix}", pd.DataFrame({"text": texts})
+    write = {
+        "jsonl": lambda: table.to_json(file, orient="records", lines=True),
+        "csv": lambda: table.to_csv(file, index=False),
+        "parquet": lambda: table.to_parquet(file),
+    }
+    write[suffix]()
+    assert list(read_rows(file, STRICT, reads_images=False).inputs) == texts
+
+
 def test_an_open_quote_in_a_csv_costs_every_line_it_swallows(tmp_path):
     source = tmp_path / "rows.csv"
     source.write_text('text\nfine\n"never closed\nlost\nlost too\n')

@@ -1,12 +1,15 @@
 """What a coordinator's certificates promise, checked by Python's own TLS."""
 
+import re
 import socket
 import ssl
 import threading
 
 import pytest
 
+from layerweld.deploy import certificates
 from layerweld.deploy.certificates import make_authority, make_server
+from layerweld.deploy.checks import check_coordinator
 
 
 @pytest.fixture(scope="module")
@@ -61,3 +64,49 @@ def test_another_host_does_not(folder):
 def test_another_authority_does_not(folder):
     with pytest.raises(ssl.SSLCertVerificationError, match="certificate"):
         shake_hands(folder, "localhost", "stranger.crt")
+
+
+def check_certificate(folder, authority):
+    """What ``site check`` finds at a server with the folder's certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "server.crt", folder / "server.key")
+
+    def serve(listener):
+        for _ in ("is the port open?", "TLS"):
+            connection, _peer = listener.accept()
+            try:
+                context.wrap_socket(connection, server_side=True).close()
+            except OSError:
+                connection.close()  # the site has refused us
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = threading.Thread(target=serve, args=[listener])
+        server.start()
+        found = check_coordinator(f"localhost:{listener.getsockname()[1]}", authority)
+        server.join()
+    return found[-1]
+
+
+@pytest.mark.parametrize(
+    ("end", "found", "remedy"),
+    [
+        (-0.5, "certificate has expired", "ask for `layerweld coordinator renew`"),
+        (397 * 24, "unable to get local issuer|self.signed", "use the ca.crt and the host name"),
+    ],
+    ids=["expired", "of another authority"],
+)
+def test_a_site_says_why_it_does_not_trust_a_certificate(
+    tmp_path, folder, monkeypatch, end, found, remedy
+):
+    monkeypatch.setattr(certificates, "SERVER_DAYS", end / 24)
+    authority = make_authority("fed")
+    server = make_server(authority, ["localhost"])
+    (tmp_path / "ca.crt").write_bytes(authority.certificate_pem)
+    (tmp_path / "server.crt").write_bytes(server.certificate_pem)
+    (tmp_path / "server.key").write_bytes(server.key_pem)
+    ours = tmp_path / "ca.crt" if end < 0 else folder / "stranger.crt"
+    check = check_certificate(tmp_path, ours)
+    assert check.name == "TLS"
+    assert re.search(found, check.found)
+    assert remedy in check.remedy
+    assert "this machine's date" in check.remedy

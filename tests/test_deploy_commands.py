@@ -2,6 +2,7 @@
 
 import configparser
 import json
+import socket
 import subprocess
 import sys
 import tomllib
@@ -17,6 +18,7 @@ from layerweld.deploy.coordinator import open_coordinator
 from layerweld.deploy.keys import make_key
 from layerweld.deploy.members import add_member
 from layerweld.deploy.ports import free_port
+from layerweld.deploy.processes import Supervisor
 from layerweld.deploy.runs import about_sites
 from layerweld.deploy.site import explain_end, is_joined, joined, node_config, open_site
 from layerweld.errors import CohortError, DeployError, LayerweldError
@@ -89,6 +91,19 @@ def test_up_prints_flowers_commands(here):
     assert printed[0].startswith("export ")
     assert "flower-superlink --host 127.0.0.1" in printed[1]
     assert "flower-superexec --runtime-api-address 127.0.0.1:18444" in printed[2]
+
+
+@pytest.mark.parametrize("taken", [0, 1])
+def test_a_coordinator_that_is_up_is_not_started_again(here, monkeypatch, taken):
+    ports = free_port(), free_port()
+    options = ("--port", ports[0], "--superlink-port", ports[1])
+    lw("coordinator", "init", "fed", "--host", "localhost", *options)
+    monkeypatch.setattr(Supervisor, "run", lambda _: pytest.fail("started again"))
+    says = rf":{ports[taken]} cannot be listened on .*; is another one running"
+    first = socket.create_server(("127.0.0.1", ports[taken]))  # what the first `up` listens on
+    with first, pytest.raises(DeployError, match=says):
+        lw("coordinator", "up", "--folder", "fed")
+    assert not (here / "fed/logs").exists()
 
 
 def test_renewed_certificates_verify_with_the_same_authority(here):

@@ -1,5 +1,6 @@
 """Whatever goes wrong on the way: the same bytes, or an error that says what to do."""
 
+import io
 import os
 import tracemalloc
 from collections import Counter
@@ -303,6 +304,22 @@ def test_a_header_that_asks_for_an_exabyte_takes_no_memory(clock):
         )
     assert tracemalloc.get_traced_memory()[1] < 100_000
     tracemalloc.stop()
+
+
+@pytest.mark.parametrize("shape", [(3, 2), (4, 4), (3, 1), (1, 3), (1, 3, 2), (3,)])
+def test_an_array_in_fortran_order_is_refused_or_read_as_it_was_and_never_transposed(shape):
+    values = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    opened = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        opened, {"descr": "<f4", "fortran_order": True, "shape": shape}
+    )
+    data = opened.getvalue() + values.tobytes(order="F")
+    record = ArrayRecord({"x": Array("float32", shape, "numpy.ndarray", data)})
+    if min(shape) > 1:
+        with pytest.raises(ValueError, match="'x' is <f4 in another order than C"):
+            read_arrays(record, {"x": shape})
+    else:
+        assert torch.equal(read_arrays(record, {"x": shape})["x"], torch.from_numpy(values))
 
 
 @given(st.binary(max_size=200))

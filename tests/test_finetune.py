@@ -267,6 +267,29 @@ def test_targets_that_are_no_layers_are_refused(text_base, tmp_path, targets):
         fine_tune(text_base, targets, ROWS, SETTINGS, 0, tmp_path / "site")
 
 
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        pytest.param(
+            "accelerator",
+            "cuda",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has one"),
+        ),
+        ("accelerator", "nonsense"),
+        ("accelerator", "tpu"),
+        ("precision", "nonsense"),
+        ("precision", "transformer-engine"),
+    ],
+)
+def test_an_accelerator_or_precision_that_is_not_there_is_refused(
+    text_base, tmp_path, setting, value
+):
+    settings = SETTINGS.model_copy(update={setting: value})
+    with pytest.raises(ConfigError, match=rf"finetune\.{setting} = '{value}'.*`auto`.*always work"):
+        trained(text_base, tmp_path / "site", settings=settings)
+    assert not (tmp_path / "site").exists()
+
+
 def test_an_earlier_result_is_not_overwritten(text_base, tmp_path):
     with pytest.raises(OutputError, match="remove it to fine-tune again"):
         trained(text_base, tmp_path)
@@ -310,6 +333,17 @@ def test_a_model_folder_without_a_tokenizer_says_how_to_get_one(image_base, text
     base = BaseModel(tmp_path, text_base.backbone, "base")
     with pytest.raises(ConfigError, match=r"tokenizer\.save_pretrained"):
         Preprocessor(base, 16)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "null", '{"size": "large"}', '{"image_processor_type": "NoneSuch"}'],
+)
+def test_an_image_processor_that_cannot_be_read_says_how_to_get_one(image_base, tmp_path, content):
+    (tmp_path / "config.json").write_bytes((image_base.folder / "config.json").read_bytes())
+    (tmp_path / "preprocessor_config.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"image_processor\.save_pretrained"):
+        Preprocessor(BaseModel(tmp_path, image_base.backbone, "base"), 16)
 
 
 def test_a_head_is_read_back_as_it_was_saved(tmp_path):

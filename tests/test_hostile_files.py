@@ -12,6 +12,7 @@ import tracemalloc
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from transformers import Dinov2Config, Dinov2Model
 
 from layerweld.adapters import read_adapter
 from layerweld.base_model import load_base
@@ -19,6 +20,7 @@ from layerweld.config import RunSettings
 from layerweld.errors import AdapterError, ConfigError
 from layerweld.launch import app_module
 from layerweld.task_vectors import read_fine_tuned
+from tests.test_finetune import TINY, save_model, save_tokenizer
 from tests.tiny_peft import edit_config, new_model, save_base, train_adapter
 
 RAN = []
@@ -94,10 +96,21 @@ def header(length, text=b""):
     return struct.pack("<Q", length) + text
 
 
+A, B = "base_model.model.x.lora_A.weight", "base_model.model.x.lora_B.weight"
+
+
 def one_tensor(**entry):
     usual = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
-    text = json.dumps({"base_model.model.x.lora_A.weight": usual | entry}).encode()
+    text = json.dumps({A: usual | entry}).encode()
     return header(len(text), text) + b"\0" * 8
+
+
+def two_tensors(second, shape, start, end):
+    """The header's JSON is written by hand: no dictionary holds a key twice."""
+    entry = '"{}": {{"dtype": "F32", "shape": [{}], "data_offsets": [{}, {}]}}'
+    entries = (entry.format(A, 2, 0, 8), entry.format(second, shape, start, end))
+    text = ("{" + ", ".join(entries) + "}").encode()
+    return header(len(text), text) + b"\0" * max(8, end)
 
 
 BOMBS = {
@@ -110,6 +123,11 @@ BOMBS = {
     "huge shape": one_tensor(shape=[2**62, 2**62]),
     "offsets beyond": one_tensor(data_offsets=[0, 2**40]),
     "offsets backwards": one_tensor(data_offsets=[8, 0]),
+    "offsets that overlap": two_tensors(B, 2, 4, 12),
+    "the same offsets": two_tensors(B, 2, 0, 8),
+    "a tensor inside another": two_tensors(B, 1, 4, 8),
+    "a hole": two_tensors(B, 2, 12, 20),
+    "a key twice": two_tensors(A, 2, 8, 16),
     "unknown dtype": one_tensor(dtype="OBJECT"),
     "empty": b"",
     "pickle": pickle.dumps(Bomb()),
@@ -158,6 +176,53 @@ def test_code_that_comes_with_a_model_is_never_run(tmp_path, base):
         load_base(tmp_path / "model")
     with pytest.raises(AdapterError):
         read_fine_tuned(tmp_path / "model", base)
+
+
+def hostile_preparation(folder, file, **entries):
+    """A folder whose tokenizer or image processor asks for the class in ``hostile.py``."""
+    (folder / "hostile.py").write_text("raise SystemExit('hostile')")
+    config = json.loads((folder / file).read_text()) if (folder / file).is_file() else {}
+    (folder / file).write_text(json.dumps(config | entries))
+    return load_base(folder)
+
+
+@pytest.fixture
+def nobody_is_asked(monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked at the terminal"))
+
+
+@pytest.mark.usefixtures("nobody_is_asked")
+@pytest.mark.parametrize("known", ["PreTrainedTokenizerFast", "HostileTokenizer"])
+@pytest.mark.parametrize(
+    "classes",
+    [["hostile.Hostile", None], [None, "hostile.Hostile"], ["a/b--hostile.Hostile", None]],
+)
+def test_code_that_comes_with_a_tokenizer_is_never_run(tmp_path, base, known, classes):
+    shutil.copytree(base.folder, tmp_path / "model")
+    save_tokenizer(tmp_path / "model", pad_token="[PAD]", unk_token="[UNK]")
+    hostile = hostile_preparation(
+        tmp_path / "model",
+        "tokenizer_config.json",
+        auto_map={"AutoTokenizer": classes},
+        tokenizer_class=known,
+    )
+    prepared = app_module("client.batches").Preprocessor(hostile, 8)(["a red sea"])
+    assert prepared["input_ids"].shape == (1, 3)  # by transformers' own class
+
+
+@pytest.mark.usefixtures("nobody_is_asked")
+@pytest.mark.parametrize("key", ["AutoImageProcessor", "AutoFeatureExtractor"])
+def test_code_that_comes_with_an_image_processor_is_never_run(tmp_path, key):
+    config = Dinov2Config(image_size=28, patch_size=14, **TINY)
+    save_model(Dinov2Model, config, tmp_path)
+    hostile = hostile_preparation(
+        tmp_path,
+        "preprocessor_config.json",
+        auto_map={key: "hostile.Hostile"},
+        image_processor_type="HostileImageProcessor",
+    )
+    with pytest.raises(ConfigError, match=r"image_processor\.save_pretrained"):
+        app_module("client.batches").Preprocessor(hostile, 8)
 
 
 @pytest.mark.parametrize("file", ["adapter_model.safetensors", "adapter_config.json"])

@@ -13,7 +13,7 @@ from layerweld.influence import capped_scales, outliers, relative_shift
 from layerweld.pool import GroupPool
 from layerweld.updates import DenseUpdate, LowRankUpdate
 from tests import test_pool
-from tests.pooled_sites import GROUP, new_sites, statistics_of
+from tests.pooled_sites import D_IN, GROUP, new_sites, statistics_of
 
 
 def merge(sites, **entries):
@@ -62,6 +62,58 @@ def test_a_scaled_or_turned_adapter_is_an_outlier(factor):
     updates = {layer: update * factor for layer, update in sites[2].updates.items()}
     sites[2] = replace(sites[2], updates=updates)
     assert outliers(merge(sites).influence) == ("c",)
+
+
+def with_spike(seed, **entries):
+    """Four sites, one of which sends the ``G`` of a single token with all entries equal: tr G = 1,
+    and no matrix of that trace weighs more."""
+    chosen = MergeSettings(influence=True, **entries)
+    pool = GroupPool(GROUP, chosen)
+    for site in new_sites(4, seed):
+        tokens = torch.ones(1, D_IN) if site.name == "c" else site.tokens
+        pool.add(site.name, statistics_of(replace(site, tokens=tokens), chosen))
+    return pool.solve()
+
+
+def test_a_spike_buys_the_largest_weight_but_is_flagged_only_where_it_moves_the_merge():
+    flagged = set()
+    for seed in range(8):
+        solution = with_spike(seed)
+        others = [weight for site, weight in solution.importance.items() if site != "c"]
+        assert solution.importance["c"] == pytest.approx((D_IN - 1) / 2)
+        assert solution.importance["c"] > 2 * max(others)
+        assert set(outliers(solution.influence)) <= {"c"}
+        flagged |= {seed} if outliers(solution.influence) else set()
+    assert flagged == {0, 1, 5, 6, 7}  # in the others its one direction hardly carries an update
+
+
+def test_a_cap_takes_a_spike_down_to_the_share_of_the_others():
+    for seed in range(8):
+        weights = with_spike(seed, max_share=0.3).importance  # all have tr G = 1
+        assert weights["c"] == pytest.approx(0.3 * sum(weights.values()))
+
+
+def agreeing_sites(seed):
+    """Four sites with tokens of their own and nearly the same updates."""
+    shared = new_sites(1, seed=100 + seed)[0].updates
+    noise = torch.Generator().manual_seed(seed)
+
+    def near(update):
+        dense = update.dense()
+        return DenseUpdate(dense + 0.1 * torch.randn(dense.shape, generator=noise))
+
+    sites = new_sites(4, seed)
+    return [replace(s, updates={layer: near(u) for layer, u in shared.items()}) for s in sites]
+
+
+def test_a_turned_update_of_honest_size_is_no_outlier_and_only_the_residual_shows_it():
+    for seed in range(8):
+        sites = agreeing_sites(seed)
+        assert merge(sites).residual < 0.05  # one layer reproduces updates that agree
+        turned = {layer: update * -1.0 for layer, update in sites[2].updates.items()}
+        solution = merge([*sites[:2], replace(sites[2], updates=turned), sites[3]])
+        assert outliers(solution.influence) == ()  # without any of them the merge moves as much
+        assert solution.residual > 0.3
 
 
 def test_honest_sites_are_no_outliers():

@@ -8,8 +8,10 @@ import torch
 
 from layerweld.config import MergeSettings
 from layerweld.errors import RefusedReplyError
-from layerweld.exact_sum import LIMIT
+from layerweld.exact_sum import FLOOR, LIMIT
+from layerweld.plan import LayerGroup, LayerShape
 from layerweld.pool import GroupPool
+from layerweld.statistics import GroupStatistics, LowRankProduct
 from tests.pooled_sites import D_IN, D_OUT, GROUP, new_sites, statistics_of
 
 REFUSED_STATISTICS = {
@@ -109,3 +111,86 @@ def test_an_anchor_needs_the_updates():
     _, one, _ = honest(anchor="base")
     pool = GroupPool(GROUP, MergeSettings(anchor="mean"))
     refuse(pool, "a", one, "q: the anchor 'mean' needs the update itself")
+
+
+ONE_HOT = torch.eye(D_IN).repeat(2, 1)  # each token excites one feature: G is exactly diagonal
+TOO_LITTLE = {
+    "exactly diagonal": (ONE_HOT, {}, r"weight 0 times a largest moment of 0\.167 is too little"),
+    "diagonal features": (ONE_HOT, {"normalization": "feature"}, "weight 0 times .* of 1 is"),
+    "tiny": (
+        1e-4 * ONE_HOT + 1e-9,
+        {"normalization": "none"},
+        r"weight 5e-13 times .* of 1\.67e-09",
+    ),
+    "subnormal": (torch.full((9, D_IN), 1e-20), {"normalization": "none"}, "of 1e-40 is too"),
+    "subnormal, uniform": (
+        torch.full((9, D_IN), 1e-20),
+        {"normalization": "none", "importance": "uniform"},
+        "weight 1 times a largest moment of 1e-40 is too little",
+    ),
+}
+
+
+@pytest.mark.parametrize(("tokens", "entries", "message"), TOO_LITTLE.values(), ids=TOO_LITTLE)
+def test_a_site_that_would_count_for_nothing_is_refused_by_name(tokens, entries, message):
+    chosen, one, other = honest(**entries)
+    silent = statistics_of(dataclasses.replace(new_sites(1, seed=0)[0], tokens=tokens), chosen)
+    pool = GroupPool(GROUP, chosen)
+    refuse(pool, "a", silent, rf"attn.*: a would count for nothing.*{message}.*give the site")
+    same_as_alone(pool, chosen, other)
+    pool.add("a", one)
+
+
+@pytest.mark.parametrize("normalization", ["feature", "none"])
+@pytest.mark.parametrize("importance", ["off-diagonal", "uniform"])
+def test_a_site_whose_rows_excite_nothing_is_refused(normalization, importance):
+    chosen, _, other = honest(normalization=normalization, importance=importance)
+    dead = dataclasses.replace(new_sites(1, seed=0)[0], tokens=torch.zeros(9, D_IN))
+    pool = GroupPool(GROUP, chosen)
+    refuse(pool, "a", statistics_of(dead, chosen), "is all zero: .* give the site other rows")
+    same_as_alone(pool, chosen, other)
+
+
+@pytest.mark.parametrize("products", ["auto", "dense"])
+def test_the_smallest_moments_that_are_taken_still_merge_alike(products):
+    entries = {"normalization": "none", "importance": "uniform", "products": products}
+    chosen, (site,) = MergeSettings(**entries), new_sites(1, seed=0)
+    largest = float(statistics_of(site, chosen).gram.abs().max())
+    merged = []
+    for scale in (1.0, (1.01 * FLOOR / largest) ** 0.5):
+        pool = GroupPool(GROUP, chosen)
+        pool.add("a", statistics_of(dataclasses.replace(site, tokens=scale * site.tokens), chosen))
+        merged.append(pool.solve().updates["q"].dense())
+    # 20 bits of the largest moment are left, and the ridge of 1% keeps the condition below 600.
+    assert float((merged[0] - merged[1]).norm() / merged[0].norm()) < 600 * 2**-20
+
+
+def test_a_diagonal_gram_counts_where_every_site_counts_alike():
+    chosen, _, other = honest(importance="uniform")
+    diagonal = dataclasses.replace(new_sites(1, seed=0)[0], tokens=ONE_HOT)
+    pool = GroupPool(GROUP, chosen)
+    pool.add("a", statistics_of(diagonal, chosen))
+    pool.add("b", other)
+    assert pool.solve().importance == {"a": 1.0, "b": 1.0}
+
+
+@pytest.mark.parametrize("normalization", ["token", "feature", "trace", "none"])
+@pytest.mark.parametrize("scale", [1e-2, 1.0, 30.0])
+def test_a_site_of_one_token_counts(normalization, scale):
+    chosen = MergeSettings(normalization=normalization)
+    (site,) = new_sites(1, seed=0, num_tokens=1)
+    pool = GroupPool(GROUP, chosen)
+    pool.add("a", statistics_of(dataclasses.replace(site, tokens=scale * site.tokens), chosen))
+    assert pool.solve().importance["a"] > 0
+
+
+def test_a_group_of_one_feature_has_no_off_diagonal_and_counts_all_the_same():
+    chosen = MergeSettings(ridge=0.0)
+    group = LayerGroup("one", 0, 1, (LayerShape("q", D_OUT),))
+    pool = GroupPool(group, chosen)
+    for name, factor in (("a", 1.0), ("b", 3.0)):
+        product = LowRankProduct(
+            torch.ones(D_OUT, 1), torch.tensor([[factor]]), None, 4 * factor**2
+        )
+        pool.add(name, GroupStatistics("one", torch.ones(1, 1), {"q": product}, 5))
+    assert torch.equal(pool.solve().updates["q"].dense(), torch.full((D_OUT, 1), 2.0))

@@ -4,6 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from layerweld.config import MergeSettings
 from layerweld.solve import regularize
 
 seeds = st.integers(0, 2**16)
@@ -73,6 +74,38 @@ def test_features_of_wildly_different_scales_are_solved_to_full_precision():
     torch.testing.assert_close(
         regularize(gram, 0.0).solve(wanted @ gram), wanted, rtol=1e-7, atol=0
     )
+
+
+def spread(d, condition, seed):
+    """A matrix of that condition number, which no scaling of its features takes back."""
+    basis = torch.linalg.qr(rows_of(d, d, seed))[0]
+    values = torch.logspace(0, -np.log10(condition), d, dtype=torch.float64)
+    gram = (basis * values) @ basis.T
+    return (gram + gram.T) / 2
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("d", [5, 50, 200])
+def test_a_condition_of_1e14_is_solved_to_eight_digits_with_the_default_ridge(d, seed):
+    gram, rows = spread(d, 1e14, seed), rows_of(3, d, seed)
+    system = regularize(gram, MergeSettings().ridge)
+    solved = system.solve(rows)
+    residual = solved @ gram + system.ridge * solved - rows
+    assert float(residual.norm() / rows.norm()) <= 1e-8
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("d", [5, 50, 200])
+def test_a_condition_of_1e14_without_a_ridge_is_solved_where_float32_statistics_say_anything(
+    d, seed
+):
+    gram, wanted = spread(d, 1e14, seed), rows_of(3, d, seed)
+    system = regularize(gram, 0.0)
+    solved = system.solve(wanted @ gram)
+    residual = float((solved @ gram - wanted @ gram).norm())
+    # Directions are left out whose eigenvalue is below d_in · eps of float32 times the largest, 1.
+    assert residual <= d * torch.finfo(torch.float32).eps * float(wanted.norm())
+    assert float(solved.norm()) <= 1.001 * float(wanted.norm())
 
 
 @given(d=st.integers(1, 10), seed=seeds, ridge=st.sampled_from([0.0, 1e-4, 0.1]))

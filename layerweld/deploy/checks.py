@@ -20,6 +20,7 @@ from layerweld.errors import DeployError
 
 _TIMEOUT = 10.0  # seconds for one answer
 _EXPIRES_SOON = 30  # days
+_HAS_EXPIRED = 10  # OpenSSL's X509_V_ERR_CERT_HAS_EXPIRED
 _BEHIND, _AHEAD = 290.0, 4.0  # seconds; Flower refuses 300 s behind, and 5 s ahead
 _SPARE = 2**28  # bytes of disk that must stay free
 _PACKAGES = ("flwr", "torch", "transformers")
@@ -81,7 +82,7 @@ def check_coordinator(address: str, authority: Path | None) -> list[Check]:
     try:
         answer = _ask(host, port, authority)
     except ssl.SSLError as error:
-        return [*found, Check("TLS", _why(error), _tls_remedy(authority))]
+        return [*found, Check("TLS", _why(error), _tls_remedy(error, authority))]
     except OSError as error:
         return [*found, Check("TLS", str(error), "this port speaks no TLS; is it the right one?")]
     found.append(_expiry(answer.certificate))
@@ -193,7 +194,9 @@ def _why(error: ssl.SSLError) -> str:
     return error.reason or str(error)
 
 
-def _tls_remedy(authority: Path | None) -> str:
+def _tls_remedy(error: ssl.SSLError, authority: Path | None) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError) and error.verify_code == _HAS_EXPIRED:
+        return "ask for `layerweld coordinator renew`, or look at this machine's date"
     used = str(authority) if authority else "this system's authorities"
     return (
         f"verified with {used}: use the ca.crt and the host name that the coordinator gave you, "
