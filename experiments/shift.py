@@ -60,6 +60,7 @@ def draw(table: pd.DataFrame, file: Path) -> None:
     for axis, kind in zip(axes, kinds, strict=True):
         for colour, (method, label) in zip(COLOURS, labels.items(), strict=False):
             line = table[(table["kind"] == kind) & (table["method"] == method)]["shift"]
+            line = line.where(line > 0)  # nothing is merged before the first group: no shift
             axis.plot(range(len(line)), line, "o-", color=colour, label=label, markersize=3)
         axis.set_title(f"inputs of {kind}", fontsize=10)
         axis.set_xlabel("block")
