@@ -19,9 +19,11 @@ from layerweld.deploy.keys import make_key
 from layerweld.deploy.members import add_member
 from layerweld.deploy.ports import free_port
 from layerweld.deploy.processes import Supervisor
+from layerweld.deploy.run_account import account
 from layerweld.deploy.runs import about_sites
 from layerweld.deploy.site import explain_end, is_joined, joined, node_config, open_site
-from layerweld.errors import CohortError, DeployError, LayerweldError
+from layerweld.errors import CohortError, DeployError, InUseError, LayerweldError, LostSiteError
+from layerweld.run_state import recording
 from tests.tiny_sites import make_sites
 
 runner = CliRunner()
@@ -104,6 +106,26 @@ def test_a_coordinator_that_is_up_is_not_started_again(here, monkeypatch, taken)
     with first, pytest.raises(DeployError, match=says):
         lw("coordinator", "up", "--folder", "fed")
     assert not (here / "fed/logs").exists()
+
+
+def test_of_two_that_bring_a_coordinator_up_at_once_one_is_refused(here, monkeypatch):
+    init_coordinator()
+    monkeypatch.setattr(Supervisor, "run", lambda _: lw("coordinator", "up", "--folder", "fed"))
+    with pytest.raises(InUseError, match=r"another process works in .*/fed "):
+        lw("coordinator", "up", "--folder", "fed")
+
+
+def test_a_node_that_a_run_cannot_name_yet_gets_the_name_of_its_key(here):
+    init_coordinator()
+    for name, node in (("hospital-a", "12"), ("hospital-b", "123")):
+        member = json.dumps({"name": name, "key": "SHA256:x", "node": node})
+        (here / f"fed/sites/{name}.json").write_text(member)
+    output = here / "fed/runs/first"
+    output.mkdir()
+    with pytest.raises(LostSiteError), recording(output):
+        raise LostSiteError("node 12 failed at the handshake, and node 9 never came")
+    said = "\n".join(account(open_coordinator(here / "fed")))
+    assert "cause: node 12 (hospital-a) failed at the handshake, and node 9 never came" in said
 
 
 def test_renewed_certificates_verify_with_the_same_authority(here):

@@ -76,6 +76,7 @@ def up(folder: Folder = HERE, only_print: Print = False) -> None:
     from layerweld.deploy.ports import require_free
     from layerweld.deploy.processes import Supervisor
     from layerweld.deploy.speak import print_commands, say
+    from layerweld.disk import only_here
 
     coordinator = open_coordinator(folder)
     programs = coordinator.programs()
@@ -83,9 +84,10 @@ def up(folder: Folder = HERE, only_print: Print = False) -> None:
         commands = [program.command for program in programs]
         print_commands(coordinator.environment, *commands)
         return
-    require_free("127.0.0.1", coordinator.file.superlink_port)
-    require_free(coordinator.file.bind, coordinator.file.port)
-    Supervisor(programs, coordinator.folder / "logs", say).run()
+    with only_here(coordinator.folder / "up.lock", str(coordinator.folder)):
+        require_free("127.0.0.1", coordinator.file.superlink_port)
+        require_free(coordinator.file.bind, coordinator.file.port)
+        Supervisor(programs, coordinator.folder / "logs", say).run()
 
 
 @app.command()

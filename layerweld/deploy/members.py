@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from layerweld.deploy.flower import ask, flwr
 from layerweld.deploy.keys import fingerprint, read_public_key
 from layerweld.errors import DeployError
 from layerweld.sites import SITE_NAME
+
+_NODE = re.compile(r"\bnode (\d+)\b")
 
 
 @dataclass(frozen=True)
@@ -89,3 +92,18 @@ def node_states(coordinator: Coordinator) -> dict[str, str]:
     """
     answer = ask(flwr("supernode", "list", CONNECTION), coordinator.environment)
     return {str(node["node-id"]): str(node["status"]) for node in answer["nodes"]}
+
+
+def naming_nodes(coordinator: Coordinator) -> Callable[[str], str]:
+    """Put the registered site's name behind every node's number in a text.
+
+    A run knows its sites by name only once they have introduced themselves.
+    """
+    names = {member.node: member.name for member in members(coordinator)}
+
+    def named(text: str) -> str:
+        return _NODE.sub(
+            lambda node: f"{node[0]} ({names[node[1]]})" if node[1] in names else node[0], text
+        )
+
+    return named

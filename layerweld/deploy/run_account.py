@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from layerweld.deploy.coordinator import Coordinator
+from layerweld.deploy.members import naming_nodes
 from layerweld.deploy.runs import has_journal
 from layerweld.run_state import RunState, read_state
 
@@ -17,10 +18,12 @@ def account(coordinator: Coordinator) -> Iterator[str]:
     Raises:
         JournalError: a state cannot be read.
     """
+    named = naming_nodes(coordinator)
     for folder in sorted(path for path in coordinator.runs.iterdir() if path.is_dir()):
         state = read_state(folder)
         if state is not None:
-            yield from _lines(folder.name, state, "resume" if has_journal(folder) else "run")
+            again = "resume" if has_journal(folder) else "run"
+            yield from map(named, _lines(folder.name, state, again))
 
 
 def _lines(name: str, state: RunState, again: str) -> Iterator[str]:

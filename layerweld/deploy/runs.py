@@ -14,6 +14,7 @@ from layerweld.config import RunSettings
 from layerweld.deploy.coordinator import CONNECTION, Coordinator
 from layerweld.deploy.files import write_toml
 from layerweld.deploy.flower import ask, flwr, show_log
+from layerweld.deploy.members import naming_nodes
 from layerweld.errors import DeployError, RunFailedError
 from layerweld.launch import app_folder
 
@@ -126,7 +127,7 @@ def follow_run(
         time.sleep(_LOOK)
     notices.pass_on()
     if state.status != "finished:completed":
-        raise RunFailedError(_failure(state, output))
+        raise RunFailedError(naming_nodes(coordinator)(_failure(state, output)))
 
 
 class _Notices:
@@ -140,9 +141,9 @@ class _Notices:
 
     def pass_on(self) -> None:
         log = show_log(self._run_id, CONNECTION, self._coordinator.environment)
-        lines = about_sites(log)
+        lines, named = about_sites(log), naming_nodes(self._coordinator)
         for line in lines[self._told :]:
-            self._say(line)
+            self._say(named(line))
         self._told = max(self._told, len(lines))
 
 
