@@ -13,6 +13,7 @@ import tomli_w
 
 from layerweld.deploy.application import application_hash
 from layerweld.deploy.environment import flower_environment
+from layerweld.errors import RunFailedError
 from tests.deployed import (
     BIN,
     LONG,
@@ -99,6 +100,19 @@ def test_a_run_survives_a_killed_superlink(federation, manifest):
         kill_after_a_step(federation, "superlink-killed", "fed", "superlink")
         federation.finish(run)
     assert federation.digest("superlink-killed") == manifest
+
+
+def test_a_run_whose_server_is_killed_fails_with_the_next_command_which_ends_in_the_same_bytes(
+    federation, manifest
+):
+    with federation.run("server-killed") as run:
+        federation.wait_for_steps("server-killed")
+        os.killpg(federation.child_of("fed", "superexec"), signal.SIGKILL)
+        said, _ = run.communicate(timeout=LONG)
+    assert run.returncode == RunFailedError.exit_code, said
+    assert "layerweld coordinator resume --name server-killed" in said
+    federation.lw("coordinator", "resume", "--name", "server-killed")
+    assert federation.digest("server-killed") == manifest
 
 
 def test_a_killed_site_comes_back_as_itself_and_the_run_ends_in_the_same_bytes(
