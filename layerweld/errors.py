@@ -116,4 +116,7 @@ class MemoryShortageError(LayerweldError):
     """A process has run out of memory, or an accelerator has."""
 
     exit_code = 16
-    next_step = "give it more memory and type the same command: the run resumes"
+    next_step = (
+        "give it more memory and type the same command: the run resumes; or begin "
+        "anew with a smaller `calibration.batch-size`"
+    )
