@@ -19,7 +19,8 @@ def unit(description: str, arguments: Sequence[str], folder: Path) -> str:
         arguments: of layerweld.
         folder: the only one that the service may write to.
     """
-    command = shlex.join([sys.executable, "-m", "layerweld", *arguments]).replace("%", "%%")
+    command = _literal(shlex.join([sys.executable, "-m", "layerweld", *arguments]))
+    place = _literal(str(folder))
     switches = "\n".join(f"Environment={name}={value}" for name, value in SWITCHES.items())
     return f"""[Unit]
 Description={description}
@@ -29,7 +30,7 @@ StartLimitIntervalSec=0
 
 [Service]
 User={getpass.getuser()}
-WorkingDirectory={folder}
+WorkingDirectory={place}
 ExecStart={command}
 {switches}
 Restart=always
@@ -39,12 +40,17 @@ TimeoutStopSec=60
 UMask=0077
 NoNewPrivileges=yes
 ProtectSystem=strict
-ReadWritePaths="{folder}"
+ReadWritePaths="{place}"
 PrivateTmp=yes
 
 [Install]
 WantedBy=multi-user.target
 """
+
+
+def _literal(text: str) -> str:
+    """Without systemd's specifiers: %h would be a home folder."""
+    return text.replace("%", "%%")
 
 
 def how_to_install(file: Path) -> str:
