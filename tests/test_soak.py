@@ -2,6 +2,7 @@
 
 import gc
 import shutil
+from statistics import median
 
 import psutil
 import pytest
@@ -33,6 +34,7 @@ def test_nothing_grows_over_two_hundred_runs(tmp_path, capsys):
                 print(f"run {number + 1}: {memory >> 20} MiB, {files} open, {left_over} on disk")
     assert len(hashes) == 1
     memory, files, left_over = zip(*seen[_SETTLED:], strict=True)
-    assert max(memory) < 1.05 * memory[0]
+    # Medians: the allocator keeps some MiB for a while after one run or another.
+    assert median(memory[-_SETTLED:]) < 1.02 * median(memory[:_SETTLED])
     assert max(files) <= files[0]
     assert max(left_over) <= left_over[0]
