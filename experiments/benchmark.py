@@ -73,7 +73,7 @@ def plot(lines: list[Any], file: Path) -> None:
         axes.set_title(title, fontsize=11)
         axes.set_xlabel("% of individual fine-tuning")
         axes.set_yticks(range(len(shown)), [line.label for line in shown])
-        axes.invert_yaxis()
+        axes.set_ylim(len(shown) - 0.5, -0.5)
     sides[1].set_yticklabels([])
     save(figure, file)
 
