@@ -9,7 +9,7 @@ from pathlib import Path
 
 from flwr.serverapp import Grid
 
-from layerweld.config import RunSettings, read_run_settings
+from layerweld.config import RunSettings, Scalar, read_run_settings
 from layerweld.errors import ConfigError
 from layerweld.grids import candidates, with_candidate
 from layerweld.methods import Method, methods_of
@@ -27,6 +27,7 @@ from server.run import reference_result
 from server.scores import REFERENCES
 
 Play = Callable[[RunSettings], Grid]
+_MEASURES_ONLY = ("merge.influence", "merge.covariate-shift")
 _VALIDATION_SHARE = 0.2  # of a site's rows, set aside to choose settings on
 
 
@@ -84,7 +85,19 @@ def _known(settings: RunSettings, base: str, played: _Seed, entries: Sequence[En
         budget=played.budget,
         entries=tuple(in_order),
         refused=played.refused,
+        given=_given(settings, played.methods),
     )
+
+
+def _given(settings: RunSettings, methods: Sequence[Method]) -> dict[str, Scalar]:
+    """What the run sets otherwise than a method's default, of all that changes a merge."""
+    tables = {method.table for method in methods} | {"lines"}
+    usual = RunSettings().flat()
+    return {
+        key: value
+        for key, value in settings.flat().items()
+        if key.partition(".")[0] in tables and key not in _MEASURES_ONLY and value != usual[key]
+    }
 
 
 class _Seed:

@@ -44,3 +44,5 @@ class Comparison:
     entries: tuple[Entry, ...]
     """By seed, references first, then in the order of the methods."""
     refused: tuple[Refusal, ...]
+    given: Mapping[str, Scalar] = field(default_factory=dict)
+    """Settings of the methods in which the run differs from the published defaults."""

@@ -85,11 +85,14 @@ def notes(comparison: Comparison) -> str:
 
 def budget_text(comparison: Comparison) -> str:
     """Where the settings come from."""
+    listed = ", ".join(f"{key} = {value}" for key, value in comparison.given.items())
+    given = f"; but for {listed}, as the run's file has it" if listed else ""
     if comparison.budget == 1:
-        return "Settings: each method's defaults, which are its paper's where it has one value."
+        usual = "each method's defaults, which are its paper's where it has one value"
+        return f"Settings: {usual}{given}."
     return (
         f"Settings: the best of at most {comparison.budget} declared candidates per method and "
-        f"seed, on a fifth of each site's rows that nothing was trained on."
+        f"seed, on a fifth of each site's rows that nothing was trained on{given}."
     )
 
 

@@ -2,18 +2,21 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import pytest
 from typer.testing import CliRunner
 
 from layerweld import cli
-from layerweld.config import RunSettings
+from layerweld.config import RunSettings, read_run_settings
 from layerweld.errors import ConfigError
 from layerweld.grids import GRIDS, candidates, with_candidate
-from layerweld.methods import METHODS
+from layerweld.launch import app_module
+from layerweld.methods import METHODS, methods_of
 from server.comparison_report import verdict
 from server.comparison_results import Comparison, Entry
 from server.comparison_scores import Spread, lines
+from server.comparison_tables import budget_text
 from server.federation import Federation
 from server.peak_memory import peak_resident
 from server.results import MethodResult, Score
@@ -233,6 +236,16 @@ def test_figures_are_normalised_at_each_seed_and_then_averaged():
     assert mean.worst.values == pytest.approx((0.5, 0.5))
     assert mean.worst_site == "b"
     assert mean.sites["a"].mean == 0.4
+
+
+def test_what_the_run_sets_otherwise_than_published_is_told():
+    given = {"ties.density": 0.1, "merge.influence": True, "dare.drop": 0.5, "merge.ridge": 0.01}
+    settings = read_run_settings({"methods": "com,ties", **given})
+    found = app_module("server.comparison")._given(settings, methods_of(settings))
+    assert found == {"ties.density": 0.1}
+    told = budget_text(replace(comparison([result("mean", "Mean", a=0.4)]), given=found))
+    assert told.endswith("but for ties.density = 0.1, as the run's file has it.")
+    assert "but for" not in budget_text(comparison([result("mean", "Mean", a=0.4)]))
 
 
 def test_a_method_that_lacks_a_seed_says_so():
