@@ -19,7 +19,8 @@ class ClassifierHead(nn.Module):
     """One linear map from the mean hidden state of a row to its classes.
 
     The mean is over the real tokens of a text; of an image, over all tokens alike, the class token
-    and the patches.
+    and the patches. Its file holds ``linear.weight`` ``(classes, d_model)``, ``linear.bias``
+    ``(classes,)``, and in the metadata ``classes``, the names in that order as a JSON list.
     """
 
     def __init__(self, d_model: int, classes: Sequence[str]) -> None:
@@ -57,7 +58,9 @@ def load_head(file: Path) -> ClassifierHead:
         AdapterError: the file is missing, damaged, or was not written here.
     """
     if not file.is_file():
-        raise AdapterError(f"there is no head at {file}; fine-tune the site, or name its head file")
+        raise AdapterError(
+            f"there is no head at {file}; let the site fine-tune, or name its file with `head`"
+        )
     try:
         with safe_open(file, framework="pt") as saved:
             classes: list[str] = json.loads(saved.metadata()["classes"])

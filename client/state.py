@@ -27,7 +27,7 @@ from layerweld.errors import AdapterError, CohortError, ConfigError
 from layerweld.linear import shifted
 from layerweld.plan import MergePlan
 from layerweld.replay import RecordedBatch
-from layerweld.sites import SiteEntry, package_task
+from layerweld.sites import HEAD, SiteEntry, package_task
 from layerweld.task_vectors import read_fine_tuned
 
 _TRAINING_ROWS = 1500
@@ -151,8 +151,9 @@ class SiteState:
 
     @property
     def head_file(self) -> Path:
-        """Where the task head lies: beside the adapter. It never leaves the site."""
-        return self.adapter_folder.parent / "head.safetensors"
+        """Where the task head lies: as named, or beside the adapter. It never leaves the site."""
+        named = self.site.head
+        return Path(named).expanduser() if named else self.adapter_folder.parent / HEAD
 
     @property
     def has_head(self) -> bool:

@@ -58,14 +58,14 @@ def simulate(
 
     Example: `layerweld simulate hospitals.toml --output merged`
     """
-    from layerweld.demo import base_folder
-    from layerweld.sites import read_run_file
+    from layerweld.sites import base_of, read_run_file
 
     settings, sites = read_run_file(config)
+    base = base_of(settings, sites, config)
     settings = settings.model_copy(update={"min_sites": len(sites)})
     nodes = [{"partition-id": i, "num-partitions": len(sites)} for i in range(len(sites))]
     folder = output or Path(settings.output or f"runs/{settings.name}")
-    _play(settings, nodes, settings.base or str(base_folder()), folder)
+    _play(settings, nodes, base, folder)
 
 
 @app.command()
@@ -98,10 +98,9 @@ def compare(
 
     Example: `layerweld compare hospitals.toml --methods com,ties,mean --seeds 3 --output compared`
     """
-    from layerweld.demo import base_folder
     from layerweld.launch import app_module, compare_in_process
     from layerweld.methods import METHODS, methods_of
-    from layerweld.sites import read_run_file
+    from layerweld.sites import base_of, read_run_file
     from layerweld.terminal import console, showing_progress
 
     settings, sites = read_run_file(config)
@@ -112,7 +111,7 @@ def compare(
     written.check_comparison_folder(output)
     nodes = [{"partition-id": i, "num-partitions": len(sites)} for i in range(len(sites))]
     first = settings.calibration.seed
-    base = settings.base or str(base_folder())
+    base = base_of(settings, sites, config)
     with showing_progress():
         found = compare_in_process(
             settings,

@@ -142,13 +142,22 @@ def _summary(base_name: str, adapter: bool, method: str, sent: Sent) -> str:
 
 
 def _how_to_load(name: str, base_name: str, adapter: bool, prefix: str) -> str:
+    code, which = loading(name, base_name, adapter=adapter, prefix=prefix)
+    return f"{_python(code)}\n\n{which}" if which else _python(code)
+
+
+def loading(name: str, base_name: str, *, adapter: bool, prefix: str) -> tuple[list[str], str]:
+    """Lines of Python that load a merge, and what to know about them.
+
+    Args:
+        name: folder of the merge.
+        base_name: folder of the base model.
+        adapter: whether it is one; else a whole model.
+        prefix: what the names of an adapter's layers begin with, by the class that was trained.
+    """
     if not adapter:
-        lines = [
-            "from transformers import AutoModel",
-            "",
-            f'model = AutoModel.from_pretrained("{name}")',
-        ]
-        return _python(lines)
+        load = f'model = AutoModel.from_pretrained("{name}")'
+        return ["from transformers import AutoModel", "", load], ""
     model_class = "AutoModelForX" if prefix else "AutoModel"
     lines = [
         "from peft import PeftModel",
@@ -158,12 +167,13 @@ def _how_to_load(name: str, base_name: str, adapter: bool, prefix: str) -> str:
         f'model = PeftModel.from_pretrained(base, "{name}")',
     ]
     which = (
-        f"`AutoModelForX` stands for the class that the sites trained; its layer names begin with "
-        f"`{prefix}`."
+        f"`AutoModelForX` stands for the class that the sites trained, such as "
+        f"`AutoModelForCausalLM` or `AutoModelForSequenceClassification`; its layer names begin "
+        f"with `{prefix}`."
         if prefix
         else "The names are those of the model without a head."
     )
-    return f"{_python(lines)}\n\n{which} If PEFT warns of missing adapter keys, the class is wrong."
+    return lines, f"{which} If PEFT warns of missing adapter keys, the class is wrong."
 
 
 def _python(lines: Iterable[str]) -> str:

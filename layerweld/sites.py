@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationError
 
 from layerweld.config import RunSettings, validate_settings
+from layerweld.demo import base_folder
 from layerweld.errors import ConfigError
 from layerweld.settings import Settings
 
 DEMO = "demo:"
 PACKAGE = "package:"
 """Prefixes of ``data`` that name a task out of an installed package instead of a file."""
+
+HEAD = "head.safetensors"
+"""What a site's classifier is called where the run's file does not name it."""
 
 SITE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
 """What sites and runs may be called: these are names of folders and files."""
@@ -30,6 +35,9 @@ class SiteEntry(Settings):
     ``package:NAME``, a task out of an installed package."""
     adapter: str = ""
     """PEFT LoRA folder or fully fine-tuned model folder; empty to fine-tune on ``data`` first."""
+    head: str = ""
+    """Classifier of the site's own adapter, to evaluate with: ``head.safetensors`` as layerweld
+    writes it, if not in the folder that the adapter folder lies in."""
     base: str = ""
     """Where this site keeps the base model, if not where the run's settings say."""
     held_out: str = ""
@@ -71,6 +79,22 @@ def read_run_file(file: Path) -> tuple[RunSettings, tuple[SiteEntry, ...]]:
     return settings.model_copy(update={"base": base}), sites
 
 
+def base_of(settings: RunSettings, sites: Sequence[SiteEntry], file: Path) -> str:
+    """The folder of a run file's base model; the demo's, where all sites are the demo's.
+
+    Raises:
+        ConfigError: the file names none.
+    """
+    if settings.base:
+        return settings.base
+    if all(site.data.startswith(DEMO) for site in sites):
+        return str(base_folder())
+    raise ConfigError(
+        f"{file} names no base model; set `base` above the tables: the folder of the model that "
+        f"the sites fine-tune, or have fine-tuned"
+    )
+
+
 def site_entries(entries: Any, file: Path) -> tuple[SiteEntry, ...]:
     """Check ``[[sites]]`` tables; see :func:`read_run_file`."""
     if not isinstance(entries, list) or not entries:
@@ -88,11 +112,29 @@ def site_entries(entries: Any, file: Path) -> tuple[SiteEntry, ...]:
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
         raise ConfigError(f"{file}: two sites are called {twice!r}; every site needs its own name")
+    _refuse_shared_heads(sites, file)
     return tuple(sites)
 
 
+def _refuse_shared_heads(sites: Sequence[SiteEntry], file: Path) -> None:
+    """Two adapters in one folder: the head that lies there is one site's, or nobody's."""
+    owners: dict[Path, str] = {}
+    for site in sites:
+        head = Path(site.adapter).parent / HEAD if site.adapter and not site.head else None
+        if head is None or not head.is_file():
+            continue
+        if head in owners:
+            raise ConfigError(
+                f"{file}: {head} lies beside the adapters of {owners[head]} and of {site.name}; "
+                f"name each site's own with `head`"
+            )
+        owners[head] = site.name
+
+
 def _resolved(site: SiteEntry, file: Path) -> dict[str, str]:
-    paths = {key: getattr(site, key) for key in ("data", "adapter", "base", "held_out", "cache")}
+    paths = {
+        key: getattr(site, key) for key in ("data", "adapter", "head", "base", "held_out", "cache")
+    }
     return {
         key: _resolve(path, file) for key, path in paths.items() if path and not package_task(path)
     }

@@ -202,11 +202,10 @@ class _Seed:
 
     def _check(self, federation: Federation) -> None:
         if not federation.sites_can_evaluate:
-            bare = next(one.site for one in federation.introductions if not one.evaluates)
             raise ConfigError(
-                f"{bare} has no head or no labelled held-out rows, so methods cannot be compared "
-                f"on it: set `held-out`, and let the site fine-tune or put its head beside its "
-                f"adapter"
+                f"{federation.bare_sites[0]} has no head or no labelled held-out rows, so methods "
+                f"cannot be compared on it: set `held-out`, and let the site fine-tune, put its "
+                f"head beside its adapter, or name it with `head`"
             )
         self.sites = tuple(summary_of(one) for one in federation.introductions)
         problems = {

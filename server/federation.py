@@ -88,7 +88,12 @@ class Federation:
     @property
     def sites_can_evaluate(self) -> bool:
         """Whether every site has a head and labelled held-out rows."""
-        return all(introduction.evaluates for introduction in self.introductions)
+        return not self.bare_sites
+
+    @property
+    def bare_sites(self) -> list[str]:
+        """Names of those that have no head, or no held-out rows."""
+        return [one.site for one in self.introductions if not one.evaluates]
 
     def introduce(self) -> None:
         """Wait for the sites, ask each who it is, and refuse a cohort that does not fit."""

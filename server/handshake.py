@@ -153,3 +153,14 @@ def too_few_tokens(introductions: Sequence[Introduction], plan: MergePlan) -> st
         f"the ridge decides what the tokens do not. Give the sites more rows, or raise merge.ridge "
         f"(0.1 is safe here)"
     )
+
+
+def not_evaluated(introductions: Sequence[Introduction]) -> str | None:
+    """A warning where some sites could be evaluated at, and some could not."""
+    bare = [one.site for one in introductions if not one.evaluates]
+    if not bare or len(bare) == len(introductions):
+        return None
+    return (
+        f"no accuracy will be measured, since {', '.join(bare)} cannot: a site needs labelled "
+        f"rows in `held-out`, and a head (`head`, or one that it trains itself)"
+    )

@@ -12,8 +12,10 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from layerweld.config import RunSettings, Scalar
+from layerweld.config import RunSettings, Scalar, read_run_settings
+from layerweld.errors import ConfigError
 from layerweld.incidents import raising_here
+from layerweld.launch import app_module
 
 
 class InProcessGrid(Grid):
@@ -100,10 +102,18 @@ class InProcessGrid(Grid):
             with raising_here():
                 reply = self._app(message, self._contexts[node])
         except Exception as error:
-            name = self._contexts[node].node_config.get("name", f"node {node}")
-            error.add_note(f"at site {name}, asked for {message.metadata.message_type}")
+            error.add_note(f"at {self._called(node)}, in the {message.metadata.group_id}")
             raise
         return _through_the_wire(reply)
+
+    def _called(self, node: int) -> str:
+        context = self._contexts[node]
+        try:
+            settings = read_run_settings(context.run_config)
+            site = app_module("client.site").site_of_node(context.node_config, settings)
+        except ConfigError:  # what went wrong may be just this
+            return f"node {node}"
+        return f"site {site.name}"
 
 
 def _through_the_wire(message: Message) -> Message:

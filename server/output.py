@@ -207,6 +207,7 @@ def run_results(
     manifest_hash: str,
     lost: Mapping[str, str],
     ignored: Mapping[str, int],
+    prefix: str,
 ) -> RunResults:
     """Everything the report shows, in one value."""
     packages = ("torch", "transformers", "peft", "lightning", "flwr")
@@ -222,6 +223,7 @@ def run_results(
         lost=lost,
         ignored=dict(sorted(ignored.items())),
         versions={"layerweld": __version__} | {name: version(name) for name in packages},
+        prefix=prefix,
     )
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from layerweld.model_card import loading
 from server import report_charts as charts
 from server.page import Table, render_page
 from server.report_accuracy import accuracy_rows
@@ -184,19 +184,17 @@ def _group_numbers(method: MethodResult) -> Table:
 
 
 def _usage(results: RunResults) -> dict[str, str]:
-    if results.form == "adapter":
-        text = (
-            "The merge is a LoRA update like those of the sites; PEFT loads it onto the same base."
-        )
-        code = (
-            "from peft import PeftModel\nfrom transformers import AutoModel\n\n"
-            f"base = AutoModel.from_pretrained({json.dumps(results.base, ensure_ascii=False)})\n"
-            'model = PeftModel.from_pretrained(base, "adapter")'
-        )
-    else:
-        text = "The merge is no LoRA update, so it was written as a whole model."
-        code = 'from transformers import AutoModel\n\nmodel = AutoModel.from_pretrained("model")'
-    return {"text": f"{text} Task heads stay at their sites.", "code": code}
+    adapter = results.form == "adapter"
+    code, which = loading(results.form, results.base, adapter=adapter, prefix=results.prefix)
+    text = (
+        "The merge is a LoRA update like those of the sites; PEFT loads it onto the same base."
+        if adapter
+        else "The merge is no LoRA update, so it was written as a whole model."
+    )
+    return {
+        "text": f"{text} {which.replace('`', '')} Task heads stay at their sites.",
+        "code": "\n".join(code),
+    }
 
 
 def _limits(results: RunResults, featured: MethodResult | None) -> list[str]:

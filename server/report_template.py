@@ -68,8 +68,8 @@ PAGE = """\
     {% if accuracy.left_out %}Means leave out {{ accuracy.left_out }}, where not every method has a
     score.{% endif %}</p>
   {% else %}
-  <p class="empty">No held-out accuracy was measured. Set <code>evaluate.enabled = true</code> and
-    give the sites labelled held-out rows.</p>
+  <p class="empty">No held-out accuracy was measured. It is where every site has labelled
+    held-out rows and a head, and <code>evaluate.enabled</code> is not off.</p>
   {% endif %}
   {% for chart in accuracy_charts %}{{ figure(chart) }}{% endfor %}
 </section>

@@ -106,3 +106,5 @@ class RunResults:
     """Why each site that the run went on without was given up."""
     ignored: Mapping[str, int] = field(default_factory=dict)
     """Replies that were dropped, by kind: ``stale``, ``duplicate``, ``foreign``, ``refused`` …"""
+    prefix: str = ""
+    """What the names of the adapters' layers began with, by the class that the sites trained."""

@@ -16,7 +16,7 @@ from layerweld.progress import report_progress
 from layerweld.run_state import Recorder, recording
 from server.farewell import dismiss
 from server.federation import Federation
-from server.handshake import too_few_tokens
+from server.handshake import not_evaluated, too_few_tokens
 from server.journal import RunJournal
 from server.merged_model import MergedModel
 from server.output import (
@@ -70,9 +70,12 @@ def _play(
     recorder.waiting_for = federation.waiting_for
     federation.introduce()
     check_methods(federation.methods, settings, federation.introductions)
-    warning = too_few_tokens(federation.introductions, federation.plan)
-    if warning:
-        report_progress(f"warning: {warning}", 0, 0)
+    for warning in (
+        too_few_tokens(federation.introductions, federation.plan),
+        not_evaluated(federation.introductions),
+    ):
+        if warning:
+            report_progress(f"warning: {warning}", 0, 0)
     federation.fine_tune()
     federation.begin_journal()
     merges = _merge_all(federation)
@@ -158,6 +161,7 @@ def _write(
             manifest_hash,
             federation.lost,
             federation.ignored,
+            prefix,
         )
         write_results(folder, results)
     return results

@@ -109,7 +109,7 @@ def test_a_gap_within_the_sampling_error_is_called_that() -> None:
 def test_without_scores_the_verdict_claims_nothing_and_the_report_says_how_to_evaluate() -> None:
     page = render_report(_without_scores())
     assert "was not measured" in verdict(_without_scores())
-    assert "evaluate.enabled = true" in page
+    assert "where every site has labelled" in page
     assert 'id="chart-accuracy"' not in page
     assert "held-out rows. They" not in page
 

@@ -41,6 +41,7 @@ def init(
         bool, typer.Option("--fine-tune", help="Instead: train an adapter on the data, here.")
     ] = False,
     held_out: Annotated[str, typer.Option(help="Labelled rows to evaluate on.")] = "",
+    head: Annotated[str, typer.Option(help="The adapter's classifier, to evaluate with.")] = "",
     min_rows: Annotated[
         int, typer.Option(help="Take no statistics over fewer rows, whatever a run asks for.")
     ] = 10,
@@ -63,7 +64,7 @@ def init(
     folder = Path.cwd() / site
     if folder.exists():
         raise DeployError(f"{folder} exists already; choose another name, or remove it")
-    paths = {"base": model, "data": data, "adapter": adapter, "held_out": held_out}
+    paths = {"base": model, "data": data, "adapter": adapter, "head": head, "held_out": held_out}
     entry = site_entry(site, Path.cwd(), min_rows, **paths)
     with showing_progress():
         egress = measure(entry, _settings(settings))
