@@ -39,6 +39,7 @@ from strategies.by_method import Play, rounds_of
 from strategies.chain_of_merges import ChainOfMerges
 from strategies.cohort import Cohort, Patience
 from strategies.inquiry import ask
+from strategies.notices import notice
 from strategies.round_by_round import RoundByRound
 
 _POLL_SECONDS = 0.2
@@ -136,7 +137,7 @@ class Federation:
                 f"run goes on without it"
             )
         self.cohort.lose(site, why)
-        report_progress(f"going on without {site}: {why}", 0, 0)
+        notice(f"going on without {site}: {why}")
 
     def fine_tune(self) -> None:
         """Let the sites that have no adapter yet train one."""
@@ -293,7 +294,11 @@ class Federation:
         """
         fewest, timeout = self.settings.min_sites, self.settings.timeout
         until = time.monotonic() + timeout
-        while len(nodes := sorted(self.grid.get_node_ids())) < max(fewest, begun_with):
+        wanted, said = max(fewest, begun_with), -1
+        while len(nodes := sorted(self.grid.get_node_ids())) < wanted:
+            if len(nodes) != said:
+                said = len(nodes)
+                notice(f"waiting for sites: {said} of {wanted} are connected")
             if time.monotonic() > until:
                 break
             time.sleep(_POLL_SECONDS)

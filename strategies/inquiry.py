@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -10,15 +9,14 @@ from typing import Generic, TypeVar
 
 from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
-from flwr.supercore import log
 
 from layerweld.errors import LostSiteError, RefusedReplyError, StaleReplyError
 from layerweld.incidents import parse_incident
-from layerweld.progress import report_progress
 from layerweld.transport.messages import Subject
 from layerweld.transport.subject import require_subject
 from strategies.cohort import Cohort
 from strategies.greeting import Greeter
+from strategies.notices import notice
 from strategies.silence import Silence
 
 T = TypeVar("T")
@@ -97,7 +95,7 @@ class Inquiry(Generic[T]):
         self._open: dict[str, _Asked] = {}
         self._sent: dict[str, tuple[str, int]] = {}  # site and node of every message ever sent
         self._unanswered: list[str] = []  # those of them without a reply
-        self._greeter = Greeter(grid, cohort, _say)
+        self._greeter = Greeter(grid, cohort, notice)
 
     def messages(self) -> list[Message]:
         """The first message for every site, in the order of their names, for Flower to send."""
@@ -139,7 +137,7 @@ class Inquiry(Generic[T]):
         if not seconds or not self._open:
             return
         names = ", ".join(sorted(self._open))
-        _say(f"waiting for {names} at the {self._what}: no answer for {seconds:.0f} s")
+        notice(f"waiting for {names} at the {self._what}: no answer for {seconds:.0f} s")
 
     def _arrivals(self) -> Iterator[tuple[str, T]]:
         """Pull message by message, so that no reply has to wait in memory for another."""
@@ -265,7 +263,7 @@ class Inquiry(Generic[T]):
         asked.message, asked.until = "", time.monotonic() + wait
         if why != asked.why:
             self._cohort.waiting[site] = why
-            _say(f"waiting for {site} at the {self._what}: {why}")
+            notice(f"waiting for {site} at the {self._what}: {why}")
         asked.why = why
 
     def _welcome(self, site: str) -> None:
@@ -299,7 +297,7 @@ class Inquiry(Generic[T]):
     def _lose(self, site: str, why: str) -> None:
         self._cohort.lose(site, why)
         self._close(site)
-        _say(f"going on without {site}: {why}")
+        notice(f"going on without {site}: {why}")
 
 
 def ask(
@@ -312,9 +310,3 @@ def ask(
 ) -> Iterator[tuple[str, T]]:
     """The same content for every site, and each one's answer as it comes; see :class:`Inquiry`."""
     return Inquiry(grid, cohort, message_type, what, lambda _site: content, read).answers()
-
-
-def _say(text: str) -> None:
-    """To whoever shows progress, and to Flower's log, which is all that a deployment has."""
-    report_progress(text, 0, 0)
-    log(logging.WARNING, text)

@@ -40,5 +40,5 @@ def clock(monkeypatch):
 
     clock = Clock()
     monkeypatch.setattr(app_module("strategies.inquiry"), "time", clock)
-    monkeypatch.setattr(app_module("strategies.inquiry"), "log", lambda _level, _text: None)
+    monkeypatch.setattr(app_module("strategies.notices"), "log", lambda _level, _text: None)
     return clock

@@ -72,7 +72,7 @@ class ShufflingGrid(InProcessGrid):
 def clock(monkeypatch):
     clock = Clock()
     monkeypatch.setattr(app_module("strategies.inquiry"), "time", clock)
-    monkeypatch.setattr(app_module("strategies.inquiry"), "log", lambda _level, _text: None)
+    monkeypatch.setattr(app_module("strategies.notices"), "log", lambda _level, _text: None)
     monkeypatch.setattr(app_module("server.in_process"), "_through_the_wire", handing_over())
     before = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -285,7 +285,7 @@ def test_a_whole_run_on_a_faulty_network_ends_in_the_same_manifest(
 ):
     inquiry, clock = app_module("strategies.inquiry"), Clock()
     monkeypatch.setattr(inquiry, "time", clock)
-    monkeypatch.setattr(inquiry, "log", lambda _level, _text: None)
+    monkeypatch.setattr(app_module("strategies.notices"), "log", lambda _level, _text: None)
     settings = bert_sites.settings()
     app, play_run = app_module("client.app").app, app_module("server.run").play
     kinds = tuple(kind for kind in KINDS if kind != "corrupt")

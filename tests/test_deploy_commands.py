@@ -111,6 +111,12 @@ def test_a_coordinator_that_is_up_is_not_started_again(here, monkeypatch, taken)
     assert not (here / "fed/logs").exists()
 
 
+def test_a_coordinator_that_is_not_up_says_how_to_bring_it_up(here):
+    init_coordinator()
+    with pytest.raises(DeployError, match="is `layerweld coordinator up` running"):
+        lw("coordinator", "status", "--folder", "fed")
+
+
 def test_of_two_that_bring_a_coordinator_up_at_once_one_is_refused(here, monkeypatch):
     init_coordinator()
     monkeypatch.setattr(Supervisor, "run", lambda _: lw("coordinator", "up", "--folder", "fed"))

@@ -141,7 +141,7 @@ def test_a_run_waits_for_a_lost_site_until_the_deadline_and_says_how_to_go_on(cl
 @pytest.fixture
 def said(clock, monkeypatch):
     lines = []
-    monkeypatch.setattr(app_module("strategies.inquiry"), "log", lambda _level, t: lines.append(t))
+    monkeypatch.setattr(app_module("strategies.notices"), "log", lambda _level, t: lines.append(t))
     return lines
 
 

@@ -167,6 +167,6 @@ def test_a_run_waits_until_a_site_has_space_again(birch, disk, clock, tmp_path, 
         said.append(text)
         disk.make_room()
 
-    monkeypatch.setattr(app_module("strategies.inquiry"), "log", hear)
+    monkeypatch.setattr(app_module("strategies.notices"), "log", hear)
     assert birch.play(tmp_path / "out") == whole
     assert ["waiting for birch" in line and "its disk is full" in line for line in said] == [True]

@@ -72,6 +72,9 @@ def test_without_one_that_stays_away_the_run_stops_by_name_and_can_go_on_without
     assert [group.get("lost") for group in groups] == [None, ["cedar"]]
 
 
-def test_a_new_run_that_too_few_sites_join_ends_in_time(play, tmp_path):
+def test_a_new_run_that_too_few_sites_join_says_so_and_ends_in_time(play, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(app_module("server.federation"), "notice", said.append)
     with pytest.raises(CohortError, match="2 of min-sites = 3 sites connected within 60 s"):
         play(tmp_path / "out", comes_at=float("inf"), min_sites=3)
+    assert said == ["waiting for sites: 2 of 3 are connected"]

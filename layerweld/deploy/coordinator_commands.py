@@ -177,6 +177,8 @@ def status(folder: Folder = HERE) -> None:
     for line in account(coordinator):
         say(line)
     states = node_states(coordinator)
+    if not members(coordinator):
+        say("no site is registered; `layerweld coordinator add SITE KEY.pub` does that")
     for member in members(coordinator):
         say(f"site {member.name:20}  {states.get(member.node, 'unknown'):10}  {member.key}")
     for state in list_runs(coordinator):

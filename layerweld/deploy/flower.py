@@ -13,6 +13,8 @@ from layerweld.errors import DeployError
 
 _TIMEOUT = 120  # seconds; importing Flower alone takes ten on a loaded machine
 
+_UNREACHABLE = "SuperLink connection configuration"  # Flower's own advice is about its own files
+
 
 def flwr(*arguments: str) -> list[str]:
     """The command ``flwr …`` that answers in JSON."""
@@ -32,6 +34,8 @@ def ask(command: Sequence[str], environment: Mapping[str, str]) -> dict[str, Any
         answer = {}
     if done.returncode or not answer.get("success"):
         cause = answer.get("error-message") or _last_line(done.stderr) or _last_line(done.stdout)
+        if _UNREACHABLE in cause:
+            raise DeployError("no SuperLink answers: is `layerweld coordinator up` running?")
         raise DeployError(f"`flwr {shlex.join(command[1:-2])}` failed: {' '.join(cause.split())}")
     return answer
 

@@ -116,7 +116,7 @@ def follow_run(
     """
     solved, next_log = 0, time.monotonic() + _LOOK_AT_LOG
     notices = _Notices(coordinator, run_id, say)
-    while not (state := _patiently(coordinator, run_id)).is_final:
+    while not (state := _patiently(coordinator, run_id, say)).is_final:
         count = _solved_steps(output)
         if count > solved:
             solved = count
@@ -152,9 +152,9 @@ def about_sites(log: str) -> list[str]:
     return [line.strip() for line in _ABOUT_SITES.findall(log)]
 
 
-def _patiently(coordinator: Coordinator, run_id: str) -> RunState:
+def _patiently(coordinator: Coordinator, run_id: str, say: Callable[[str], None]) -> RunState:
     """A run's state; a SuperLink that is being started again is waited for."""
-    until = time.monotonic() + _PATIENCE
+    until, said = time.monotonic() + _PATIENCE, ""
     while True:
         try:
             return next(run for run in list_runs(coordinator) if run.run_id == run_id)
@@ -162,9 +162,12 @@ def _patiently(coordinator: Coordinator, run_id: str) -> RunState:
             raise DeployError(
                 f"the SuperLink knows no run {run_id}; was state.db removed?"
             ) from None
-        except DeployError:
+        except DeployError as error:
             if time.monotonic() > until:
                 raise
+            if str(error) != said:
+                said = str(error)
+                say(f"{said} Asking again for {_PATIENCE:.0f} s")
             time.sleep(_LOOK)
 
 

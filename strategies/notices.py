@@ -1,0 +1,15 @@
+"""What a run says while it stands still."""
+
+from __future__ import annotations
+
+import logging
+
+from flwr.supercore import log
+
+from layerweld.progress import report_progress
+
+
+def notice(text: str) -> None:
+    """To whoever shows progress, and to Flower's log, which is all that a deployment has."""
+    report_progress(text, 0, 0)
+    log(logging.WARNING, text)
