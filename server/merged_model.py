@@ -48,6 +48,9 @@ def made_by_chain(
 ) -> MergedModel:
     """The model of a chain whose last step is solved."""
     solved = strategy.solved
+    groups = _figures(strategy.steps, solved)
+    largest = max((group.compression_error for group in groups), default=0.0)
+    is_cut = strategy.settings.merge.rank > 0
     return MergedModel(
         method=method,
         updates=strategy.merged,
@@ -57,8 +60,9 @@ def made_by_chain(
         bytes_up=sum(_bytes_up(step) for step in solved),
         bytes_down=sum(step.bytes_down for step in solved),
         lost=_lost(solved),
-        groups=_figures(strategy.steps, solved),
+        groups=groups,
         prefix=strategy.final_prefix,
+        figures={"largest compression error of a group": largest} if is_cut else {},
     )
 
 

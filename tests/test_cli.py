@@ -42,6 +42,14 @@ def test_merge_writes_an_adapter_a_manifest_and_a_report(sites, tmp_path):
     assert set(manifest["groups"][0]["importance"]) == {"ash", "birch", "cedar"}
 
 
+def test_a_merge_that_is_cut_to_a_rank_says_what_that_costs(sites, tmp_path):
+    result = merge(sites, tmp_path / "out", "--rank", "2")
+    found = re.search(r"largest compression error of a group (0\.\d+)", result.output)
+    groups = json.loads((tmp_path / "out/results.json").read_text())["methods"][0]["groups"]
+    largest = max(group["compression_error"] for group in groups)
+    assert float(found[1]) == pytest.approx(largest, rel=0.01)
+
+
 def test_the_same_run_from_a_file_gives_the_same_manifest(sites, tmp_path):
     assert merge(sites, tmp_path / "merged", "--batch-size", "4").exit_code == 0
     tables = [f'base = "{sites.base}"\n[calibration]\nmax-length = 12\nbatch-size = 4\n']
