@@ -21,7 +21,7 @@ from layerweld.sites import SiteEntry
 _INTRODUCTION = r"""# Settings
 
 Made from the code by `python -m layerweld.settings_reference > docs/settings.md`; a test compares
-both. For which settings a method needs and what it computes, see [methods.md](methods.md).
+both. What the methods compute is in [methods.md](methods.md).
 
 ## Where they are written
 
@@ -40,7 +40,8 @@ fewer calibration rows, shorter texts, less training. Every key stands there, be
 overrides declared keys only.
 
 An unknown key or an impossible value is refused before anything runs, with what is possible.
-Paths in a file are relative to it. `base` is a folder, never a name on a hub.
+`base` and the sites' paths are relative to the file they stand in. `base` is a folder, never a
+name on a hub.
 
 ## An example: a decoder without heads
 
