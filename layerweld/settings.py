@@ -13,7 +13,12 @@ class Settings(BaseModel):
     """A table of settings: frozen, strict, nothing unknown, ``kebab-case`` outside of Python."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, alias_generator=_kebab, populate_by_name=True
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        alias_generator=_kebab,
+        populate_by_name=True,
+        use_attribute_docstrings=True,
     )
 
 

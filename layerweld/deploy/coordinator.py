@@ -231,7 +231,7 @@ def unit_name(file: CoordinatorFile) -> str:
 
 _RUN_COMMENT = """Settings of this federation's runs; `layerweld coordinator run` reads them.
 Give the sites a copy: `layerweld site init --settings run.toml` checks with the same ones.
-docs/deploy.md lists them all."""
+docs/settings.md lists them all."""
 
 
 def _first_settings(file: CoordinatorFile, base: str) -> dict[str, str | int]:

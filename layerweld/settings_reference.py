@@ -1,0 +1,137 @@
+"""``docs/settings.md`` from the settings themselves: keys, defaults, values and what they mean.
+
+``python -m layerweld.settings_reference > docs/settings.md`` writes the page anew.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Iterator
+from typing import Any, Literal, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic.fields import FieldInfo
+
+from layerweld.config import RunSettings
+from layerweld.settings import Settings
+from layerweld.sites import SiteEntry
+
+_INTRODUCTION = r"""# Settings
+
+Made from the code by `python -m layerweld.settings_reference > docs/settings.md`; a test compares
+both. What the methods compute is in [methods.md](methods.md).
+
+## Where they are written
+
+- **In the file of `layerweld simulate` and `layerweld compare`**: TOML, with a `[[sites]]` table
+  for each site.
+- **In `run.toml` of a coordinator's folder**: the same, without `[[sites]]`. Sites come with
+  their keys.
+- **After `--set` of `layerweld merge`**: `--set density=0.1` is a key of the chosen method's
+  table, `--set calibration.threads=1` one of another table.
+- **In `flwr run . --run-config "merge.ridge=0.1"`**: text is quoted once more,
+  `"methods='ties'"`.
+
+What is not written has the default of this page. Only `flwr run .` begins with the values in
+`[tool.flwr.app.config]` of `pyproject.toml`. Those are the demo's and differ from the defaults:
+fewer calibration rows, shorter texts, less training. Every key stands there, because Flower
+overrides declared keys only.
+
+An unknown key or an impossible value is refused before anything runs, with what is possible.
+`base` and the sites' paths are relative to the file they stand in. `base` is a folder, never a
+name on a hub.
+
+## An example: a decoder without heads
+
+With `calibration.prompt-end` a causal language model is a classifier. It reads a row's text and
+then `prompt-end`; the class is the label that it would rather go on with. So labels are words
+(`"sports"`, not `3`), and no two may begin with the same token. Sites train no head, and need
+none beside an adapter that they bring.
+
+```toml
+base = "models/qwen"
+methods = "chain,task-arithmetic"
+
+[calibration]
+samples = 200
+max-length = 96            # tokens, those of prompt-end included
+prompt-end = "\nTopic:"    # {"text": "The striker scored twice.", "label": "sports"}
+
+[finetune]
+targets = "q_proj,v_proj"
+max-length = 96
+
+[evaluate]
+max-length = 96
+
+[[sites]]
+name = "north"
+data = "north/train.jsonl"
+held-out = "north/test.jsonl"
+
+[[sites]]
+name = "south"
+data = "south/train.jsonl"
+held-out = "south/test.jsonl"
+```
+"""
+
+_HEADER = "| key | default | values | meaning |\n| --- | --- | --- | --- |"
+_BOUNDS = {Ge: ("ge", "≥"), Gt: ("gt", ">"), Le: ("le", "≤"), Lt: ("lt", "<")}
+_KINDS = {bool: "`true` · `false`", int: "whole number", float: "number", str: "text"}
+
+
+def settings_page() -> str:
+    """The whole page, in Markdown: an introduction, and a table for each TOML table."""
+    parts = [_INTRODUCTION, _part("Top level", RunSettings)]
+    for field in RunSettings.model_fields.values():
+        if isinstance(field.default, Settings) and type(field.default).model_fields:
+            parts.append(_part(f"`[{field.alias}]`", type(field.default)))
+    parts.append(_part("`[[sites]]`", SiteEntry))
+    return "\n".join(parts)
+
+
+def _part(title: str, table: type[Settings]) -> str:
+    about = _markdown(inspect.getdoc(table) or "")
+    return "\n".join([f"## {title}\n", f"{about}\n", _HEADER, *_rows(table), ""])
+
+
+def _rows(table: type[Settings]) -> Iterator[str]:
+    for field in table.model_fields.values():
+        if not isinstance(field.default, Settings):
+            cells = (f"`{field.alias}`", _default(field), _values(field), _meaning(field))
+            yield f"| {' | '.join(cells)} |"
+
+
+def _default(field: FieldInfo) -> str:
+    """As TOML has it, which for these scalars is JSON."""
+    return "required" if field.is_required() else f"`{json.dumps(field.default)}`"
+
+
+def _values(field: FieldInfo) -> str:
+    kind: Any = field.annotation
+    if get_origin(kind) is Literal:
+        return " · ".join(f"`{value}`" for value in get_args(kind))
+    bounds = [
+        f"{sign} {getattr(limit, name):g}"
+        for limit in field.metadata
+        for bound, (name, sign) in _BOUNDS.items()
+        if isinstance(limit, bound)
+    ]
+    return f"{_KINDS[kind]} {', '.join(bounds)}".strip()
+
+
+def _meaning(field: FieldInfo) -> str:
+    return _markdown(field.description or "").replace("|", r"\|")
+
+
+def _markdown(docstring: str) -> str:
+    """One line, with code as Markdown marks it."""
+    plain = re.sub(r":\w+:`([^`]+)`", r"``\1``", docstring)
+    return " ".join(plain.replace("``", "`").split())
+
+
+if __name__ == "__main__":
+    print(settings_page(), end="")
