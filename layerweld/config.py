@@ -162,7 +162,7 @@ class RunSettings(Settings):
     """Everything a run's behaviour depends on; the same at the server and at every site."""
 
     base: str = ""
-    """Folder of the base model; empty for the demo's."""
+    """Folder of the base model; may be empty only where all sites are the demo's."""
     base_name: str = ""
     """What cards and adapter configurations call the base model, e.g. its name on a hub; empty for
     the name of its folder."""
