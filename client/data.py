@@ -135,7 +135,7 @@ def _read_texts(source: Path, settings: CalibrationSettings) -> tuple[Rows, list
     names: list[str] = []
     broken: list[str] = []
     columns: dict[str, None] = {}
-    records = list(records_of(source))
+    records = list(records_of(source, settings.text_column, settings.label_column))
     for _, record in records:
         columns |= dict.fromkeys(record if isinstance(record, dict) else ())
     _require_column(source, settings.text_column, columns, any_rows=bool(records))
@@ -173,11 +173,12 @@ def _readable(
 
 
 def _require_column(source: Path, column: str, columns: Iterable[str], any_rows: bool) -> None:
-    there = sorted(columns)
+    there = sorted(filter(is_utf8, columns))
     if any_rows and there and column not in there:
+        meant = [name for name in there if name.strip().casefold() == column.casefold()]
         raise DataError(
             f"{source} has no column {column!r}; it has {', '.join(there)}: "
-            f"set `calibration.text-column`"
+            f"set `calibration.text-column`{f' to {meant[0]!r}' if meant else ''}"
         )
 
 

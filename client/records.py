@@ -1,4 +1,4 @@
-"""The rows of a file as records: JSON lines, CSV, Parquet, saved datasets. Knows no column."""
+"""The rows of a file as records: JSON lines, CSV, Parquet, saved datasets."""
 
 from __future__ import annotations
 
@@ -15,13 +15,20 @@ Record = dict[str, Any]
 _LONGEST_FIELD = 2**31 - 1  # csv's own limit of 131,072 characters is shorter than a long text
 
 
-def records_of(source: Path) -> Iterator[tuple[str, Record | str]]:
+def records_of(
+    source: Path, text_column: str, label_column: str
+) -> Iterator[tuple[str, Record | str]]:
     """Each row's place and content, or why it has none.
 
     Bytes that are not UTF-8 may be left in a content as halves of surrogate pairs.
 
+    Args:
+        source: a file, or a folder that ``datasets`` saved to disk.
+        text_column: without it a header in another encoding or with another separator is refused.
+        label_column: likewise; but rows may have no labels, so only if its name is not ASCII.
+
     Raises:
-        DataError: the source is damaged, or of an unknown kind.
+        DataError: the source is damaged, of an unknown kind, or has such a header.
     """
     if source.is_dir():
         return _saved_dataset_records(source)
@@ -29,7 +36,7 @@ def records_of(source: Path) -> Iterator[tuple[str, Record | str]]:
         case ".jsonl" | ".ndjson" | ".json":
             return _json_records(source)
         case ".csv":
-            return _csv_records(source)
+            return _csv_records(source, text_column, label_column)
         case ".parquet":
             return _parquet_records(source)
     raise DataError(
@@ -82,17 +89,33 @@ def _parsed(line: bytes) -> Record | str:
     return record if isinstance(record, dict) else "no JSON object"
 
 
-def _csv_records(source: Path) -> Iterator[tuple[str, Record | str]]:
+def _csv_records(
+    source: Path, text_column: str, label_column: str
+) -> Iterator[tuple[str, Record | str]]:
     csv.field_size_limit(_LONGEST_FIELD)
     with source.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
         rows = _csv_rows(lines)
         header = next(rows, ([], 0, 0))[0] or []
+        _check_header(source, header, text_column, label_column)
         for fields, first, last in rows:
             if fields is not None and len(fields) == len(header):
                 yield f"line {first}", dict(zip(header, fields, strict=True))
             elif fields != []:  # a blank line is nobody's row
                 for number in range(first, last + 1):  # an open quote swallows many lines
                     yield f"line {number}", _misfit(fields, header)
+
+
+def _check_header(source: Path, header: list[str], text_column: str, label_column: str) -> None:
+    has_text = text_column in header
+    may_lack_label = label_column in header or label_column.isascii()
+    if not all(map(is_utf8, header)) and not (has_text and may_lack_label):
+        raise DataError(
+            f"{source}: the header is not UTF-8; convert the file (iconv -f latin1 -t utf8)"
+        )
+    if len(header) == 1 and not has_text:
+        for separator, name in ((";", "';'"), ("\t", "tabs")):
+            if separator in header[0]:
+                raise DataError(f"{source} seems to be separated by {name}; convert it to commas")
 
 
 def _misfit(fields: list[str] | None, header: list[str]) -> str:

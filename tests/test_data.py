@@ -204,6 +204,49 @@ def test_a_missing_column_lists_those_that_exist(tmp_path):
         read_rows(source, STRICT, reads_images=False)
 
 
+@pytest.mark.parametrize("column", ["Text", "TEXT", " text"])
+def test_a_missing_column_names_the_one_that_is_spelt_nearly_so(tmp_path, column):
+    source = jsonl(tmp_path, json.dumps({column: "a", "label": 1}))
+    with pytest.raises(DataError, match=rf"set `calibration.text-column` to '{column}'$"):
+        read_rows(source, STRICT, reads_images=False)
+
+
+LATIN = r"the header is not UTF-8; convert the file \(iconv -f latin1 -t utf8\)$"
+
+
+@pytest.mark.parametrize(
+    ("header", "text_column", "label_column"),
+    [("naïve,x", "text", "label"), ("naïve,x", "naïve", "label"), ("text,état", "text", "état")],
+)
+def test_a_header_that_is_not_utf8_is_an_error_where_a_column_is_missing(
+    tmp_path, header, text_column, label_column
+):
+    source = tmp_path / "rows.csv"
+    source.write_bytes(f"{header}\na,b\n".encode("latin-1"))
+    settings = CalibrationSettings(text_column=text_column, label_column=label_column)
+    with pytest.raises(DataError, match=LATIN):
+        read_rows(source, settings, reads_images=False)
+
+
+@pytest.mark.parametrize("header", ["text,label,état", "text,état,x"])
+def test_a_header_that_nobody_reads_may_be_in_any_encoding(tmp_path, header):
+    source = tmp_path / "rows.csv"
+    source.write_bytes(f"{header}\na,b,c\n".encode("latin-1"))
+    assert list(read_rows(source, STRICT, reads_images=False).inputs) == ["a"]
+
+
+@pytest.mark.parametrize(("separator", "name"), [(";", "';'"), ("\t", "tabs")])
+@pytest.mark.parametrize("text", ["fine", "one, two"])
+def test_a_csv_with_another_separator_is_told_so(tmp_path, separator, name, text):
+    source = tmp_path / "rows.csv"
+    source.write_text(f"text{separator}label\n{text}{separator}a\n")
+    with pytest.raises(DataError, match=rf"separated by {name}; convert it to commas$"):
+        read_rows(source, STRICT, reads_images=False)
+    source.write_text(f'text{separator}\n"{text}"\n')
+    one = CalibrationSettings(text_column=f"text{separator}")
+    assert list(read_rows(source, one, reads_images=False).inputs) == [text]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "remedy"),
     [
