@@ -160,7 +160,11 @@ def merge(
     ] = "chain",
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", help="KEY=VALUE, a setting of the method; any number of times."),
+        typer.Option(
+            "--set",
+            help="KEY=VALUE of the method's own settings, or TABLE.KEY=VALUE of any other table, "
+            "e.g. calibration.text-column=body; any number of times.",
+        ),
     ] = None,
     granularity: Annotated[
         Literal["group", "block", "model", "jacobi"],

@@ -56,6 +56,20 @@ def test_the_same_run_from_a_file_gives_the_same_manifest(sites, tmp_path):
     assert merged.read_bytes() == simulated.read_bytes()
 
 
+def test_a_column_of_another_name_is_one_setting_away(sites, tmp_path, monkeypatch):
+    nodes = []
+    for node in sites.nodes:
+        rows = tmp_path / f"{node['name']}.jsonl"
+        rows.write_text((sites.folder / rows.name).read_text().replace('"text"', '"body"'))
+        nodes.append(node | {"data": str(rows)})
+    refused = merge(sites, tmp_path / "out", nodes=nodes)
+    assert "`calibration.text-column`" in str(refused.exception)
+    option = ("--set", "calibration.text-column=body")
+    assert merge(sites, tmp_path / "out", *option, nodes=nodes).exit_code == 0
+    monkeypatch.setenv("TERMINAL_WIDTH", "300")
+    assert "calibration.text-column=body" in runner.invoke(cli.app, ["merge", "--help"]).output
+
+
 def test_plan_lists_every_group(sites):
     result = runner.invoke(cli.app, ["plan", str(sites.base)])
     assert result.exit_code == 0
