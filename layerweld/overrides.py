@@ -8,7 +8,7 @@ from typing import Any
 
 from layerweld.config import RunSettings, Scalar, read_run_settings
 from layerweld.errors import ConfigError
-from layerweld.methods import methods_of
+from layerweld.methods import Method, methods_of
 
 
 def with_overrides(settings: RunSettings, method: str, entries: Sequence[str]) -> RunSettings:
@@ -24,15 +24,27 @@ def with_overrides(settings: RunSettings, method: str, entries: Sequence[str]) -
         ConfigError: an entry is no ``key=value``, the key is unknown, or the value is impossible;
             the message lists the known keys.
     """
-    table = methods_of(settings.model_copy(update={"methods": method}))[0].table
+    first = methods_of(settings.model_copy(update={"methods": method}))[0]
     changed: dict[str, Scalar] = {}
     for entry in entries:
         key, equals, text = entry.partition("=")
         if not (key.strip() and equals):
             raise ConfigError(f"--set {entry!r} is not KEY=VALUE")
-        name = key.strip() if "." in key else f"{table}.{key.strip()}"
-        changed[name] = _value(text.strip())
+        changed[_full_name(key.strip(), first, settings)] = _value(text.strip())
     return read_run_settings({**settings.flat(), **changed})
+
+
+def _full_name(key: str, method: Method, settings: RunSettings) -> str:
+    if "." in key:
+        return key
+    own = f"{method.table}."
+    names = [name for name in settings.flat() if name.startswith(own)]
+    if f"{own}{key}" not in names:
+        known = sorted(name.removeprefix(own) for name in names)
+        if method.lines:
+            known += [name for name in settings.flat() if name.startswith("lines.")]
+        raise ConfigError(f"unknown setting {own + key!r}; known here: {', '.join(known)}")
+    return own + key
 
 
 def _value(text: str) -> Any:

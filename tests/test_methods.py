@@ -263,6 +263,12 @@ def test_an_unknown_method_and_an_unknown_setting_list_the_known_ones():
         with_overrides(RunSettings(), "ties", ["density"])
 
 
+def test_a_misplaced_setting_of_lines_is_shown_its_place():
+    with pytest.raises(ConfigError, match=r"'ties.slope'; known here: density, .*, lines.slope$"):
+        with_overrides(RunSettings(), "ties+lines", ["slope=0.3"])
+    assert with_overrides(RunSettings(), "ties+lines", ["lines.slope=0.3"]).lines.slope == 0.3
+
+
 def test_lines_cannot_follow_a_chain():
     with pytest.raises(ConfigError, match="com does not send"):
         method_named("com+lines", RunSettings())
