@@ -162,8 +162,8 @@ def merge(
         list[str] | None,
         typer.Option(
             "--set",
-            help="KEY=VALUE of the method's own settings, or TABLE.KEY=VALUE of any other table, "
-            "e.g. calibration.text-column=body; any number of times.",
+            help="KEY=VALUE of the method's settings, or TABLE.KEY=VALUE of any other table; "
+            "any number of times.",
         ),
     ] = None,
     granularity: Annotated[
@@ -183,6 +183,8 @@ def merge(
     ] = False,
 ) -> None:
     """Merge local PEFT adapters, each with rows of the data that it was trained for.
+
+    Rows with their text in another column need `--set calibration.text-column=body`, say.
 
     Example: `layerweld merge base --site a=adapters/a:a.jsonl --site b=adapters/b:b.csv --output
     merged --method ties --set density=0.1`
