@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from layerweld import cli
-from layerweld.errors import LayerweldError
+from layerweld.errors import ConfigError, LayerweldError
 from tests.tiny_sites import make_sites
 
 runner = CliRunner()
@@ -68,6 +68,24 @@ def test_a_column_of_another_name_is_one_setting_away(sites, tmp_path):
     assert merge(sites, tmp_path / "out", *option, nodes=nodes).exit_code == 0
     told = runner.invoke(cli.app, ["merge", "--help"], env={"TERMINAL_WIDTH": "80"}).output
     assert " ".join(option) in " ".join(told.split())
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ("--method ties --ridge 0.5", "--ridge has no effect on ties"),
+        ("--method ties --covariate-shift", "--covariate-shift has no effect on ties"),
+        ("--method regmean --granularity block", "--granularity has no effect on regmean"),
+        ("--rounds 3", "--rounds has no effect on com"),
+        ("--ridge 0.5 --set ridge=1", "--ridge and --set ridge are the same setting"),
+        ("--seed 1 --set calibration.seed=1", "--seed and --set calibration.seed are the same"),
+    ],
+)
+def test_an_option_without_effect_is_an_error(sites, tmp_path, options, says):
+    result = merge(sites, tmp_path / "out", *options.split())
+    assert isinstance(result.exception, ConfigError)
+    assert str(result.exception).startswith(says)
+    assert not (tmp_path / "out").exists()
 
 
 def test_plan_lists_every_group(sites):
