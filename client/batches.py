@@ -159,14 +159,23 @@ def load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def _end_tokens(tokenizer: Any, prompt_end: str) -> list[int]:
-    if not prompt_end:
-        return []
+def refuse_closed_texts(tokenizer: Any) -> None:
+    """Only a text that its tokenizer leaves open can be gone on with.
+
+    Raises:
+        ConfigError: the tokenizer closes texts, as those of encoders do.
+    """
     if tokenizer("a")["input_ids"][-1] != tokenizer("a", add_special_tokens=False)["input_ids"][-1]:
         raise ConfigError(
             "`calibration.prompt-end` is for causal language models; this base model's tokenizer "
             "closes every text with a token of its own: leave it empty"
         )
+
+
+def _end_tokens(tokenizer: Any, prompt_end: str) -> list[int]:
+    if not prompt_end:
+        return []
+    refuse_closed_texts(tokenizer)
     tokens: list[int] = tokenizer(prompt_end, add_special_tokens=False)["input_ids"]
     return tokens
 

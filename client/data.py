@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import json
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from client.records import Record, is_utf8, records_of
 from layerweld.config import CalibrationSettings
 from layerweld.errors import DataError
 
-Record = dict[str, Any]
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
-_LONGEST_FIELD = 2**31 - 1  # csv's own limit of 131,072 characters is shorter than a long text
 
 
 @dataclass(frozen=True)
@@ -125,9 +122,11 @@ def _refuse_too_many_unreadable(
     if not total:
         raise DataError(f"{source} holds no rows at all")
     if len(broken) > settings.max_unreadable * total or not len(rows):
+        # Where no row is readable, no share helps.
+        or_raise = f", or raise `calibration.max-unreadable` (now {settings.max_unreadable:g})"
         raise DataError(
             f"{len(broken)} of {total} rows in {source} are unreadable, the first is {broken[0]}; "
-            f"mend them, or raise `calibration.max-unreadable` (now {settings.max_unreadable:g})"
+            f"mend them{or_raise if len(rows) else ''}"
         )
 
 
@@ -136,39 +135,55 @@ def _read_texts(source: Path, settings: CalibrationSettings) -> tuple[Rows, list
     names: list[str] = []
     broken: list[str] = []
     columns: dict[str, None] = {}
-    records = list(_records(source))
+    records = list(records_of(source, settings.text_column, settings.label_column))
     for _, record in records:
-        columns |= dict.fromkeys(record or ())
+        columns |= dict.fromkeys(record if isinstance(record, dict) else ())
     _require_column(source, settings.text_column, columns, any_rows=bool(records))
-    has_labels = settings.label_column in columns
+    label_column = settings.label_column if settings.label_column in columns else None
     for where, record in records:
-        text = _readable_text((record or {}).get(settings.text_column))
-        name = _class_name((record or {}).get(settings.label_column)) if has_labels else ""
-        if text is None or name is None:
-            broken.append(where)
+        row = _readable(record, settings.text_column, label_column)
+        if isinstance(row, str):
+            broken.append(f"{where}: {row}")
         else:
-            texts.append(text)
-            names.append(name)
-    return make_rows(texts, names if has_labels else None, skipped=len(broken)), broken
+            texts.append(row[0])
+            names.append(row[1])
+    named = None if label_column is None else names
+    return make_rows(texts, named, skipped=len(broken)), broken
+
+
+def _readable(
+    record: Record | str, text_column: str, label_column: str | None
+) -> tuple[str, str] | str:
+    """Text and class name (empty without labels), or why the row is unreadable.
+
+    A reason goes into messages and logs: it quotes nothing of the row.
+    """
+    if isinstance(record, str):
+        return record
+    text = _text(record.get(text_column))
+    name = "" if label_column is None else _class_name(record.get(label_column))
+    if text is None:
+        return f"no text in column {text_column!r}"
+    if name is None:
+        return f"no label in column {label_column!r}"
+    for column, value in ((text_column, text), (label_column, name)):
+        if not is_utf8(value):
+            return f"column {column!r} is not UTF-8"
+    return text, name
 
 
 def _require_column(source: Path, column: str, columns: Iterable[str], any_rows: bool) -> None:
-    there = sorted(columns)
+    there = sorted(filter(is_utf8, columns))
     if any_rows and there and column not in there:
+        meant = [name for name in there if name.strip().casefold() == column.casefold()]
         raise DataError(
             f"{source} has no column {column!r}; it has {', '.join(there)}: "
-            f"set `calibration.text-column`"
+            f"set `calibration.text-column`{f' to {meant[0]!r}' if meant else ''}"
         )
 
 
-def _readable_text(value: Any) -> str | None:
-    if not isinstance(value, str) or not value.strip():
-        return None
-    try:
-        value.encode()
-    except UnicodeEncodeError:  # half a surrogate pair, or bytes that were not UTF-8
-        return None
-    return value
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value.strip() else None
 
 
 def _class_name(value: Any) -> str | None:
@@ -177,98 +192,7 @@ def _class_name(value: Any) -> str | None:
         value = int(value)
     if isinstance(value, bool | int) or (isinstance(value, float) and value == value):
         return str(value)
-    return _readable_text(value)
-
-
-def _records(source: Path) -> Iterator[tuple[str, Record | None]]:
-    """Each row's place and content, None where it cannot be parsed."""
-    if source.is_dir():
-        return _saved_dataset_records(source)
-    match source.suffix.lower():
-        case ".jsonl" | ".ndjson" | ".json":
-            return _json_records(source)
-        case ".csv":
-            return _csv_records(source)
-        case ".parquet":
-            return _parquet_records(source)
-    raise DataError(
-        f"{source} is neither JSON lines (.jsonl), CSV (.csv) nor Parquet (.parquet); "
-        f"convert it to one of these"
-    )
-
-
-def _json_records(source: Path) -> Iterator[tuple[str, Record | None]]:
-    with source.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                yield f"line {number}", _parsed(line)
-
-
-def _parsed(line: bytes) -> Record | None:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):  # broken JSON, or bytes that are no UTF-8
-        return None
-    return record if isinstance(record, dict) else None
-
-
-def _csv_records(source: Path) -> Iterator[tuple[str, Record | None]]:
-    csv.field_size_limit(_LONGEST_FIELD)
-    with source.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
-        rows = _csv_rows(lines)
-        header = next(rows, ([], 0, 0))[0] or []
-        for fields, first, last in rows:
-            if fields is not None and len(fields) == len(header):
-                yield f"line {first}", dict(zip(header, fields, strict=True))
-            elif fields != []:  # a blank line is nobody's row
-                for number in range(first, last + 1):  # an open quote swallows many lines
-                    yield f"line {number}", None
-
-
-def _csv_rows(lines: Iterable[str]) -> Iterator[tuple[list[str] | None, int, int]]:
-    """Fields of each row, None where its quotes are broken, with its first and last line."""
-    reader = csv.reader(lines, strict=True)
-    while True:
-        first = reader.line_num + 1
-        fields: list[str] | None = None
-        try:
-            fields = next(reader)
-        except StopIteration:
-            return
-        except csv.Error:
-            pass
-        yield fields, first, reader.line_num
-
-
-def _parquet_records(source: Path) -> Iterator[tuple[str, Record | None]]:
-    import pyarrow as arrow
-    import pyarrow.parquet as parquet
-
-    try:
-        rows = parquet.read_table(source).to_pylist()
-    except arrow.ArrowException as error:
-        raise DataError(f"{source} is damaged, or no Parquet file: {error}") from error
-    for number, record in enumerate(rows, start=1):
-        yield f"row {number}", record
-
-
-def _saved_dataset_records(folder: Path) -> Iterator[tuple[str, Record | None]]:
-    import pyarrow as arrow
-
-    if not (folder / "state.json").is_file():
-        raise DataError(
-            f"{folder} is no folder of `datasets.save_to_disk` with a single split (it has no "
-            f"state.json); name one of its splits, or a file"
-        )
-    rows: list[Record] = []
-    try:
-        for file in json.loads((folder / "state.json").read_bytes())["_data_files"]:
-            with arrow.memory_map(str(folder / file["filename"])) as stream:
-                rows += arrow.ipc.open_stream(stream).read_all().to_pylist()
-    except (OSError, KeyError, ValueError, arrow.ArrowException) as error:
-        raise DataError(f"{folder} is damaged, save the dataset again: {error!r}") from error
-    for number, record in enumerate(rows, start=1):
-        yield f"row {number}", record
+    return _text(value)
 
 
 def _read_images(folder: Path) -> tuple[Rows, list[str]]:
@@ -288,7 +212,7 @@ def _read_images(folder: Path) -> tuple[Rows, list[str]]:
     broken = {file for file in files if not _decodes(file)}
     kept = [file for file in files if file not in broken]
     names = None if flat or not kept else [file.relative_to(folder).parts[0] for file in kept]
-    where = [f"file {file.relative_to(folder)}" for file in files if file in broken]
+    where = [f"file {file.relative_to(folder)}: no whole image" for file in files if file in broken]
     return make_rows(kept, names, skipped=len(where)), where
 
 

@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from client.batches import load_tokenizer
+from client.batches import load_tokenizer, refuse_closed_texts
 from layerweld.base_model import BaseModel
 from layerweld.errors import ConfigError
 
@@ -51,20 +51,33 @@ def label_word_head(base: BaseModel, classes: Sequence[str]) -> LabelWordHead:
     """The head that reads each class's first token, with a space before it.
 
     Raises:
-        ConfigError: two classes begin with the same token, or the model has no output layer.
+        ConfigError: the model is no causal language model with its output layer, or two classes
+            begin with the same token, perhaps the one for unknown words.
     """
     tokenizer = load_tokenizer(base.folder)
+    refuse_closed_texts(tokenizer)
     tokens = [tokenizer(f" {name}", add_special_tokens=False)["input_ids"][0] for name in classes]
-    first: dict[int, str] = {}
+    words = _output_rows(base, tokens).detach().clone()
+    _refuse_alike(tokens, classes, tokenizer.unk_token_id)
+    return LabelWordHead(words, classes)
+
+
+def _refuse_alike(tokens: Sequence[int], classes: Sequence[str], unknown: int | None) -> None:
+    alike: dict[int, list[str]] = {}
     for token, name in zip(tokens, classes, strict=True):
-        if token in first:
-            raise ConfigError(
-                f"classes {first[token]!r} and {name!r} begin with the same token, so the model's "
-                f"next word cannot tell them apart; rename one of them in the data, or leave "
-                f"`calibration.prompt-end` empty to train a head"
+        alike.setdefault(token, []).append(name)
+    for token, names in alike.items():
+        if len(names) > 1:
+            why = (
+                "are words unknown to the tokenizer"
+                if token == unknown
+                else "begin with the same token"
             )
-        first[token] = name
-    return LabelWordHead(_output_rows(base, tokens).detach().clone(), classes)
+            raise ConfigError(
+                f"classes {' and '.join(map(repr, names))} {why}, so the model's next word cannot "
+                f"tell them apart; rename them in the data, or leave `calibration.prompt-end` "
+                f"empty to train a head"
+            )
 
 
 def _output_rows(base: BaseModel, tokens: Sequence[int]) -> Tensor:

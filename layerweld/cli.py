@@ -134,6 +134,7 @@ def compare(
 
 @app.command()
 def merge(
+    context: typer.Context,
     base: Base,
     site: Annotated[
         list[str],
@@ -159,7 +160,11 @@ def merge(
     ] = "chain",
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", help="KEY=VALUE, a setting of the method; any number of times."),
+        typer.Option(
+            "--set",
+            help="KEY=VALUE of the method's settings, or TABLE.KEY=VALUE of any other table; "
+            "any number of times.",
+        ),
     ] = None,
     granularity: Annotated[
         Literal["group", "block", "model", "jacobi"],
@@ -179,39 +184,45 @@ def merge(
 ) -> None:
     """Merge local PEFT adapters, each with rows of the data that it was trained for.
 
+    Rows with their text in another column need `--set calibration.text-column=body`, say.
+
     Example: `layerweld merge base --site a=adapters/a:a.jsonl --site b=adapters/b:b.csv --output
     merged --method ties --set density=0.1`
     """
     from layerweld.config import validate_settings
     from layerweld.overrides import with_overrides
 
-    settings = validate_settings(
-        {
-            "methods": method,
-            "base": str(base.expanduser()),
-            "base-name": base_name,
-            "name": output.name,
-            "min-sites": len(site),
-            "merge": {
-                "normalization": normalization,
-                "importance": importance,
-                "shrinkage": shrinkage,
-                "ridge": ridge,
-                "anchor": anchor,
-                "granularity": granularity,
-                "rounds": rounds,
-                "rank": rank,
-                "covariate-shift": "first" if covariate_shift else "off",
-            },
-            "calibration": {
-                "samples": samples,
-                "max-length": max_length,
-                "batch-size": batch_size,
-                "seed": seed,
-            },
-        }
-    )
-    settings = with_overrides(settings, method, set_ or [])
+    nested: dict[str, Any] = {
+        "methods": method,
+        "base": str(base.expanduser()),
+        "base-name": base_name,
+        "name": output.name,
+        "min-sites": len(site),
+        "merge": {
+            "normalization": normalization,
+            "importance": importance,
+            "shrinkage": shrinkage,
+            "ridge": ridge,
+            "anchor": anchor,
+            "granularity": granularity,
+            "rounds": rounds,
+            "rank": rank,
+            "covariate-shift": "first" if covariate_shift else "off",
+        },
+        "calibration": {
+            "samples": samples,
+            "max-length": max_length,
+            "batch-size": batch_size,
+            "seed": seed,
+        },
+    }
+    options = {
+        f"{table}.{key}": f"--{key}"
+        for table in ("merge", "calibration")
+        for key in nested[table]
+        if _is_typed(context, key.replace("-", "_"))
+    }
+    settings = with_overrides(validate_settings(nested), method, set_ or [], options)
     _play(settings, _nodes(site), str(base.expanduser()), output)
 
 
@@ -253,6 +264,11 @@ def main() -> None:
         errors.print(f"layerweld: {error}{notes}", style="red", highlight=False, soft_wrap=True)
         errors.print(f"next: {error.next_step}", highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
+
+
+def _is_typed(context: typer.Context, parameter: str) -> bool:
+    source = context.get_parameter_source(parameter)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _nodes(sites: list[str]) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ def check_comparison_folder(folder: Path) -> None:
     """Refuse a folder that holds anything, unless that is an earlier comparison.
 
     Raises:
-        OutputError: the folder is in use, or cannot be made.
+        OutputError: the folder holds something else, or cannot be made.
     """
     if not (folder / PLAYED).is_dir():
         check_output_folder(folder)

@@ -42,15 +42,17 @@ def check_output_folder(folder: Path) -> None:
     That is its state, its journal, and perhaps some of its products.
 
     Raises:
-        OutputError: the folder is in use, or cannot be made.
+        OutputError: the folder holds something else, or cannot be made.
     """
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder} is a file; choose another output folder")
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     there = sorted(name for name in names if not is_state(name))
     if there and not (JOURNAL in there and {*there} <= {JOURNAL, *_PRODUCTS}):
+        foreign = [name for name in there if name not in {JOURNAL, *_PRODUCTS}]
         raise OutputError(
-            f"{folder} is in use (it holds {there[0]!r}); choose another one, or remove it"
+            f"{folder} is not empty (it holds {(foreign or there)[0]!r}); choose another output "
+            f"folder, or move what it holds away"
         )
     parent = next(p for p in (folder, *folder.resolve().parents) if p.exists())
     if not os.access(parent, os.W_OK):

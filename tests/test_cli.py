@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from layerweld import cli
-from layerweld.errors import LayerweldError
+from layerweld.errors import ConfigError, LayerweldError
 from tests.tiny_sites import make_sites
 
 runner = CliRunner()
@@ -62,6 +62,38 @@ def test_the_same_run_from_a_file_gives_the_same_manifest(sites, tmp_path):
     assert result.exit_code == 0, result.output
     merged, simulated = (tmp_path / n / "manifest.json" for n in ("merged", "simulated"))
     assert merged.read_bytes() == simulated.read_bytes()
+
+
+def test_a_column_of_another_name_is_one_setting_away(sites, tmp_path):
+    nodes = []
+    for node in sites.nodes:
+        rows = tmp_path / f"{node['name']}.jsonl"
+        rows.write_text((sites.folder / rows.name).read_text().replace('"text"', '"body"'))
+        nodes.append(node | {"data": str(rows)})
+    refused = merge(sites, tmp_path / "out", nodes=nodes)
+    assert "`calibration.text-column`" in str(refused.exception)
+    option = ("--set", "calibration.text-column=body")
+    assert merge(sites, tmp_path / "out", *option, nodes=nodes).exit_code == 0
+    told = runner.invoke(cli.app, ["merge", "--help"], env={"TERMINAL_WIDTH": "80"}).output
+    assert " ".join(option) in " ".join(told.split())
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ("--method ties --ridge 0.5", "--ridge has no effect on ties"),
+        ("--method ties --covariate-shift", "--covariate-shift has no effect on ties"),
+        ("--method regmean --granularity block", "--granularity has no effect on regmean"),
+        ("--rounds 3", "--rounds has no effect on com"),
+        ("--ridge 0.5 --set ridge=1", "--ridge and --set ridge are the same setting"),
+        ("--seed 1 --set calibration.seed=1", "--seed and --set calibration.seed are the same"),
+    ],
+)
+def test_an_option_without_effect_is_an_error(sites, tmp_path, options, says):
+    result = merge(sites, tmp_path / "out", *options.split())
+    assert isinstance(result.exception, ConfigError)
+    assert str(result.exception).startswith(says)
+    assert not (tmp_path / "out").exists()
 
 
 def test_plan_lists_every_group(sites):

@@ -123,17 +123,53 @@ def test_an_unreadable_row_is_counted_and_skipped(tmp_path, line):
 
 def test_more_unreadable_rows_than_allowed_are_an_error(tmp_path):
     source = jsonl(tmp_path, '{"text": "first"}', "", *BROKEN)
-    with pytest.raises(DataError, match=r"6 of 7 .* line 3; .*`calibration.max-unreadable`"):
+    with pytest.raises(DataError, match=r"6 of 7 .* line 3: .*`calibration.max-unreadable`"):
         read_rows(source, LENIENT, reads_images=False)
 
 
 @pytest.mark.parametrize("lines", [BROKEN, BROKEN[:1], ['{"text": ""}', '{"text": null}']])
 def test_rows_that_are_all_unreadable_are_an_error_whatever_is_allowed(tmp_path, lines):
     anything_goes = CalibrationSettings(max_unreadable=1.0)
-    with pytest.raises(DataError, match=rf"{len(lines)} of {len(lines)} rows .* line 1; mend them"):
+    with pytest.raises(DataError, match=rf"{len(lines)} of {len(lines)} .* line 1: .*mend them$"):
         read_rows(jsonl(tmp_path, *lines), anything_goes, reads_images=False)
     one = read_rows(jsonl(tmp_path, *lines, '{"text": "a"}'), anything_goes, reads_images=False)
     assert (list(one.inputs), one.skipped) == (["a"], len(lines))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("rows.jsonl", b'{"text": "secret", }', r"no JSON object, from column 20 on"),
+        ("rows.jsonl", b'{"text": "secret \xef"}', r"not UTF-8"),
+        ("rows.jsonl", b'["secret"]', r"no JSON object"),
+        ("rows.jsonl", b"[" * 99_999, r"no JSON object, but brackets in brackets"),
+        ("rows.jsonl", b'{"text": ' + b"1" * 9_999 + b"}", r"no JSON object that can be read"),
+        ("rows.jsonl", b'{"body": "secret", "label": 1}', r"no text in column 'text'"),
+        ("rows.jsonl", b'{"text": "secret"}', r"no label in column 'label'"),
+        ("rows.jsonl", b'{"text": "\\ud800", "label": 1}', r"column 'text' is not UTF-8"),
+        ("rows.csv", b"secret,\xef", r"column 'label' is not UTF-8"),
+        ("rows.csv", b"secret", r"1 fields, but the header has 2"),
+        ("rows.csv", b'"secret', r"its quotes are broken, or not closed"),
+    ],
+)
+def test_the_first_unreadable_row_says_why_and_shows_nothing(tmp_path, name, content, reason):
+    start = {"rows.csv": b"text,label\nfine,1\n", "rows.jsonl": b'{"text": "fine", "label": 1}\n'}
+    (tmp_path / name).write_bytes(start[name] + content)
+    with pytest.raises(
+        DataError, match=rf"1 of 2 .*, the first is line \d: {reason}; mend"
+    ) as error:
+        read_rows(tmp_path / name, STRICT, reads_images=False)
+    assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_a_file_that_is_one_json_array_is_told_from_lines(tmp_path, indent):
+    source = tmp_path / "rows.json"
+    source.write_text(json.dumps([{"text": "a"}, {"text": "b"}], indent=indent))
+    with pytest.raises(DataError, match=r"is a JSON array; write one object per line$"):
+        read_rows(source, CalibrationSettings(max_unreadable=1.0), reads_images=False)
+    lines = jsonl(tmp_path, "[1]", '{"text": "a"}')
+    assert read_rows(lines, LENIENT, reads_images=False).skipped == 1
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
@@ -152,7 +188,7 @@ def test_a_row_of_a_million_characters_is_read_whole(tmp_path, suffix):
 def test_an_open_quote_in_a_csv_costs_every_line_it_swallows(tmp_path):
     source = tmp_path / "rows.csv"
     source.write_text('text\nfine\n"never closed\nlost\nlost too\n')
-    with pytest.raises(DataError, match=r"3 of 4 rows .* line 3;"):
+    with pytest.raises(DataError, match=r"3 of 4 rows .* line 3: its quotes are"):
         read_rows(source, LENIENT, reads_images=False)
 
 
@@ -166,6 +202,49 @@ def test_a_missing_column_lists_those_that_exist(tmp_path):
     source = jsonl(tmp_path, '{"body": "a", "label": 1}')
     with pytest.raises(DataError, match=r"has body, label: set `calibration.text-column`"):
         read_rows(source, STRICT, reads_images=False)
+
+
+@pytest.mark.parametrize("column", ["Text", "TEXT", " text"])
+def test_a_missing_column_names_the_one_that_is_spelt_nearly_so(tmp_path, column):
+    source = jsonl(tmp_path, json.dumps({column: "a", "label": 1}))
+    with pytest.raises(DataError, match=rf"set `calibration.text-column` to '{column}'$"):
+        read_rows(source, STRICT, reads_images=False)
+
+
+LATIN = r"the header is not UTF-8; convert the file \(iconv -f latin1 -t utf8\)$"
+
+
+@pytest.mark.parametrize(
+    ("header", "text_column", "label_column"),
+    [("naïve,x", "text", "label"), ("naïve,x", "naïve", "label"), ("text,état", "text", "état")],
+)
+def test_a_header_that_is_not_utf8_is_an_error_where_a_column_is_missing(
+    tmp_path, header, text_column, label_column
+):
+    source = tmp_path / "rows.csv"
+    source.write_bytes(f"{header}\na,b\n".encode("latin-1"))
+    settings = CalibrationSettings(text_column=text_column, label_column=label_column)
+    with pytest.raises(DataError, match=LATIN):
+        read_rows(source, settings, reads_images=False)
+
+
+@pytest.mark.parametrize("header", ["text,label,état", "text,état,x"])
+def test_a_header_that_nobody_reads_may_be_in_any_encoding(tmp_path, header):
+    source = tmp_path / "rows.csv"
+    source.write_bytes(f"{header}\na,b,c\n".encode("latin-1"))
+    assert list(read_rows(source, STRICT, reads_images=False).inputs) == ["a"]
+
+
+@pytest.mark.parametrize(("separator", "name"), [(";", "';'"), ("\t", "tabs")])
+@pytest.mark.parametrize("text", ["fine", "one, two"])
+def test_a_csv_with_another_separator_is_told_so(tmp_path, separator, name, text):
+    source = tmp_path / "rows.csv"
+    source.write_text(f"text{separator}label\n{text}{separator}a\n")
+    with pytest.raises(DataError, match=rf"separated by {name}; convert it to commas$"):
+        read_rows(source, STRICT, reads_images=False)
+    source.write_text(f'text{separator}\n"{text}"\n')
+    one = CalibrationSettings(text_column=f"text{separator}")
+    assert list(read_rows(source, one, reads_images=False).inputs) == [text]
 
 
 @pytest.mark.parametrize(
@@ -219,7 +298,7 @@ def test_an_image_that_cannot_be_decoded_is_counted_and_skipped(tmp_path):
     whole = write_image(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(whole.read_bytes()[:-30])
     assert read_rows(tmp_path, LENIENT, reads_images=True).skipped == 1
-    with pytest.raises(DataError, match=r"1 of 2 .*file b.png; .*`calibration.max-unreadable`"):
+    with pytest.raises(DataError, match=r"1 of 2 .*file b.png: .*`calibration.max-unreadable`"):
         read_rows(tmp_path, STRICT, reads_images=True)
 
 

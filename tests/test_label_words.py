@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from client.batches import Preprocessor
+from client.batches import Preprocessor, load_tokenizer
 from client.data import make_rows
 from client.evaluate import accuracy
 from client.finetune import fine_tune
@@ -87,6 +87,29 @@ def test_an_end_that_leaves_no_room_is_refused(base):
 def test_classes_that_begin_alike_are_named(base):
     with pytest.raises(ConfigError, match=r"'fire' and 'fire red' begin with the same token"):
         label_word_head(base, ("fire", "fire red"))
+
+
+def test_classes_whose_words_the_tokenizer_does_not_know_are_named(base):
+    with pytest.raises(ConfigError, match=r"'snow' and 'rain' are words unknown to the token"):
+        label_word_head(base, ("fire", "snow", "rain"))
+    assert label_word_head(base, ("fire", "snow")).classes == ("fire", "snow")
+
+
+@pytest.mark.parametrize("classes", [("fire", "ice"), ("fire", "fire red"), ("snow", "rain")])
+@pytest.mark.parametrize("closes", [True, False])
+def test_a_model_that_does_not_go_on_is_refused_before_its_words(base, tmp_path, classes, closes):
+    tokenizer = load_tokenizer(base.folder)
+    load_base(base.folder).backbone.save_pretrained(tmp_path)
+    words = tokenizer.backend_tokenizer
+    if closes:
+        words.post_processor = TemplateProcessing(single="$A [PAD]", special_tokens=[("[PAD]", 0)])
+    elif base.backbone.config.tie_word_embeddings:
+        pytest.skip("tied: the output layer is there")
+    PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]"
+    ).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"`calibration.prompt-end` is for causal language"):
+        label_word_head(load_base(tmp_path), classes)
 
 
 def test_training_moves_the_next_word_and_writes_no_head(base, tmp_path):

@@ -9,6 +9,7 @@ from layerweld.merging.dare import seeds_of
 from layerweld.merging.dc import DcMerge, smoothed
 from layerweld.merging.isotropic import IsoC, IsoCts
 from layerweld.merging.knots import KnotsDareTies, KnotsTies
+from layerweld.merging.one_round import SiteUpdates
 from layerweld.merging.opcm import Opcm
 from layerweld.merging.spectral import norm, relative_distance, spectrum, truncated
 from layerweld.merging.sums import TaskArithmetic
@@ -286,6 +287,24 @@ def test_opcm_depends_on_the_order_of_the_names_and_says_so():
     other = Opcm().merge(side_by_side(renamed)).updates
     assert relative_distance(list(one.values()), list(other.values())) > 1e-3
     assert "Sequential" in Opcm.__doc__
+
+
+def test_no_order_of_the_dicts_decides_what_a_sequential_method_makes():
+    sites = random_sites(3)
+    turned = SiteUpdates(
+        dict(reversed(sites.samples.items())),
+        {layer: dict(reversed(of.items())) for layer, of in sites.layers.items()},
+    )
+    assert turned.sites == sites.sites == ("ash", "birch", "cedar")
+    assert [list(of) for of in turned.layers.values()] == [list(sites.sites)] * 3
+    one, other = Opcm().merge(sites).updates, Opcm().merge(turned).updates
+    assert all(torch.equal(one[layer].dense(), other[layer].dense()) for layer in one)
+
+
+def test_a_site_that_brings_an_update_and_no_samples_is_named():
+    sites = random_sites(2)
+    with pytest.raises(ValueError, match=r"'birch' has an update of 'q', but no samples"):
+        SiteUpdates({"ash": 10}, sites.layers)
 
 
 def test_all_directions_of_the_merge_can_be_closed_to_later_sites():

@@ -263,10 +263,60 @@ def test_an_unknown_method_and_an_unknown_setting_list_the_known_ones():
         with_overrides(RunSettings(), "ties", ["density"])
 
 
+def test_a_misplaced_setting_of_lines_is_shown_its_place():
+    with pytest.raises(ConfigError, match=r"'ties.slope'; known here: density, .*, lines.slope$"):
+        with_overrides(RunSettings(), "ties+lines", ["slope=0.3"])
+    assert with_overrides(RunSettings(), "ties+lines", ["lines.slope=0.3"]).lines.slope == 0.3
+
+
 def test_lines_cannot_follow_a_chain():
     with pytest.raises(ConfigError, match="com does not send"):
         method_named("com+lines", RunSettings())
     assert method_named("regmean++", RunSettings()).name == "regmean++"
+
+
+@pytest.mark.parametrize(
+    ("method", "entries"),
+    [
+        ("ties", ["merge.ridge=0.5"]),
+        ("ties", ["tsv.scaling=2.0"]),
+        ("ties", ["lines.slope=0.3"]),
+        ("com", ["granularity=block"]),
+        ("com", ["rounds=3"]),
+        ("chain", ["merge.rounds=3"]),
+        ("regmean", ["iterations=5"]),
+        ("mats", ["ridge=0.5"]),
+    ],
+)
+def test_a_setting_that_the_method_does_not_read_is_an_error(method, entries):
+    key = entries[0].partition("=")[0]
+    with pytest.raises(ConfigError, match=rf"--set {key} has no effect on .*leave it out"):
+        with_overrides(RunSettings(), method, entries)
+
+
+@pytest.mark.parametrize(
+    ("method", "entries"),
+    [
+        ("ties", ["merge.rank=4", "calibration.samples=9", "evaluate.batch_size=8"]),
+        ("com", ["granularity=group", "max_share=0.5"]),
+        ("jacobi", ["rounds=3"]),
+        ("chain", ["granularity=jacobi", "rounds=3"]),
+        ("chain", ["solver=gradients", "iterations=5"]),
+        ("mats", ["iterations=5"]),
+        ("adamerging++", ["seed=3"]),
+        ("ties, com", ["density=0.5", "merge.ridge=0.1"]),
+    ],
+)
+def test_what_a_method_reads_may_be_set(method, entries):
+    assert with_overrides(RunSettings(), method, entries) != RunSettings()
+
+
+@pytest.mark.parametrize(
+    "entries", [["ridge=0.5", "merge.ridge=1"], ["max-share=1", "max_share=1"]]
+)
+def test_a_setting_that_is_given_twice_is_an_error(entries):
+    with pytest.raises(ConfigError, match=r"--set .* and --set .* are the same setting"):
+        with_overrides(RunSettings(), "com", entries)
 
 
 def test_overrides_go_to_the_methods_table_unless_they_name_one():

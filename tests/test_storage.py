@@ -287,9 +287,17 @@ def test_a_lock_is_gone_afterwards(tmp_path):
 def test_what_is_not_ours_beside_a_journal_is_left_alone(sites, tmp_path):
     (tmp_path / "out/journal").mkdir(parents=True)
     (tmp_path / "out/letter.txt").write_text("mine")
-    with pytest.raises(OutputError, match=r"in use"):
+    with pytest.raises(OutputError, match=r"not empty \(it holds 'letter\.txt'\)"):
         play(sites, tmp_path / "out")
     assert (tmp_path / "out/letter.txt").read_text() == "mine"
+
+
+def test_a_finished_merge_in_the_way_is_named_with_the_way_out(tmp_path):
+    (tmp_path / "out/adapter").mkdir(parents=True)
+    says = r"is not empty \(it holds 'adapter'\); choose another output folder, or move"
+    with pytest.raises(OutputError, match=says) as error:
+        app_module("server.output").check_output_folder(tmp_path / "out")
+    assert error.value.exit_code == 11
 
 
 def test_a_damaged_header_of_a_journal_is_refused(sites, tmp_path):

@@ -16,15 +16,29 @@ from layerweld.updates import DenseUpdate, LowRankUpdate, Update
 class SiteUpdates:
     """The updates of all sites, side by side.
 
+    However they are given, sites are kept in the order of their names: the order in which every
+    method takes them, so that no result depends on who answered first.
+
     Attributes:
-        samples: calibration rows by site, in the order of the sites' names: the order in which
-            every method takes the sites, so that no result depends on who answered first.
-        layers: ``ΔW`` by layer in forward order, then by site in the order of names. A site that
-            did not change a layer is absent there.
+        samples: calibration rows by site.
+        layers: ``ΔW`` by layer in forward order, then by site. A site that did not change a layer
+            is absent there.
+
+    Raises:
+        ValueError: a site has an update and no samples.
     """
 
     samples: Mapping[str, int]
     layers: Mapping[str, Mapping[str, Update]]
+
+    def __post_init__(self) -> None:
+        for layer, of in self.layers.items():
+            for site in of:
+                if site not in self.samples:
+                    raise ValueError(f"{site!r} has an update of {layer!r}, but no samples")
+        in_order = {layer: dict(sorted(of.items())) for layer, of in self.layers.items()}
+        object.__setattr__(self, "samples", dict(sorted(self.samples.items())))
+        object.__setattr__(self, "layers", in_order)
 
     @property
     def sites(self) -> tuple[str, ...]:
