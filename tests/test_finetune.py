@@ -356,7 +356,7 @@ def test_a_head_is_read_back_as_it_was_saved(tmp_path):
 
 
 def test_a_head_that_is_missing_or_damaged_is_an_error(tmp_path):
-    with pytest.raises(AdapterError, match="fine-tune the site"):
+    with pytest.raises(AdapterError, match="let the site fine-tune, or name its file with `head`"):
         load_head(tmp_path / "head.safetensors")
     (tmp_path / "head.safetensors").write_bytes(b"damaged")
     with pytest.raises(AdapterError, match="fine-tune again"):
