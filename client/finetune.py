@@ -66,7 +66,7 @@ class LoraFineTuner(L.LightningModule):
         trainable = [p for p in self.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trainable, lr=self.learning_rate)
         steps = int(self.trainer.estimated_stepping_batches)
-        warmup = max(1, round(_WARMUP_SHARE * steps))
+        warmup = round(_WARMUP_SHARE * steps)  # none where steps are few: its first has no rate
         schedule = get_linear_schedule_with_warmup(optimizer, warmup, steps)
         return {
             "optimizer": optimizer,

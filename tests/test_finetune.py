@@ -9,6 +9,7 @@ import pytest
 import torch
 from peft import PeftModel
 from PIL import Image
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     BertConfig,
@@ -169,6 +170,12 @@ def test_only_the_chosen_layers_are_adapted(text_base, tmp_path):
         load_base(text_base.folder).backbone, tmp_path / "site" / "adapter"
     )
     assert list(model.targeted_module_names) == chosen
+
+
+def test_a_single_step_is_a_step(text_base, tmp_path):
+    trained(text_base, tmp_path / "site", settings=SETTINGS.model_copy(update={"max_steps": 1}))
+    weights = load_file(tmp_path / "site/adapter/adapter_model.safetensors")
+    assert any(bool(values.any()) for name, values in weights.items() if "lora_B" in name)
 
 
 def test_progress_counts_to_the_last_step(text_base, tmp_path):
