@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import faulthandler
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
+from rich.filesize import decimal
 
+from client.answers_log import note_answer
 from layerweld.incidents import raises_here, record_incident
 
 
@@ -25,11 +28,17 @@ class SiteApp(ClientApp):
         """Handle one message; only what is no ``Exception`` gets out."""
         if raises_here():
             return self._alone(message, context)
+        logs, started = _logs(context), time.monotonic()
         try:
-            return self._alone(message, context)
+            reply = self._alone(message, context)
+            answered = _size(reply)
         except Exception as error:  # noqa: BLE001  # whatever it is, its text must not leave
-            incident = record_incident(error, _logs(context))
-            return Message(Error(int(incident.code), str(incident)), reply_to=message)
+            incident = record_incident(error, logs)
+            reply = Message(Error(int(incident.code), str(incident)), reply_to=message)
+            answered = f"failed, {incident}"
+        asked = message.metadata.group_id or message.metadata.message_type
+        note_answer(logs, asked, answered, time.monotonic() - started)
+        return reply
 
     def _alone(self, message: Message, context: Context) -> Message:
         """One message of a run at a time in a site's cache, and none for longer than its time.
@@ -68,6 +77,12 @@ def watchdog(seconds: float, folder: Path) -> Iterator[None]:
             yield
         finally:
             faulthandler.cancel_dump_traceback_later()
+
+
+def _size(reply: Message) -> str:
+    from layerweld.transport.arrays import num_bytes  # with torch, which the handler has loaded
+
+    return f"sent {decimal(num_bytes(reply.content))}"
 
 
 def _cache_and_name(context: Context) -> tuple[Path, str]:

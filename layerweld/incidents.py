@@ -93,6 +93,9 @@ _KINDS: tuple[tuple[type[BaseException], Code], ...] = (
     (OSError, Code.FILE),
 )
 
+ANSWERS = "answers.log"
+"""What a site was asked and what it sent, beside the logs of its incidents."""
+
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _TEXT = re.compile(r"E(?P<code>[1-9][0-9]{2}) incident (?P<number>[0-9a-f]{16})")
 

@@ -35,6 +35,7 @@ from server.replies import (
     read_trained,
 )
 from server.results import Score
+from server.step_progress import StepProgress
 from strategies.by_method import Play, rounds_of
 from strategies.chain_of_merges import ChainOfMerges
 from strategies.cohort import Cohort, Patience
@@ -212,11 +213,8 @@ class Federation:
             form=ProductForm(dense, with_updates=effective.merge.anchor == "mean"),
             remainder=remainder,
             journal=self.journal.of_method(method.name),
-            on_step=lambda step, _: report_progress(
-                method.label, step.index + 1, len(strategy.steps)
-            ),
         )
-        report_progress(method.label, 0, len(strategy.steps))
+        strategy.on_step = StepProgress(method.label, len(strategy.steps))
         strategy.play(self.grid)
         return made_by_chain(strategy, method, remainder, time.perf_counter() - started)
 

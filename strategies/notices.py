@@ -13,3 +13,8 @@ def notice(text: str) -> None:
     """To whoever shows progress, and to Flower's log, which is all that a deployment has."""
     report_progress(text, 0, 0)
     log(logging.WARNING, text)
+
+
+def tell(text: str) -> None:
+    """To Flower's log alone: whoever watches progress sees how far it is."""
+    log(logging.INFO, text)

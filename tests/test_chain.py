@@ -14,6 +14,7 @@ from safetensors import safe_open
 from transformers import AutoModel, AutoTokenizer
 
 from layerweld.base_model import load_base
+from layerweld.deploy.runs import notices_in
 from layerweld.discover import discover_plan
 from layerweld.errors import JournalError, OutputError
 from layerweld.launch import app_module
@@ -266,6 +267,21 @@ def test_a_run_killed_after_any_step_ends_in_the_same_bytes(
         play(bert_sites, tmp_path / "out")
     assert play(bert_sites, tmp_path / "out").manifest_hash == whole.manifest_hash
     assert not (tmp_path / "out/journal").exists()
+
+
+def test_whoever_follows_the_log_sees_a_line_a_group(bert_sites, tmp_path, monkeypatch):
+    told = []
+    notices = app_module("strategies.notices")
+    monkeypatch.setattr(notices, "log", lambda _level, text: told.append(text))
+    play(bert_sites, tmp_path / "out")
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    assert len(told) == len(manifest["groups"])
+    for number, (line, group) in enumerate(zip(told, manifest["groups"], strict=True), start=1):
+        assert line.startswith(
+            f"solved {group['name']}: 3 sites, condition {group['condition']:.1e}"
+        )
+        assert f" up; step {number} of {len(told)}, about 0:00:0" in line
+    assert notices_in("\n".join(f"INFO :      {line}" for line in told)) == told
 
 
 def test_a_site_that_lost_its_cache_catches_up(bert_sites, tmp_path, monkeypatch):

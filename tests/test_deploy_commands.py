@@ -22,7 +22,7 @@ from layerweld.deploy.members import add_member
 from layerweld.deploy.ports import free_port
 from layerweld.deploy.processes import Supervisor
 from layerweld.deploy.run_account import account
-from layerweld.deploy.runs import about_sites
+from layerweld.deploy.runs import notices_in
 from layerweld.deploy.site import explain_end, is_joined, joined, node_config, open_site
 from layerweld.deploy.units import unit
 from layerweld.errors import CohortError, DeployError, InUseError, LayerweldError, LostSiteError
@@ -381,7 +381,7 @@ def test_a_runs_log_tells_for_whom_it_waits():
         "\x1b[92mINFO \x1b[0m:      Starting logstream\n"
         "going on without birch: it never answered\x1b[0m\n"
     )
-    assert about_sites(log) == [
+    assert notices_in(log) == [
         "waiting for birch at the handshake: its process died",
         "going on without birch: it never answered",
     ]

@@ -164,8 +164,9 @@ def test_a_run_waits_until_a_site_has_space_again(birch, disk, clock, tmp_path, 
     said = []
 
     def hear(_level, text):
-        said.append(text)
-        disk.make_room()
+        if not text.startswith("solved "):
+            said.append(text)
+            disk.make_room()
 
     monkeypatch.setattr(app_module("strategies.notices"), "log", hear)
     assert birch.play(tmp_path / "out") == whole

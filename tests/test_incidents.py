@@ -80,7 +80,8 @@ def test_an_error_in_the_configuration_does_not_leave_either(sites, tmp_path, mo
     reply = app_module("client.app").app(handshake(), context_of(sites, jane="doe"))
     assert parse_incident(reply.error.reason).code is Code.CONFIGURATION
     assert b"jane" not in bytes_of(reply)
-    assert "jane" in next((tmp_path / "layerweld/logs").iterdir()).read_text()
+    incident = parse_incident(reply.error.reason)
+    assert "jane" in (tmp_path / f"layerweld/logs/{incident.number}.log").read_text()
 
 
 def test_fewer_rows_than_the_site_itself_allows_are_never_measured(sites):
@@ -121,6 +122,17 @@ def test_in_the_process_of_who_started_the_run_errors_are_raised(sites, monkeypa
     monkeypatch.setattr(app_module("client.handshake"), "introduce", fail)
     with raising_here(), pytest.raises(errors.DataError, match="Jane"):
         app_module("client.app").app(handshake(), context_of(sites))
+
+
+def test_a_site_keeps_what_it_was_asked_and_what_it_sent(sites, tmp_path, monkeypatch):
+    context = context_of(sites, cache=str(tmp_path))
+    app_module("client.app").app(handshake(), context)
+    with monkeypatch.context() as patch:
+        patch.setattr(app_module("client.handshake"), "introduce", lambda _state: CANARY / 0)
+        reply = app_module("client.app").app(handshake(), context)
+    sent, failed = (tmp_path / "logs/answers.log").read_text().splitlines()
+    assert re.search(r"query\.handshake: sent \d+ bytes in \d+\.\d s$", sent)
+    assert f"query.handshake: failed, {reply.error.reason} in " in failed
 
 
 def test_memory_that_the_processor_lacks_is_no_riddle_and_the_next_message_is_answered(

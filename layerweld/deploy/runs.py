@@ -22,7 +22,7 @@ _LOOK = 4.0  # seconds between two questions after a run's state; each starts `f
 _PATIENCE = 300.0  # seconds for which the SuperLink may be away while a run is followed
 _LOOK_AT_LOG = 30.0  # seconds between two looks at what a run has logged
 _JOURNAL = "journal"
-_ABOUT_SITES = re.compile(r"(?:waiting for|going on without) [^\x1b\n]+")
+_NOTICES = re.compile(r"(?<!\w)(?:waiting for|going on without|solved) [^\x1b\n]+")
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def start_run(coordinator: Coordinator, settings: RunSettings) -> str:
 def follow_run(
     coordinator: Coordinator, run_id: str, output: Path, say: Callable[[str], None]
 ) -> None:
-    """Wait for a run's final state; say which steps are solved and which sites are waited for.
+    """Wait for a run's final state; say which groups are solved and which sites are waited for.
 
     Raises:
         RunFailedError: it did not complete; the message has the cause and the next command.
@@ -118,10 +118,8 @@ def follow_run(
     notices = _Notices(coordinator, run_id, say)
     while not (state := _patiently(coordinator, run_id, say)).is_final:
         count = _solved_steps(output)
-        if count > solved:
+        if count > solved or time.monotonic() > next_log:
             solved = count
-            say(f"{solved} steps solved")
-        if time.monotonic() > next_log:
             notices.pass_on()
             next_log = time.monotonic() + _LOOK_AT_LOG
         time.sleep(_LOOK)
@@ -131,7 +129,7 @@ def follow_run(
 
 
 class _Notices:
-    """What a run has logged about its sites, each line passed on once."""
+    """What a run has logged for people, each line passed on once."""
 
     def __init__(self, coordinator: Coordinator, run_id: str, say: Callable[[str], None]) -> None:
         self._coordinator = coordinator
@@ -141,15 +139,15 @@ class _Notices:
 
     def pass_on(self) -> None:
         log = show_log(self._run_id, CONNECTION, self._coordinator.environment)
-        lines, named = about_sites(log), naming_nodes(self._coordinator)
+        lines, named = notices_in(log), naming_nodes(self._coordinator)
         for line in lines[self._told :]:
             self._say(named(line))
         self._told = max(self._told, len(lines))
 
 
-def about_sites(log: str) -> list[str]:
-    """What a run's log says of sites that are waited for or were given up, in its order."""
-    return [line.strip() for line in _ABOUT_SITES.findall(log)]
+def notices_in(log: str) -> list[str]:
+    """What a run's log says of solved groups, and of sites that are waited for or were given up."""
+    return [line.strip() for line in _NOTICES.findall(log)]
 
 
 def _patiently(coordinator: Coordinator, run_id: str, say: Callable[[str], None]) -> RunState:

@@ -147,22 +147,26 @@ def join(
 
 @app.command()
 def status(folder: Folder = HERE) -> None:
-    """Whether the site has joined, what its cache holds, and the end of its log.
+    """Whether the site has joined, what its cache holds, what it was asked last and sent.
 
     Example: `layerweld site status`
     """
     from layerweld.deploy.keys import fingerprint
     from layerweld.deploy.site import bytes_in, is_joined, open_site
     from layerweld.deploy.speak import say
+    from layerweld.incidents import ANSWERS
 
     site = open_site(folder)
     state = "joined" if is_joined(site) else "not joined"
     say(f"site   {site.entry.name}, {state}")
     say(f"key    {fingerprint(site.public_key.read_bytes())}")
     say(f"cache  {bytes_in(site.cache) / 2**20:,.1f} MiB in {site.cache}")
-    log = site.logs / "supernode.log"
-    for line in log.read_text(errors="replace").splitlines()[-5:] if log.is_file() else ():
-        say(f"log    {_COLOUR.sub('', line)}")
+    for word, log in (
+        ("asked", site.cache / "logs" / ANSWERS),
+        ("log", site.logs / "supernode.log"),
+    ):
+        for line in log.read_text(errors="replace").splitlines()[-5:] if log.is_file() else ():
+            say(f"{word:6} {_COLOUR.sub('', line)}")
 
 
 @app.command()
