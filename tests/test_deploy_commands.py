@@ -2,8 +2,6 @@
 
 import configparser
 import json
-import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -24,7 +22,6 @@ from layerweld.deploy.processes import Supervisor
 from layerweld.deploy.run_account import account
 from layerweld.deploy.runs import notices_in
 from layerweld.deploy.site import explain_end, is_joined, joined, node_config, open_site
-from layerweld.deploy.units import unit
 from layerweld.errors import CohortError, DeployError, InUseError, LayerweldError, LostSiteError
 from layerweld.run_state import recording
 from tests.tiny_sites import make_sites
@@ -256,21 +253,6 @@ def test_units_start_at_boot_and_for_ever(here, sites):
         assert read["Service"]["ExecStart"].startswith(f"{sys.executable} -m layerweld ")
         assert "Environment=FLWR_TELEMETRY_ENABLED=0\n" in file.read_text()
     assert "site join fl.example.org:8443 --folder" in units[1].read_text()
-
-
-@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="there is no systemd here")
-@pytest.mark.parametrize("folder", ["fed", "ours, 100 %here"])
-def test_systemd_has_nothing_to_say_of_the_units(tmp_path, folder):
-    (tmp_path / folder).mkdir()
-    file = tmp_path / "layerweld-test.service"
-    file.write_text(unit("layerweld test", ("coordinator", "up"), tmp_path / folder))
-    done = subprocess.run(
-        ["systemd-analyze", "verify", file], capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    places = re.findall(r"^(?:WorkingDirectory|ReadWritePaths)=(.*)$", file.read_text(), re.M)
-    literal = str(tmp_path / folder).replace("%", "%%")  # %h alone is a home folder
-    assert [place.strip('"') for place in places] == [literal, literal]
 
 
 def test_a_run_named_by_hand_is_written_out_for_flower(here, sites):
