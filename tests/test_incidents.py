@@ -126,12 +126,14 @@ def test_in_the_process_of_who_started_the_run_errors_are_raised(sites, monkeypa
 
 def test_a_site_keeps_what_it_was_asked_and_what_it_sent(sites, tmp_path, monkeypatch):
     context = context_of(sites, cache=str(tmp_path))
-    app_module("client.app").app(handshake(), context)
+    asked = handshake()
+    asked.metadata.group_id = "a step\n2026-01-01  forged: sent 0 bytes in 0.0 s"
+    app_module("client.app").app(asked, context)
     with monkeypatch.context() as patch:
         patch.setattr(app_module("client.handshake"), "introduce", lambda _state: CANARY / 0)
         reply = app_module("client.app").app(handshake(), context)
     sent, failed = (tmp_path / "logs/answers.log").read_text().splitlines()
-    assert re.search(r"query\.handshake: sent \d+ bytes in \d+\.\d s$", sent)
+    assert re.search(r"a step 2026-01-01 forged: .*: sent \d+ bytes in \d+\.\d s$", sent)
     assert f"query.handshake: failed, {reply.error.reason} in " in failed
 
 
