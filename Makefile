@@ -50,7 +50,7 @@ simulate: $(DEMO_DATA) ## the demo's federation in Flower's own simulation, into
 	@test -f runs/demo/report.html  # `flwr run` ends well even where the run did not
 
 # Keeps the versions that still fit. Make it where pip finds torch built for the CPU: a CUDA build
-# would have its own packages pinned as well.
+# would have its own packages pinned as well. Pins name neither an index nor a folder of that machine.
 lock: $(INSTALLED) ## make requirements.lock anew from pyproject.toml
 	$(BIN)/python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb')); \
 		print(*p['dependency-groups']['dev'], *p['build-system']['requires'], 'editables', sep='\n')" \

@@ -51,6 +51,7 @@ def disk(tmp_path):
     folder = tmp_path / "disk"
     folder.mkdir()
     disk = SmallDisk(folder)
+    # Only root may mount; a machine without that has no small disk to fill.
     try:
         mounted = disk.mount()
     except FileNotFoundError:

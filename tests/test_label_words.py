@@ -104,6 +104,7 @@ def test_a_model_that_does_not_go_on_is_refused_before_its_words(base, tmp_path,
     if closes:
         words.post_processor = TemplateProcessing(single="$A [PAD]", special_tokens=[("[PAD]", 0)])
     elif base.backbone.config.tie_word_embeddings:
+        # Its embeddings are its output layer: nothing tells it from a model that goes on.
         pytest.skip("tied: the output layer is there")
     PreTrainedTokenizerFast(
         tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]"

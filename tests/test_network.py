@@ -30,7 +30,7 @@ def network():
     with ExitStack() as stack:
         try:
             network = stack.enter_context(private_network(["fed", "ash", "birch"]))
-        except OSError as error:
+        except OSError as error:  # only root may make namespaces, and some kernels have none
             pytest.skip(f"network namespaces are not permitted here: {error}")
         yield network
 

@@ -1,8 +1,8 @@
 """Two hundred runs one after the other: memory, open files and files on disk stay flat."""
 
+import ctypes
 import gc
 import shutil
-from statistics import median
 
 import psutil
 import pytest
@@ -26,6 +26,7 @@ def test_nothing_grows_over_two_hundred_runs(tmp_path, capsys):
         hashes.add(play(sites.grid(settings), settings, str(sites.base), output).manifest_hash)
         shutil.rmtree(output)
         gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)  # what is free, but kept by the allocator, is no growth
         left = [path for path in tmp_path.rglob("*") if path.is_file()]
         seen.append((process.memory_info().rss, process.num_fds(), len(left)))
         if number % 20 == 19:
@@ -34,7 +35,6 @@ def test_nothing_grows_over_two_hundred_runs(tmp_path, capsys):
                 print(f"run {number + 1}: {memory >> 20} MiB, {files} open, {left_over} on disk")
     assert len(hashes) == 1
     memory, files, left_over = zip(*seen[_SETTLED:], strict=True)
-    # Medians: the allocator keeps some MiB for a while after one run or another.
-    assert median(memory[-_SETTLED:]) < 1.02 * median(memory[:_SETTLED])
+    assert max(memory) < 1.05 * memory[0]
     assert max(files) <= files[0]
     assert max(left_over) <= left_over[0]
