@@ -227,15 +227,20 @@ def merge(
 
 
 @app.command()
-def methods() -> None:
-    """List every merge method: what it needs, what leaves a site, and its settings.
+def methods(
+    name: Annotated[str, typer.Argument(help="One method, for all about it; default: all.")] = "",
+) -> None:
+    """List the merge methods: what each needs, what leaves a site, and its settings.
 
-    Example: `layerweld methods`
+    Example: `layerweld methods` or `layerweld methods ties+lines`
     """
+    from layerweld.config import RunSettings
+    from layerweld.method_details import method_details
     from layerweld.method_table import method_table
+    from layerweld.methods import method_named
     from layerweld.terminal import console
 
-    console.print(method_table())
+    console.print(method_details(method_named(name, RunSettings())) if name else method_table())
 
 
 @app.command()

@@ -169,3 +169,24 @@ def settings_for(method: str, settings: RunSettings) -> RunSettings:
         stands_for |= {"solver": "gradients", "ridge": 0.0, "anchor": "mean"}
     merge = settings.merge.model_copy(update=stands_for)
     return settings.model_copy(update={"merge": merge})
+
+
+def reads(method: Method, key: str, settings: RunSettings) -> bool:
+    """Whether a setting has a say in what the method makes; every one outside of merging has.
+
+    Args:
+        method: as :func:`method_named` gives it.
+        key: dotted, ``ties.density``.
+        settings: all that the run has set.
+    """
+    table = key.partition(".")[0]
+    if table not in {m.table for m in _ALL} | {"lines"} or key == "merge.rank":
+        return True
+    if table != method.table:
+        return table == "lines" and method.lines
+    played = settings_for(method.name, settings)
+    if key == "merge.rounds":
+        return played.merge.granularity == "jacobi"
+    if key == "merge.iterations":
+        return played.merge.solver == "gradients"
+    return played.flat()[key] == settings.flat()[key]  # or the method stands for another value

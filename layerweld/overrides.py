@@ -9,7 +9,7 @@ from typing import Any
 
 from layerweld.config import RunSettings, Scalar, read_run_settings
 from layerweld.errors import ConfigError
-from layerweld.methods import METHODS, Method, methods_of, settings_for
+from layerweld.methods import Method, methods_of, reads
 
 
 def with_overrides(
@@ -53,27 +53,12 @@ def with_overrides(
 def _refuse_without_effect(given: Mapping[str, str], settings: RunSettings) -> None:
     methods = methods_of(settings)
     for key, typed in given.items():
-        if not any(_reads(method, key, settings) for method in methods):
+        if not any(reads(method, key, settings) for method in methods):
             names = ", ".join(method.name for method in methods)
             raise ConfigError(
                 f"{typed} has no effect on {names}: leave it out, or choose a method that reads it "
                 f"(`layerweld methods` lists them)"
             )
-
-
-def _reads(method: Method, key: str, settings: RunSettings) -> bool:
-    """Whether a setting has a say in what the method makes; every one outside of merging has."""
-    table = key.partition(".")[0]
-    if table not in {m.table for m in METHODS.values()} | {"lines"} or key == "merge.rank":
-        return True
-    if table != method.table:
-        return table == "lines" and method.lines
-    played = settings_for(method.name, settings)
-    if key == "merge.rounds":
-        return played.merge.granularity == "jacobi"
-    if key == "merge.iterations":
-        return played.merge.solver == "gradients"
-    return played.flat()[key] == settings.flat()[key]  # or the method stands for another value
 
 
 def _full_name(key: str, method: Method, settings: RunSettings) -> str:

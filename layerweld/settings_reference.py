@@ -5,16 +5,10 @@
 
 from __future__ import annotations
 
-import inspect
-import json
-import re
 from collections.abc import Iterator
-from typing import Any, Literal, get_args, get_origin
-
-from annotated_types import Ge, Gt, Le, Lt
-from pydantic.fields import FieldInfo
 
 from layerweld.config import RunSettings
+from layerweld.setting_facts import about, facts_of
 from layerweld.settings import Settings
 from layerweld.sites import SiteEntry
 
@@ -79,8 +73,6 @@ held-out = "south/test.jsonl"
 """
 
 _HEADER = "| key | default | values | meaning |\n| --- | --- | --- | --- |"
-_BOUNDS = {Ge: ("ge", "≥"), Gt: ("gt", ">"), Le: ("le", "≤"), Lt: ("lt", "<")}
-_KINDS = {bool: "`true` · `false`", int: "whole number", float: "number", str: "text"}
 
 
 def settings_page() -> str:
@@ -94,43 +86,14 @@ def settings_page() -> str:
 
 
 def _part(title: str, table: type[Settings]) -> str:
-    about = _markdown(inspect.getdoc(table) or "")
-    return "\n".join([f"## {title}\n", f"{about}\n", _HEADER, *_rows(table), ""])
+    return "\n".join([f"## {title}\n", f"{about(table)}\n", _HEADER, *_rows(table), ""])
 
 
 def _rows(table: type[Settings]) -> Iterator[str]:
-    for field in table.model_fields.values():
-        if not isinstance(field.default, Settings):
-            cells = (f"`{field.alias}`", _default(field), _values(field), _meaning(field))
-            yield f"| {' | '.join(cells)} |"
-
-
-def _default(field: FieldInfo) -> str:
-    """As TOML has it, which for these scalars is JSON."""
-    return "required" if field.is_required() else f"`{json.dumps(field.default)}`"
-
-
-def _values(field: FieldInfo) -> str:
-    kind: Any = field.annotation
-    if get_origin(kind) is Literal:
-        return " · ".join(f"`{value}`" for value in get_args(kind))
-    bounds = [
-        f"{sign} {getattr(limit, name):g}"
-        for limit in field.metadata
-        for bound, (name, sign) in _BOUNDS.items()
-        if isinstance(limit, bound)
-    ]
-    return f"{_KINDS[kind]} {', '.join(bounds)}".strip()
-
-
-def _meaning(field: FieldInfo) -> str:
-    return _markdown(field.description or "").replace("|", r"\|")
-
-
-def _markdown(docstring: str) -> str:
-    """One line, with code as Markdown marks it."""
-    plain = re.sub(r":\w+:`([^`]+)`", r"``\1``", docstring)
-    return " ".join(plain.replace("``", "`").split())
+    for facts in facts_of(table):
+        meaning = facts.meaning.replace("|", r"\|")
+        default = f"`{facts.default}`" if facts.default else "required"
+        yield f"| `{facts.key}` | {default} | {facts.values} | {meaning} |"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,68 @@
+"""One merge method at length: what it needs, what leaves a site, and what may be set."""
+
+from __future__ import annotations
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from layerweld.config import RunSettings
+from layerweld.methods import Method, reads
+from layerweld.setting_facts import facts_of
+from layerweld.settings import Settings
+
+_DATA = {
+    "none": "no rows",
+    "unlabelled": "calibration rows, without labels",
+    "labelled": "labelled calibration rows",
+}
+_NEEDS = {
+    "lora": "a LoRA adapter at every site",
+    "equal ranks": "the same rank at every site",
+    "shared A": "the same, frozen A at every site",
+    "labels": "labelled calibration rows",
+    "head": "a head at every site",
+}
+_ROUNDS = {
+    "1": "one",
+    "groups": "one per layer group",
+    "blocks": "one per block",
+    "setting": "as many as its settings say",
+}
+
+
+def method_details(method: Method) -> Group:
+    """What :func:`layerweld.method_table.method_table` has in a row, in words, and its settings."""
+    title = Text(f"{method.label}, {method.source}", style="bold")
+    return Group(title, _about(method), _settings(method))
+
+
+def _about(method: Method) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column()
+    needs = [_DATA[method.data], *(_NEEDS[need] for need in method.needs)]
+    server = "sums over the sites" if method.sums else "what every single site sends"
+    table.add_row("needs", ", ".join(dict.fromkeys(needs)))
+    table.add_row("rounds", _ROUNDS[method.rounds])
+    table.add_row("leaves a site", method.sends)
+    table.add_row("server needs", server)
+    table.add_row(
+        "try it",
+        f"layerweld merge BASE --site NAME=ADAPTER:DATA … --output merged --method {method.name}",
+    )
+    return table
+
+
+def _settings(method: Method) -> Table:
+    table = Table(title="Settings", title_justify="left")
+    for column in ("key", "default", "values", "meaning"):
+        table.add_column(column, no_wrap=column == "key", ratio=1 if column == "meaning" else None)
+    defaults = RunSettings()
+    for name in dict.fromkeys((method.table, "lines", "merge")):
+        of: type[Settings] = type(getattr(defaults, name.replace("-", "_")))
+        for facts in facts_of(of):
+            if reads(method, f"{name}.{facts.key}", defaults):
+                cells = (f"{name}.{facts.key}", facts.default, facts.values, facts.meaning)
+                table.add_row(*(Text(cell.replace("`", "")) for cell in cells))
+    return table
