@@ -182,7 +182,12 @@ def _with_lora(base: BaseModel, targets: Sequence[str], settings: FinetuneSettin
     )
     # The backbone keeps its evaluation mode, so of all dropout only LoRA's own is active: with the
     # base model's on top, a hundred steps learnt no more and generalised no better.
-    return get_peft_model(copy.deepcopy(base.backbone), config)
+    model = get_peft_model(copy.deepcopy(base.backbone), config)
+    if settings.freeze_a:
+        for name, parameter in model.named_parameters():
+            if ".lora_A." in name:
+                parameter.requires_grad_(False)
+    return model
 
 
 def _trainer(

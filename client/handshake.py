@@ -78,7 +78,11 @@ def _can_evaluate(state: SiteState) -> bool:
 
 
 def _digest_of_factors(state: SiteState) -> str:
-    """SHA-256 over the names and the ``A`` of all adapted layers."""
+    """SHA-256 over the names and the ``A`` of all adapted layers, or over what draws it."""
+    finetune = state.settings.finetune
+    if finetune.freeze_a and not state.site.adapter:
+        drawn = (state.settings.calibration.seed, finetune.rank, *state.targets)
+        return hashlib.sha256(repr(drawn).encode()).hexdigest()
     if state.must_fine_tune or not state.adapter.task_vector.is_low_rank:
         return ""
     digest = hashlib.sha256()

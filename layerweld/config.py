@@ -122,6 +122,9 @@ class FinetuneSettings(Settings):
     targets: str = "all-linear"
     """Comma-separated name suffixes of the layers to adapt, or ``all-linear``: every one of the
     merge plan."""
+    freeze_a: bool = False
+    """Train ``B`` alone, on an ``A`` that is drawn from ``calibration.seed`` and so the same at
+    every site, as ``ffa-lora`` needs."""
     epochs: Annotated[int, Field(ge=1)] = 3
     """Passes over the training rows."""
     max_steps: int = -1

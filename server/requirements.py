@@ -65,7 +65,10 @@ def _shared_factor(sites: Sites) -> str | None:
     first = sites[0]
     for one in sites:
         if not one.factors:
-            return f"it needs one frozen A at all sites, and {one.site} has yet to train its own"
+            return (
+                f"it needs one frozen A at all sites, and {one.site} trains one of its own: "
+                f"fine-tune with finetune.freeze-a = true"
+            )
         if one.factors != first.factors:
             return (
                 f"it needs one frozen A at all sites, and {one.site} has another than {first.site}"

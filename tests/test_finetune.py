@@ -172,6 +172,18 @@ def test_only_the_chosen_layers_are_adapted(text_base, tmp_path):
     assert list(model.targeted_module_names) == chosen
 
 
+def test_a_frozen_a_is_the_same_whatever_the_rows_and_b_is_trained(text_base, tmp_path):
+    settings = SETTINGS.model_copy(update={"freeze_a": True})
+    others = make_rows(ROWS.inputs[::-1], [ROWS.classes[label] for label in ROWS.labels])
+    found = {}
+    for name, rows in (("one", ROWS), ("other", others)):
+        fine_tune(text_base, adaptable(text_base), rows, settings, 0, tmp_path / name)
+        found[name] = load_file(tmp_path / name / "adapter/adapter_model.safetensors")
+    for key, values in found["one"].items():
+        assert torch.equal(values, found["other"][key]) == ("lora_A" in key), key
+        assert values.any()
+
+
 def test_a_single_step_is_a_step(text_base, tmp_path):
     trained(text_base, tmp_path / "site", settings=SETTINGS.model_copy(update={"max_steps": 1}))
     weights = load_file(tmp_path / "site/adapter/adapter_model.safetensors")

@@ -23,7 +23,7 @@ from layerweld.overrides import with_overrides
 from layerweld.task_vectors import read_fine_tuned
 from tests.random_updates import side_by_side
 from tests.tiny_peft import edit_tensors, new_model, train_adapter
-from tests.tiny_sites import make_sites
+from tests.tiny_sites import make_labelled_sites, make_sites
 
 TARGETS = ["query", "value", "output.dense"]
 ONE_ROUND = [name for name, method in METHODS.items() if method.from_updates]
@@ -350,6 +350,28 @@ def test_the_documentation_has_a_row_for_every_method_with_its_defaults():
         assert f"| {defaults_of(method)} |" in rows[name], name
         assert ("| Σ |" in rows[name]) == method.sums, name
         assert rows[name].endswith(f"| {method.source} |"), name
+
+
+def test_sites_that_freeze_a_fine_tune_for_ffa_lora_which_is_then_the_mean(tmp_path):
+    sites = make_labelled_sites(tmp_path)
+    for node in sites.nodes:
+        node["adapter"] = node["head"] = ""
+        del node["held_out"]
+    short = {"finetune.max-steps": 2, "finetune.logger": "none"}
+    with pytest.raises(CohortError, match=r"trains one of its own.*finetune\.freeze-a = true"):
+        play(sites, tmp_path / "refused", "ffa-lora", **short)
+    for method in ("ffa-lora", "mean"):  # the second finds the adapters trained
+        play(sites, tmp_path / method, method, **short | {"finetune.freeze-a": True})
+    base = load_base(sites.base)
+    averaged, mean = (
+        read_fine_tuned(tmp_path / name / "adapter", base).task_vector.updates
+        for name in ("ffa-lora", "mean")
+    )
+    assert averaged.keys() == mean.keys()
+    for layer, update in averaged.items():
+        assert update.rank == RunSettings().finetune.rank
+        assert update.dense().norm() > 0
+        torch.testing.assert_close(update.dense(), mean[layer].dense(), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(
