@@ -14,6 +14,7 @@ from torch import Tensor
 from client.data import Rows
 from layerweld.base_model import BaseModel
 from layerweld.errors import ConfigError
+from layerweld.foreign_files import reading
 
 _TOKENISED_AT_ONCE = 4096  # texts: bounds what is in memory
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -136,7 +137,8 @@ def load_tokenizer(folder: Path) -> Any:
     """
     from transformers import AutoTokenizer
 
-    try:
+    problem = f"{folder} has no tokenizer that can be read"
+    with reading(problem, "put one there with `tokenizer.save_pretrained(…)`", ConfigError):
         tokenizer = AutoTokenizer.from_pretrained(
             folder,
             local_files_only=True,
@@ -144,11 +146,6 @@ def load_tokenizer(folder: Path) -> Any:
             padding_side="right",
             truncation_side="right",
         )
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{folder} has no tokenizer that can be read ({error}); put one there with "
-            f"`tokenizer.save_pretrained(…)`"
-        ) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.pad_token is None:
@@ -191,17 +188,12 @@ def _load_image_processor(folder: Path) -> Any:
 
     if not (folder / "preprocessor_config.json").is_file():
         return None
-    # Pillow's backend: the same pixels whether or not a site happens to have torchvision.
-    try:
+    problem = f"{folder} has no image processor that can be read"
+    with reading(problem, "put one there with `image_processor.save_pretrained(…)`", ConfigError):
+        # Pillow's backend: the same pixels whether or not a site happens to have torchvision.
         return AutoImageProcessor.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, backend="pil"
         )
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(
-            f"{folder} has no image processor that can be read ({reason}); put one there with "
-            f"`image_processor.save_pretrained(…)`"
-        ) from error
 
 
 def _squashed(image: Any, size: int | Sequence[int]) -> Tensor:

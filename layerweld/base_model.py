@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from layerweld.errors import ConfigError
-from layerweld.memory import naming_memory
+from layerweld.foreign_files import reading
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -89,20 +88,15 @@ def load_base(folder: str | Path, name: str = "") -> BaseModel:
         )
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    try:
-        with naming_memory():
-            backbone = AutoModel.from_pretrained(
-                path,
-                dtype=torch.float32,
-                local_files_only=True,
-                use_safetensors=True,
-                trust_remote_code=False,
-            )
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(
-            f"{path} is no model that transformers itself can load: {reason}"
-        ) from error
+    problem = f"{path} is no model that transformers itself can load"
+    with reading(problem, "save it again with `model.save_pretrained(…)`", ConfigError):
+        backbone = AutoModel.from_pretrained(
+            path,
+            dtype=torch.float32,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
     if isinstance(getattr(backbone, "pooler", None), nn.Module):
         backbone.pooler = None  # part of the heads of some classes; no block reads it
     if getattr(backbone.config, "use_cache", False):
@@ -118,6 +112,10 @@ def device_named(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("meta"):
+        raise ConfigError(
+            f"calibration.device = {name!r}: it computes nothing; `auto` always works"
+        )
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:

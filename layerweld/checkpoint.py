@@ -8,15 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from layerweld.base_model import BaseModel
 from layerweld.errors import AdapterError
+from layerweld.foreign_files import reading
 from layerweld.linear import is_transposed, linear_layers
-from layerweld.memory import naming_memory
 from layerweld.updates import DenseUpdate, TaskVector
 
 
@@ -90,21 +88,16 @@ def _architecture_keys(config: Collection[str]) -> list[str]:
 def _load(folder: Path) -> nn.Module:
     from transformers import AutoModel
 
-    try:
-        with naming_memory():
-            model, report = AutoModel.from_pretrained(
-                folder,
-                dtype=torch.float32,
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,
-                output_loading_info=True,
-            )
-    except (SafetensorError, StrictDataclassError, OSError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise AdapterError(
-            f"{folder} is damaged or no model that transformers can load ({reason}); save it again"
-        ) from error
+    problem = f"{folder} is damaged or no model that transformers can load"
+    with reading(problem, "save it again", AdapterError):
+        model, report = AutoModel.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
     # A pooler is part of some classes' heads; transformers makes one up where there is none.
     missing = sorted(k for k in report["missing_keys"] if not k.startswith("pooler."))
     if missing:

@@ -39,7 +39,7 @@ def test_a_folder_without_tokenizer_files_has_no_fingerprint(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", [f"cuda:{torch.cuda.device_count() + 7}", "nonsense", "cuda:-1", "cuda:x", ""]
+    "name", [f"cuda:{torch.cuda.device_count() + 7}", "nonsense", "cuda:-1", "cuda:x", "meta", ""]
 )
 def test_a_device_that_is_not_there_is_refused_by_name(name):
     with pytest.raises(

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import pickle
+import re
 import shutil
 import struct
 import sys
@@ -12,8 +13,9 @@ import tracemalloc
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from transformers import Dinov2Config, Dinov2Model
+from transformers import BitImageProcessorPil, Dinov2Config, Dinov2Model
 
+from client.batches import Preprocessor, load_tokenizer
 from layerweld.adapters import read_adapter
 from layerweld.base_model import load_base
 from layerweld.config import RunSettings
@@ -163,6 +165,52 @@ def test_a_model_folder_of_pickles_is_never_opened(tmp_path, base):
         read_fine_tuned(tmp_path / "model", base)
     with pytest.raises(ConfigError, match=r"no \*\.safetensors"):
         load_base(tmp_path / "model")
+
+
+WRONG = (None, 3, "x", [], {}, [1])
+
+
+def damaged(good):
+    """Whole files that hold something else, and ones of which one entry is of a wrong kind."""
+    yield from WRONG
+    yield from (good | {key: value} for key in good for value in WRONG)
+
+
+def refusals(file, load):
+    """What is said of each damaged content of a file that is not read all the same."""
+    good, found = json.loads(file.read_text()), []
+    for content in damaged(good):
+        file.write_text(json.dumps(content))
+        try:
+            load()
+        except ConfigError as error:
+            found.append(error)
+    return found
+
+
+def test_a_tokenizer_with_any_entry_of_a_wrong_kind_is_read_or_refused(tmp_path):
+    save_tokenizer(tmp_path, pad_token="[PAD]", unk_token="[UNK]")
+    found = refusals(tmp_path / "tokenizer.json", lambda: load_tokenizer(tmp_path))
+    assert all(re.search(r"no tokenizer that can be read.*save_pretrained", str(e)) for e in found)
+    causes = {type(error.__cause__) for error in found}
+    assert {Exception, TypeError, AttributeError, KeyError} <= causes  # all that libraries raise
+
+
+def test_a_model_with_any_setting_of_a_wrong_kind_is_read_or_refused(tmp_path, base):
+    shutil.copytree(base.folder, tmp_path / "model")
+    found = refusals(tmp_path / "model/config.json", lambda: load_base(tmp_path / "model"))
+    assert all("no model that transformers itself can load" in str(error) for error in found)
+    assert len(found) > 50
+
+
+def test_an_image_processor_with_any_entry_of_a_wrong_kind_is_read_or_refused(tmp_path):
+    config = Dinov2Config(**TINY, image_size=28, patch_size=14)
+    base = save_model(Dinov2Model, config, tmp_path)
+    BitImageProcessorPil().save_pretrained(tmp_path)
+    file = tmp_path / "preprocessor_config.json"
+    found = refusals(file, lambda: Preprocessor(base, 16))
+    assert all("no image processor that can be read" in str(error) for error in found)
+    assert len(found) > 3
 
 
 def test_code_that_comes_with_a_model_is_never_run(tmp_path, base):
