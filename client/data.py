@@ -178,7 +178,8 @@ def _require_column(source: Path, column: str, columns: Iterable[str], any_rows:
         meant = [name for name in there if name.strip().casefold() == column.casefold()]
         raise DataError(
             f"{source} has no column {column!r}; it has {', '.join(there)}: "
-            f"set `calibration.text-column`{f' to {meant[0]!r}' if meant else ''}"
+            f"set `calibration.text-column`{f' to {meant[0]!r}' if meant else ''}, or the site's "
+            f"own `text-column`"
         )
 
 

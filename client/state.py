@@ -100,9 +100,7 @@ class SiteState:
     def _all_rows(self) -> Rows:
         if task := package_task(self.site.data):
             return self._package_rows(task, held_out=False)
-        return read_rows(
-            Path(self.site.data), self.settings.calibration, reads_images=self.base.reads_images
-        )
+        return self._file_rows(self.site.data)
 
     @cached_property
     def _held_out(self) -> Rows | None:
@@ -110,9 +108,14 @@ class SiteState:
             return None
         if task := package_task(self.site.held_out):
             return self._package_rows(task, held_out=True)
-        return read_rows(
-            Path(self.site.held_out), self.settings.calibration, reads_images=self.base.reads_images
-        )
+        return self._file_rows(self.site.held_out)
+
+    def _file_rows(self, source: str) -> Rows:
+        """Rows of a file of the site's, whose columns may have names of their own."""
+        own = {"text_column": self.site.text_column, "label_column": self.site.label_column}
+        named = {column: name for column, name in own.items() if name}
+        settings = self.settings.calibration.model_copy(update=named)
+        return read_rows(Path(source), settings, reads_images=self.base.reads_images)
 
     @cached_property
     def calibration_rows(self) -> Rows:

@@ -42,6 +42,10 @@ class SiteEntry(Settings):
     """Where this site keeps the base model, if not where the run's settings say."""
     held_out: str = ""
     """Labelled rows to evaluate on."""
+    text_column: str = ""
+    """Column of this site's rows that holds the text, if not the one of ``calibration``."""
+    label_column: str = ""
+    """Column of this site's rows that holds the label, if not the one of ``calibration``."""
     cache: str = ""
     """Where this site keeps its state, if not where the run's settings say."""
     min_rows: int = Field(default=1, ge=1)

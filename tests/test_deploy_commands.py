@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -22,7 +23,14 @@ from layerweld.deploy.processes import Supervisor
 from layerweld.deploy.run_account import account
 from layerweld.deploy.runs import notices_in
 from layerweld.deploy.site import explain_end, is_joined, joined, node_config, open_site
-from layerweld.errors import CohortError, DeployError, InUseError, LayerweldError, LostSiteError
+from layerweld.errors import (
+    CohortError,
+    DataError,
+    DeployError,
+    InUseError,
+    LayerweldError,
+    LostSiteError,
+)
 from layerweld.run_state import recording
 from tests.tiny_sites import make_sites
 
@@ -172,6 +180,21 @@ def test_a_site_has_its_own_say_on_how_few_rows_are_measured(here, sites):
     assert not (here / "hospital-a").exists()
     init_site(sites)
     assert open_site(here / "hospital-a").entry.min_rows == 10
+
+
+def test_a_site_calls_its_columns_what_it_likes(here, sites):
+    from flwr.common.config import parse_config_args
+
+    rows = [json.loads(line) for line in Path(sites.nodes[0]["data"]).read_text().splitlines()]
+    renamed = "\n".join(json.dumps({"note of the day": row["text"]}) for row in rows)
+    (here / "notes.jsonl").write_text(renamed)
+    things = (*things_of(sites)[:4], "--data", "notes.jsonl")
+    with pytest.raises(DataError, match="or the site's own `text-column`"):
+        init_site(sites, *things)
+    made = init_site(sites, *things, "--text-column", "note of the day")
+    assert "18 rows, " in made.output
+    parsed = parse_config_args([node_config(open_site(here / "hospital-a").entry)])
+    assert site_of_node(parsed, RunSettings()).text_column == "note of the day"
 
 
 def test_a_sites_paths_are_absolute_and_flower_hands_them_on(here, sites):

@@ -70,6 +70,22 @@ def test_one_head_beside_two_adapters_is_nobodys_until_it_is_named(sites, tmp_pa
     assert list(accuracies(tmp_path)["com"]) == ["ash", "birch", "cedar"]
 
 
+def test_a_site_may_call_its_columns_otherwise_and_the_merge_is_the_same(sites, tmp_path):
+    again = tmp_path / "again"
+    again.mkdir()
+    simulate(sites, tmp_path)
+    node = sites.nodes[1]
+    rows = [json.loads(line) for line in Path(node["data"]).read_text().splitlines()]
+    own = "\n".join(json.dumps({"body": row["text"], "class": row["label"]}) for row in rows)
+    (again / "body.jsonl").write_text(own)
+    node |= dict.fromkeys(("data", "held_out"), str(again / "body.jsonl"))
+    node |= {"text_column": "body", "label_column": "class"}
+    simulate(sites, again)
+    made = "out/adapter/adapter_model.safetensors"
+    assert (again / made).read_bytes() == (tmp_path / made).read_bytes()
+    assert accuracies(again) == accuracies(tmp_path)
+
+
 def test_an_error_at_a_site_has_its_name_and_what_it_was_asked(sites, tmp_path):
     Path(sites.nodes[2]["data"]).write_text("")
     with pytest.raises(DataError) as raised:

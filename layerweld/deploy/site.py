@@ -7,7 +7,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,20 +110,23 @@ class Site:
         shutil.rmtree(self.folder / "flower" / "apps", ignore_errors=True)
 
 
-def site_entry(name: str, parent: Path, min_rows: int, **paths: str) -> SiteEntry:
+def site_entry(
+    name: str, parent: Path, min_rows: int, columns: Mapping[str, str], **paths: str
+) -> SiteEntry:
     """Check what a person typed, and make every path absolute.
 
     Args:
         name: of the site and of its folder.
         parent: absolute folder in which that will be made.
         min_rows: as in :class:`SiteEntry`.
+        columns: ``text_column`` and ``label_column`` of :class:`SiteEntry`.
         paths: the fields of :class:`SiteEntry` that are paths, other than ``cache``.
 
     Raises:
         DeployError: a name or path is impossible or does not exist.
     """
     absolute = {key: _absolute(path) for key, path in paths.items() if path}
-    entries = absolute | {"name": name, "cache": str(parent / name / "cache")}
+    entries = absolute | {**columns, "name": name, "cache": str(parent / name / "cache")}
     for key, value in entries.items():
         if _UNQUOTABLE & set(value):
             raise DeployError(f"{key} {value!r} holds a quote, backslash or line break; rename it")
@@ -182,8 +185,8 @@ def node_config(entry: SiteEntry) -> str:
     The watchdog is always on: here Flower starts one process a message, and one that hangs would
     block the site for every later message.
     """
-    paths = entry.model_dump(by_alias=True, exclude={"watchdog", "min_rows"})
-    texts = [f'{key}="{value}"' for key, value in paths.items() if value]
+    entries = entry.model_dump(by_alias=True, exclude={"watchdog", "min_rows"})
+    texts = [f'{key}="{value}"' for key, value in entries.items() if value]
     return " ".join([*texts, f"min-rows={entry.min_rows}", "watchdog=true"])
 
 

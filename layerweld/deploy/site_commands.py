@@ -42,6 +42,12 @@ def init(
     ] = False,
     held_out: Annotated[str, typer.Option(help="Labelled rows to evaluate on.")] = "",
     head: Annotated[str, typer.Option(help="The adapter's classifier, to evaluate with.")] = "",
+    text_column: Annotated[
+        str, typer.Option(help="The data's column of texts, if not the run's.")
+    ] = "",
+    label_column: Annotated[
+        str, typer.Option(help="The data's column of labels, if not the run's.")
+    ] = "",
     min_rows: Annotated[
         int, typer.Option(help="Take no statistics over fewer rows, whatever a run asks for.")
     ] = 10,
@@ -65,7 +71,8 @@ def init(
     if folder.exists():
         raise DeployError(f"{folder} exists already; choose another name, or remove it")
     paths = {"base": model, "data": data, "adapter": adapter, "head": head, "held_out": held_out}
-    entry = site_entry(site, Path.cwd(), min_rows, **paths)
+    columns = {"text_column": text_column, "label_column": label_column}
+    entry = site_entry(site, Path.cwd(), min_rows, columns, **paths)
     with showing_progress():
         egress = measure(entry, _settings(settings))
     made, fingerprint = create(folder, entry, settings.read_bytes() if settings else b"")
