@@ -43,7 +43,7 @@ def fisher_sums(state: SiteState, layers: tuple[str, ...]) -> dict[str, Tensor]:
 
 def _mean_squared_gradients(state: SiteState, model: ReplayableModel) -> dict[str, Tensor]:
     head = state.head
-    labels = labels_of(state.calibration_rows, head.classes)
+    labels = labels_of(state.data.calibration_rows, head.classes)
     sums: dict[str, Tensor] = {}
     seen = 0
     for batch in state.batches:

@@ -23,17 +23,17 @@ def introduce(state: SiteState) -> Introduction:
             before anything is computed, and not once everything is merged.
     """
     if state.must_fine_tune:
-        check_trainable(state.rows)
+        check_trainable(state.data.rows)
     classes = state.classes
     evaluates = _can_evaluate(state)
-    if evaluates and state.held_out is not None:
-        labels_of(state.held_out, classes)
+    if evaluates and state.data.held_out is not None:
+        labels_of(state.data.held_out, classes)
     kind, layers, ranks, prefix = _adapter_facts(state)
     model = ReplayableModel(state.base.backbone, state.plan)
     recording = state.recording(model, shifted_embeddings=False)
     tokens = sum(int(batch.keep.sum()) for batch in recording)
     if tokens == 0:
-        raise DataError(f"{state.site.name}: no calibration token in {len(state.rows)} rows")
+        raise DataError(f"{state.site.name}: no calibration token in {len(state.data.rows)} rows")
     return Introduction(
         site=state.site.name,
         base=state.base.fingerprint,
@@ -44,12 +44,12 @@ def introduce(state: SiteState) -> Introduction:
         layers=layers,
         ranks=ranks,
         prefix=prefix,
-        samples=len(state.calibration_rows),
+        samples=len(state.data.calibration_rows),
         tokens=tokens,
-        skipped=state.rows.skipped,
+        skipped=state.data.rows.skipped,
         evaluates=evaluates,
         classifies=bool(classes),
-        labelled=bool(state.rows.classes) and {*state.rows.classes} <= {*classes},
+        labelled=bool(state.data.rows.classes) and {*state.data.rows.classes} <= {*classes},
         factors=_digest_of_factors(state),
         versions=(f"layerweld={__version__}", *_versions("torch", "transformers", "peft", "flwr")),
     )
@@ -72,7 +72,7 @@ def _adapter_facts(
 
 
 def _can_evaluate(state: SiteState) -> bool:
-    if not state.settings.evaluate.enabled or state.held_out is None:
+    if not state.settings.evaluate.enabled or state.data.held_out is None:
         return False
     return state.has_head
 

@@ -47,7 +47,7 @@ def _file(state: SiteState, kind: str) -> Path:
     decides = (
         state.base.fingerprint,
         state.adapter.digest if kind == "individual" else "",
-        state.held_out.digest if state.held_out else "",
+        state.data.held_out.digest if state.data.held_out else "",
         state.settings.evaluate.model_dump_json(),
     )
     digest.update(" ".join(decides).encode())

@@ -11,11 +11,11 @@ from pathlib import Path
 from torch import Tensor
 
 from client.batches import Preprocessor, batches
-from client.data import Rows, draw, read_rows, set_aside
+from client.data import Rows
 from client.heads import ClassifierHead, load_head
 from client.label_words import LabelWordHead, label_word_head
-from client.package_tasks import Split, package_rows
 from client.site import cache_folder
+from client.site_rows import SiteRows
 from client.store import SiteStore
 from layerweld.adapters import Adapter
 from layerweld.base_model import BaseModel, device_named, load_base
@@ -23,15 +23,12 @@ from layerweld.collect import ReplayableModel
 from layerweld.config import RunSettings
 from layerweld.demo import base_folder
 from layerweld.discover import discover_plan
-from layerweld.errors import AdapterError, CohortError, ConfigError
+from layerweld.errors import AdapterError, ConfigError
 from layerweld.linear import shifted
 from layerweld.plan import MergePlan
 from layerweld.replay import RecordedBatch
-from layerweld.sites import HEAD, SiteEntry, package_task
+from layerweld.sites import HEAD, SiteEntry
 from layerweld.task_vectors import read_fine_tuned
-
-_TRAINING_ROWS = 1500
-_HELD_OUT_ROWS = 250
 
 
 @lru_cache(maxsize=2)
@@ -74,69 +71,10 @@ class SiteState:
         """The merge plan of the whole model."""
         return self._loaded[1]
 
-    @property
-    def rows(self) -> Rows:
-        """The site's rows, to fine-tune and to calibrate on."""
-        return self._split[0]
-
     @cached_property
-    def held_out(self) -> Rows | None:
-        """Labelled rows to evaluate on, if the site has any."""
-        rows = self._split[1] if self._validates else self._held_out
-        samples, seed = self.settings.evaluate.samples, self.settings.calibration.seed
-        return None if rows is None else draw(rows, samples, seed)
-
-    @cached_property
-    def _split(self) -> tuple[Rows, Rows]:
-        """The rows to work with, and those set aside to choose settings on."""
-        calibration = self.settings.calibration
-        return set_aside(self._all_rows, calibration.validation, calibration.seed)
-
-    @property
-    def _validates(self) -> bool:
-        return self.settings.evaluate.rows == "validation"
-
-    @cached_property
-    def _all_rows(self) -> Rows:
-        if task := package_task(self.site.data):
-            return self._package_rows(task, held_out=False)
-        return self._file_rows(self.site.data)
-
-    @cached_property
-    def _held_out(self) -> Rows | None:
-        if not self.site.held_out:
-            return None
-        if task := package_task(self.site.held_out):
-            return self._package_rows(task, held_out=True)
-        return self._file_rows(self.site.held_out)
-
-    def _file_rows(self, source: str) -> Rows:
-        """Rows of a file of the site's, whose columns may have names of their own."""
-        own = {"text_column": self.site.text_column, "label_column": self.site.label_column}
-        named = {column: name for column, name in own.items() if name}
-        settings = self.settings.calibration.model_copy(update=named)
-        return read_rows(Path(source), settings, reads_images=self.base.reads_images)
-
-    @cached_property
-    def calibration_rows(self) -> Rows:
-        """The rows that statistics are taken over."""
-        calibration = self.settings.calibration
-        return self.drawn(self.rows, calibration.samples, calibration.seed)
-
-    def drawn(self, rows: Rows, samples: int, seed: int) -> Rows:
-        """That many of the rows, or all, for something that will leave the site.
-
-        Raises:
-            CohortError: they are fewer than the site's own policy allows.
-        """
-        chosen = draw(rows, samples, seed)
-        if len(chosen) < self.site.min_rows:
-            raise CohortError(
-                f"{len(chosen)} rows would be measured, and the site's min-rows is "
-                f"{self.site.min_rows}: the run must ask for more (calibration.samples, "
-                f"adamerging.rows), or the site must have more"
-            )
-        return chosen
+    def data(self) -> SiteRows:
+        """The site's rows: to work with, to take statistics over, and to evaluate on."""
+        return SiteRows(self.site, self.settings, reads_images=self.base.reads_images)
 
     @property
     def adapter_folder(self) -> Path:
@@ -146,7 +84,7 @@ class SiteState:
         finetune = self.settings.finetune
         decides = finetune.model_dump_json(exclude={"logger", "accelerator", "devices"})
         seed = self.settings.calibration.seed
-        about = f"{self.base.fingerprint} {self.rows.digest} {decides} {seed}"
+        about = f"{self.base.fingerprint} {self.data.rows.digest} {decides} {seed}"
         about += self.settings.calibration.prompt_end
         key = hashlib.sha256(about.encode()).hexdigest()[:16]
         folder = cache_folder(self.site, self.settings) / "adapters" / f"{self.site.name}-{key}"
@@ -188,7 +126,7 @@ class SiteState:
             # Words stand for classes, so without classes they are no head.
             return self.head.classes if self._classes else ()
         if self.must_fine_tune:
-            return self.rows.classes
+            return self.data.rows.classes
         return self.head.classes if self.has_head else ()
 
     @property
@@ -201,8 +139,8 @@ class SiteState:
 
     @property
     def _classes(self) -> Sequence[str]:
-        held_out = self.held_out.classes if self.held_out else ()
-        return self.rows.classes or held_out
+        held_out = self.data.held_out.classes if self.data.held_out else ()
+        return self.data.rows.classes or held_out
 
     @property
     def must_fine_tune(self) -> bool:
@@ -241,7 +179,7 @@ class SiteState:
     @cached_property
     def batches(self) -> list[dict[str, Tensor]]:
         """The calibration rows as model inputs, on the model's device."""
-        return self.model_inputs(self.calibration_rows)
+        return self.model_inputs(self.data.calibration_rows)
 
     def model_inputs(self, rows: Rows) -> list[dict[str, Tensor]]:
         """Rows as model inputs, in order, a batch at a time, on the model's device."""
@@ -270,7 +208,9 @@ class SiteState:
 
     def store(self, method: str) -> SiteStore:
         """Files of this run, site and method; another adapter or other rows get other files."""
-        decides = f"{self.base.fingerprint} {self.calibration_rows.digest} {self.adapter.digest}"
+        decides = (
+            f"{self.base.fingerprint} {self.data.calibration_rows.digest} {self.adapter.digest}"
+        )
         key = hashlib.sha256(decides.encode()).hexdigest()[:16]
         folder = cache_folder(self.site, self.settings) / "runs" / self.run / method
         return SiteStore(folder / f"{self.site.name}-{key}")
@@ -288,12 +228,6 @@ class SiteState:
         chosen = self.site.base or self.settings.base
         return Path(chosen).expanduser() if chosen else base_folder()
 
-    def _package_rows(self, task: str, *, held_out: bool) -> Rows:
-        samples = _HELD_OUT_ROWS if held_out else _TRAINING_ROWS
-        split: Split = "test" if held_out else "train"
-        seed = self.settings.calibration.seed
-        return package_rows(task, split, samples, seed)
-
 
 def fine_tune_site(state: SiteState, on_step: Callable[[int, int], None] | None = None) -> None:
     """Train the site's adapter where it has none yet."""
@@ -303,7 +237,7 @@ def fine_tune_site(state: SiteState, on_step: Callable[[int, int], None] | None 
         fine_tune(
             state.base,
             state.targets,
-            state.rows,
+            state.data.rows,
             state.settings.finetune,
             state.settings.calibration.seed,
             state.adapter_folder.parent,
