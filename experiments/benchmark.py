@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from experiments.benchmark_runs import RESULTS, Name, attention_only, benchmark, compared
+from experiments.benchmark_runs import RESULTS, Name, benchmark, compared, fine_tuned_otherwise
 from experiments.figures import COLOURS, INK, panels, save
 from layerweld.launch import app_module
 from layerweld.methods import METHODS
@@ -27,16 +27,17 @@ def main(
     attention: Annotated[
         bool, typer.Option("--attention", help="LoRA on attention only; `language` always is.")
     ] = False,
+    frozen_a: Annotated[
+        bool, typer.Option("--frozen-a", help="One frozen A at all sites, as FFA-LoRA needs.")
+    ] = False,
     output: Annotated[Path, typer.Option(help="Folder for all results.")] = RESULTS,
 ) -> None:
     """Compare the methods and write what is known after each of them."""
     played = benchmark(name)
     names = ",".join(METHODS) if methods == "all" else methods
     settings = played.settings.model_copy(update={"methods": names})
-    if attention:
-        settings = attention_only(settings)
-    kind = ("-attention" if attention else "") + ("-tuned" if tune > 1 else "")
-    folder = output / f"{name}{kind}"
+    settings, kind = fine_tuned_otherwise(settings, attention=attention, frozen_a=frozen_a)
+    folder = output / f"{name}{kind}{'-tuned' if tune > 1 else ''}"
     found = compared(
         settings,
         played.nodes,

@@ -60,10 +60,22 @@ def compared(
         return compare_in_process(settings, nodes, settings.base, seeds, tune, kept, on_known)
 
 
-def attention_only(settings: RunSettings) -> RunSettings:
-    """The settings with LoRA on attention alone, as in the paper, for encoders."""
-    finetune = settings.finetune.model_copy(update={"targets": _ATTENTION})
-    return settings.model_copy(update={"finetune": finetune})
+def fine_tuned_otherwise(
+    settings: RunSettings, *, attention: bool, frozen_a: bool
+) -> tuple[RunSettings, str]:
+    """The settings with another fine-tuning, and what the folder of its results ends with.
+
+    Args:
+        settings: of a benchmark.
+        attention: LoRA on attention alone, as in the paper, for encoders.
+        frozen_a: ``B`` alone is trained, on one ``A`` for all sites, as in FFA-LoRA.
+    """
+    changes: dict[str, Any] = {}
+    changes |= {"targets": _ATTENTION} if attention else {}
+    changes |= {"freeze_a": True} if frozen_a else {}
+    kind = ("-attention" if attention else "") + ("-frozen-a" if frozen_a else "")
+    finetune = settings.finetune.model_copy(update=changes)
+    return settings.model_copy(update={"finetune": finetune}), kind
 
 
 @contextmanager

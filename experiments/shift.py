@@ -11,6 +11,7 @@ from typing import Annotated
 
 import pandas as pd
 import typer
+from matplotlib.ticker import MaxNLocator
 
 from experiments.benchmark_runs import RESULTS, Name, benchmark, federation
 from experiments.figures import COLOURS, panels, save
@@ -64,6 +65,7 @@ def draw(table: pd.DataFrame, file: Path) -> None:
             axis.plot(range(len(line)), line, "o-", color=colour, label=label, markersize=3)
         axis.set_title(f"inputs of {kind}", fontsize=10)
         axis.set_xlabel("block")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set_yscale("log")
     axes[0].set_ylabel("Σ over sites, eq. 8")
     axes[0].legend(fontsize=7, frameon=False)

@@ -82,7 +82,7 @@ def draw(table: pd.DataFrame, file: Path) -> None:
         axis.plot(100 * shown["unseen"], places, "s", color=COLOURS[0], label="unseen sites")
         axis.set_yticks(list(places), list(shown["method"]), fontsize=8)
         axis.invert_yaxis()
-        axis.set_title(f"without {shown['left_out'].iloc[0]}", fontsize=10)
+        axis.set_title(f"without {shown['left_out'].iloc[0].replace(' ', ', ')}", fontsize=10)
         axis.set_xlabel("accuracy, %")
     axes[0].legend(fontsize=8, frameon=False)
     save(figure, file)

@@ -1,7 +1,6 @@
 """Every method through the federation: declared, refused in time, played and written out."""
 
 import json
-import re
 import tomllib
 
 import pytest
@@ -372,44 +371,6 @@ def test_sites_that_freeze_a_fine_tune_for_ffa_lora_which_is_then_the_mean(tmp_p
         assert update.rank == RunSettings().finetune.rank
         assert update.dense().norm() > 0
         torch.testing.assert_close(update.dense(), mean[layer].dense(), rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("name", "expected", "keys"),
-    [
-        ("ties+lines", "every single site", {"ties.density", "ties.scaling", "lines.slope"}),
-        ("mean", "sums over the sites", set()),
-        ("fisher", "labelled calibration rows", {"fisher.floor"}),
-        ("ffa-lora", "the same, frozen A at every site", set()),
-        ("adamerging++", "as many as its settings say", {"adamerging.density"}),
-    ],
-)
-def test_a_method_is_shown_at_length_with_what_it_reads(name, expected, keys):
-    shown = CliRunner().invoke(cli.app, ["methods", name], env={"COLUMNS": "160"}).output
-    assert method_named(name, RunSettings()).source in shown
-    assert expected in shown
-    listed = set(re.findall(r"│ ([a-z-]+\.[a-z-]+) ", shown))
-    assert listed >= keys | {"merge.rank"}
-    assert {key.partition(".")[0] for key in listed - keys} <= {"merge", name.rstrip("+")}
-
-
-def test_what_a_method_stands_for_is_not_among_its_settings():
-    shown = CliRunner().invoke(cli.app, ["methods", "mats"], env={"COLUMNS": "160"}).output
-    assert "merge.iterations" in shown
-    assert not {"merge.solver", "merge.ridge", "merge.anchor"} & set(
-        re.findall(r"merge[\w.-]+", shown)
-    )
-
-
-def test_an_unknown_method_is_answered_with_the_known_ones():
-    asked = CliRunner().invoke(cli.app, ["methods", "tie"])
-    assert isinstance(asked.exception, ConfigError)
-    assert "ties" in str(asked.exception)
-
-
-def test_help_says_what_an_argument_is():
-    shown = CliRunner().invoke(cli.app, ["methods", "--help"]).output
-    assert "One method, for all about it" in shown
 
 
 def test_the_command_line_lists_methods_and_plays_one_with_its_settings(

@@ -1,0 +1,49 @@
+"""``layerweld methods NAME``: all about one method, in words that fit what it does."""
+
+import re
+
+import pytest
+from typer.testing import CliRunner
+
+from layerweld import cli
+from layerweld.config import RunSettings
+from layerweld.errors import ConfigError
+from layerweld.methods import method_named
+
+
+@pytest.mark.parametrize(
+    ("name", "expected", "keys"),
+    [
+        ("ties+lines", "every single site", {"ties.density", "ties.scaling", "lines.slope"}),
+        ("mean", "sums over the sites", set()),
+        ("fisher", "labelled calibration rows", {"fisher.floor"}),
+        ("ffa-lora", "the same, frozen A at every site", set()),
+        ("adamerging++", "as many as its settings say", {"adamerging.density"}),
+    ],
+)
+def test_a_method_is_shown_at_length_with_what_it_reads(name, expected, keys):
+    shown = CliRunner().invoke(cli.app, ["methods", name], env={"COLUMNS": "160"}).output
+    assert method_named(name, RunSettings()).source in shown
+    assert expected in shown
+    listed = set(re.findall(r"│ ([a-z-]+\.[a-z-]+) ", shown))
+    assert listed >= keys | {"merge.rank"}
+    assert {key.partition(".")[0] for key in listed - keys} <= {"merge", name.rstrip("+")}
+
+
+def test_what_a_method_stands_for_is_not_among_its_settings():
+    shown = CliRunner().invoke(cli.app, ["methods", "mats"], env={"COLUMNS": "160"}).output
+    assert "merge.iterations" in shown
+    assert not {"merge.solver", "merge.ridge", "merge.anchor"} & set(
+        re.findall(r"merge[\w.-]+", shown)
+    )
+
+
+def test_an_unknown_method_is_answered_with_the_known_ones():
+    asked = CliRunner().invoke(cli.app, ["methods", "tie"])
+    assert isinstance(asked.exception, ConfigError)
+    assert "ties" in str(asked.exception)
+
+
+def test_help_says_what_an_argument_is():
+    shown = CliRunner().invoke(cli.app, ["methods", "--help"]).output
+    assert "One method, for all about it" in shown
