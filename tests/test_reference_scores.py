@@ -17,7 +17,7 @@ def site(tmp_path):
         decides_head=b"head",
         base=SimpleNamespace(fingerprint="base"),
         adapter=SimpleNamespace(digest="adapter"),
-        held_out=SimpleNamespace(digest="rows"),
+        data=SimpleNamespace(held_out=SimpleNamespace(digest="rows")),
     )
 
 
@@ -37,10 +37,11 @@ def test_a_score_is_measured_once_per_kind(site):
     assert measured_once(site, "individual", (0.75, 8)) == ((0.75, 8), 1)
 
 
-@pytest.mark.parametrize("part", ["base", "adapter", "held_out"])
+@pytest.mark.parametrize("part", ["base", "adapter", "data"])
 def test_another_model_adapter_or_rows_are_measured_anew(site, part):
     measured_once(site, "individual", (0.25, 8))
-    setattr(site, part, SimpleNamespace(fingerprint="other", digest="other"))
+    other = SimpleNamespace(fingerprint="other", digest="other")
+    setattr(site, part, SimpleNamespace(held_out=other) if part == "data" else other)
     assert measured_once(site, "individual", (0.75, 8)) == ((0.75, 8), 1)
 
 
