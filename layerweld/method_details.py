@@ -62,6 +62,8 @@ def _settings(method: Method) -> Table:
     for name in dict.fromkeys((method.table, "lines", "merge")):
         of: type[Settings] = type(getattr(defaults, name.replace("-", "_")))
         for facts in facts_of(of):
+            if facts.key == "granularity":
+                continue  # it is what the name of a chain stands for
             if reads(method, f"{name}.{facts.key}", defaults):
                 cells = (f"{name}.{facts.key}", facts.default, facts.values, facts.meaning)
                 table.add_row(*(Text(cell.replace("`", "")) for cell in cells))

@@ -38,6 +38,13 @@ def test_what_a_method_stands_for_is_not_among_its_settings():
     )
 
 
+@pytest.mark.parametrize("name", ["com", "regmean++", "jacobi"])
+def test_a_chain_is_named_by_its_granularity_which_is_not_set_beside_it(name):
+    shown = CliRunner().invoke(cli.app, ["methods", name], env={"COLUMNS": "160"}).output
+    assert "merge.ridge" in shown
+    assert "merge.granularity" not in shown
+
+
 def test_an_unknown_method_is_answered_with_the_known_ones():
     asked = CliRunner().invoke(cli.app, ["methods", "tie"])
     assert isinstance(asked.exception, ConfigError)
