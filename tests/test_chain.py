@@ -21,19 +21,12 @@ from layerweld.task_vectors import read_fine_tuned
 from layerweld.updates import DenseUpdate
 from tests.dying_server import killed_after
 from tests.tiny_peft import new_model
-from tests.tiny_sites import make_sites
-
-TARGETS = ["query", "key", "value", "output.dense", "intermediate.dense"]
+from tests.tiny_sites import BERT_LAYERS, make_sites
 
 
 @pytest.fixture(scope="module")
 def bert_sites(tmp_path_factory):
-    return make_sites(tmp_path_factory.mktemp("bert"), TARGETS)
-
-
-def play(sites, output, **merge):
-    settings = sites.settings(**merge)
-    return app_module("server.run").play(sites.grid(settings), settings, str(sites.base), output)
+    return make_sites(tmp_path_factory.mktemp("bert"), BERT_LAYERS)
 
 
 def merged_updates(output):
@@ -151,7 +144,7 @@ SETTINGS = [
 
 @pytest.mark.parametrize("merge", SETTINGS, ids=str)
 def test_the_merge_is_what_the_formulas_say(bert_sites, tmp_path, merge):
-    play(bert_sites, tmp_path / "out", **merge)
+    bert_sites.play(tmp_path / "out", **merge)
     reference = Reference(bert_sites)
     expected = reference.chain(**merge)
     got = merged_updates(tmp_path / "out")
@@ -162,7 +155,7 @@ def test_the_merge_is_what_the_formulas_say(bert_sites, tmp_path, merge):
 
 def test_a_llama_with_grouped_query_attention_is_merged_too(tmp_path):
     sites = make_sites(tmp_path, ["q_proj", "v_proj", "o_proj", "down_proj"], family="llama")
-    play(sites, tmp_path / "out")
+    sites.play(tmp_path / "out")
     with safe_open(tmp_path / "out/adapter/adapter_model.safetensors", "pt") as file:
         names = list(file.keys())
     assert any(
@@ -172,8 +165,8 @@ def test_a_llama_with_grouped_query_attention_is_merged_too(tmp_path):
 
 
 def test_dense_products_give_the_weights_of_factored_ones(bert_sites, tmp_path):
-    play(bert_sites, tmp_path / "factored")
-    play(bert_sites, tmp_path / "dense", products="dense")
+    bert_sites.play(tmp_path / "factored")
+    bert_sites.play(tmp_path / "dense", products="dense")
     base = load_base(bert_sites.base)
     factored = merged_updates(tmp_path / "factored")
     dense = AutoModel.from_pretrained(tmp_path / "dense/model")
@@ -198,7 +191,7 @@ def fully_fine_tuned(sites, folder):
 
 def test_fully_fine_tuned_sites_that_agree_merge_to_themselves(bert_sites, tmp_path):
     sites, tuned = fully_fine_tuned(bert_sites, tmp_path / "tuned")
-    play(sites, tmp_path / "out", ridge=1e-9)
+    sites.play(tmp_path / "out", ridge=1e-9)
     merged = AutoModel.from_pretrained(tmp_path / "out/model", add_pooling_layer=False).eval()
     # Equal on what the sites' rows excite; elsewhere the ridge keeps the base model's weights.
     for batch in Reference(bert_sites).batches.values():
@@ -210,7 +203,7 @@ def test_fully_fine_tuned_sites_that_agree_merge_to_themselves(bert_sites, tmp_p
 
 
 def test_compressed_ranks_and_their_errors_are_in_the_manifest(bert_sites, tmp_path):
-    play(bert_sites, tmp_path / "out", rank=4)
+    bert_sites.play(tmp_path / "out", rank=4)
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
     assert all(0 < group["compression_error"] < 1 for group in manifest["groups"])
     with safe_open(tmp_path / "out/adapter/adapter_model.safetensors", "pt") as file:
@@ -219,9 +212,9 @@ def test_compressed_ranks_and_their_errors_are_in_the_manifest(bert_sites, tmp_p
 
 
 def test_the_order_of_the_sites_does_not_change_a_bit(bert_sites, tmp_path):
-    first = play(bert_sites, tmp_path / "one")
+    first = bert_sites.play(tmp_path / "one")
     bert_sites.nodes.reverse()
-    second = play(bert_sites, tmp_path / "two")
+    second = bert_sites.play(tmp_path / "two")
     bert_sites.nodes.reverse()
     assert first.manifest_hash == second.manifest_hash
 
@@ -257,14 +250,14 @@ def test_flowers_own_start_plays_the_same_chain(bert_sites, tmp_path):
 def test_an_output_folder_in_use_is_left_alone(bert_sites, tmp_path):
     (tmp_path / "letter.txt").write_text("mine")
     with pytest.raises(OutputError, match=r"letter\.txt"):
-        play(bert_sites, tmp_path)
+        bert_sites.play(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["letter.txt"]
 
 
 def test_every_group_of_the_chain_measures_behind_the_one_before(bert_sites, tmp_path):
     manifest_of = {}
     for name in ("one", "two"):
-        play(bert_sites, tmp_path / name)
+        bert_sites.play(tmp_path / name)
         manifest_of[name] = json.loads((tmp_path / name / "manifest.json").read_text())
     steps = [group["step"] for group in manifest_of["one"]["groups"]]
     assert all(later == earlier + 1 for earlier, later in pairwise(steps))
@@ -275,12 +268,12 @@ def test_a_resumed_run_keeps_the_remainder_its_steps_were_measured_behind(
     bert_sites, tmp_path, monkeypatch
 ):
     sites, _ = fully_fine_tuned(bert_sites, tmp_path / "tuned")
-    whole = play(sites, tmp_path / "whole")
+    whole = sites.play(tmp_path / "whole")
     with killed_after(2, monkeypatch):
-        play(sites, tmp_path / "out")
+        sites.play(tmp_path / "out")
     federation = app_module("server.federation")
     monkeypatch.setattr(federation, "read_remainder", lambda *_: pytest.fail("asked for it again"))
-    assert play(sites, tmp_path / "out").manifest_hash == whole.manifest_hash
+    assert sites.play(tmp_path / "out").manifest_hash == whole.manifest_hash
 
 
 def test_sites_without_adapters_fine_tune_first(bert_sites, tmp_path):
@@ -309,5 +302,5 @@ def test_sites_without_adapters_fine_tune_first(bert_sites, tmp_path):
 
 def test_sites_forget_a_finished_run(bert_sites, tmp_path):
     before = {*(bert_sites.folder / "cache/runs").glob("*")}
-    play(bert_sites, tmp_path / "out")
+    bert_sites.play(tmp_path / "out")
     assert {*(bert_sites.folder / "cache/runs").glob("*")} == before

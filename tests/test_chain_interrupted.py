@@ -11,29 +11,22 @@ from layerweld.launch import app_module
 from layerweld.transport.chain import decode_question
 from tests.dying_server import after_keeping, killed_after
 from tests.faulty_grid import KINDS, Clock, Faults, FaultyGrid, from_the_node
-from tests.tiny_sites import make_sites
-
-TARGETS = ["query", "key", "value", "output.dense", "intermediate.dense"]
+from tests.tiny_sites import BERT_LAYERS, make_sites
 
 
 @pytest.fixture(scope="module")
 def bert_sites(tmp_path_factory):
-    return make_sites(tmp_path_factory.mktemp("bert"), TARGETS)
-
-
-def play(sites, output, **merge):
-    settings = sites.settings(**merge)
-    return app_module("server.run").play(sites.grid(settings), settings, str(sites.base), output)
+    return make_sites(tmp_path_factory.mktemp("bert"), BERT_LAYERS)
 
 
 @pytest.mark.parametrize("after", [0, 3, 6])
 def test_a_run_killed_after_any_step_ends_in_the_same_bytes(
     bert_sites, tmp_path, monkeypatch, after
 ):
-    whole = play(bert_sites, tmp_path / "whole")
+    whole = bert_sites.play(tmp_path / "whole")
     with killed_after(after, monkeypatch):
-        play(bert_sites, tmp_path / "out")
-    assert play(bert_sites, tmp_path / "out").manifest_hash == whole.manifest_hash
+        bert_sites.play(tmp_path / "out")
+    assert bert_sites.play(tmp_path / "out").manifest_hash == whole.manifest_hash
     assert not (tmp_path / "out/journal").exists()
 
 
@@ -41,7 +34,7 @@ def test_whoever_follows_the_log_sees_a_line_a_group(bert_sites, tmp_path, monke
     told = []
     notices = app_module("strategies.notices")
     monkeypatch.setattr(notices, "log", lambda _level, text: told.append(text))
-    play(bert_sites, tmp_path / "out")
+    bert_sites.play(tmp_path / "out")
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
     assert len(told) == len(manifest["groups"])
     for number, (line, group) in enumerate(zip(told, manifest["groups"], strict=True), start=1):
@@ -53,14 +46,14 @@ def test_whoever_follows_the_log_sees_a_line_a_group(bert_sites, tmp_path, monke
 
 
 def test_a_site_that_lost_its_cache_catches_up(bert_sites, tmp_path, monkeypatch):
-    whole = play(bert_sites, tmp_path / "whole")
+    whole = bert_sites.play(tmp_path / "whole")
 
     def lose(index):
         if index == 4:
             shutil.rmtree(bert_sites.folder / "cache/runs")
 
     with after_keeping(monkeypatch, lose):
-        assert play(bert_sites, tmp_path / "out").manifest_hash == whole.manifest_hash
+        assert bert_sites.play(tmp_path / "out").manifest_hash == whole.manifest_hash
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -77,7 +70,7 @@ def test_a_whole_run_on_a_faulty_network_ends_in_the_same_manifest(
     grid = FaultyGrid(app, bert_sites.nodes, settings, faults, clock)
     faulty = play_run(grid, settings, str(bert_sites.base), tmp_path / "faulty")
     assert len(faults.met) > 3
-    assert faulty.manifest_hash == play(bert_sites, tmp_path / "whole").manifest_hash
+    assert faulty.manifest_hash == bert_sites.play(tmp_path / "whole").manifest_hash
 
 
 class CedarFails(FaultyGrid):
@@ -124,7 +117,7 @@ def test_a_lost_site_is_named_wherever_the_merge_is_described_and_the_run_resume
 
 
 def test_a_damaged_hidden_state_is_computed_again(bert_sites, tmp_path, monkeypatch):
-    whole = play(bert_sites, tmp_path / "whole")
+    whole = bert_sites.play(tmp_path / "whole")
 
     def damage(_index):
         for file in (bert_sites.folder / "cache/runs").rglob("hidden-*.safetensors"):
@@ -133,11 +126,11 @@ def test_a_damaged_hidden_state_is_computed_again(bert_sites, tmp_path, monkeypa
             file.write_bytes(content)
 
     with after_keeping(monkeypatch, damage):
-        assert play(bert_sites, tmp_path / "out").manifest_hash == whole.manifest_hash
+        assert bert_sites.play(tmp_path / "out").manifest_hash == whole.manifest_hash
 
 
 def test_a_journal_of_other_settings_is_not_resumed(bert_sites, tmp_path, monkeypatch):
     with killed_after(0, monkeypatch):
-        play(bert_sites, tmp_path / "out")
+        bert_sites.play(tmp_path / "out")
     with pytest.raises(JournalError, match="remove the folder"):
-        play(bert_sites, tmp_path / "out", ridge=0.5)
+        bert_sites.play(tmp_path / "out", ridge=0.5)

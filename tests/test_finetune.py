@@ -10,52 +10,38 @@ import torch
 from peft import PeftModel
 from PIL import Image
 from safetensors.torch import load_file
-from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
-    BertConfig,
-    BertModel,
-    Dinov2Config,
-    Dinov2Model,
     GPT2Config,
     GPT2Model,
-    PreTrainedTokenizerFast,
 )
 
-from client.batches import Preprocessor, batches
 from client.data import make_rows, read_rows
 from client.evaluate import accuracy
 from client.finetune import fine_tune
 from client.heads import ClassifierHead, load_head
 from layerweld.base_model import BaseModel, load_base
 from layerweld.config import CalibrationSettings, EvaluateSettings, FinetuneSettings
-from layerweld.errors import AdapterError, ConfigError, DataError, OutputError
+from layerweld.errors import ConfigError, DataError, OutputError
 from layerweld.linear import linear_layers
+from tests.tiny_encoders import (
+    ROWS,
+    TEXTS,
+    WORDS,
+    save_image_base,
+    save_model,
+    save_text_base,
+    save_tokenizer,
+)
 
-WORDS = ["[PAD]", "[UNK]", "[END]", "the", "a", "is", "red", "warm", "blue", "cold", "very"]
-TEXTS = [f"{a} {b} is very {c}" for c in ("warm", "cold") for a in ("the", "a") for b in WORDS[3:]]
-ROWS = make_rows(TEXTS, ["fire" if "warm" in text[-4:] else "ice" for text in TEXTS])
 SETTINGS = FinetuneSettings(
     rank=2, epochs=8, batch_size=8, learning_rate=2e-2, accelerator="cpu", logger="none"
 )
 EVALUATE = EvaluateSettings(batch_size=5)
-TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 
 def needs(extra):
     reason = f"needs pip install 'layerweld[{extra}]'"
     return pytest.mark.skipif(find_spec(extra) is None, reason=reason)
-
-
-def save_tokenizer(folder, **special):
-    words = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="[UNK]"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(folder)
-
-
-def save_model(model_class, config, folder):
-    torch.manual_seed(0)
-    model_class(config).save_pretrained(folder)
-    return load_base(folder)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -69,18 +55,12 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def text_base(tmp_path_factory) -> BaseModel:
-    folder = tmp_path_factory.mktemp("bert")
-    save_tokenizer(folder, pad_token="[PAD]", unk_token="[UNK]")
-    config = BertConfig(
-        vocab_size=len(WORDS), intermediate_size=64, max_position_embeddings=16, **TINY
-    )
-    return save_model(BertModel, config, folder)
+    return save_text_base(tmp_path_factory.mktemp("bert"))
 
 
 @pytest.fixture(scope="module")
 def image_base(tmp_path_factory) -> BaseModel:
-    config = Dinov2Config(image_size=28, patch_size=14, mlp_ratio=2, **TINY)
-    return save_model(Dinov2Model, config, tmp_path_factory.mktemp("vit"))
+    return save_image_base(tmp_path_factory.mktemp("vit"))
 
 
 def adaptable(base):
@@ -312,92 +292,3 @@ def test_an_accelerator_or_precision_that_is_not_there_is_refused(
 def test_an_earlier_result_is_not_overwritten(text_base, tmp_path):
     with pytest.raises(OutputError, match="remove it to fine-tune again"):
         trained(text_base, tmp_path)
-
-
-def test_padding_and_batch_size_do_not_change_the_logits(text_base):
-    torch.manual_seed(0)
-    head = ClassifierHead(text_base.d_model, ROWS.classes)
-    rows = make_rows(["warm", "the cold is very blue", "a red"], None)
-
-    def logits(batch_size):
-        made = list(batches(rows, Preprocessor(text_base, 16), batch_size))
-        states = [text_base.backbone(**batch).last_hidden_state for batch in made]
-        pairs = zip(states, made, strict=True)
-        return torch.cat([head(state, batch["attention_mask"]) for state, batch in pairs])
-
-    torch.testing.assert_close(logits(3), logits(1))
-
-
-def test_batches_of_like_length_hold_every_text_once_and_little_padding(text_base):
-    texts = ["a " * (1 + (7 * i) % 14) + "b" for i in range(40)]
-    found = [*Preprocessor(text_base, 16).by_length(texts, batch_size=6)]
-    assert sorted(place for places, _ in found for place in places) == list(range(40))
-    for places, batch in found:
-        assert len(places) <= 6
-        lengths = batch["attention_mask"].sum(dim=1)
-        assert lengths.tolist() == [len(texts[place].split()) for place in places]
-        assert batch["input_ids"].shape[1] == lengths.max() <= 1.2 * lengths.min()
-
-
-def test_texts_are_cut_at_the_shorter_of_setting_and_model(text_base):
-    rows = make_rows(["a " * 40], None)
-    lengths = [
-        next(batches(rows, Preprocessor(text_base, length), 1))["input_ids"].shape[1]
-        for length in (4, 99)
-    ]
-    assert lengths == [4, 16]
-
-
-def test_a_model_folder_without_a_tokenizer_says_how_to_get_one(image_base, text_base, tmp_path):
-    base = BaseModel(tmp_path, text_base.backbone, "base")
-    with pytest.raises(ConfigError, match=r"tokenizer\.save_pretrained"):
-        Preprocessor(base, 16)
-
-
-@pytest.mark.parametrize(
-    "content",
-    ["", "{", "null", '{"size": "large"}', '{"image_processor_type": "NoneSuch"}'],
-)
-def test_an_image_processor_that_cannot_be_read_says_how_to_get_one(image_base, tmp_path, content):
-    (tmp_path / "config.json").write_bytes((image_base.folder / "config.json").read_bytes())
-    (tmp_path / "preprocessor_config.json").write_text(content)
-    with pytest.raises(ConfigError, match=r"image_processor\.save_pretrained"):
-        Preprocessor(BaseModel(tmp_path, image_base.backbone, "base"), 16)
-
-
-def test_a_head_is_read_back_as_it_was_saved(tmp_path):
-    head = ClassifierHead(4, ["ä", "b"])
-    head.save(tmp_path / "head.safetensors")
-    again = load_head(tmp_path / "head.safetensors")
-    hidden = torch.randn(2, 3, 4)
-    assert again.classes == ("ä", "b")
-    assert torch.equal(again(hidden), head(hidden))
-
-
-def test_a_head_that_is_missing_or_damaged_is_an_error(tmp_path):
-    with pytest.raises(AdapterError, match="let the site fine-tune, or name its file with `head`"):
-        load_head(tmp_path / "head.safetensors")
-    (tmp_path / "head.safetensors").write_bytes(b"damaged")
-    with pytest.raises(AdapterError, match="fine-tune again"):
-        load_head(tmp_path / "head.safetensors")
-
-
-def test_accuracy_matches_classes_by_name_not_by_position(text_base):
-    head = ClassifierHead(text_base.d_model, ["air", *ROWS.classes])
-    everything_is_ice = torch.tensor([0.0, 0.0, 99.0])
-    head.linear.weight.data.zero_()
-    head.linear.bias.data = everything_is_ice
-    share = ROWS.labels.count(1) / len(ROWS)
-    assert accuracy(text_base, head, ROWS, EVALUATE) == (pytest.approx(share), len(ROWS))
-
-
-@pytest.mark.parametrize(
-    ("rows", "remedy"),
-    [
-        (make_rows(["a"], None), r"evaluate\.enabled = false"),
-        (make_rows(["a"], ["steam"]), "train on such rows too"),
-    ],
-)
-def test_rows_that_cannot_be_scored_are_an_error(text_base, rows, remedy):
-    with pytest.raises(DataError, match=remedy):
-        accuracy(text_base, ClassifierHead(text_base.d_model, ROWS.classes), rows, EVALUATE)

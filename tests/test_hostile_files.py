@@ -22,7 +22,7 @@ from layerweld.config import RunSettings
 from layerweld.errors import AdapterError, ConfigError
 from layerweld.launch import app_module
 from layerweld.task_vectors import read_fine_tuned
-from tests.test_finetune import TINY, save_model, save_tokenizer
+from tests.tiny_encoders import TINY, save_model, save_tokenizer
 from tests.tiny_peft import edit_config, new_model, save_base, train_adapter
 
 RAN = []

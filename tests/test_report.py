@@ -15,34 +15,21 @@ from rich.console import Console
 from server.report import render_report, write_report
 from server.report_labels import group_label, number_text, time_text
 from server.report_verdict import caveat, verdict
-from server.results import GroupFigures, MethodResult, RunResults, Score, SiteSummary
+from server.results import Score
 from server.scores import best_at, compared_sites, half_width, summaries
 from server.tables import accuracy_table, group_table, write_accuracy_csv
-
-HOSTILE = '</script><img src="https://evil.example/x.png" onerror=alert(1)>'
-SITES = ("amsterdam", "boston", "chengdu", "dakar", "edinburgh", HOSTILE)
-ALONE = (0.90, 0.80, 1.00, 0.50, 0.80, 0.90)
-KINDS = (
-    ("attention.self", ("query", "key", "value")),
-    ("attention.output.dense", ("dense",)),
-    ("intermediate.dense", ("dense",)),
-    ("output.dense", ("dense",)),
+from tests.made_up_results import (
+    ALONE,
+    HOSTILE,
+    SITES,
+    made_up_results,
+    with_lost_sites,
+    without_scores,
 )
-LABELS = {
-    "base": "Base model",
-    "individual": "Individual",
-    "mean": "Mean",
-    "task-arithmetic": "Task arithmetic",
-    "regmean": "RegMean",
-    "regmean++": "RegMean++",
-    "com": "Chain of Merges",
-}
-SHARES = {"base": 0.5, "individual": 1.0, "mean": 0.6, "task-arithmetic": 0.7, "regmean": 0.8,
-          "regmean++": 0.85, "com": 0.95}  # fmt: skip
 
 
 def test_normalised_mean_and_worst_site_are_the_hand_computed_ones() -> None:
-    results = _results(com={"dakar": 0.40, "boston": 0.80})
+    results = made_up_results(com={"dakar": 0.40, "boston": 0.80})
     com = summaries(results)["com"]
     # 0.855/0.9, 0.8/0.8, 0.95/1, 0.4/0.5, 0.76/0.8, 0.855/0.9
     assert com.mean_normalised == pytest.approx((0.95 + 1 + 0.95 + 0.8 + 0.95 + 0.95) / 6)
@@ -59,7 +46,7 @@ def test_half_width_is_that_of_the_wilson_interval_and_never_zero() -> None:
 
 
 def test_a_mean_is_taken_only_where_every_method_has_a_score() -> None:
-    results = _results()
+    results = made_up_results()
     com = results.methods[-1]
     fewer = replace(com, scores={s: v for s, v in com.scores.items() if s != "boston"})
     results = replace(results, methods=(*results.methods[:-1], fewer))
@@ -69,20 +56,20 @@ def test_a_mean_is_taken_only_where_every_method_has_a_score() -> None:
 
 
 def test_a_site_whose_own_model_scores_nothing_is_no_yardstick() -> None:
-    results = _results(individual={"dakar": 0.0})
+    results = made_up_results(individual={"dakar": 0.0})
     assert "dakar" not in compared_sites(results)
     assert summaries(results)["com"].mean_normalised == pytest.approx(0.95)
 
 
 def test_the_verdict_names_the_best_merge_when_the_chosen_one_wins() -> None:
-    assert verdict(_results()).replace("\u00a0", " ") == (
+    assert verdict(made_up_results()).replace("\u00a0", " ") == (
         "Chain of Merges keeps 95.0 % of individual fine-tuning on average over six sites; "
         "it is the best of the five merges; RegMean++ follows with 85.0 %."
     )
 
 
 def test_the_verdict_says_so_when_the_chosen_merge_loses() -> None:
-    results = replace(_results(), chosen="mean")
+    results = replace(made_up_results(), chosen="mean")
     said = verdict(results).replace("\u00a0", " ")
     assert "Mean keeps 60.0 %" in said
     assert "Chain of Merges is better here, with 95.0 %" in said
@@ -90,41 +77,41 @@ def test_the_verdict_says_so_when_the_chosen_merge_loses() -> None:
 
 
 def test_the_verdict_says_so_when_the_base_model_does_no_worse() -> None:
-    results = _results(com=dict(zip(SITES, (0.3,) * 6, strict=True)))
+    results = made_up_results(com=dict(zip(SITES, (0.3,) * 6, strict=True)))
     assert "The base model alone does no worse" in verdict(results)
 
 
 def test_a_tie_is_called_a_tie() -> None:
     same = {s: 0.85 * a for s, a in zip(SITES, ALONE, strict=True)}
-    results = _results(com=same)
+    results = made_up_results(com=same)
     assert "RegMean++ does exactly as well" in verdict(results)
 
 
 def test_a_gap_within_the_sampling_error_is_called_that() -> None:
     close = {s: 0.86 * a for s, a in zip(SITES, ALONE, strict=True)}
-    assert "smaller than the sampling error" in caveat(_results(com=close))
-    assert "larger than the sampling error" in caveat(_results(samples=100_000))
+    assert "smaller than the sampling error" in caveat(made_up_results(com=close))
+    assert "larger than the sampling error" in caveat(made_up_results(samples=100_000))
 
 
 def test_without_scores_the_verdict_claims_nothing_and_the_report_says_how_to_evaluate() -> None:
-    page = render_report(_without_scores())
-    assert "was not measured" in verdict(_without_scores())
+    page = render_report(without_scores())
+    assert "was not measured" in verdict(without_scores())
     assert "where every site has labelled" in page
     assert 'id="chart-accuracy"' not in page
     assert "held-out rows. They" not in page
 
 
 def test_without_covariate_shift_the_report_says_how_to_measure_it() -> None:
-    results = _results(shift=False)
+    results = made_up_results(shift=False)
     page = render_report(results)
     assert "merge.covariate-shift = &#34;first&#34;" in page
     assert {"shift", "shift-methods"}.isdisjoint(_charts(page))
-    assert {"shift", "shift-methods"} <= set(_charts(render_report(_results())))
+    assert {"shift", "shift-methods"} <= set(_charts(render_report(made_up_results())))
 
 
 def test_without_groups_their_sections_are_left_out() -> None:
-    plain = tuple(replace(m, groups=()) for m in _results().methods)
-    page = render_report(replace(_results(), methods=plain))
+    plain = tuple(replace(m, groups=()) for m in made_up_results().methods)
+    page = render_report(replace(made_up_results(), methods=plain))
     assert set(_charts(page)) == {"accuracy", "tokens"}
     assert 'id="solving"' not in page
     assert 'id="importance"' not in page
@@ -132,15 +119,15 @@ def test_without_groups_their_sections_are_left_out() -> None:
 
 
 def test_without_individual_scores_only_absolute_numbers_are_shown() -> None:
-    rest = tuple(m for m in _results().methods if m.name != "individual")
-    results = replace(_results(), methods=rest)
+    rest = tuple(m for m in made_up_results().methods if m.name != "individual")
+    results = replace(made_up_results(), methods=rest)
     assert "reaches an accuracy of" in verdict(results)
     assert 'class="normalised"' not in render_report(results)
 
 
 def test_the_page_loads_nothing(tmp_path: Path) -> None:
     file = tmp_path / "out" / "report.html"
-    write_report(_results(), file)
+    write_report(made_up_results(), file)
     page = _Page(file.read_text(encoding="utf-8"))
     assert not page.loads
     assert "link" not in page.tags
@@ -150,7 +137,7 @@ def test_the_page_loads_nothing(tmp_path: Path) -> None:
 
 
 def test_site_names_are_escaped_in_the_page_and_in_the_charts() -> None:
-    text = render_report(_results())
+    text = render_report(made_up_results())
     page = _Page(text)
     assert "<img" not in text.replace(max(page.scripts, key=len), "")
     assert "img" not in page.tags
@@ -161,7 +148,7 @@ def test_site_names_are_escaped_in_the_page_and_in_the_charts() -> None:
 
 
 def test_the_accuracy_table_of_the_page_has_the_right_numbers() -> None:
-    page = _Page(render_report(_results(com={"dakar": 0.40})))
+    page = _Page(render_report(made_up_results(com={"dakar": 0.40})))
     rows = {row[0]: row[1:] for row in page.rows if len(row) == 10}
     assert rows["amsterdam"][0] == "45.0 % 50.0 %"
     assert rows["amsterdam"][6:] == ["*85.5 % 95.0 %", "400", "4.9"]
@@ -172,7 +159,7 @@ def test_the_accuracy_table_of_the_page_has_the_right_numbers() -> None:
 
 
 def test_every_chart_is_one_that_plotly_accepts_and_has_the_numbers() -> None:
-    charts = _charts(render_report(_results()))
+    charts = _charts(render_report(made_up_results()))
     for chart in charts.values():
         go.Figure(json.loads(re.sub(r'"--[\w-]+"', '"#123456"', json.dumps(chart["figure"]))))
     bars = charts["bytes"]["figure"]["data"]
@@ -185,21 +172,25 @@ def test_every_chart_is_one_that_plotly_accepts_and_has_the_numbers() -> None:
 
 
 def test_importance_is_left_out_where_every_site_counts_the_same() -> None:
-    com = _results().methods[-1]
+    com = made_up_results().methods[-1]
     groups = tuple(replace(g, importance=dict.fromkeys(SITES, 1.0)) for g in com.groups)
-    results = replace(_results(), methods=(*_results().methods[:-1], replace(com, groups=groups)))
+    results = replace(
+        made_up_results(), methods=(*made_up_results().methods[:-1], replace(com, groups=groups))
+    )
     assert "importance" not in _charts(render_report(results))
 
 
 def test_numbers_that_are_not_finite_do_not_break_the_charts() -> None:
-    com = _results().methods[-1]
+    com = made_up_results().methods[-1]
     groups = (replace(com.groups[0], condition=float("inf")), *com.groups[1:])
-    results = replace(_results(), methods=(*_results().methods[:-1], replace(com, groups=groups)))
+    results = replace(
+        made_up_results(), methods=(*made_up_results().methods[:-1], replace(com, groups=groups))
+    )
     assert len(_charts(render_report(results))["condition"]["figure"]["data"][0]["x"]) == 5
 
 
 def test_influence_is_drawn_where_it_was_measured_and_names_outliers() -> None:
-    results = _results()
+    results = made_up_results()
     assert "influence" not in _charts(render_report(results))
     com = results.methods[-1]
     groups = tuple(replace(g, influence=dict.fromkeys(SITES, 0.2)) for g in com.groups)
@@ -212,27 +203,27 @@ def test_influence_is_drawn_where_it_was_measured_and_names_outliers() -> None:
 
 
 def test_lost_sites_are_named_with_round_cause_policy_and_the_groups_that_lack_them() -> None:
-    page = _without_markup(render_report(_with_lost_sites()))
+    page = _without_markup(render_report(with_lost_sites()))
     assert "2 sites failed on the way, and the run went on, since lost-site = continue" in page
     assert (
         "boston Chain of Merges 10 15 of 24: L2 · attention.output to L5 · output full disk" in page
     )
     assert "boston Mean 1 all: merged in one round full disk" in page
     assert "dakar none – none: lost after the merges were made never answered" in page
-    charts = _charts(render_report(_with_lost_sites()))
+    charts = _charts(render_report(with_lost_sites()))
     assert charts["cohort"]["figure"]["data"][0]["z"] == [
         [1] * 9 + [0] * 15 if site == "boston" else [1] * 24 for site in SITES
     ]
 
 
 def test_nothing_is_said_of_lost_sites_where_none_was_lost() -> None:
-    page = render_report(_results())
+    page = render_report(made_up_results())
     assert "Lost sites" not in page
     assert "cohort" not in _charts(page)
 
 
 def test_labels_are_short_whatever_the_model_calls_its_layers() -> None:
-    group = _results().methods[-1].groups[0]
+    group = made_up_results().methods[-1].groups[0]
     assert group_label(group) == "L0 · query,key,value"
     llama = replace(
         group, name="layers.12.self_attn.{q_proj,k_proj,v_proj}",
@@ -250,7 +241,7 @@ def test_numbers_are_written_as_people_write_them() -> None:
 
 
 def test_the_terminal_table_has_the_numbers_of_the_report() -> None:
-    text, bold = _rendered(accuracy_table(_results(com={"dakar": 0.40})))
+    text, bold = _rendered(accuracy_table(made_up_results(com={"dakar": 0.40})))
     rows = {line.split("  ")[0].strip(): line for line in text.splitlines() if line.strip()}
     assert _numbers(rows["amsterdam"]) == [45.0, 90.0, 54.0, 63.0, 72.0, 76.5, 85.5]
     assert _numbers(rows["normalised"]) == [50.0, 100.0, 60.0, 70.0, 80.0, 85.0, 92.5]
@@ -259,7 +250,7 @@ def test_the_terminal_table_has_the_numbers_of_the_report() -> None:
 
 
 def test_a_site_cannot_steer_the_terminal() -> None:
-    results = _results()
+    results = made_up_results()
     sites = (replace(results.sites[0], name="[red]x\x1b[2J"), *results.sites[1:])
     renamed = {"amsterdam": "[red]x\x1b[2J"}
     methods = tuple(
@@ -271,7 +262,7 @@ def test_a_site_cannot_steer_the_terminal() -> None:
 
 
 def test_the_group_table_has_a_line_per_group() -> None:
-    text, _ = _rendered(group_table(_results().methods[-1]))
+    text, _ = _rendered(group_table(made_up_results().methods[-1]))
     assert text.count("L3 ·") == 4
     first = next(line for line in text.splitlines() if "L0 · query" in line)
     assert [cell.strip() for cell in first.split("│")[2:-1]] == [
@@ -280,7 +271,7 @@ def test_the_group_table_has_a_line_per_group() -> None:
 
 
 def test_the_csv_has_full_precision_and_no_formulas(tmp_path: Path) -> None:
-    results = _results()
+    results = made_up_results()
     com = results.methods[-1]
     evil = replace(com, scores={"=1+1": Score(1 / 3, 30)} | dict(com.scores))
     write_accuracy_csv(replace(results, methods=(*results.methods[:-1], evil)), tmp_path / "a.csv")
@@ -290,80 +281,6 @@ def test_the_csv_has_full_precision_and_no_formulas(tmp_path: Path) -> None:
     assert float(rows[-7]["accuracy"]) == 1 / 3
     assert rows[-7]["normalised"] == ""
     assert float(rows[-6]["normalised"]) == pytest.approx(0.95)
-
-
-def _results(
-    com: dict[str, float] | None = None,
-    individual: dict[str, float] | None = None,
-    samples: int = 400,
-    shift: bool = True,
-) -> RunResults:
-    """Six sites and seven methods, each with the same share of individual accuracy at every site;
-    the arguments replace accuracies of two methods.
-    """
-    other = {"com": com or {}, "individual": individual or {}}
-    with_groups = {"regmean": 3.0, "regmean++": 2.0, "com": 1.0}
-    methods = []
-    for name, share in SHARES.items():
-        accuracies = {s: share * a for s, a in zip(SITES, ALONE, strict=True)} | other.get(name, {})
-        groups = _groups(with_groups[name] if shift else 0) if name in with_groups else ()
-        scores = {site: Score(accuracy, samples) for site, accuracy in accuracies.items()}
-        methods.append(
-            MethodResult(name, LABELS[name], len(groups), 2.5, 10**6, 10**5, scores, groups)
-        )
-    return RunResults(
-        name="six hospitals",
-        base="tiny-encoder",
-        sites=tuple(SiteSummary(s, 100, 1000, "lora", 4 + i) for i, s in enumerate(SITES)),
-        methods=tuple(methods),
-        chosen="com",
-        form="adapter",
-        settings={"merge.ridge": 0.01, "name": "six hospitals"},
-        manifest_hash="0123456789abcdef" * 4,
-        versions={"layerweld": "0.1.0"},
-    )
-
-
-def _groups(shift: float) -> tuple[GroupFigures, ...]:
-    """24 groups; ω of the six sites is 1 to 6, the fourth kind of group is the one of 4 MB."""
-    return tuple(
-        GroupFigures(
-            name=f"encoder.layer.{block}.{name}",
-            step=4 * block + kind,
-            layers=layers,
-            d_in=128,
-            tokens=dict.fromkeys(SITES, 1000),
-            importance={s: float(i + 1) for i, s in enumerate(SITES)},
-            condition=10.0 ** (3 + kind),
-            ridge=0.01,
-            residual=0.2,
-            compression_error=0.0,
-            bytes_up=dict.fromkeys(SITES, (kind + 1) * 10**6),
-            covariate_shift=dict.fromkeys(SITES, shift * (4 * block + kind)) if shift else {},
-        )
-        for block in range(6)
-        for kind, (name, layers) in enumerate(KINDS)
-    )
-
-
-def _without_scores() -> RunResults:
-    methods = tuple(replace(m, scores={}) for m in _results().methods)
-    return replace(_results(), methods=methods)
-
-
-def _with_lost_sites() -> RunResults:
-    """Boston is lost in the tenth round of the chain, and so missing in what was merged after it;
-    Dakar is lost in the evaluation."""
-    results = _results()
-    *others, com = (replace(m, lost={"boston": 1} if m.name == "mean" else {})
-                    for m in results.methods)  # fmt: skip
-    groups = tuple(replace(g, lost=("boston",) if g.step >= 9 else ()) for g in com.groups)
-    return replace(
-        results,
-        methods=(*others, replace(com, groups=groups, lost={"boston": 10})),
-        lost={"boston": "full disk", "dakar": "never answered"},
-        settings={"lost-site": "continue"},
-    )
 
 
 def _without_markup(page: str) -> str:

@@ -13,6 +13,9 @@ from layerweld.config import RunSettings, validate_settings
 from layerweld.launch import app_module
 from tests.tiny_peft import new_model, save_base, train_adapter
 
+BERT_LAYERS = ["query", "key", "value", "output.dense", "intermediate.dense"]
+"""All linear layers of a tiny BERT's blocks."""
+
 _WORDS = ["[PAD]", "[UNK]", *(f"w{i}" for i in range(30))]
 
 
@@ -34,6 +37,11 @@ class TinySites:
                 "calibration": {"batch-size": 4, "max-length": 12, "threads": 1},
             }
         )
+
+    def play(self, output: Path, **merge: object):
+        """Play the chain in this process; what it came to."""
+        settings = self.settings(**merge)
+        return app_module("server.run").play(self.grid(settings), settings, str(self.base), output)
 
     def grid(self, settings: RunSettings):
         in_process = app_module("server.in_process")
