@@ -16,10 +16,11 @@ from server.comparison_tables import (
     tuned_cells,
 )
 from server.comparison_template import PAGE
+from server.comparison_verdict import verdict
 from server.page import Table, render_page
 from server.report_axes import axis, log_scale, rows, rule_at
 from server.report_charts import Chart
-from server.report_labels import byte_text, chart_text, method_style, percent
+from server.report_labels import byte_text, chart_text, method_style
 from server.scores import REFERENCES
 
 
@@ -43,26 +44,6 @@ def write_comparison_report(comparison: Comparison, file: Path) -> None:
         tables=tables,
     )
     file.write_text(text, encoding="utf-8")
-
-
-def verdict(found: list[Line]) -> str:
-    """Which method serves the sites best, and how sure that is."""
-    merges = [line for line in found if line.name not in REFERENCES]
-    if not merges:
-        return "None of the methods can work on these sites' models."
-    best, *others = sorted(merges, key=lambda line: -line.normalised.mean)
-    sentence = (
-        f"{best.label} keeps {percent(best.normalised.mean)} of what the sites reach alone, and "
-        f"{percent(best.worst.mean)} at the worst of them."
-    )
-    if not others:
-        return sentence
-    lead = best.normalised.mean - others[0].normalised.mean
-    deviation = max(best.normalised.deviation or 0.0, others[0].normalised.deviation or 0.0)
-    if best.normalised.deviation is None:
-        return f"{sentence} {_lead(lead, others[0])}; one seed says nothing about chance."
-    sure = "more" if lead > deviation else "not more"
-    return f"{sentence} {_lead(lead, others[0])}, {sure} than seeds differ."
 
 
 def accuracy_chart(found: list[Line]) -> Chart:
@@ -140,7 +121,3 @@ def _cost_marker(line: Line, names: list[str]) -> dict[str, Any]:
 
 def _traffic(line: Line) -> float:
     return line.bytes_up + line.bytes_down
-
-
-def _lead(lead: float, second: Line) -> str:
-    return f"It leads {second.label} by {100 * lead:.1f} points"

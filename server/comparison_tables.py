@@ -11,6 +11,7 @@ from rich.text import Text
 
 from server.comparison_results import Comparison
 from server.comparison_scores import Line, Spread, individuals, lines
+from server.comparison_verdict import verdict
 from server.report_labels import byte_text, percent, time_text
 from server.scores import REFERENCES, best_merges
 from server.tables import inert, plain
@@ -69,6 +70,11 @@ def site_table(comparison: Comparison) -> Table:
 def refusal_lines(comparison: Comparison) -> list[str]:
     """Every method that could not work, and why."""
     return [f"{r.label} ({r.name}) was left out: {r.reason}" for r in comparison.refused]
+
+
+def closing_lines(comparison: Comparison) -> list[str]:
+    """What stands below the tables in a terminal: the refusals, then the verdict."""
+    return [*refusal_lines(comparison), verdict(lines(comparison))]
 
 
 def notes(comparison: Comparison) -> str:

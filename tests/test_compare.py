@@ -13,10 +13,10 @@ from layerweld.errors import ConfigError
 from layerweld.grids import GRIDS, candidates, with_candidate
 from layerweld.launch import app_module
 from layerweld.methods import METHODS, methods_of
-from server.comparison_report import verdict
 from server.comparison_results import Comparison, Entry
 from server.comparison_scores import Spread, lines
 from server.comparison_tables import budget_text
+from server.comparison_verdict import verdict
 from server.federation import Federation
 from server.peak_memory import peak_resident
 from server.results import MethodResult, Score
@@ -67,6 +67,13 @@ def test_every_method_is_a_row_or_is_left_out_with_its_reason(compared):
     assert names == ["base", "individual", "mean", "com", "dare", "opcm"]
     assert "FFA-LoRA (ffa-lora) was left out: it needs one frozen A" in printed.replace("\n", " ")
     assert "ffa-lora" in (folder / "comparison.html").read_text()
+
+
+def test_the_end_names_the_best_merge_as_one_types_it(compared):
+    folder, printed = compared
+    rows = {r["method"]: float(r["normalised"]) for r in read(folder / "methods.csv")[2:]}
+    best = max(rows, key=rows.__getitem__)
+    assert f"({best}) keeps {100 * rows[best]:.1f}\u00a0%" in printed.replace("\n", " ")
 
 
 def test_every_site_and_seed_has_a_line_and_individual_is_the_measure(compared):
@@ -266,8 +273,8 @@ def test_the_verdict_names_the_lead_and_whether_it_could_be_chance():
 
     assert "One seed" not in verdict(lines(comparison(seed(0.9, 0.8), seed(0.9, 0.8))))
     sure = verdict(lines(comparison(seed(0.9, 0.8), seed(0.91, 0.8))))
-    assert sure.startswith("Chain keeps 90.5")
-    assert sure.endswith("It leads Mean by 10.5 points, more than seeds differ.")
+    assert sure.startswith("Chain (com) keeps 90.5")
+    assert sure.endswith("It leads Mean (mean) by 10.5 points, more than seeds differ.")
     assert "not more than" in verdict(lines(comparison(seed(0.9, 0.8), seed(0.7, 0.79))))
     assert "one seed says nothing" in verdict(lines(comparison(seed(0.9, 0.8))))
     assert verdict(lines(comparison(seed(0.9, 0.8)[:1]))).startswith("None of the methods")
