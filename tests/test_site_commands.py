@@ -1,0 +1,152 @@
+"""What a site types: what it would send, its own say, one application and one process."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from client.site import site_of_node
+from layerweld.config import RunSettings
+from layerweld.deploy.site import explain_end, is_joined, joined, node_config, open_site
+from layerweld.errors import (
+    CohortError,
+    DataError,
+    DeployError,
+)
+from tests.tiny_sites import make_sites
+from tests.typed_commands import init_site, is_private, lw, things_of
+
+
+@pytest.fixture(scope="module")
+def sites(tmp_path_factory):
+    return make_sites(tmp_path_factory.mktemp("sites"), ["query", "value"])
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_site_says_what_it_would_send(here, sites):
+    result = init_site(sites)
+    assert result.exit_code == 0, result.output
+    assert "LoRA, rank 2, 4 layers" in result.output
+    assert "18 rows, " in result.output
+    # d_in 16: two groups of 16 * 17 / 2 floats; two layers each of rank 2 with 16 + 16 values.
+    assert "2 layer groups, 1.0 KiB the largest, 2.1 KiB a merge" in result.output
+    assert is_private(here / "hospital-a/hospital-a")
+    assert (here / "hospital-a/hospital-a.pub").is_file()
+
+
+def test_a_site_has_its_own_say_on_how_few_rows_are_measured(here, sites):
+    with pytest.raises(CohortError, match=r"18 rows would be measured, .* min-rows is 19"):
+        init_site(sites, *things_of(sites), "--min-rows", "19")
+    assert not (here / "hospital-a").exists()
+    init_site(sites)
+    assert open_site(here / "hospital-a").entry.min_rows == 10
+
+
+def test_a_site_calls_its_columns_what_it_likes(here, sites):
+    from flwr.common.config import parse_config_args
+
+    rows = [json.loads(line) for line in Path(sites.nodes[0]["data"]).read_text().splitlines()]
+    renamed = "\n".join(json.dumps({"note of the day": row["text"]}) for row in rows)
+    (here / "notes.jsonl").write_text(renamed)
+    things = (*things_of(sites)[:4], "--data", "notes.jsonl")
+    with pytest.raises(DataError, match="or the site's own `text-column`"):
+        init_site(sites, *things)
+    made = init_site(sites, *things, "--text-column", "note of the day")
+    assert "18 rows, " in made.output
+    parsed = parse_config_args([node_config(open_site(here / "hospital-a").entry)])
+    assert site_of_node(parsed, RunSettings()).text_column == "note of the day"
+
+
+def test_a_sites_paths_are_absolute_and_flower_hands_them_on(here, sites):
+    from flwr.common.config import parse_config_args
+
+    init_site(sites)
+    site = open_site(here / "hospital-a")
+    parsed = parse_config_args([node_config(site.entry)])
+    assert site_of_node(parsed, RunSettings()) == site.entry.model_copy(update={"watchdog": True})
+    assert all(parsed[key].startswith("/") for key in ("data", "adapter", "base", "cache"))
+
+
+def test_a_pinned_site_runs_one_application_and_no_other_kind_of_task(here, sites):
+    init_site(sites)
+    site = open_site(here / "hospital-a")
+    site.pin("0" * 64)
+    runner = (site.folder / "bin/flwr-clientapp").read_text()
+    assert "pinned.py" in runner
+    assert "0" * 64 in runner
+    for name in ("flwr-serverapp", "flwr-agentapp", "flwr-simulation"):
+        assert subprocess.run([site.folder / "bin" / name], check=False).returncode == 1
+    environment = site.supernode("localhost:1", None, 2).environment
+    assert environment["PATH"].startswith(f"{site.folder}/bin:")
+
+
+def test_another_application_is_refused_before_it_is_unpacked(monkeypatch):
+    from flwr.supernode.runtime import run_clientapp
+
+    from client.pinned import ForeignApplicationError, refuse_others
+
+    unpacked = []
+    monkeypatch.setattr(
+        run_clientapp, "install_from_fab", lambda bundle, **_: unpacked.append(bundle)
+    )
+    refuse_others("ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad")
+    run_clientapp.install_from_fab(b"abc", skip_prompt=True)
+    with pytest.raises(ForeignApplicationError, match="install the same layerweld"):
+        run_clientapp.install_from_fab(b"abcd", skip_prompt=True)
+    assert unpacked == [b"abc"]
+
+
+def test_one_process_per_site(here, sites):
+    init_site(sites)
+    site = open_site(here / "hospital-a")
+    assert not is_joined(site)
+    with joined(site):
+        assert is_joined(site)
+        with pytest.raises(DeployError, match="joined already"):
+            lw("site", "purge", "--folder", "hospital-a")
+
+
+def test_purge_deletes_runs_and_keeps_trained_adapters(here, sites):
+    init_site(sites)
+    cache = here / "hospital-a/cache"
+    for folder in ("runs/1", "adapters/a"):
+        (cache / folder).mkdir(parents=True)
+        (cache / folder / "x").write_bytes(bytes(2**20))
+    assert "freed 1.0 MiB" in lw("site", "purge", "--folder", "hospital-a").output
+    assert [path.name for path in cache.iterdir()] == ["adapters"]
+    lw("site", "purge", "--folder", "hospital-a", "--adapters")
+    assert not list(cache.iterdir())
+
+
+@pytest.mark.parametrize("missing", ["--model", "--adapter", "--data"])
+def test_a_site_with_a_wrong_path_leaves_nothing_behind(here, sites, missing):
+    node = sites.nodes[0]
+    options = {"--model": sites.base, "--adapter": node["adapter"], "--data": node["data"]}
+    options[missing] = "nowhere"
+    with pytest.raises(DeployError, match="nowhere does not exist"):
+        init_site(sites, *(part for pair in options.items() for part in pair))
+    assert not list(here.iterdir())
+
+
+def test_a_path_that_flower_cannot_quote_is_refused(here, sites):
+    rows = here / 'a"b.jsonl'
+    rows.write_text('{"text": "a"}\n')
+    with pytest.raises(DeployError, match="rename it"):
+        init_site(sites, "--model", sites.base, "--fine-tune", "--data", rows)
+
+
+def test_adapter_and_fine_tuning_exclude_each_other(here, sites):
+    node = sites.nodes[0]
+    both = ("--model", sites.base, "--data", node["data"], "--adapter", "x", "--fine-tune")
+    assert init_site(sites, *both).exit_code == 2
+
+
+def test_what_flower_prints_when_a_key_is_refused_is_explained():
+    assert "not registered" in explain_end("[code: 2004] Failed to activate SuperNode.")
+    assert explain_end("nothing to see") == ""

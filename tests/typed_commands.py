@@ -1,0 +1,31 @@
+"""What a test types at a coordinator and at a site."""
+
+from typer.testing import CliRunner
+
+from layerweld import cli
+
+runner = CliRunner()
+
+
+def lw(*arguments):
+    result = runner.invoke(cli.app, [str(argument) for argument in arguments])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def init_coordinator(*options):
+    return lw("coordinator", "init", "fed", "--host", "localhost", "--port", 18443, *options)
+
+
+def things_of(sites):
+    node = sites.nodes[0]
+    return ("--model", sites.base, "--adapter", node["adapter"], "--data", node["data"])
+
+
+def init_site(sites, *options):
+    return lw("site", "init", "hospital-a", *(options or things_of(sites)))
+
+
+def is_private(file):
+    return file.stat().st_mode & 0o077 == 0
