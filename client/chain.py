@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
-from client.merged_prefix import LacksMerged, MergedPrefix, merged_prefix
+from torch import Tensor
+
+from client.merged_prefix import LacksMerged, merged_prefix
 from client.state import SiteState
-from layerweld.collect import ReplayableModel, collect
+from layerweld.collect import HiddenStates, ReplayableModel, collect
 from layerweld.methods import settings_for
+from layerweld.replay import RecordedBatch
 from layerweld.schedule import schedule
 from layerweld.statistics import GroupStatistics
 from layerweld.transport.messages import Answer, Question
+from layerweld.updates import Update
 
 
 def answer(state: SiteState, question: Question) -> Answer:
@@ -49,18 +54,31 @@ class _ChainSite:
     def statistics(self) -> tuple[GroupStatistics, ...]:
         digest = self.settings.digest()
         prefix = merged_prefix(self.question, self.step, self.plan.digest, digest, self.store)
+        own = dict(self.state.adapter.task_vector.remainder)
+        if self.step.inside == "own" and self.step.restarts:
+            with self.state.with_remainder(own):
+                recording = self.model.record(self.state.batches) if own else self._recording(own)
+                return self._collect(recording, [batch.entry for batch in recording], {})
         with self.state.with_remainder(prefix.remainder):
-            return self._collect(prefix)
+            recording = self._recording(prefix.remainder)
+            hidden = prefix.hidden_before(self.model, recording, self.steps, self.step, self.store)
+            if self.step.inside == "merged":
+                return self._collect(recording, hidden, prefix.updates)
+        with self.state.with_remainder(own):
+            return self._collect(recording, hidden, prefix.updates)
 
-    def _collect(self, prefix: MergedPrefix) -> tuple[GroupStatistics, ...]:
-        shifted = bool(prefix.remainder)
-        recording = self.state.recording(self.model, shifted_embeddings=shifted)
+    def _recording(self, remainder: Mapping[str, Tensor]) -> list[RecordedBatch]:
+        return self.state.recording(self.model, shifted_embeddings=bool(remainder))
+
+    def _collect(
+        self, recording: list[RecordedBatch], hidden: HiddenStates, merged: Mapping[str, Update]
+    ) -> tuple[GroupStatistics, ...]:
         return collect(
             self.model,
             recording,
-            prefix.hidden_before(self.model, recording, self.steps, self.step, self.store),
+            hidden,
             self.step,
-            prefix.updates,
+            merged,
             self.state.adapter.task_vector.updates,
             self.settings.merge,
             self.question.form,

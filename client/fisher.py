@@ -12,15 +12,16 @@ from client.labels import labels_of
 from client.state import SiteState
 from layerweld.collect import ReplayableModel
 from layerweld.linear import updated
-from layerweld.merging.fisher import squared_gradients
+from layerweld.merging.fisher import normalised, squared_gradients
 
 
 def fisher_sums(state: SiteState, layers: tuple[str, ...]) -> dict[str, Tensor]:
     """``F`` and ``F ⊙ ΔW`` of the site's own fine-tuned model, by ``importance/layer`` and so on.
 
     ``F`` is the mean over the calibration rows of the squared gradient of ``log p(label | row)``,
-    with the site's own head, and at least ``fisher.floor``. A layer that the site did not change
-    has an importance all the same: it speaks for the base model's weights.
+    with the site's own head, on the scale of :func:`layerweld.merging.fisher.normalised`, and at
+    least ``fisher.floor``. A layer that the site did not change has an importance all the same: it
+    speaks for the base model's weights.
 
     Args:
         state: of the site.
@@ -29,7 +30,7 @@ def fisher_sums(state: SiteState, layers: tuple[str, ...]) -> dict[str, Tensor]:
     own = state.adapter.task_vector
     model = ReplayableModel(state.base.backbone, state.plan.restricted_to(layers))
     with state.with_remainder(dict(own.remainder)), updated(model.layers, own.updates):
-        information = _mean_squared_gradients(state, model)
+        information = normalised(_mean_squared_gradients(state, model))
     sums: dict[str, Tensor] = {}
     for layer, values in information.items():
         floored = values.cpu().clamp(min=state.settings.fisher.floor)

@@ -44,6 +44,7 @@ def introduce(state: SiteState) -> Introduction:
         layers=layers,
         ranks=ranks,
         prefix=prefix,
+        rows=len(state.data.rows),
         samples=len(state.data.calibration_rows),
         tokens=tokens,
         skipped=state.data.rows.skipped,

@@ -184,6 +184,8 @@ def reads(method: Method, key: str, settings: RunSettings) -> bool:
         return True
     if table != method.table:
         return table == "lines" and method.lines
+    if key == f"{table}.scaling" and method.lines:
+        return False  # LiNeS takes its place
     played = settings_for(method.name, settings)
     if key == "merge.rounds":
         return played.merge.granularity == "jacobi"

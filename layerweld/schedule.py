@@ -16,8 +16,8 @@ class Step:
     Attributes:
         index: 0 for the first round.
         groups: what the round solves.
-        inside: the updates that are in place in the step's own groups while their inputs are
-            measured: each site's ``own``, or the ones ``merged`` in the round before. Everything
+        inside: whose updates, norms and biases are in place in the step's own groups while their
+            inputs are measured: each site's ``own``, or what is ``merged`` already. Everything
             before the step's first group is merged in either case.
         restarts: whether the step solves its groups anew, from the model's first block on.
     """
@@ -49,7 +49,7 @@ def schedule(plan: MergePlan, settings: MergeSettings) -> tuple[Step, ...]:
     chain.
     """
     if settings.granularity == "group":
-        return tuple(Step(i, (group,), "own") for i, group in enumerate(plan.groups))
+        return tuple(Step(i, (group,), "merged") for i, group in enumerate(plan.groups))
     if settings.granularity == "block":
         return block_steps(plan)
     first = Step(0, plan.groups, "own", restarts=True)

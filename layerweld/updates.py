@@ -46,6 +46,11 @@ class LowRankUpdate:
         """``ΔW`` itself, ``(d_out, d_in)``."""
         return self.left @ self.right
 
+    @property
+    def is_zero(self) -> bool:
+        """Whether a factor is zero altogether, as ``B`` is before training."""
+        return not (self.left.any() and self.right.any())
+
     def __mul__(self, factor: float) -> LowRankUpdate:
         return LowRankUpdate(self.left * factor, self.right)
 
@@ -64,6 +69,11 @@ class DenseUpdate:
     def dense(self) -> Tensor:
         """``ΔW`` itself, ``(d_out, d_in)``."""
         return self.weight
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether no weight changed."""
+        return not self.weight.any()
 
     def __mul__(self, factor: float) -> DenseUpdate:
         return DenseUpdate(self.weight * factor)

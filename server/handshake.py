@@ -122,9 +122,10 @@ def _minor(versions: Sequence[str], package: str) -> str:
 
 def _check_rows(introductions: Sequence[Introduction]) -> None:
     for introduction in introductions:
-        if introduction.samples < 1 or introduction.tokens < 1:
+        drawn, rows = introduction.samples, introduction.rows
+        if not 1 <= drawn <= rows or introduction.tokens < 1:
             raise CohortError(
-                f"site {introduction.site} claims {introduction.samples} calibration rows and "
+                f"site {introduction.site} claims {drawn} calibration rows of {rows} and "
                 f"{introduction.tokens} tokens; give the site rows that can be read"
             )
 

@@ -23,7 +23,7 @@ class UpdateMerging:
         cohort: the sites.
         method: what merges.
         remainder: the mean of what fine-tuning changed outside of the layers; empty for LoRA.
-        lines: scales the merge by depth at the end, if given.
+        lines: scales the merge by depth at the end, if given, in place of the method's own λ.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class UpdateMerging:
     ) -> None:
         self.plan = plan
         self.cohort = cohort
-        self.method = method
+        self.method = method.unscaled() if lines else method
         self.remainder = remainder
         self.lines = lines
         self.merged = Merge({})

@@ -49,6 +49,7 @@ def introduction_of(name):
         layers=PLAN.layer_names,
         ranks=(1 + NAMES.index(name) % 2,) * len(PLAN.layer_names),
         prefix="",
+        rows=3,
         samples=3,
         tokens=20,
         skipped=0,

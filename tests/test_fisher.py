@@ -12,7 +12,7 @@ from layerweld.base_model import load_base
 from layerweld.errors import CohortError
 from layerweld.launch import app_module
 from layerweld.linear import linear_layers, updated, weight_of
-from layerweld.merging.fisher import FisherPool
+from layerweld.merging.fisher import FisherPool, normalised
 from layerweld.task_vectors import read_fine_tuned
 from tests.test_methods import settings_of
 from tests.tiny_sites import make_sites
@@ -72,8 +72,9 @@ def test_the_merge_weighs_every_entry_by_its_squared_gradients(labelled_sites, t
     importance, products = {}, {}
     for node in labelled_sites.nodes:
         fisher, own = one_row_at_a_time(labelled_sites, node)
+        size = torch.cat([values.flatten() for values in fisher.values()]).square().mean().sqrt()
         for layer, values in fisher.items():
-            floored = values.clamp(min=1e-6)
+            floored = (values / size).clamp(min=1e-6)
             importance[layer] = importance.get(layer, 0) + floored
             products[layer] = products.get(layer, 0) + floored * own[layer].dense()
     base, merged = load_base(labelled_sites.base), AutoModel.from_pretrained(tmp_path / "out/model")
@@ -115,3 +116,13 @@ def test_what_no_square_can_be_is_refused(broken):
     pool = FisherPool({"q": (3, 2)})
     with pytest.raises(ValueError, match=r"negative|not finite"):
         pool.add("q", torch.full((3, 2), broken), torch.zeros(3, 2))
+
+
+def test_a_site_that_fits_its_rows_well_has_as_much_to_say_as_one_that_does_not():
+    unsure = {"q": torch.rand(3, 2), "up": torch.rand(4, 3)}
+    fitted = {layer: 1e-8 * values for layer, values in unsure.items()}
+    for layer, values in normalised(fitted).items():
+        torch.testing.assert_close(values, normalised(unsure)[layer])
+    whole = torch.cat([values.flatten() for values in normalised(unsure).values()])
+    assert float(whole.square().mean()) == pytest.approx(1)
+    assert not normalised({"q": torch.zeros(3, 2)})["q"].any()

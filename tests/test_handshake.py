@@ -44,8 +44,9 @@ REFUSED = {
         {"versions": VERSIONS[:2]},
         r"transformers: version \?, but ash has 5\.0; install the same one everywhere",
     ),
-    "rows": ({"samples": 0}, "claims 0 calibration rows and 20 tokens; give the site rows"),
-    "tokens": ({"tokens": -1}, "claims 3 calibration rows and -1 tokens; give the site rows"),
+    "rows": ({"samples": 0}, "claims 0 calibration rows of 3 and 20 tokens; give the site rows"),
+    "more rows than it has": ({"rows": 2}, "claims 3 calibration rows of 2 and 20 tokens"),
+    "tokens": ({"tokens": -1}, "claims 3 calibration rows of 3 and -1 tokens; give the site rows"),
 }
 
 

@@ -14,7 +14,8 @@ from layerweld.methods import method_named
 @pytest.mark.parametrize(
     ("name", "expected", "keys"),
     [
-        ("ties+lines", "every single site", {"ties.density", "ties.scaling", "lines.slope"}),
+        ("ties", "every single site", {"ties.density", "ties.scaling"}),
+        ("ties+lines", "every single site", {"ties.density", "lines.slope"}),
         ("mean", "sums over the sites", set()),
         ("fisher", "labelled calibration rows", {"fisher.floor"}),
         ("ffa-lora", "the same, frozen A at every site", set()),
@@ -27,6 +28,7 @@ def test_a_method_is_shown_at_length_with_what_it_reads(name, expected, keys):
     assert expected in shown
     listed = set(re.findall(r"│ ([a-z-]+\.[a-z-]+) ", shown))
     assert listed >= keys | {"merge.rank"}
+    assert ("ties.scaling" in listed) is (name == "ties")  # LiNeS takes its place
     assert {key.partition(".")[0] for key in listed - keys} <= {"merge", name.rstrip("+")}
 
 

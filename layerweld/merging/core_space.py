@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 
 from layerweld.merging.isotropic import IsoC
-from layerweld.merging.one_round import Merge, MergeMethod, SiteUpdates
+from layerweld.merging.one_round import Merge, MergeMethod, SiteUpdates, changed
 from layerweld.merging.spectral import spectrum
 from layerweld.merging.sums import TaskArithmetic
 from layerweld.merging.ties import Ties
@@ -58,7 +58,7 @@ class CoreSpace(MergeMethod):
             "tsv": Tsv(scaling=self.scaling),
         }
         merged = {
-            layer: core_space(of, sites.samples, inner[self.inner])
+            layer: core_space(changed(of), sites.samples, inner[self.inner])
             for layer, of in sites.layers.items()
         }
         if not self.isotropic:

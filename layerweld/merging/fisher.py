@@ -1,5 +1,6 @@
 """Fisher averaging: every entry weighted by how much a site's loss depends on it. Tensors only."""
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -15,7 +16,8 @@ class Fisher(Settings):
     """Fisher-weighted averaging (Matena and Raffel 2022, arXiv:2111.09832)."""
 
     floor: NonNegative = 1e-6
-    """Smallest importance of an entry: where all sites are below it, their mean is taken."""
+    """Smallest importance of an entry, where a site's root mean square is 1: where all sites are
+    below it, their mean is taken."""
 
 
 def squared_gradients(
@@ -27,8 +29,22 @@ def squared_gradients(
         inputs: what the layer read.
         gradients: of each row's loss by what the layer put out; zero at padding.
     """
-    by_row = torch.einsum("rto,rti->roi", gradients.float(), inputs.float())
-    return by_row.square().sum(dim=0)
+    total = torch.zeros(gradients.shape[-1], inputs.shape[-1], device=inputs.device)
+    for read, gradient in zip(inputs.float(), gradients.float(), strict=True):
+        total += (gradient.T @ read).square()
+    return total
+
+
+def normalised(information: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A site's importances with a root mean square of 1 over all layers.
+
+    Squared gradients are small where a model fits its rows well. Without this the site that fits
+    worst would decide everything. The authors' code divides by the norm, which differs by a factor
+    that is the same for all sites. Importances that are all zero stay so.
+    """
+    squares = sum(float(values.double().square().sum()) for values in information.values())
+    size = math.sqrt(squares / sum(values.numel() for values in information.values()))
+    return {name: values / size if size > 0 else values for name, values in information.items()}
 
 
 class FisherPool:

@@ -6,7 +6,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from layerweld.merging.one_round import Merge, MergeMethod, SiteUpdates, in_kind, layer_by_layer
-from layerweld.merging.spectral import Spectrum, spectrum, summed
+from layerweld.merging.spectral import NEGLIGIBLE, Spectrum, spectrum, summed
 from layerweld.merging.tsv import decorrelated
 from layerweld.settings import NonZeroShare, Positive
 from layerweld.updates import DenseUpdate, LowRankUpdate, Update
@@ -27,8 +27,14 @@ def iso_cts(updates: Sequence[Update], common: float, scaling: float) -> Update:
     rank = len(total.values)
     own = round((rank - int(rank * common)) / sites)
     shared = total.leading(rank - own * sites)
-    outside = [spectrum(_outside(update, shared.left)).leading(own) for update in updates]
+    outside = [_own_directions(update, shared.left).leading(own) for update in updates]
     return _flat(updates, decorrelated([*outside, shared]), scaling)
+
+
+def _own_directions(update: Update, basis: Float64[Tensor, "d_out k"]) -> Spectrum:
+    """Of what an update does outside of a basis; what is only rounding of the update is not."""
+    largest, found = spectrum(update).values[0], spectrum(_outside(update, basis))
+    return found.leading(int((found.values > NEGLIGIBLE * largest).sum()))
 
 
 def _outside(update: Update, basis: Float64[Tensor, "d_out k"]) -> Update:

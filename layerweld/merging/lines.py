@@ -1,25 +1,29 @@
 """LiNeS: scale a merge by depth, little in the first blocks and fully in the last. Tensors only."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor
 
 from layerweld.merging.one_round import Merge, SiteUpdates
-from layerweld.merging.spectral import norm, summed
+from layerweld.merging.spectral import summed
 from layerweld.settings import NonNegative, Settings
+from layerweld.updates import Update
 
 
 class Lines(Settings):
-    """LiNeS, a step after any method (Wang et al. 2025, arXiv:2410.17146)."""
+    """LiNeS, a step after any method (Wang et al. 2025, arXiv:2410.17146).
+
+    It takes the place of the method's own λ.
+    """
 
     slope: NonNegative = 0.5
     """β: what the last block is scaled by, more than the first. The authors search 0 to 1."""
 
     def start(self, merge: Merge, sites: SiteUpdates) -> float:
-        """α, the first block's scale: ``‖Σ ΔW_i‖ / (N ‖ΔW_M‖)``; 0 for a merge that is zero."""
-        size = norm(list(merge.updates.values()))
-        sums = [summed(list(of.values())) for of in sites.layers.values()]
-        return norm(sums) / (len(sites.sites) * size) if size > 0 else 0.0
+        """α, the first block's scale: ``‖Σ ΔW_i‖₁ / (N ‖ΔW_M‖₁)``; 0 for a merge that is zero."""
+        size = _sizes(merge.updates.values())
+        sums = _sizes(summed(list(of.values())) for of in sites.layers.values())
+        return sums / (len(sites.sites) * size) if size > 0 else 0.0
 
     def scale(self, start: float, block: int, blocks: int) -> float:
         """``α + β · block / (blocks - 1)``."""
@@ -55,3 +59,8 @@ class Lines(Settings):
             for layer, update in merge.updates.items()
         }
         return Merge(updates, {**merge.figures, "scale of the first block": start})
+
+
+def _sizes(updates: Iterable[Update]) -> float:
+    """Sum of the absolute values of all entries, one dense layer at a time."""
+    return sum(float(update.dense().double().abs().sum()) for update in updates)

@@ -46,7 +46,7 @@ class FedIt(MergeMethod):
     """FedIT: average all ``A`` and all ``B`` apart (Zhang et al. 2024, arXiv:2305.05644)."""
 
     weighting: Weighting = "samples"
-    """Sites count by their calibration rows, or all alike."""
+    """Sites count by their training rows, or all alike."""
 
     def merge(self, sites: SiteUpdates) -> Merge:
         """Inexact: the mean of products is not the product of means."""
@@ -61,7 +61,7 @@ class FfaLora(MergeMethod):
     """FFA-LoRA: average ``B`` over sites that share one frozen ``A`` (Sun et al. 2024)."""
 
     weighting: Weighting = "samples"
-    """Sites count by their calibration rows, or all alike."""
+    """Sites count by their training rows, or all alike."""
 
     def merge(self, sites: SiteUpdates) -> Merge:
         """Exact, and of one site's rank: with ``A`` in common the mean is linear in ``B``."""
@@ -77,7 +77,7 @@ class Flora(MergeMethod):
     """FLoRA: stack the factors (Wang et al. 2024, arXiv:2409.05976)."""
 
     weighting: Weighting = "samples"
-    """Sites count by their calibration rows, or all alike."""
+    """Sites count by their training rows, or all alike."""
 
     def merge(self, sites: SiteUpdates) -> Merge:
         """Exact, whatever the sites' ranks; the merge has rank ``Σ r_i``."""
@@ -92,7 +92,7 @@ class FedEx(MergeMethod):
     """FedEx-LoRA: average factors apart and add the residual (Singhal et al. 2025)."""
 
     weighting: Weighting = "uniform"
-    """Sites count all alike, or by their calibration rows."""
+    """Sites count all alike, or by their training rows."""
 
     def merge(self, sites: SiteUpdates) -> Merge:
         """Exact. As one merge it is the mean; the figure says how much of it is residual.
@@ -113,7 +113,7 @@ class FlexLora(MergeMethod):
     """FlexLoRA: the mean, cut to a rank by its singular values (Bai et al. 2024)."""
 
     weighting: Weighting = "samples"
-    """Sites count by their calibration rows, or all alike."""
+    """Sites count by their training rows, or all alike."""
     rank: Annotated[int, Field(ge=0)] = 0
     """Rank of the merge in every layer; 0 takes the largest rank that a site has there."""
 

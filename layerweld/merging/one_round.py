@@ -20,7 +20,7 @@ class SiteUpdates:
     method takes them, so that no result depends on who answered first.
 
     Attributes:
-        samples: calibration rows by site.
+        samples: training rows by site.
         layers: ``ΔW`` by layer in forward order, then by site. A site that did not change a layer
             is absent there.
 
@@ -46,7 +46,7 @@ class SiteUpdates:
         return tuple(self.samples)
 
     def shares(self, *, by_samples: bool) -> dict[str, float]:
-        """Each site's share of the whole: by its calibration rows, or the same for all.
+        """Each site's share of the whole: by its training rows, or the same for all.
 
         Nobody can check how many rows a site says that it has. So among three sites or more no
         number buys more than half of the whole; the others then share the rest by their rows.
@@ -80,6 +80,11 @@ class MergeMethod(Settings):
         """With fewer sites the method has no meaning."""
         return 1
 
+    def unscaled(self) -> "MergeMethod":
+        """The same without its λ, for whom something else scales the merge."""
+        has_scaling = "scaling" in type(self).model_fields
+        return self.model_copy(update={"scaling": 1.0}) if has_scaling else self
+
     def remainder_scale(self, num_sites: int) -> float:
         """Factor on the mean of what fine-tuning changed outside of the linear layers."""
         return 1.0
@@ -91,7 +96,16 @@ class MergeMethod(Settings):
 
 def layer_by_layer(sites: SiteUpdates, kernel: Callable[[Sequence[Update]], Update]) -> Merge:
     """Apply a kernel to each layer's updates, of the sites that changed it, in order of names."""
-    return Merge({layer: kernel(list(of.values())) for layer, of in sites.layers.items()})
+    return Merge({layer: kernel(list(changed(of).values())) for layer, of in sites.layers.items()})
+
+
+def changed(updates: Mapping[str, Update]) -> Mapping[str, Update]:
+    """One layer's updates without those that are zero, as of a LoRA that was never trained.
+
+    A zero has no directions; a kernel that gave it any would give arbitrary ones a say. Where all
+    are zero they are all kept.
+    """
+    return {site: update for site, update in updates.items() if not update.is_zero} or updates
 
 
 def entry_by_entry(

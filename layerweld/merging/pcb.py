@@ -14,11 +14,12 @@ def pcb(vectors: Float[Tensor, "sites entries"], density: float) -> Float[Tensor
     """Mean of the entries, weighted by ``exp(N · |τ|²) · tanh(τ ⊙ Σ τ)`` on a scale from 0 to 1.
 
     ``|τ|`` is scaled to 0 … 1 within each site first. Each site's ``density`` best scores are
-    scaled to 0 … 1; all others weigh nothing.
+    scaled to 0 … 1; all others weigh nothing. So ``exp(N · |τ|² - N)`` will do, which stays finite
+    for any number of sites.
     """
     entries = vectors.shape[1]
     sizes = _clipped(vectors.abs(), int(entries * _OUTLIERS), int(entries * (1 - _OUTLIERS) - 1))
-    within = (len(vectors) * _to_unit(sizes).square()).exp()
+    within = (len(vectors) * (_to_unit(sizes).square() - 1)).exp()
     among = (vectors * vectors.sum(dim=0)).tanh()
     scores = within * among
     weights = _to_unit(_clipped(scores, int(entries * (1 - density)), entries - 1))

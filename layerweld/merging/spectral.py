@@ -10,7 +10,7 @@ from torch import Tensor
 
 from layerweld.updates import DenseUpdate, LowRankUpdate, Update, stack
 
-_NEGLIGIBLE = 1e-6
+NEGLIGIBLE = 1e-6
 """Singular values below this fraction of the largest are rounding of float32 factors."""
 
 
@@ -47,16 +47,21 @@ def spectrum(update: Update) -> Spectrum:
         left, right = q_left @ left, right @ q_right.T
     else:
         left, values, right = torch.linalg.svd(update.weight.double(), full_matrices=False)
-    kept = max(1, int((values > _NEGLIGIBLE * values[0]).sum()))
+    kept = max(1, int((values > NEGLIGIBLE * values[0]).sum()))
     return Spectrum(left, values, right).leading(kept)
 
 
 def polar(
     matrix: Float64[Tensor, "rows columns"],
 ) -> Float64[Tensor, "rows columns"]:
-    """The matrix with orthonormal columns (or rows) that is closest: ``U Vᵀ`` of ``U S Vᵀ``."""
-    left, _, right = torch.linalg.svd(matrix, full_matrices=False)
-    closest: Tensor = left @ right
+    """The closest matrix with orthonormal columns (or rows): ``U Vᵀ`` of ``U S Vᵀ``.
+
+    Where columns depend on each other, as with sites that share a frozen ``A``, ``U`` and ``V`` go
+    on with arbitrary vectors. They are left out: what comes back spans what was given, no more.
+    """
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    there = int((values > NEGLIGIBLE * values[0]).sum())
+    closest: Tensor = left[:, :there] @ right[:there]
     return closest
 
 

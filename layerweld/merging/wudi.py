@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from layerweld.merging.one_round import Merge, MergeMethod, SiteUpdates, in_kind, layer_by_layer
-from layerweld.merging.spectral import inner_product, spectrum
+from layerweld.merging.spectral import spectrum
 from layerweld.settings import Positive
 from layerweld.updates import DenseUpdate, LowRankUpdate, Update
 
@@ -18,15 +18,14 @@ def wudi(updates: Sequence[Update], ridge: float) -> Update:
     ``λ = ridge · tr(Σ G_i) / d_in``. Everything happens in the span of the updates' rows, which for
     LoRAs has ``Σ r_i`` dimensions.
     """
-    moved = [update for update in updates if inner_product(update, update) > 0]
-    if not moved:
+    if all(update.is_zero for update in updates):
         return updates[0]
-    basis = spectrum(DenseUpdate(torch.cat([_rows(update) for update in moved]))).right
-    inside = [_columns(update, basis) for update in moved]
+    basis = spectrum(DenseUpdate(torch.cat([_rows(update) for update in updates]))).right
+    inside = [_columns(update, basis) for update in updates]
     grams = torch.stack([columns.T @ columns / columns.square().sum() for columns in inside])
     products = (torch.stack(inside) @ grams).sum(dim=0)
     system = grams.sum(dim=0)
-    system += ridge * len(moved) / updates[0].shape[1] * torch.eye(len(system)).double()
+    system += ridge * len(updates) / updates[0].shape[1] * torch.eye(len(system)).double()
     return in_kind(updates, torch.linalg.solve(system, products.T).T, basis)
 
 

@@ -25,7 +25,8 @@ class Introduction:
         layers: the layers that the site fine-tuned, in the plan's order.
         ranks: their LoRA ranks; 0 for full fine-tuning.
         prefix: what the site's adapter names put before the backbone's, e.g. ``bert.``.
-        samples: calibration rows.
+        rows: readable rows that the site has to train on.
+        samples: calibration rows that were drawn from them.
         tokens: calibration tokens.
         skipped: unreadable rows that were passed over.
         evaluates: whether the site can measure held-out accuracy.
@@ -45,6 +46,7 @@ class Introduction:
     layers: tuple[str, ...]
     ranks: tuple[int, ...]
     prefix: str
+    rows: int
     samples: int
     tokens: int
     skipped: int
