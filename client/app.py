@@ -15,25 +15,19 @@ app = SiteApp()
 @app.query("handshake")
 def handshake(message: Message, context: Context) -> Message:
     """Say who this site is, what it holds and what it would compute with."""
-    from client.handshake import introduce
-    from layerweld.transport.introduction import encode_introduction
-
-    state = _state(message, context)
-    return Message(encode_introduction(introduce(state)), reply_to=message)
+    return _introduced(_state(message, context), message)
 
 
 @app.train("finetune")
 def finetune(message: Message, context: Context) -> Message:
     """Train this site's adapter where it has none, and introduce the site again."""
-    from client.handshake import introduce
     from client.state import fine_tune_site
     from layerweld.progress import report_progress
-    from layerweld.transport.introduction import encode_introduction
 
     state = _state(message, context)
     what = f"fine-tuning {state.site.name}"
     fine_tune_site(state, lambda done, total: report_progress(what, done, total))
-    return Message(encode_introduction(introduce(state)), reply_to=message)
+    return _introduced(state, message)
 
 
 @app.train("remainder")
@@ -136,6 +130,15 @@ def finished(message: Message, context: Context) -> Message:
     settings = read_run_settings(context.run_config)
     forget_run([context.node_config], settings, decode_run(message.content))
     return Message(RecordDict(), reply_to=message)
+
+
+def _introduced(state: "SiteState", message: Message) -> Message:
+    from client.handshake import introduce
+    from client.holdings import digest_of_holdings
+    from layerweld.transport.introduction import encode_introduction
+
+    introduction = introduce(state, digest_of_holdings(state))
+    return Message(encode_introduction(introduction), reply_to=message)
 
 
 def _state(message: Message, context: Context) -> "SiteState":

@@ -5,18 +5,24 @@ from __future__ import annotations
 import hashlib
 from importlib.metadata import version
 
+from client.heads import load_head
 from client.labels import check_trainable, labels_of
 from client.state import SiteState
 from layerweld import __version__
 from layerweld.base_model import tokenizer_fingerprint
 from layerweld.collect import ReplayableModel
-from layerweld.errors import DataError
+from layerweld.errors import AdapterError, DataError
 from layerweld.transport.messages import Introduction
 from layerweld.updates import LowRankUpdate
 
 
-def introduce(state: SiteState) -> Introduction:
+def introduce(state: SiteState, holdings: str = "") -> Introduction:
     """Read the model, the rows, the adapter and the head (if there are any) and describe them.
+
+    Args:
+        state: of the site.
+        holdings: as :func:`client.holdings.digest_of_holdings` says; empty where nobody will ask
+            whether the site still holds the same.
 
     Raises:
         LayerweldError: one of them cannot be used for what the run will ask of it. It is said here,
@@ -24,6 +30,7 @@ def introduce(state: SiteState) -> Introduction:
     """
     if state.must_fine_tune:
         check_trainable(state.data.rows)
+    _check_head(state)
     classes = state.classes
     evaluates = _can_evaluate(state)
     if evaluates and state.data.held_out is not None:
@@ -52,8 +59,27 @@ def introduce(state: SiteState) -> Introduction:
         classifies=bool(classes),
         labelled=bool(state.data.rows.classes) and {*state.data.rows.classes} <= {*classes},
         factors=_digest_of_factors(state),
+        adapter="" if state.must_fine_tune else state.adapter.digest,
+        holdings=holdings,
         versions=(f"layerweld={__version__}", *_versions("torch", "transformers", "peft", "flwr")),
     )
+
+
+def _check_head(state: SiteState) -> None:
+    """A head that the site names, or has, fits the model.
+
+    Raises:
+        AdapterError: it is missing, is no head, or reads another number of features.
+    """
+    if state.settings.calibration.prompt_end or state.must_fine_tune:
+        return
+    if state.site.head or state.has_head:
+        head, width = load_head(state.head_file), state.base.d_model
+        if head.linear.in_features != width:
+            raise AdapterError(
+                f"{state.head_file} reads {head.linear.in_features} features, and the base model "
+                f"has {width}: give {state.site.name} the head that was trained on this model"
+            )
 
 
 def _adapter_facts(

@@ -14,6 +14,11 @@ from torch import Tensor, nn
 
 from layerweld.errors import AdapterError
 
+_NEEDED = (
+    "save linear.weight (classes x features) and linear.bias in it, with the class names as a JSON "
+    "list under `classes` in the metadata, or let the site fine-tune"
+)
+
 
 class ClassifierHead(nn.Module):
     """One linear map from the mean hidden state of a row to its classes.
@@ -55,7 +60,7 @@ def load_head(file: Path) -> ClassifierHead:
     """Read back what :meth:`ClassifierHead.save` wrote, in evaluation mode.
 
     Raises:
-        AdapterError: the file is missing, damaged, or was not written here.
+        AdapterError: the file is missing or damaged, or lacks something that a head needs.
     """
     if not file.is_file():
         raise AdapterError(
@@ -67,8 +72,11 @@ def load_head(file: Path) -> ClassifierHead:
             weights = {name: saved.get_tensor(name) for name in saved.keys()}  # noqa: SIM118
         head = ClassifierHead(weights["linear.weight"].shape[1], classes)
         head.load_state_dict(weights)
-    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except SafetensorError as error:
+        raise AdapterError(f"{file} is damaged ({error}); {_NEEDED}") from error
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
         raise AdapterError(
-            f"{file} is damaged or not a head that was saved here ({error}); fine-tune again"
+            f"{file} is no head ({type(error).__name__}: {reason}); {_NEEDED}"
         ) from error
     return head.eval().requires_grad_(False)

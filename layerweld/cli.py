@@ -127,7 +127,7 @@ def compare(
     console.print(tables.cost_table(found))
     console.print(tables.site_table(found))
     for line in tables.closing_lines(found):
-        console.print(line, highlight=False, markup=False)
+        console.print(line, highlight=False)
     console.print(f"report  {output / 'comparison.html'}", highlight=False)
     console.print(f"tables  {output / 'methods.csv'}, sites.csv, comparison.md", highlight=False)
 

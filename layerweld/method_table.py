@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.table import Table
+from rich.text import Text
 
 from layerweld.config import RunSettings
 from layerweld.methods import METHODS, Method
@@ -33,15 +34,15 @@ def method_table() -> Table:
     return table
 
 
-def _cells(method: Method) -> tuple[str, ...]:
+def _cells(method: Method) -> tuple[str | Text, ...]:
     needs = [_ROWS[method.data], *method.needs]
     return (
-        f"{method.name}\n[dim]{method.label}[/dim]",
+        Text.assemble(f"{method.name}\n", (method.label, "dim")),
         method.rounds,
         method.sends,
         "Σ" if method.sums else "",
         "\n".join(need for need in needs if need) or "–",
-        f"{defaults_of(method)}\n[dim]{method.source}[/dim]",
+        Text.assemble(f"{defaults_of(method)}\n", (method.source, "dim")),
     )
 
 

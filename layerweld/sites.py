@@ -110,6 +110,11 @@ def site_entries(entries: Any, file: Path) -> tuple[SiteEntry, ...]:
         except ValidationError as error:
             problem = error.errors()[0]
             field = ".".join(str(part) for part in problem["loc"])
+            if problem["type"] == "extra_forbidden":
+                known = ", ".join(k.replace("_", "-") for k in SiteEntry.model_fields)
+                raise ConfigError(
+                    f"{file}, site {number}: unknown key {field!r}; known here: {known}"
+                ) from None
             raise ConfigError(f"{file}, site {number}, {field}: {problem['msg']}") from None
         sites.append(site.model_copy(update=_resolved(site, file)))
     names = [site.name for site in sites]

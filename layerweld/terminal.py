@@ -20,8 +20,9 @@ from rich.progress import (
 
 from layerweld.progress import listening
 
-console = Console(stderr=False)
-errors = Console(stderr=True)
+console = Console(stderr=False, markup=False)
+errors = Console(stderr=True, markup=False)
+"""Names of sites, files and folders may hold brackets: nothing printed here is taken for markup."""
 
 
 @contextmanager
@@ -72,6 +73,8 @@ def _quiet_libraries() -> None:
     """Libraries speak to developers; what a user must know comes as an error or a warning."""
     for name in ("flwr", "transformers", "lightning", "lightning.pytorch", "peft"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # Flower sets its level when it is imported, which may be later than this.
+    logging.getLogger("flwr").addFilter(lambda record: record.levelno >= logging.ERROR)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module=r"(peft|transformers|torch)")

@@ -137,31 +137,3 @@ def merged_layers(introductions: Sequence[Introduction], plan: MergePlan) -> Mer
         PlanError: one of them lies outside of the model's blocks.
     """
     return plan.restricted_to({layer for one in introductions for layer in one.layers})
-
-
-def too_few_tokens(introductions: Sequence[Introduction], plan: MergePlan) -> str | None:
-    """A warning where all sites' tokens together are fewer than a group's features.
-
-    The statistics are then singular and the ridge alone decides the rest; near equality the
-    solution is at its worst (double descent).
-    """
-    tokens = sum(one.tokens for one in introductions)
-    widest = max(plan.groups, key=lambda group: group.d_in)
-    if tokens >= 2 * widest.d_in:
-        return None
-    return (
-        f"{tokens} calibration tokens over all sites for {widest.d_in} features of {widest.name}: "
-        f"the ridge decides what the tokens do not. Give the sites more rows, or raise merge.ridge "
-        f"(0.1 is safe here)"
-    )
-
-
-def not_evaluated(introductions: Sequence[Introduction]) -> str | None:
-    """A warning where some sites could be evaluated at, and some could not."""
-    bare = [one.site for one in introductions if not one.evaluates]
-    if not bare or len(bare) == len(introductions):
-        return None
-    return (
-        f"no accuracy will be measured, since {', '.join(bare)} cannot: a site needs labelled "
-        f"rows in `held-out`, and a head (`head`, or one that it trains itself)"
-    )

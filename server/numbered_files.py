@@ -10,8 +10,8 @@ from typing import Any, Generic, Protocol, TypeVar
 from torch import Tensor
 
 from layerweld.errors import JournalError
-from layerweld.progress import report_progress
 from server.hashed_files import read_hashed, write_hashed
+from strategies.notices import notice
 
 
 class Numbered(Protocol):
@@ -66,7 +66,7 @@ class NumberedFiles(Generic[N]):
             except JournalError as error:
                 if file != files[-1]:
                     raise
-                report_progress(f"{error}: that {self._kind} is done again", 0, 0)
+                notice(f"{error}: that {self._kind} is done again")
         for place, kept in enumerate(found):
             if kept.index != place:
                 raise JournalError(

@@ -12,11 +12,10 @@ from flwr.serverapp import Grid
 from layerweld.config import RunSettings
 from layerweld.disk import lock_of, only_here
 from layerweld.memory import naming_memory
-from layerweld.progress import report_progress
 from layerweld.run_state import Recorder, recording
+from server.cohort_warnings import warnings_of
 from server.farewell import dismiss
 from server.federation import Federation
-from server.handshake import not_evaluated, too_few_tokens
 from server.journal import RunJournal
 from server.merged_model import MergedModel
 from server.output import (
@@ -33,6 +32,7 @@ from server.output import (
 from server.requirements import check_methods
 from server.results import Form, MethodResult, RunResults, Score
 from server.scores import REFERENCES
+from strategies.notices import notice
 
 _LABELS = {"base": "Base model", "individual": "Individual fine-tuning"}
 
@@ -70,12 +70,8 @@ def _play(
     recorder.waiting_for = federation.waiting_for
     federation.introduce()
     check_methods(federation.methods, settings, federation.introductions)
-    for warning in (
-        too_few_tokens(federation.introductions, federation.plan),
-        not_evaluated(federation.introductions),
-    ):
-        if warning:
-            report_progress(f"warning: {warning}", 0, 0)
+    for warning in warnings_of(federation.introductions, federation.plan):
+        notice(f"warning: {warning}")
     federation.fine_tune()
     federation.begin_journal()
     merges = _merge_all(federation)
@@ -99,7 +95,7 @@ def _merge_all(federation: Federation) -> list[tuple[MergedModel, MethodResult]]
         shifts = federation.measure_shift(merged) if measures else {}
         result = method_result(merged, shifts)
         for site, groups in result.outliers.items():
-            report_progress(f"warning: {_decides(result, site, groups)}", 0, 0)
+            notice(f"warning: {_decides(result, site, groups)}")
         merges.append((merged, result))
     return merges
 

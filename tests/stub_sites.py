@@ -57,6 +57,8 @@ def introduction_of(name):
         classifies=True,
         labelled=False,
         factors="",
+        adapter="",
+        holdings="",
         versions=("torch=2",),
     )
 

@@ -3,6 +3,7 @@
 import csv
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -139,6 +140,21 @@ def test_what_was_played_under_other_settings_is_not_found(sites, tmp_path, merg
     file.write_text(file.read_text() + "[ties]\ndensity = 0.5\n")
     compare(file, output, "--methods", "ties,mean")
     assert merges == ["ties", "mean", "ties"]
+
+
+def test_what_was_played_on_other_held_out_rows_is_not_found(sites, tmp_path, merges):
+    file, output = run_file(sites, tmp_path), tmp_path / "out"
+    held_out = tmp_path / "held-out.jsonl"
+    rows = [json.loads(line) for line in Path(sites.nodes[0]["data"]).read_text().splitlines()]
+    text = file.read_text().replace(
+        f'held-out = "{sites.nodes[0]["data"]}"', f'held-out = "{held_out}"'
+    )
+    file.write_text(text)
+    for labels in ("ab", "ba"):
+        turned = [row | {"label": labels["ab".index(row["label"])]} for row in rows]
+        held_out.write_text("".join(json.dumps(row) + "\n" for row in turned))
+        assert compare(file, output, "--methods", "mean").exit_code == 0
+    assert merges == ["mean", "mean"]
 
 
 def test_a_kept_result_that_was_cut_short_is_played_again(sites, tmp_path, merges):

@@ -6,7 +6,6 @@ import pytest
 
 from layerweld.errors import CohortError
 from layerweld.launch import app_module
-from layerweld.plan import LayerGroup, LayerShape, MergePlan
 from tests.stub_sites import NAMES, PLAN, introduction_of
 
 FIRST = PLAN.layer_names[0]
@@ -99,16 +98,3 @@ def test_only_what_some_site_fine_tuned_is_merged():
     layers = (("0.k",), (), ("0.o", "0.q"))
     trained = [replace(one, layers=own) for one, own in zip(sites(), layers, strict=True)]
     assert merged_layers(trained, PLAN).layer_names == ("0.q", "0.k", "0.o")
-
-
-WIDE = MergePlan(("0",), (LayerGroup("0.in", 0, 50, (LayerShape("0.q", 3),)), *PLAN.groups))
-
-
-@pytest.mark.parametrize(("tokens", "warns"), [(1, True), (33, True), (34, False), (99, False)])
-def test_fewer_tokens_than_twice_the_widest_groups_features_are_warned_of(tokens, warns):
-    few = [replace(one, tokens=each) for one, each in zip(sites(), (33, 33, tokens), strict=True)]
-    warning = app_module("server.handshake").too_few_tokens(few, WIDE)
-    assert (warning is not None) == warns
-    if warning:
-        assert f"{66 + tokens} calibration tokens over all sites for 50 features" in warning
-        assert "raise merge.ridge" in warning

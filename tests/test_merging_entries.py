@@ -156,6 +156,22 @@ def test_sites_that_agree_are_given_back_up_to_the_scaling(method, factor):
     assert relative(merged, expected) < TOLERANCE
 
 
+def test_pcb_is_finite_however_many_sites_there_are():
+    one = by_site(random_sites(1))["ash"]
+    many = {
+        f"site-{i}": {layer: update * (1 + 0.01 * i) for layer, update in one.items()}
+        for i in range(120)
+    }
+    sites = side_by_side(many)
+    assert relative(Pcb().merge(sites), cut(1.2 * slow_pcb(vectors(sites), 0.05))) < 1e-3
+
+
+def test_four_sites_that_agree_leave_nothing_to_consensus_at_its_default():
+    one = by_site(random_sites(1))["ash"]
+    merged = Consensus().merge(side_by_side({name: one for name in "abcd"})).updates
+    assert not any(update.dense().any() for update in merged.values())
+
+
 def test_consensus_needs_as_many_sites_as_must_agree():
     assert Consensus(agreement=3).fewest_sites == 3
     assert Ties().fewest_sites == 1

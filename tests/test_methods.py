@@ -2,11 +2,12 @@
 
 import json
 import tomllib
+from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModel
+from transformers import AutoModel, AutoTokenizer
 from typer.testing import CliRunner
 
 from layerweld import cli
@@ -16,13 +17,14 @@ from layerweld.discover import discover_plan
 from layerweld.errors import CohortError, ConfigError
 from layerweld.launch import app_folder, app_module
 from layerweld.linear import weight_of
+from layerweld.merging.sums import TaskArithmetic
 from layerweld.method_table import defaults_of
 from layerweld.methods import METHODS, method_named, methods_of
 from layerweld.overrides import with_overrides
 from layerweld.task_vectors import read_fine_tuned
 from tests.random_updates import side_by_side
 from tests.tiny_peft import edit_tensors, new_model, train_adapter
-from tests.tiny_sites import make_labelled_sites, make_sites
+from tests.tiny_sites import TinySites, make_labelled_sites, make_sites
 
 TARGETS = ["query", "value", "output.dense"]
 ONE_ROUND = [name for name, method in METHODS.items() if method.from_updates]
@@ -163,6 +165,71 @@ def test_lines_scales_a_merge_from_block_to_block(sites, tmp_path):
     for layer, values in plain.items():
         factor = 1.5 if "layer.1." in layer else 1.0
         torch.testing.assert_close(scaled[layer], factor * values, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["ties", "task-arithmetic"])
+def test_lines_takes_the_place_of_a_methods_own_scaling(sites, tmp_path, name):
+    """α is ``‖Σ ΔW‖₁ / (N ‖ΔW_M‖₁)`` of the merge without λ, as the authors' code has it."""
+    play(sites, tmp_path / "out", f"{name}+lines", **{f"{name}.scaling": 0.1, "lines.slope": 0.5})
+    unscaled = RunSettings().of_method(name).model_copy(update={"scaling": 1.0})
+    merged = {k: u.dense() for k, u in by_the_kernel(sites, unscaled).items()}
+    sums = {k: u.dense() for k, u in by_the_kernel(sites, TaskArithmetic(scaling=1.0)).items()}
+    start = (
+        sum(x.abs().sum() for x in sums.values()) / 3 / sum(x.abs().sum() for x in merged.values())
+    )
+    for layer, values in written(sites, tmp_path / "out").items():
+        if layer in merged:
+            factor = start + (0.5 if "layer.1." in layer else 0.0)
+            torch.testing.assert_close(values, factor * merged[layer], rtol=1e-3, atol=1e-5)
+
+
+def test_averages_weigh_sites_by_their_training_rows_not_by_what_was_drawn(sharing_sites, tmp_path):
+    rows = Path(sharing_sites.nodes[0]["data"])
+    few = rows.with_name("few.jsonl")
+    few.write_text("".join(f"{line}\n" for line in rows.read_text().splitlines()[:6]))
+    base, changed = sharing_sites.base, [dict(node) for node in sharing_sites.nodes]
+    changed[0]["data"] = str(few)
+    mixed = TinySites(base, changed, sharing_sites.folder)
+    play(mixed, tmp_path / "out", "flora", **{"calibration.samples": 6})
+    base = load_base(base)
+    own = [read_fine_tuned(n["adapter"], base).task_vector.updates for n in changed]
+    for layer, values in written(mixed, tmp_path / "out").items():
+        shares = (6 / 42, 18 / 42, 18 / 42)
+        expected = sum(
+            p * of[layer].dense() for p, of in zip(shares, own, strict=True) if layer in of
+        )
+        torch.testing.assert_close(values, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_regmean_measures_each_site_in_its_own_model_with_its_own_norms(full_sites, tmp_path):
+    raw = {"merge.normalization": "none", "merge.importance": "uniform", "merge.ridge": 1e-3}
+    play(full_sites, tmp_path / "out", "regmean", **raw)
+    base = load_base(full_sites.base)
+    layer = "encoder.layer.1.attention.self.query"
+    grams, products = torch.zeros(16, 16).double(), torch.zeros(16, 16).double()
+    for node in full_sites.nodes:
+        gram = own_gram(full_sites, node, layer)
+        update = read_fine_tuned(node["adapter"], base).task_vector.updates[layer].dense().double()
+        grams, products = grams + gram, products + update @ gram
+    system = grams + 1e-3 * grams.trace() / 16 * torch.eye(16).double()
+    expected = torch.linalg.solve(system, products.T).T.float()
+    got = written(full_sites, tmp_path / "out")[layer]
+    torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4)
+
+
+def own_gram(sites, node, layer):
+    """Mean Gram matrix of a layer's inputs at the real tokens, in the site's own model."""
+    model, tokenizer = (
+        AutoModel.from_pretrained(node["adapter"]).eval(),
+        AutoTokenizer.from_pretrained(sites.base),
+    )
+    seen = []
+    model.get_submodule(layer).register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
+    for line in Path(node["data"]).read_text().splitlines():
+        text = json.loads(line)["text"]
+        model(**tokenizer(text, truncation=True, max_length=12, return_tensors="pt"))
+    tokens = torch.cat([inputs[0] for inputs in seen]).double()
+    return (tokens.T @ tokens / len(tokens)).detach()
 
 
 def test_lines_scales_norms_and_biases_with_their_block(full_sites, tmp_path):

@@ -2,10 +2,13 @@
 
 import json
 import time
+from pathlib import Path
 
 import pytest
+import torch
 
-from layerweld.errors import CohortError, LostSiteError
+from layerweld.base_model import load_base
+from layerweld.errors import CohortError, JournalError, LostSiteError
 from layerweld.launch import app_module
 from tests.dying_server import killed_after
 from tests.faulty_grid import Clock, InProcessGrid
@@ -78,3 +81,33 @@ def test_a_new_run_that_too_few_sites_join_says_so_and_ends_in_time(play, tmp_pa
     with pytest.raises(CohortError, match="2 of min-sites = 3 sites connected within 60 s"):
         play(tmp_path / "out", comes_at=float("inf"), min_sites=3)
     assert said == ["waiting for sites: 2 of 3 are connected"]
+
+
+@pytest.mark.parametrize("exchanged", ["adapter", "rows"])
+def test_a_site_that_comes_back_with_something_else_is_not_taken_for_the_same(
+    tmp_path, monkeypatch, exchanged
+):
+    sites = make_sites(tmp_path / "sites", ["query", "value"])
+    node = sites.nodes[0]
+    if exchanged == "adapter":  # whole models of one shape, which only their weights tell apart
+        node["adapter"] = whole_model(sites, tmp_path / "first", seed=1)
+    with killed_after(0, monkeypatch):
+        sites.play(tmp_path / "out")
+    if exchanged == "adapter":
+        node["adapter"] = whole_model(sites, tmp_path / "second", seed=2)
+    else:  # as many rows and tokens as before, of other words
+        rows = Path(node["data"])
+        rows.write_text(rows.read_text().replace("w1 ", "w2 "))
+    app_module("client.state").site_state.cache_clear()  # as in a process of its own
+    with pytest.raises(JournalError, match="an interrupted run with other sites"):
+        sites.play(tmp_path / "out")
+
+
+def whole_model(sites, folder, seed):
+    model = load_base(sites.base).backbone
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+    model.save_pretrained(folder)
+    return str(folder)

@@ -22,7 +22,7 @@ _LOOK = 4.0  # seconds between two questions after a run's state; each starts `f
 _PATIENCE = 300.0  # seconds for which the SuperLink may be away while a run is followed
 _LOOK_AT_LOG = 30.0  # seconds between two looks at what a run has logged
 _JOURNAL = "journal"
-_NOTICES = re.compile(r"(?<!\w)(?:waiting for|going on without|solved) [^\x1b\n]+")
+_NOTICES = re.compile(r"(?<!\w)(?:waiting for|going on without|solved|warning:) [^\x1b\n]+")
 
 
 @dataclass(frozen=True)

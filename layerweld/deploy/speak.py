@@ -11,7 +11,7 @@ from layerweld.terminal import console
 
 def say(line: str) -> None:
     """One line as it is: no markup, no colours, no breaks."""
-    console.print(line, highlight=False, soft_wrap=True, markup=False)
+    console.print(line, highlight=False, soft_wrap=True)
 
 
 def print_commands(environment: Mapping[str, str], *commands: Sequence[str]) -> None:

@@ -41,8 +41,8 @@ class CoreSpace(MergeMethod):
     """Core Space merging (Panariello et al. 2025, arXiv:2509.17786)."""
 
     inner: Inner = "ties"
-    """What merges the small matrices, layer by layer. ``tsv`` gives what TSV gives outside,
-    since the bases are orthonormal."""
+    """What merges the small matrices, layer by layer. ``tsv`` gives what TSV gives outside
+    where all sites have one rank, since the bases are orthonormal."""
     density: NonZeroShare = 0.1
     """Share of entries kept by ``inner = "ties"``; nothing else reads it."""
     isotropic: bool = False

@@ -52,6 +52,8 @@ def introduction_from(about: Mapping[str, Any]) -> Introduction:
         classifies=read(about, "classifies", bool),
         labelled=read(about, "labelled", bool),
         factors=read(about, "factors", str),
+        adapter=read(about, "adapter", str),
+        holdings=read(about, "holdings", str),
         layers=tuple(read_list(about, "layers", str)),
         ranks=tuple(read_list(about, "ranks", int)),
         versions=tuple(read_list(about, "versions", str)),

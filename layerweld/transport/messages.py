@@ -34,6 +34,9 @@ class Introduction:
         labelled: whether it has labels for its calibration rows as well.
         factors: SHA-256 over all ``A`` of a LoRA, so that sites that share a frozen ``A`` are
             known; empty otherwise.
+        adapter: digest of the adapter or model that the site brings; empty where it has none yet.
+        holdings: digest of its rows, held-out rows and head, keyed with a secret of the site's own,
+            so that nobody can find out by trying whether it holds a row.
         versions: ``name=version`` of the packages that matter.
     """
 
@@ -54,11 +57,14 @@ class Introduction:
     classifies: bool
     labelled: bool
     factors: str
+    adapter: str
+    holdings: str
     versions: tuple[str, ...]
 
 
 FOUND_OUT_BY_TRAINING = (
     "kind", "layers", "ranks", "prefix", "evaluates", "classifies", "labelled", "factors",
+    "adapter", "holdings",
 )  # fmt: skip
 """What a site that fine-tunes first can only say of itself afterwards."""
 

@@ -1,0 +1,71 @@
+"""What the handshake lets pass, and what whoever runs it should know before the sites compute."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+
+from layerweld.plan import MergePlan
+from layerweld.transport.messages import Introduction
+
+
+def warnings_of(introductions: Sequence[Introduction], plan: MergePlan) -> Iterator[str]:
+    """One sentence each, with the way out.
+
+    Args:
+        introductions: of the whole cohort.
+        plan: of the layers that are merged.
+    """
+    for found in (_too_few_tokens(introductions, plan), _not_evaluated(introductions)):
+        if found:
+            yield found
+    yield from _twins(introductions)
+    yield from _passed_over(introductions)
+
+
+def _too_few_tokens(introductions: Sequence[Introduction], plan: MergePlan) -> str | None:
+    """Where all sites' tokens together are fewer than a group's features.
+
+    The statistics are then singular and the ridge alone decides the rest; near equality the
+    solution is at its worst (double descent).
+    """
+    tokens = sum(one.tokens for one in introductions)
+    widest = max(plan.groups, key=lambda group: group.d_in)
+    if tokens >= 2 * widest.d_in:
+        return None
+    return (
+        f"{tokens} calibration tokens over all sites for {widest.d_in} features of {widest.name}: "
+        f"the ridge decides what the tokens do not. Give the sites more rows, or raise merge.ridge "
+        f"(0.1 is safe here)"
+    )
+
+
+def _not_evaluated(introductions: Sequence[Introduction]) -> str | None:
+    """Where some sites could be evaluated at, and some could not."""
+    bare = [one.site for one in introductions if not one.evaluates]
+    if not bare or len(bare) == len(introductions):
+        return None
+    return (
+        f"no accuracy will be measured, since {', '.join(bare)} cannot: a site needs labelled "
+        f"rows in `held-out`, and a head (`head`, or one that it trains itself)"
+    )
+
+
+def _twins(introductions: Sequence[Introduction]) -> Iterator[str]:
+    """Sites that bring the same adapter: what they share counts twice."""
+    for one, other in combinations(sorted(introductions, key=lambda found: found.site), 2):
+        if one.adapter and one.adapter == other.adapter:
+            yield (
+                f"{one.site} and {other.site} bring the same adapter, which counts twice: look at "
+                f"their `adapter` paths, or leave one of them out"
+            )
+
+
+def _passed_over(introductions: Sequence[Introduction]) -> Iterator[str]:
+    """Sites with rows that could not be read, as many as ``calibration.max-unreadable`` allows."""
+    for one in introductions:
+        if one.skipped:
+            yield (
+                f"{one.site} has {one.skipped} rows that cannot be read and were passed over; "
+                f"calibration.max-unreadable = 0 makes it an error that names the first"
+            )

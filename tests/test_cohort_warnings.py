@@ -1,0 +1,40 @@
+"""What the handshake lets pass is said all the same."""
+
+from dataclasses import replace
+
+import pytest
+
+from layerweld.plan import LayerGroup, LayerShape, MergePlan
+from server.cohort_warnings import warnings_of
+from tests.stub_sites import NAMES, PLAN, introduction_of
+
+WIDE = MergePlan(("0",), (LayerGroup("0.in", 0, 50, (LayerShape("0.q", 3),)), *PLAN.groups))
+ENOUGH = 10**4  # tokens, for any group here
+
+
+def sites():
+    return [replace(introduction_of(name), tokens=ENOUGH) for name in NAMES]
+
+
+@pytest.mark.parametrize(("tokens", "warns"), [(1, True), (33, True), (34, False), (99, False)])
+def test_fewer_tokens_than_twice_the_widest_groups_features_are_warned_of(tokens, warns):
+    few = [replace(one, tokens=each) for one, each in zip(sites(), (33, 33, tokens), strict=True)]
+    found = list(warnings_of(few, WIDE))
+    assert bool(found) == warns
+    if warns:
+        assert f"{66 + tokens} calibration tokens over all sites for 50 features" in found[0]
+        assert "raise merge.ridge" in found[0]
+
+
+def test_two_sites_with_one_adapter_are_named():
+    one, other, third = sites()
+    assert not list(warnings_of(sites(), PLAN))  # none brings an adapter yet: nothing to compare
+    same = [replace(one, adapter="a"), replace(other, adapter="b"), replace(third, adapter="a")]
+    (found,) = warnings_of(same, PLAN)
+    assert "ash and cedar bring the same adapter" in found
+
+
+def test_rows_that_were_passed_over_are_counted():
+    one, *others = sites()
+    (found,) = warnings_of([replace(one, skipped=3), *others], PLAN)
+    assert found.startswith("ash has 3 rows that cannot be read")
