@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import pandas as pd
 import typer
@@ -32,7 +32,8 @@ def main(
     ),
 ) -> None:
     """Play the chain once for every setting and seed; a finished row is not played again."""
-    done = pd.read_csv(output).to_dict("records") if output.exists() else []
+    kept = pd.read_csv(output).to_dict("records") if output.exists() else []
+    done: list[dict[Any, Any]] = list(kept)
     known = {
         (r["seed"], r["normalization"], r["ridge"], r["shrinkage"], r["samples"]) for r in done
     }

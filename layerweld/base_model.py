@@ -17,10 +17,12 @@ from layerweld.foreign_files import reading
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_TOKENIZER_FILES = (
-    "tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "preprocessor_config.json",
-    "tokenizer.model", "spiece.model", "spm.model", "sentencepiece.bpe.model",
+TOKENIZER_FILES = (
+    "added_tokens.json", "merges.txt", "preprocessor_config.json", "sentencepiece.bpe.model",
+    "special_tokens_map.json", "spiece.model", "spm.model", "tokenizer.json", "tokenizer.model",
+    "tokenizer_config.json", "vocab.json", "vocab.txt",
 )  # fmt: skip
+"""What decides which tokens a text, or which pixels an image, becomes."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ def device_named(name: str) -> torch.device:
 
 def tokenizer_fingerprint(folder: Path) -> str:
     """SHA-256 over the tokenizer's or image processor's files; empty text where there are none."""
-    files = [folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()]
+    files = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
     digest = hashlib.sha256()
     for file in files:
         digest.update(file.name.encode() + b"\0" + file.read_bytes())

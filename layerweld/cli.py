@@ -10,6 +10,7 @@ import typer
 
 from layerweld.deploy import coordinator_commands, site_commands
 from layerweld.errors import LayerweldError
+from layerweld.interruptions import INTERRUPTED, RESUMES, ending_on_signals
 from layerweld.memory import naming_memory
 
 app = typer.Typer(
@@ -258,17 +259,26 @@ def plan(base: Base) -> None:
 
 
 def main() -> None:
-    """Run a command; expected errors are a line, what to type next, and their own exit code."""
+    """Run a command; expected ends are a line, what to type next, and their own exit code."""
+    ending_on_signals()
     try:
         with naming_memory():
             app()
     except LayerweldError as error:
-        from layerweld.terminal import errors
-
         notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
-        errors.print(f"layerweld: {error}{notes}", style="red", highlight=False, soft_wrap=True)
-        errors.print(f"next: {error.next_step}", highlight=False, soft_wrap=True)
+        _say_end(f"{error}{notes}", error.next_step)
         sys.exit(error.exit_code)
+    except SystemExit as end:
+        if end.code in INTERRUPTED:
+            _say_end(INTERRUPTED[end.code], RESUMES)
+        raise
+
+
+def _say_end(cause: str, next_step: str) -> None:
+    from layerweld.terminal import errors
+
+    errors.print(f"layerweld: {cause}", style="red", highlight=False, soft_wrap=True)
+    errors.print(f"next: {next_step}", highlight=False, soft_wrap=True)
 
 
 def _is_typed(context: typer.Context, parameter: str) -> bool:

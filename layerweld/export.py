@@ -14,28 +14,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from layerweld.base_model import BaseModel
+from layerweld.base_model import TOKENIZER_FILES, BaseModel
 from layerweld.disk import reported
 from layerweld.errors import OutputError
 from layerweld.linear import is_transposed, linear_layers, weight_of
 from layerweld.updates import LowRankUpdate, Update
 
 _PREPROCESSING = (
-    "added_tokens.json",
-    "chat_template.jinja",
-    "generation_config.json",
-    "merges.txt",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "sentencepiece.bpe.model",
-    "special_tokens_map.json",
-    "spiece.model",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "vocab.json",
-    "vocab.txt",
-)
+    *TOKENIZER_FILES, "chat_template.jinja", "generation_config.json", "processor_config.json",
+)  # fmt: skip
 
 
 def write_adapter(

@@ -18,6 +18,7 @@ from layerweld.errors import (
     RunFailedError,
     StorageError,
 )
+from layerweld.interruptions import INTERRUPTED, RESUMES
 from layerweld.progress import overhearing
 
 STATE = "state.json"
@@ -161,7 +162,9 @@ def _ending(error: BaseException) -> tuple[int, str, str]:
         case LayerweldError():
             return error.exit_code, str(error), error.next_step
         case KeyboardInterrupt():
-            return 130, "interrupted from the keyboard", "type the same command: the run resumes"
+            return 130, INTERRUPTED[130], RESUMES
+        case SystemExit(code=int(code)) if code in INTERRUPTED:
+            return code, INTERRUPTED[code], RESUMES
         case SystemExit():
             return RunFailedError.exit_code, "its process was told to end", RunFailedError.next_step
     cause = f"{type(error).__name__}: {error}"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import sqrt
 from statistics import fmean, stdev
 
 from server.comparison_results import Comparison, Entry
 from server.results import MethodResult
+from server.scores import half_width
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,9 @@ class Line:
     """Where the mean over the seeds is lowest."""
     sites: dict[str, Spread]
     """Accuracy by site."""
+    half_width: float
+    """Sampling error of the mean over sites of ``normalised``: half of a 95 % interval. Seeds are
+    judged on the same held-out rows, so it does not shrink with their number."""
     rounds: int
     bytes_up: float
     bytes_down: float
@@ -101,6 +106,7 @@ def _line(entries: list[Entry], alone: dict[int, MethodResult]) -> Line:
             site: Spread(tuple(r.scores[site].accuracy for r in results))
             for site in results[0].scores
         },
+        half_width=fmean(_half_width(e.result, alone[e.seed]) for e in entries),
         rounds=results[0].rounds,
         bytes_up=fmean(r.bytes_up for r in results),
         bytes_down=fmean(r.bytes_down for r in results),
@@ -108,6 +114,13 @@ def _line(entries: list[Entry], alone: dict[int, MethodResult]) -> Line:
         peak_bytes=max(peaks, default=None),
         tuned=tuple(_tuned_text(e) for e in entries) if any(e.tuned for e in entries) else (),
     )
+
+
+def _half_width(method: MethodResult, individual: MethodResult) -> float:
+    """Of the mean of independent sites, each as far off as its held-out rows let it be."""
+    own = {site: score.accuracy for site, score in individual.scores.items() if score.accuracy > 0}
+    widths = [half_width(method.scores[site]) / accuracy for site, accuracy in own.items()]
+    return sqrt(sum(width**2 for width in widths)) / len(widths) if widths else 0.0
 
 
 def _tuned_text(entry: Entry) -> str:

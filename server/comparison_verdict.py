@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import sqrt
 
 from server.comparison_scores import Line
 from server.report_labels import percent
@@ -21,13 +22,21 @@ def verdict(found: Sequence[Line]) -> str:
     )
     if not others:
         return sentence
-    lead = best.normalised.mean - others[0].normalised.mean
-    deviation = max(best.normalised.deviation or 0.0, others[0].normalised.deviation or 0.0)
-    if best.normalised.deviation is None:
-        return f"{sentence} {_lead(lead, others[0])}; one seed says nothing about chance."
-    sure = "more" if lead > deviation else "not more"
-    return f"{sentence} {_lead(lead, others[0])}, {sure} than seeds differ."
+    second = others[0]
+    lead = best.normalised.mean - second.normalised.mean
+    error = sqrt(best.half_width**2 + second.half_width**2)
+    than = "less" if lead < error else "more"
+    return (
+        f"{sentence} It leads {second.label} ({second.name}) by {100 * lead:.1f} points, {than} "
+        f"than the sampling error of ±\u00a0{100 * error:.1f} (95 %, taking the two as independent)"
+        f"{_by_seed(best, second)}"
+    )
 
 
-def _lead(lead: float, second: Line) -> str:
-    return f"It leads {second.label} ({second.name}) by {100 * lead:.1f} points"
+def _by_seed(best: Line, second: Line) -> str:
+    """Whether it leads at each seed, which the held-out rows' sampling error says nothing about."""
+    pairs = list(zip(best.normalised.values, second.normalised.values, strict=False))
+    if len(pairs) == 1:
+        return "; one seed says nothing about training."
+    ahead = sum(one > other for one, other in pairs)
+    return f", and is ahead at {ahead} of {len(pairs)} seeds."

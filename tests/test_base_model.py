@@ -3,20 +3,8 @@
 import pytest
 import torch
 
-from layerweld.base_model import device_named, tokenizer_fingerprint
+from layerweld.base_model import TOKENIZER_FILES, device_named, tokenizer_fingerprint
 from layerweld.errors import ConfigError
-
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-    "spiece.model",
-    "spm.model",
-    "sentencepiece.bpe.model",
-    "preprocessor_config.json",
-)
 
 
 def fingerprint_of(folder, **files):

@@ -6,9 +6,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from layerweld.merging.core_space import CoreSpace
+from layerweld.merging.do_merging import DoMerging
 from layerweld.merging.lora_averaging import ERROR, FedEx, FedIt, FfaLora, FlexLora, Flora
 from layerweld.merging.one_round import SiteUpdates
-from layerweld.updates import LowRankUpdate
+from layerweld.updates import DenseUpdate, LowRankUpdate
 from tests.random_updates import by_site, dense, random_sites, relative, side_by_side
 
 SAMPLES = {"ash": 10, "birch": 40, "cedar": 50}
@@ -136,3 +138,16 @@ def test_no_number_of_rows_that_a_site_claims_buys_more_than_half(counts, claime
     total = sum(said.values())
     if 2 * max(said.values()) <= total:
         assert shares == {site: n / total for site, n in said.items()}
+
+
+@pytest.mark.parametrize("method", [FedIt(), Flora(), CoreSpace(), DoMerging()], ids=str)
+def test_methods_that_work_on_factors_refuse_a_dense_update_by_name(method):
+    sites = by_site(random_sites(2))
+    sites["birch"]["q"] = DenseUpdate(sites["birch"]["q"].dense())
+    with pytest.raises(ValueError, match="'birch' has a dense update"):
+        method.merge(side_by_side(sites))
+
+
+def test_ffa_lora_refuses_sites_with_an_a_of_their_own():
+    with pytest.raises(ValueError, match="those of 'q' differ"):
+        FfaLora().merge(random_sites(2, ranks=(2, 2)))

@@ -117,7 +117,7 @@ def follow_run(
     solved, next_log = 0, time.monotonic() + _LOOK_AT_LOG
     notices = _Notices(coordinator, run_id, say)
     while not (state := _patiently(coordinator, run_id, say)).is_final:
-        count = _solved_steps(output)
+        count = _kept_steps(output)
         if count > solved or time.monotonic() > next_log:
             solved = count
             notices.pass_on()
@@ -205,12 +205,12 @@ def finished_manifest(output: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def _solved_steps(output: Path) -> int:
-    return len(list((output / _JOURNAL).glob("*/step-*.safetensors")))
+def _kept_steps(output: Path) -> int:
+    return len(list((output / _JOURNAL).glob("*/*-*.safetensors")))
 
 
 def _failure(state: RunState, output: Path) -> str:
-    kept = f"; {_solved_steps(output)} solved steps are kept" if has_journal(output) else ""
+    kept = f"; {_kept_steps(output)} solved steps or rounds are kept" if has_journal(output) else ""
     again = "resume" if has_journal(output) else "run"
     return (
         f"run {state.run_id} ended as {state.status}: {state.details or 'no reason given'}{kept}. "

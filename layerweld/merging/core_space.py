@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 
 from layerweld.merging.isotropic import IsoC
-from layerweld.merging.one_round import Merge, MergeMethod, SiteUpdates, changed
+from layerweld.merging.one_round import Merge, MergeMethod, SiteUpdates, changed, low_rank
 from layerweld.merging.spectral import spectrum
 from layerweld.merging.sums import TaskArithmetic
 from layerweld.merging.ties import Ties
@@ -24,14 +24,17 @@ def core_space(
 
     ``U_B`` spans the columns of all ``B_i``, ``V_A`` the rows of all ``A_i``, so that
     ``U_B M_i V_Aᵀ`` is ``ΔW_i`` without error.
+
+    Raises:
+        ValueError: an update is dense.
     """
-    low_rank = {s: u for s, u in updates.items() if isinstance(u, LowRankUpdate)}
-    lefts = torch.cat([update.left.double() for update in low_rank.values()], dim=1)
-    rights = torch.cat([update.right.double() for update in low_rank.values()])
+    factors = low_rank(updates)
+    lefts = torch.cat([update.left.double() for update in factors.values()], dim=1)
+    rights = torch.cat([update.right.double() for update in factors.values()])
     outputs, inputs = spectrum(DenseUpdate(lefts)).left, spectrum(DenseUpdate(rights)).right
     cores: dict[str, Update] = {
         site: LowRankUpdate(outputs.T @ update.left.double(), update.right.double() @ inputs.T)
-        for site, update in low_rank.items()
+        for site, update in factors.items()
     }
     merged = inner.merge(SiteUpdates(samples, {"": cores})).updates[""].dense().double()
     return LowRankUpdate((outputs @ merged).float(), inputs.float())

@@ -32,6 +32,7 @@ class Descent:
         for value, gradient in zip(self._values, gradients, strict=True):
             value.grad = gradient.to(value)
         self._optimiser.step()
+        self._optimiser.zero_grad(set_to_none=True)  # as large as the values: not kept in between
 
     def tensors(self) -> dict[str, Tensor]:
         """Values and optimiser state by name, to be kept."""

@@ -1,6 +1,6 @@
 """DO-Merging: pull LoRA factors apart, then merge lengths and directions apart. Tensors only."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 import torch
@@ -8,9 +8,9 @@ from jaxtyping import Float64
 from pydantic import Field
 from torch import Tensor
 
-from layerweld.merging.one_round import Merge, MergeMethod, SiteUpdates, layer_by_layer
+from layerweld.merging.one_round import Merge, MergeMethod, SiteUpdates, changed, low_rank
 from layerweld.settings import NonNegative, Positive
-from layerweld.updates import DenseUpdate, LowRankUpdate, Update
+from layerweld.updates import DenseUpdate, Update
 
 
 def pulled_apart(
@@ -67,13 +67,17 @@ class DoMerging(MergeMethod):
     """λ on the merged update."""
 
     def merge(self, sites: SiteUpdates) -> Merge:
-        """For LoRAs only; the result is dense."""
-        return layer_by_layer(sites, self._layer)
+        """For LoRAs only; the result is dense.
 
-    def _layer(self, updates: Sequence[Update]) -> Update:
-        low_rank = [update for update in updates if isinstance(update, LowRankUpdate)]
-        lefts = self._apart([update.left.double().T for update in low_rank])
-        rights = self._apart([update.right.double() for update in low_rank])
+        Raises:
+            ValueError: an update is dense.
+        """
+        return Merge({layer: self._layer(changed(of)) for layer, of in sites.layers.items()})
+
+    def _layer(self, updates: Mapping[str, Update]) -> Update:
+        factors = low_rank(updates).values()
+        lefts = self._apart([update.left.double().T for update in factors])
+        rights = self._apart([update.right.double() for update in factors])
         products = [left.T @ right for left, right in zip(lefts, rights, strict=True)]
         return DenseUpdate((self.scaling * by_size_and_direction(products)).float())
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field
 
-from layerweld.merging.one_round import Merge, MergeMethod, SiteUpdates
+from layerweld.merging.one_round import Merge, MergeMethod, SiteUpdates, low_rank
 from layerweld.merging.spectral import relative_distance, truncated
 from layerweld.updates import LowRankUpdate, Update, stack
 
@@ -18,11 +18,15 @@ ERROR = "distance to the mean"
 def weighted(
     sites: SiteUpdates, weighting: Weighting
 ) -> dict[str, tuple[list[LowRankUpdate], list[float]]]:
-    """By layer, the factors of the sites that have them and the shares of these sites."""
+    """By layer, the factors of the sites that have them and the shares of these sites.
+
+    Raises:
+        ValueError: an update is dense.
+    """
     shares = sites.shares(by_samples=weighting == "samples")
     return {
         layer: (
-            [update for update in of.values() if isinstance(update, LowRankUpdate)],
+            list(low_rank(of).values()),
             [shares[site] for site in of],
         )
         for layer, of in sites.layers.items()
@@ -64,9 +68,15 @@ class FfaLora(MergeMethod):
     """Sites count by their training rows, or all alike."""
 
     def merge(self, sites: SiteUpdates) -> Merge:
-        """Exact, and of one site's rank: with ``A`` in common the mean is linear in ``B``."""
+        """Exact, and of one site's rank: with ``A`` in common the mean is linear in ``B``.
+
+        Raises:
+            ValueError: the sites' ``A`` differ.
+        """
         merged = {}
         for layer, (updates, shares) in weighted(sites, self.weighting).items():
+            if any(not torch.equal(update.right, updates[0].right) for update in updates):
+                raise ValueError(f"FFA-LoRA averages B behind one A; those of {layer!r} differ")
             left = weighted_mean(updates, shares).left
             blocks = left.split(updates[0].rank, dim=1)
             merged[layer] = LowRankUpdate(torch.stack(blocks).sum(dim=0), updates[0].right)

@@ -122,6 +122,19 @@ def entry_by_entry(
     return Merge(_by_layer(merged, _shapes(sites)))
 
 
+def low_rank(updates: Mapping[str, Update]) -> dict[str, LowRankUpdate]:
+    """One layer's updates, of which every one must be factored.
+
+    Raises:
+        ValueError: one is dense.
+    """
+    found = {s: update for s, update in updates.items() if isinstance(update, LowRankUpdate)}
+    dense = next((site for site in updates if site not in found), None)
+    if dense is not None:
+        raise ValueError(f"the method works on LoRA factors, and {dense!r} has a dense update")
+    return found
+
+
 def site_by_site(
     sites: SiteUpdates,
     kernel: Callable[[Float[Tensor, "sites entries"]], Float[Tensor, "sites entries"]],

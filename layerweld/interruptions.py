@@ -1,0 +1,31 @@
+"""What ends a command from outside: said, recorded and cleaned up after, as any other end."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from types import FrameType
+from typing import NoReturn
+
+_FROM_OUTSIDE = {signal.SIGTERM: "told to end (SIGTERM)", signal.SIGHUP: "its terminal is gone"}
+INTERRUPTED: dict[object, str] = {
+    128 + signal.SIGINT: "interrupted from the keyboard",
+    **{128 + number: cause for number, cause in _FROM_OUTSIDE.items()},
+}
+"""Cause by exit code, which is 128 and the signal's number, as shells have it."""
+RESUMES = "type the same command: the run resumes"
+
+
+def ending_on_signals() -> None:
+    """Let the signals of Slurm, Docker and closed terminals end the command in order.
+
+    Python would die at once: the run's state would say that it is running, and its lock file would
+    stay. A signal that is ignored, as under ``nohup``, stays ignored.
+    """
+    for number in _FROM_OUTSIDE:
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, _end)
+
+
+def _end(number: int, _frame: FrameType | None) -> NoReturn:
+    sys.exit(128 + number)
