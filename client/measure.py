@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -15,6 +16,7 @@ from layerweld.collect import ReplayableModel, input_moments
 from layerweld.covariate_shift import MomentAccumulator, squared_wasserstein
 from layerweld.errors import DataError
 from layerweld.linear import updated
+from layerweld.plan import MergePlan
 from layerweld.transport.messages import ModelToMeasure
 from layerweld.updates import Update
 
@@ -57,26 +59,63 @@ def _measured(state: SiteState, model: ModelToMeasure, held_out: Rows) -> tuple[
 
 
 def shift_per_group(state: SiteState, model: ModelToMeasure) -> dict[str, float]:
-    """Eq. 8 between the inputs in this model and in the site's own, by layer group."""
-    merged, own = _parts(state, model), state.adapter.task_vector
-    there = _moments(state, model.layers, merged)
-    here = _moments(state, model.layers, _Parts(own.updates, own.remainder))
+    """Eq. 8 between the inputs in this model and in the site's own, by layer group.
+
+    The two models are walked side by side: the moments of all blocks of an 8-billion-parameter one
+    would be 65 GB each, those of one block are 2.
+    """
+    own = state.adapter.task_vector
+    plan = state.plan.restricted_to(model.layers)
+    there = _Walk(state, plan, _parts(state, model))
+    here = _Walk(state, plan, _Parts(own.updates, own.remainder))
+    shifts: dict[str, float] = {}
+    for block in range(plan.groups[-1].block + 1):
+        shifts |= _shifts_of_block(there.moments(block), here.moments(block))
+    return shifts
+
+
+def _shifts_of_block(
+    there: dict[str, MomentAccumulator], here: dict[str, MomentAccumulator]
+) -> dict[str, float]:
+    """Eq. 8 of each group; its accumulators are let go of before the eigenvalues need room."""
     return {
-        group: squared_wasserstein(*there[group].moments(), *here[group].moments())
-        for group in there
+        group: squared_wasserstein(*there.pop(group).moments(), *here.pop(group).moments())
+        for group in list(there)
     }
 
 
-def _moments(
-    state: SiteState, layers: tuple[str, ...], parts: _Parts
-) -> dict[str, MomentAccumulator]:
-    model = ReplayableModel(state.base.backbone, state.plan.restricted_to(layers))
-    with state.with_remainder(dict(parts.remainder)):
-        if parts.remainder:
-            recording = model.record(state.batches)
-        else:  # as the chain has recorded them already
-            recording = state.recording(model, shifted_embeddings=False)
-        return input_moments(model, recording, parts.updates)
+class _Walk:
+    """One model on its way through the site's calibration rows, a block at a time.
+
+    Between blocks the base model is as it was: another walk may use it.
+
+    Args:
+        state: of the site.
+        plan: of the layers being merged.
+        parts: what is in place in this model.
+    """
+
+    def __init__(self, state: SiteState, plan: MergePlan, parts: _Parts) -> None:
+        self._state = state
+        self._model = ReplayableModel(state.base.backbone, plan)
+        self._parts = parts
+        with self._with_remainder():
+            if parts.remainder:
+                self._recording = self._model.record(state.batches)
+            else:  # as the chain has recorded them already
+                self._recording = state.recording(self._model, shifted_embeddings=False)
+        self._hidden = [batch.entry for batch in self._recording]
+
+    def moments(self, block: int) -> dict[str, MomentAccumulator]:
+        """Of the inputs of one block's groups; blocks are asked for in forward order."""
+        with self._with_remainder():
+            moments, self._hidden = input_moments(
+                self._model, self._recording, self._hidden, block, self._parts.updates
+            )
+        return moments
+
+    def _with_remainder(self) -> AbstractContextManager[None]:
+        return self._state.with_remainder(dict(self._parts.remainder))
 
 
 def _parts(state: SiteState, model: ModelToMeasure) -> _Parts:

@@ -120,18 +120,34 @@ def collect(
 
 
 def input_moments(
-    model: ReplayableModel, recording: Sequence[RecordedBatch], updates: Mapping[str, Update]
-) -> dict[str, MomentAccumulator]:
-    """Mean and covariance of every group's inputs in the model with these updates in place.
+    model: ReplayableModel,
+    recording: Sequence[RecordedBatch],
+    hidden: HiddenStates,
+    block: int,
+    updates: Mapping[str, Update],
+) -> tuple[dict[str, MomentAccumulator], HiddenStates]:
+    """Mean and covariance of the inputs of one block's groups, with these updates in place.
 
     Two of these give the merging covariate shift, eq. 8 of the paper: one of the merged model, one
     of the site's own (:func:`layerweld.covariate_shift.squared_wasserstein`).
+
+    Args:
+        model: the base model.
+        recording: the site's calibration batches.
+        hidden: hidden states that enter the block; the moments are taken on their device.
+        block: index of the block.
+        updates: of the whole model, by layer.
+
+    Returns:
+        The moments by group, and the hidden states that leave the block: none after the plan's last
+        group, where nobody reads them.
     """
-    groups = model.plan.groups
-    moments = {group.name: MomentAccumulator(group.d_in) for group in groups}
-    entry = [batch.entry for batch in recording]
-    _run_blocks(model, recording, entry, groups, updates, moments)
-    return moments
+    device = hidden[0].device
+    groups = model.plan.groups_of_block(block)
+    moments = {group.name: MomentAccumulator(group.d_in, device=device) for group in groups}
+    heard = {group.layers[0].name: moments[group.name] for group in groups}
+    last = block == model.plan.groups[-1].block
+    return moments, _run_block(model, recording, hidden, block, updates, heard, last=last)
 
 
 def _run_blocks(
@@ -140,24 +156,38 @@ def _run_blocks(
     hidden: HiddenStates,
     groups: Sequence[LayerGroup],
     updates: Mapping[str, Update],
-    listeners: Mapping[str, GramAccumulator] | Mapping[str, MomentAccumulator],
+    listeners: Mapping[str, GramAccumulator],
 ) -> None:
     """Feed every group's inputs to its listener; stop at the last group's input."""
     first, last = groups[0].block, groups[-1].block
     for block in range(first, last + 1):
-        here = [group for group in groups if group.block == block]
-        with model.with_updates(block, updates) as module:
-            passed_on: HiddenStates = []
-            for states, batch in zip(hidden, recording, strict=True):
-                taps = [
-                    (model.layers[g.layers[0].name], _tap(listeners[g.name], batch.keep))
-                    for g in here
-                ]
-                if block == last:
-                    run_block_until(module, states, batch.calls[block], taps)
-                else:
-                    passed_on.append(run_block(module, states, batch.calls[block], taps))
-        hidden = passed_on
+        heard = {g.layers[0].name: listeners[g.name] for g in groups if g.block == block}
+        hidden = _run_block(model, recording, hidden, block, updates, heard, last=block == last)
+
+
+def _run_block(
+    model: ReplayableModel,
+    recording: Sequence[RecordedBatch],
+    hidden: HiddenStates,
+    block: int,
+    updates: Mapping[str, Update],
+    listeners: Mapping[str, GramAccumulator] | Mapping[str, MomentAccumulator],
+    *,
+    last: bool,
+) -> HiddenStates:
+    """Feed the named layers' inputs to their listeners; the last block ends once all have heard."""
+    passed_on: HiddenStates = []
+    with model.with_updates(block, updates) as module:
+        for states, batch in zip(hidden, recording, strict=True):
+            taps = [
+                (model.layers[name], _tap(listener, batch.keep))
+                for name, listener in listeners.items()
+            ]
+            if last:
+                run_block_until(module, states, batch.calls[block], taps)
+            else:
+                passed_on.append(run_block(module, states, batch.calls[block], taps))
+    return passed_on
 
 
 def _tap(listener: GramAccumulator | MomentAccumulator, keep: Tensor) -> Tap:

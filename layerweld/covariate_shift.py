@@ -12,11 +12,12 @@ class MomentAccumulator:
 
     Args:
         d_in: width of the input.
+        device: where to accumulate; the inputs are moved there, the moments stay there.
     """
 
-    def __init__(self, d_in: int) -> None:
-        self._sum = torch.zeros(d_in, dtype=torch.float64)
-        self._gram = GramAccumulator(d_in, unit_tokens=False)
+    def __init__(self, d_in: int, *, device: torch.device | str = "cpu") -> None:
+        self._sum = torch.zeros(d_in, dtype=torch.float64, device=device)
+        self._gram = GramAccumulator(d_in, unit_tokens=False, device=device)
 
     def update(
         self, inputs: Float[Tensor, "batch seq d_in"], keep: Bool[Tensor, "batch seq"]

@@ -4,6 +4,7 @@ import pytest
 import torch
 from peft import PeftModel
 
+from layerweld.covariate_shift import MomentAccumulator, squared_wasserstein
 from layerweld.gram import GramAccumulator
 from layerweld.launch import app_module
 from tests.tiny_peft import new_model
@@ -22,6 +23,19 @@ def test_gram_matrices_agree(unit_tokens):
         accumulator.update(tokens.to(device), keep.to(device))
         grams.append(accumulator.mean().cpu())
     torch.testing.assert_close(*grams, rtol=1e-12, atol=1e-14)  # float64: no TF32 anywhere
+
+
+def test_covariate_shifts_agree():
+    shifts = []
+    for device in ("cpu", "cuda"):
+        moments = []
+        for seed in range(2):
+            tokens = torch.randn(2, 500, 64, generator=torch.Generator().manual_seed(seed))
+            accumulator = MomentAccumulator(64, device=device)
+            accumulator.update(tokens.to(device), torch.ones(2, 500, dtype=torch.bool).to(device))
+            moments += accumulator.moments()
+        shifts.append(squared_wasserstein(*moments))
+    assert shifts[1] == pytest.approx(shifts[0], rel=1e-8)
 
 
 def test_a_merge_measured_on_a_gpu_is_the_merge(tmp_path):

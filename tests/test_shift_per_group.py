@@ -1,0 +1,113 @@
+"""The covariate shift at a site: of the inputs that the whole models read, a block at a time."""
+
+import weakref
+from contextlib import ExitStack
+
+import pytest
+import torch
+
+from client.measure import shift_per_group
+from client.site import site_of_node
+from client.state import SiteState
+from layerweld import collect
+from layerweld.base_model import load_base
+from layerweld.covariate_shift import MomentAccumulator, squared_wasserstein
+from layerweld.linear import shifted, updated
+from layerweld.task_vectors import read_fine_tuned
+from layerweld.transport.messages import ModelToMeasure
+from tests.tiny_sites import BERT_LAYERS, make_sites
+
+IN_BLOCK_1 = [f"encoder.layer.1.{of}" for of in ("intermediate.dense", "output.dense")]
+
+
+@pytest.fixture(scope="module", params=["LoRA", "LoRA behind a block without", "whole models"])
+def sites(request, tmp_path_factory):
+    adapted = IN_BLOCK_1 if request.param.endswith("without") else BERT_LAYERS
+    made = make_sites(tmp_path_factory.mktemp("sites"), adapted)
+    if request.param == "whole models":
+        fine_tune_wholly(made)
+    return made
+
+
+def fine_tune_wholly(sites):
+    for seed, node in enumerate(sites.nodes):
+        tuned = load_base(sites.base).backbone
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            for parameter in tuned.parameters():
+                parameter += 0.05 * torch.randn_like(parameter)
+        node["adapter"] = str(sites.folder / f"tuned-{seed}")
+        tuned.save_pretrained(node["adapter"])
+
+
+@pytest.fixture
+def site(sites):
+    settings = sites.settings()
+    return SiteState(site_of_node(sites.nodes[0], settings), settings, "run")
+
+
+@pytest.fixture
+def merged(sites, site):
+    """Another site's fine-tuning stands for a merge."""
+    other = read_fine_tuned(sites.nodes[1]["adapter"], site.base).task_vector
+    layers = tuple(name for name in site.plan.layer_names if name in other.updates)
+    return ModelToMeasure("run", "merged", layers, other.updates, other.remainder)
+
+
+def moments_of_all(site, plan, updates, remainder):
+    """Of every group at once, in plain forward passes of the whole model."""
+    layers = {shape.name: site.base.backbone.get_submodule(shape.name) for shape in shapes_of(plan)}
+    found = {group.name: MomentAccumulator(group.d_in) for group in plan.groups}
+    with ExitStack() as stack:
+        stack.enter_context(shifted(site.base.backbone, remainder))
+        stack.enter_context(updated(layers, updates))
+        for batch in site.batches:
+            keep = batch["attention_mask"].bool()
+            hooks = [
+                layers[group.layers[0].name].register_forward_pre_hook(
+                    lambda _m, args, keep=keep, heard=found[group.name]: heard.update(args[0], keep)
+                )
+                for group in plan.groups
+            ]
+            with torch.no_grad():
+                site.base.backbone(**batch)
+            for hook in hooks:
+                hook.remove()
+    return {name: accumulator.moments() for name, accumulator in found.items()}
+
+
+def shapes_of(plan):
+    return [shape for group in plan.groups for shape in group.layers]
+
+
+def test_it_is_that_of_the_whole_models_to_the_bit(site, merged):
+    own, plan = site.adapter.task_vector, site.plan.restricted_to(merged.layers)
+    there = moments_of_all(site, plan, merged.updates, merged.remainder)
+    here = moments_of_all(site, plan, own.updates, own.remainder)
+    expected = {name: squared_wasserstein(*there[name], *here[name]) for name in there}
+    assert shift_per_group(site, merged) == expected
+    assert max(expected.values()) > 1e-4
+
+
+def test_the_base_model_is_left_as_it_was(site, merged):
+    before = {name: values.clone() for name, values in site.base.backbone.state_dict().items()}
+    shift_per_group(site, merged)
+    after = site.base.backbone.state_dict()
+    assert all(torch.equal(values, after[name]) for name, values in before.items())
+
+
+def test_no_more_than_one_block_of_both_models_is_accumulated_at_a_time(site, merged, monkeypatch):
+    alive, most = weakref.WeakSet(), [0]
+
+    class Counted(MomentAccumulator):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            alive.add(self)
+            most[0] = max(most[0], len(alive))
+
+    monkeypatch.setattr(collect, "MomentAccumulator", Counted)
+    shifts = shift_per_group(site, merged)
+    plan = site.plan.restricted_to(merged.layers)
+    assert most[0] == 2 * max(len(plan.groups_of_block(block)) for block in range(2))
+    assert len(shifts) == len(plan.groups)
+    assert not alive
