@@ -9,7 +9,7 @@ from torch import Tensor
 
 from client.merged_prefix import LacksMerged, merged_prefix
 from client.state import SiteState
-from layerweld.collect import HiddenStates, ReplayableModel, collect
+from layerweld.collect import HiddenStates, ReplayableModel, collect, entering_first
 from layerweld.methods import settings_for
 from layerweld.replay import RecordedBatch
 from layerweld.schedule import schedule
@@ -58,7 +58,8 @@ class _ChainSite:
         if self.step.inside == "own" and self.step.restarts:
             with self.state.with_remainder(own):
                 recording = self.model.record(self.state.batches) if own else self._recording(own)
-                return self._collect(recording, [batch.entry for batch in recording], {})
+                hidden = entering_first(self.model, recording, self.step)
+                return self._collect(recording, hidden, {})
         with self.state.with_remainder(prefix.remainder):
             recording = self._recording(prefix.remainder)
             hidden = prefix.hidden_before(self.model, recording, self.steps, self.step, self.store)

@@ -10,7 +10,7 @@ from typing import Protocol
 from torch import Tensor
 
 from client.store import SiteStore
-from layerweld.collect import HiddenStates, ReplayableModel, propagate
+from layerweld.collect import HiddenStates, ReplayableModel, entering_first, propagate
 from layerweld.errors import RefusedReplyError
 from layerweld.prefix import extend_prefix, first_prefix
 from layerweld.replay import RecordedBatch
@@ -82,9 +82,9 @@ class MergedPrefix:
         store: SiteStore,
     ) -> HiddenStates:
         """Hidden states that enter the step's first block: kept, or rebuilt from what is."""
-        entry = [batch.entry for batch in recording]
         if step.restarts:
-            return entry
+            return entering_first(model, recording, step)
+        entry = [batch.entry for batch in recording]
         wanted = step.groups[0].block
         hidden, block = entry, 0
         for candidate in range(wanted, 0, -1):

@@ -71,6 +71,19 @@ def propagate(
         ]
 
 
+def entering_first(
+    model: ReplayableModel, recording: Sequence[RecordedBatch], step: Step
+) -> HiddenStates:
+    """Hidden states that enter the block of a step's first group, with nothing merged before it.
+
+    Adapters may leave the first blocks alone; the tokens pass through them all the same.
+    """
+    hidden = [batch.entry for batch in recording]
+    for block in range(step.groups[0].block):
+        hidden = propagate(model, recording, hidden, block, {})
+    return hidden
+
+
 def collect(
     model: ReplayableModel,
     recording: Sequence[RecordedBatch],

@@ -201,35 +201,54 @@ def test_averages_weigh_sites_by_their_training_rows_not_by_what_was_drawn(shari
         torch.testing.assert_close(values, expected, rtol=1e-4, atol=1e-6)
 
 
+RAW = {"merge.normalization": "none", "merge.importance": "uniform", "merge.ridge": 1e-3}
+
+
 def test_regmean_measures_each_site_in_its_own_model_with_its_own_norms(full_sites, tmp_path):
-    raw = {"merge.normalization": "none", "merge.importance": "uniform", "merge.ridge": 1e-3}
-    play(full_sites, tmp_path / "out", "regmean", **raw)
-    base = load_base(full_sites.base)
     layer = "encoder.layer.1.attention.self.query"
-    grams, products = torch.zeros(16, 16).double(), torch.zeros(16, 16).double()
+    play(full_sites, tmp_path / "out", "regmean", **RAW)
+    base, grams, updates = load_base(full_sites.base), [], []
     for node in full_sites.nodes:
-        gram = own_gram(full_sites, node, layer)
-        update = read_fine_tuned(node["adapter"], base).task_vector.updates[layer].dense().double()
-        grams, products = grams + gram, products + update @ gram
-    system = grams + 1e-3 * grams.trace() / 16 * torch.eye(16).double()
-    expected = torch.linalg.solve(system, products.T).T.float()
+        own = AutoModel.from_pretrained(node["adapter"]).eval()
+        grams.append(gram_of(own, full_sites, node, layer))
+        updates.append(read_fine_tuned(node["adapter"], base).task_vector.updates[layer])
     got = written(full_sites, tmp_path / "out")[layer]
-    torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(got, slow_regmean(grams, updates), rtol=1e-3, atol=1e-4)
 
 
-def own_gram(sites, node, layer):
-    """Mean Gram matrix of a layer's inputs at the real tokens, in the site's own model."""
-    model, tokenizer = (
-        AutoModel.from_pretrained(node["adapter"]).eval(),
-        AutoTokenizer.from_pretrained(sites.base),
+def test_regmean_measures_behind_blocks_that_no_adapter_touches(tmp_path):
+    layer = "encoder.layer.1.attention.self.query"
+    sites = make_sites(tmp_path / "sites", ["layer.1.attention.self.query"])
+    play(sites, tmp_path / "out", "regmean", **RAW)
+    base, grams, updates = load_base(sites.base), [], []
+    for node in sites.nodes:
+        own = read_fine_tuned(node["adapter"], base).task_vector.updates
+        assert list(own) == [layer]  # and so its inputs are the base model's
+        grams.append(gram_of(base.backbone, sites, node, layer))
+        updates.append(own[layer])
+    got = written(sites, tmp_path / "out")[layer]
+    torch.testing.assert_close(got, slow_regmean(grams, updates), rtol=1e-3, atol=1e-4)
+
+
+def slow_regmean(grams, updates, ridge=1e-3):
+    products = sum(u.dense().double() @ gram for u, gram in zip(updates, grams, strict=True))
+    system = sum(grams)
+    system = system + ridge * system.trace() / len(system) * torch.eye(len(system)).double()
+    return torch.linalg.solve(system, products.T).T.float()
+
+
+def gram_of(model, sites, node, layer):
+    """Mean Gram matrix of a layer's inputs at the real tokens, a row at a time."""
+    tokenizer, seen = AutoTokenizer.from_pretrained(sites.base), []
+    hook = model.get_submodule(layer).register_forward_pre_hook(
+        lambda _, args: seen.append(args[0])
     )
-    seen = []
-    model.get_submodule(layer).register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
     for line in Path(node["data"]).read_text().splitlines():
         text = json.loads(line)["text"]
         model(**tokenizer(text, truncation=True, max_length=12, return_tensors="pt"))
-    tokens = torch.cat([inputs[0] for inputs in seen]).double()
-    return (tokens.T @ tokens / len(tokens)).detach()
+    hook.remove()
+    tokens = torch.cat([inputs[0] for inputs in seen]).detach().double()
+    return tokens.T @ tokens / len(tokens)
 
 
 def test_lines_scales_norms_and_biases_with_their_block(full_sites, tmp_path):
