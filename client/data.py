@@ -12,6 +12,7 @@ from typing import Any
 from client.records import Record, is_utf8, records_of
 from layerweld.config import CalibrationSettings
 from layerweld.errors import DataError
+from layerweld.foreign_files import check_readable
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 
@@ -105,6 +106,7 @@ def read_rows(source: Path, settings: CalibrationSettings, reads_images: bool) -
         DataError: the source is missing, empty, of an unknown kind, has no such column, or more
             of its rows are unreadable than ``calibration.max-unreadable`` allows.
     """
+    check_readable(source, DataError)
     if not source.exists():
         raise DataError(f"there is no data at {source}; check the site's `data` path")
     if reads_images:

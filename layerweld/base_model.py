@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from layerweld.errors import ConfigError
-from layerweld.foreign_files import reading
+from layerweld.foreign_files import check_readable, reading
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -81,6 +81,7 @@ def load_base(folder: str | Path, name: str = "") -> BaseModel:
     from transformers import AutoModel, logging
 
     path = Path(folder).expanduser()
+    check_readable(path, ConfigError)
     if not (path / "config.json").is_file():
         raise ConfigError(f"{path} is no model folder: it has no config.json")
     if not any(path.glob("*.safetensors")):

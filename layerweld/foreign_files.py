@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from layerweld.errors import LayerweldError
 from layerweld.memory import naming_memory
@@ -34,6 +36,25 @@ def reading(problem: str, remedy: str, error: type[LayerweldError]) -> Iterator[
         raise
     except Exception as raised:
         raise error(f"{problem} ({_reason(raised)}); {remedy}") from raised
+
+
+def check_readable(path: Path, error: type[LayerweldError]) -> None:
+    """Refuse a file, or a folder with a file, that the system does not let this user read.
+
+    Libraries call such a file missing or damaged. One that is not there is left to them.
+
+    Raises:
+        LayerweldError: ``error``, with the file's name.
+    """
+    if not path.exists():
+        return
+    inside = path.iterdir() if path.is_dir() and os.access(path, os.R_OK | os.X_OK) else ()
+    for one in (path, *inside):
+        if not os.access(one, os.R_OK):
+            raise error(
+                f"{one} may not be read by this user; change its permissions, or run as a user who "
+                f"may"
+            )
 
 
 def _reason(raised: Exception) -> str:

@@ -8,6 +8,7 @@ from layerweld.adapters import Adapter, digest_of, read_adapter
 from layerweld.base_model import BaseModel
 from layerweld.checkpoint import read_checkpoint
 from layerweld.errors import AdapterError
+from layerweld.foreign_files import check_readable
 
 
 def read_fine_tuned(folder: str | Path, base: BaseModel) -> Adapter:
@@ -19,6 +20,7 @@ def read_fine_tuned(folder: str | Path, base: BaseModel) -> Adapter:
         AdapterError: it is neither, or cannot be read as a task vector of the base model.
     """
     path = Path(folder).expanduser()
+    check_readable(path, AdapterError)
     if (path / "adapter_config.json").is_file():
         return read_adapter(path, base)
     if (path / "config.json").is_file():

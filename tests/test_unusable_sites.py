@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from client.heads import ClassifierHead
 from layerweld.errors import LostSiteError
 from layerweld.launch import app_module
 from tests.faulty_grid import InProcessGrid
@@ -47,10 +48,20 @@ def with_damaged_head(node):
     (Path(node["adapter"]).parent / "head.safetensors").write_bytes(b"\x09")
 
 
+def with_wide_head(node):
+    ClassifierHead(17, "ab").save(Path(node["adapter"]).parent / "head.safetensors")
+
+
+def with_head_elsewhere(node):
+    node["head"] = "nowhere.safetensors"
+
+
 UNUSABLE = {
     "held-out rows without labels": (lambda node: relabelled(node, "held_out", None), "E202"),
     "a class that the head does not know": (lambda node: relabelled(node, "held_out", "z"), "E202"),
     "a damaged head": (with_damaged_head, "E201"),
+    "a head for another width": (with_wide_head, "E201"),
+    "a named head that is not there": (with_head_elsewhere, "E201"),
     "rows without labels to train on": (lambda node: untrained(node, None), "E202"),
     "rows of one class to train on": (lambda node: untrained(node, "a"), "E202"),
 }
