@@ -134,11 +134,9 @@ def finished(message: Message, context: Context) -> Message:
 
 def _introduced(state: "SiteState", message: Message) -> Message:
     from client.handshake import introduce
-    from client.holdings import digest_of_holdings
     from layerweld.transport.introduction import encode_introduction
 
-    introduction = introduce(state, digest_of_holdings(state))
-    return Message(encode_introduction(introduction), reply_to=message)
+    return Message(encode_introduction(introduce(state)), reply_to=message)
 
 
 def _state(message: Message, context: Context) -> "SiteState":

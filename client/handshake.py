@@ -16,13 +16,8 @@ from layerweld.transport.messages import Introduction
 from layerweld.updates import LowRankUpdate
 
 
-def introduce(state: SiteState, holdings: str = "") -> Introduction:
+def introduce(state: SiteState) -> Introduction:
     """Read the model, the rows, the adapter and the head (if there are any) and describe them.
-
-    Args:
-        state: of the site.
-        holdings: as :func:`client.holdings.digest_of_holdings` says; empty where nobody will ask
-            whether the site still holds the same.
 
     Raises:
         LayerweldError: one of them cannot be used for what the run will ask of it. It is said here,
@@ -60,7 +55,7 @@ def introduce(state: SiteState, holdings: str = "") -> Introduction:
         labelled=bool(state.data.rows.classes) and {*state.data.rows.classes} <= {*classes},
         factors=_digest_of_factors(state),
         adapter="" if state.must_fine_tune else state.adapter.digest,
-        holdings=holdings,
+        holdings=_digest_of_holdings(state),
         versions=(f"layerweld={__version__}", *_versions("torch", "transformers", "peft", "flwr")),
     )
 
@@ -117,6 +112,21 @@ def _digest_of_factors(state: SiteState) -> str:
         assert isinstance(update, LowRankUpdate)
         digest.update(name.encode() + update.right.contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def _digest_of_holdings(state: SiteState) -> str:
+    """SHA-256 over the rows, the held-out rows and the head.
+
+    Another one means that what a run or a comparison found before does not hold any more. It needs
+    no secret: it tells something only to who knows every single row already.
+    """
+    held_out = state.data.held_out
+    parts = [
+        state.data.rows.digest.encode(),
+        held_out.digest.encode() if held_out else b"",
+        b"" if state.must_fine_tune or not state.has_head else state.decides_head,
+    ]
+    return hashlib.sha256(b"\n".join(parts)).hexdigest()
 
 
 def _versions(*packages: str) -> tuple[str, ...]:

@@ -35,8 +35,7 @@ class Introduction:
         factors: SHA-256 over all ``A`` of a LoRA, so that sites that share a frozen ``A`` are
             known; empty otherwise.
         adapter: digest of the adapter or model that the site brings; empty where it has none yet.
-        holdings: digest of its rows, held-out rows and head, keyed with a secret of the site's own,
-            so that nobody can find out by trying whether it holds a row.
+        holdings: digest of all its rows, held-out rows and head together.
         versions: ``name=version`` of the packages that matter.
     """
 
