@@ -197,7 +197,7 @@ def _trainer(
     try:
         return L.Trainer(
             accelerator=settings.accelerator,
-            devices=settings.devices,
+            devices=1,  # for each more, Lightning runs the whole command again, into one folder
             precision=precision,
             max_epochs=settings.epochs,
             max_steps=settings.max_steps,
@@ -213,9 +213,8 @@ def _trainer(
     except (MisconfigurationException, ValueError, ImportError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(
-            f"finetune.accelerator = {settings.accelerator!r}, finetune.devices = "
-            f"{settings.devices}, finetune.precision = {settings.precision!r}: {reason}; `auto`, 1 "
-            f"and `32-true` always work"
+            f"finetune.accelerator = {settings.accelerator!r}, finetune.precision = "
+            f"{settings.precision!r}: {reason}; `auto` and `32-true` always work"
         ) from error
 
 

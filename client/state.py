@@ -82,7 +82,7 @@ class SiteState:
         if self.site.adapter:
             return Path(self.site.adapter).expanduser()
         finetune = self.settings.finetune
-        decides = finetune.model_dump_json(exclude={"logger", "accelerator", "devices"})
+        decides = finetune.model_dump_json(exclude={"logger", "accelerator"})
         seed = self.settings.calibration.seed
         about = f"{self.base.fingerprint} {self.data.rows.digest} {decides} {seed}"
         about += self.settings.calibration.prompt_end

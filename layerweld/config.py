@@ -137,8 +137,6 @@ class FinetuneSettings(Settings):
     """Tokens after which a training text is cut."""
     accelerator: str = "auto"
     """Lightning's ``Trainer(accelerator=…)``."""
-    devices: Annotated[int, Field(ge=1)] = 1
-    """Lightning's ``Trainer(devices=…)``."""
     precision: str = "32-true"
     """Lightning's ``Trainer(precision=…)``."""
     logger: Literal["tensorboard", "csv", "mlflow", "wandb", "none"] = "tensorboard"
