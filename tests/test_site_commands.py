@@ -13,6 +13,7 @@ from layerweld.errors import (
     CohortError,
     DataError,
     DeployError,
+    InUseError,
 )
 from tests.tiny_sites import make_sites
 from tests.typed_commands import init_site, is_private, lw, things_of
@@ -110,6 +111,16 @@ def test_one_process_per_site(here, sites):
         assert is_joined(site)
         with pytest.raises(DeployError, match="joined already"):
             lw("site", "purge", "--folder", "hospital-a")
+
+
+@pytest.mark.parametrize("error", [BlockingIOError, InUseError])
+def test_an_error_of_a_joined_site_is_not_taken_for_a_second_process(here, sites, error):
+    init_site(sites)
+    site = open_site(here / "hospital-a")
+    with pytest.raises(error, match="its own"), joined(site):
+        raise error("its own")
+    assert not is_joined(site)
+    assert not (site.folder / "join.lock").exists()
 
 
 def test_purge_deletes_runs_and_keeps_trained_adapters(here, sites):

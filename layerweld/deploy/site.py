@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +17,8 @@ from layerweld.deploy.environment import flower_environment, program
 from layerweld.deploy.files import new_folder, read_toml, write_toml, write_whole
 from layerweld.deploy.keys import make_key, public_file
 from layerweld.deploy.processes import Program
-from layerweld.errors import DeployError
+from layerweld.disk import is_held, only_here
+from layerweld.errors import DeployError, InUseError
 from layerweld.launch import app_folder
 from layerweld.sites import DEMO, SiteEntry
 
@@ -197,25 +196,19 @@ def joined(site: Site) -> Iterator[None]:
     Raises:
         DeployError: another process holds it.
     """
-    descriptor = os.open(site.folder / "join.lock", os.O_WRONLY | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with ExitStack() as held:
+        try:
+            held.enter_context(only_here(_join_lock(site), str(site.folder)))
+        except InUseError:
+            raise DeployError(
+                f"{site.folder} has joined already; one process per site: end that one first"
+            ) from None
         yield
-    except BlockingIOError:
-        raise DeployError(
-            f"{site.folder} has joined already; one process per site: end that one first"
-        ) from None
-    finally:
-        os.close(descriptor)
 
 
 def is_joined(site: Site) -> bool:
     """Whether a ``layerweld site join`` of this folder is running."""
-    try:
-        with joined(site):
-            return False
-    except DeployError:
-        return True
+    return is_held(_join_lock(site))
 
 
 def purge(site: Site, *, adapters: bool) -> int:
@@ -254,6 +247,10 @@ def explain_end(log: str) -> str:
     if "CERTIFICATE_VERIFY_FAILED" in log or "SSL/TLS handshake error" in log:
         return "the coordinator's certificate does not verify; see `layerweld site check`"
     return ""
+
+
+def _join_lock(site: Site) -> Path:
+    return site.folder / "join.lock"
 
 
 def _absolute(path: str) -> str:
