@@ -109,11 +109,10 @@ def compare(
     settings = settings.model_copy(update={"min_sites": len(sites), "methods": names})
     methods_of(settings)
     written = app_module("server.comparison_output")
-    written.check_comparison_folder(output)
     nodes = [{"partition-id": i, "num-partitions": len(sites)} for i in range(len(sites))]
     first = settings.calibration.seed
     base = base_of(settings, sites, config)
-    with showing_progress():
+    with written.comparing_in(output), showing_progress():
         found = compare_in_process(
             settings,
             nodes,

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
+from layerweld.disk import lock_of, only_here, writing
 from server.comparison_report import write_comparison_report
 from server.comparison_results import Comparison
 from server.comparison_tables import comparison_markdown, write_csv_files
@@ -15,21 +18,30 @@ PLAYED = "played"
 """Where in the output folder results are kept as they come."""
 
 
-def check_comparison_folder(folder: Path) -> None:
-    """Refuse a folder that holds anything, unless that is an earlier comparison.
+@contextmanager
+def comparing_in(folder: Path) -> Iterator[None]:
+    """Hold an output folder: a new one, an empty one, or that of an earlier comparison.
 
     Raises:
-        OutputError: the folder holds something else, or cannot be made.
+        InUseError: another comparison, or a run, works in it.
+        OutputError: it holds something else, or cannot be made.
     """
-    if not (folder / PLAYED).is_dir():
-        check_output_folder(folder)
+    with only_here(lock_of(folder), str(folder)):
+        if not (folder / PLAYED).is_dir():
+            check_output_folder(folder)
+        yield
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> None:
-    """Write ``methods.csv``, ``sites.csv``, ``comparison.md``, ``.json`` and ``.html``."""
+    """Write ``methods.csv``, ``sites.csv``, ``comparison.md``, ``.json`` and ``.html``.
+
+    Raises:
+        StorageError: one cannot be written; it is then as it was before.
+    """
     write_csv_files(comparison, folder)
-    text = comparison_markdown(comparison)
-    (folder / "comparison.md").write_text(text, encoding="utf-8")
+    with writing(folder / "comparison.md") as partial:
+        partial.write_text(comparison_markdown(comparison), encoding="utf-8")
     values = json.dumps(asdict(comparison), indent=2, sort_keys=True, default=str)
-    (folder / "comparison.json").write_text(values + "\n", encoding="utf-8")
+    with writing(folder / "comparison.json") as partial:
+        partial.write_text(values + "\n", encoding="utf-8")
     write_comparison_report(comparison, folder / "comparison.html")

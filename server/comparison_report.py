@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from layerweld.disk import writing
 from server.comparison_results import Comparison
 from server.comparison_scores import Line, lines
 from server.comparison_tables import (
@@ -26,7 +27,6 @@ from server.scores import REFERENCES
 
 def write_comparison_report(comparison: Comparison, file: Path) -> None:
     """Write the page. Every name in it is escaped, since sites choose their names."""
-    file.parent.mkdir(parents=True, exist_ok=True)
     found = lines(comparison)
     tables = {
         "Methods": Table(method_head(), [method_cells(line) for line in found]),
@@ -43,7 +43,8 @@ def write_comparison_report(comparison: Comparison, file: Path) -> None:
         refused=refusal_lines(comparison),
         tables=tables,
     )
-    file.write_text(text, encoding="utf-8")
+    with writing(file) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def accuracy_chart(found: list[Line]) -> Chart:

@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
+from layerweld.disk import writing
 from server.comparison_results import Comparison
 from server.comparison_scores import Line, Spread, individuals, lines
 from server.comparison_verdict import verdict
@@ -132,7 +133,6 @@ def tuned_cells(found: Sequence[Line]) -> list[list[str]]:
 
 def write_csv_files(comparison: Comparison, folder: Path) -> None:
     """``methods.csv``, one line per method; ``sites.csv``, one per seed, method and site."""
-    folder.mkdir(parents=True, exist_ok=True)
     _write_csv(folder / "methods.csv", _method_rows(comparison))
     _write_csv(folder / "sites.csv", _site_rows(comparison))
 
@@ -193,5 +193,5 @@ def _site_rows(comparison: Comparison) -> Iterator[Sequence[object]]:
 
 
 def _write_csv(file: Path, rows: Iterator[Sequence[object]]) -> None:
-    with file.open("w", encoding="utf-8", newline="") as stream:
+    with writing(file) as partial, partial.open("w", encoding="utf-8", newline="") as stream:
         csv.writer(stream).writerows(rows)

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from layerweld import cli
 from layerweld.config import RunSettings, read_run_settings
-from layerweld.errors import ConfigError
+from layerweld.errors import ConfigError, InUseError
 from layerweld.grids import GRIDS, candidates, with_candidate
 from layerweld.launch import app_module
 from layerweld.methods import METHODS, methods_of
@@ -132,6 +132,24 @@ def test_a_comparison_goes_on_where_it_stopped_and_only_adds(sites, tmp_path, me
     assert compare(file, output, "--methods", "mean,ties").exit_code == 0
     assert merges == ["mean", "ties"]
     assert read(output / "methods.csv")[: len(before)] == before
+
+
+def test_of_two_comparisons_into_one_folder_at_once_the_second_is_refused(
+    sites, tmp_path, monkeypatch
+):
+    file, output, merge, second = run_file(sites, tmp_path), tmp_path / "out", Federation.merge, []
+
+    def meanwhile(self, method, remainder):
+        second.append(compare(file, output, "--methods", "mean").exception)
+        return merge(self, method, remainder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Federation, "merge", meanwhile)
+        assert compare(file, output, "--methods", "mean").exit_code == 0
+    assert [type(error) for error in second] == [InUseError]
+    assert "another process works in" in str(second[0])
+    assert compare(file, output, "--methods", "mean").exit_code == 0
+    assert not list(tmp_path.glob(".*.lock"))
 
 
 def test_what_was_played_under_other_settings_is_not_found(sites, tmp_path, merges):
