@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import os
-import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,6 +26,7 @@ from client.labels import check_trainable
 from client.training_logger import training_logger
 from layerweld.base_model import BaseModel
 from layerweld.config import FinetuneSettings
+from layerweld.disk import new_folder
 from layerweld.errors import ConfigError, OutputError
 from layerweld.linear import is_transposed, linear_layers
 
@@ -142,6 +141,7 @@ def fine_tune(
             machine lacks the accelerator or precision; or the training curves have nowhere to go.
         DataError: the rows have no labels, or only one class.
         OutputError: the folder exists already.
+        StorageError: the folder cannot be written.
     """
     _check(base, targets, rows, folder)
     with _quiet(), _reproducible(seed):
@@ -219,16 +219,13 @@ def _trainer(
 
 
 def _write(tuner: LoraFineTuner, folder: Path) -> None:
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
-    partial.mkdir(parents=True)
     model: Any = tuner.model
     config = model.peft_config["default"]
     config.target_modules = sorted(config.target_modules)  # a set has another order each time
-    model.save_pretrained(partial / "adapter", save_embedding_layers=False)
-    if isinstance(tuner.head, ClassifierHead):
-        tuner.head.save(partial / "head.safetensors")
-    os.replace(partial, folder)
+    with new_folder(folder) as partial:
+        model.save_pretrained(partial / "adapter", save_embedding_layers=False)
+        if isinstance(tuner.head, ClassifierHead):
+            tuner.head.save(partial / "head.safetensors")
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from layerweld.disk import writing
 from layerweld.errors import AdapterError
 
 _NEEDED = (
@@ -49,11 +49,14 @@ class ClassifierHead(nn.Module):
         return logits
 
     def save(self, file: Path) -> None:
-        """Write weights as safetensors, with the class names as JSON in its metadata."""
+        """Write weights as safetensors, with the class names as JSON in its metadata.
+
+        Raises:
+            StorageError: the file cannot be written.
+        """
         weights = {name: w.detach().cpu().contiguous() for name, w in self.state_dict().items()}
-        partial = file.with_name(file.name + ".partial")
-        save_file(weights, partial, metadata={"classes": json.dumps(self.classes)})
-        os.replace(partial, file)
+        with writing(file) as partial:
+            save_file(weights, partial, metadata={"classes": json.dumps(self.classes)})
 
 
 def load_head(file: Path) -> ClassifierHead:

@@ -17,6 +17,7 @@ from client.data import Rows, make_rows
 from client.package_files import user_cache
 from client.package_images import IMAGE_READERS, PackageImage
 from client.package_texts import DEMO_READERS, TEXT_READERS, PackageText
+from layerweld.disk import writing
 from layerweld.errors import DataError
 
 Split = Literal["train", "test"]
@@ -107,8 +108,7 @@ def _image_file(task: str, place: int, image: PackageImage) -> Path:
     """The image as a PNG file, written when it is first wanted."""
     file = user_cache() / "images" / task / f"{place:06d}.png"
     if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(".partial")
-        image.draw().convert("RGB").save(partial, format="PNG")
-        partial.replace(file)
+        drawn = image.draw().convert("RGB")
+        with writing(file) as partial:
+            drawn.save(partial, format="PNG")
     return file

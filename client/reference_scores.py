@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 from client.site import cache_folder
 from client.state import SiteState
+from layerweld.disk import writing
 
 
 def kept_or_measured(
@@ -27,10 +27,8 @@ def kept_or_measured(
     if kept is not None:
         return kept
     measured = measure()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(json.dumps(measured), encoding="utf-8")
-    partial.replace(file)
+    with writing(file) as partial:
+        partial.write_text(json.dumps(measured), encoding="utf-8")
     return measured
 
 

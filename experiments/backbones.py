@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from safetensors.torch import save_file
 
 from experiments.onnx_weights import read_onnx
 from layerweld.demo import base_folder
+from layerweld.disk import new_folder
 from layerweld.errors import ConfigError
 from layerweld.launch import app_module
 
@@ -65,11 +65,8 @@ def folder(benchmark: str) -> Path:
 def _made(name: str, convert: Callable[[Path], None]) -> Path:
     made: Path = app_module("client.package_files").user_cache() / "models" / name
     if not made.is_dir():
-        partial = made.with_name(f"{name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        convert(partial)
-        partial.replace(made)
+        with new_folder(made) as partial:
+            convert(partial)
     return made
 
 

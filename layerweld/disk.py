@@ -1,10 +1,12 @@
-"""Files that are whole or not there, folders that one process at a time works in."""
+"""Files and folders that are whole or not there, also after a power cut; who works in a folder."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -26,13 +28,59 @@ def writing(target: Path) -> Iterator[Path]:
     partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
     with reported(target):
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(target.parent)
             yield partial
             _sync(partial)
-            partial.replace(target)
-            _sync(target.parent)
+            move(partial, target)
         finally:
             partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(target: Path, mode: int = 0o777) -> Iterator[Path]:
+    """Give a folder to fill; with all that was put into it, it becomes ``target`` at the end.
+
+    Whether there may be such a folder already is the caller's affair; only an empty one is
+    replaced. As with :func:`writing`, a power cut leaves all of it or nothing.
+
+    Args:
+        target: the folder's name at the end; its parents are created as well.
+        mode: its permissions, less the umask, from the beginning.
+
+    Raises:
+        StorageError: the disk is full, the folder is read-only, or the disk is damaged.
+    """
+    partial = target.with_name(f"{target.name}.partial")
+    with reported(target):
+        try:
+            shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+            make_folder(target.parent)
+            partial.mkdir(mode=mode)
+            yield partial
+            sync_below(partial)
+            move(partial, target)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def move(source: Path, target: Path) -> None:
+    """Rename a file or folder that is on the disk; its name is, too, when this returns."""
+    source.replace(target)
+    _sync(target.parent)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and its missing parents, and bring their names to the disk."""
+    missing = list(takewhile(lambda path: not path.exists(), (folder, *folder.parents)))
+    folder.mkdir(parents=True, exist_ok=True)
+    for made in missing:
+        _sync(made.parent)
+
+
+def sync_below(folder: Path) -> None:
+    """Bring a folder with all files and folders in it to the disk."""
+    for path in (*folder.rglob("*"), folder):
+        _sync(path)
 
 
 @contextmanager
@@ -63,7 +111,7 @@ def only_here(lock: Path, what: str) -> Iterator[None]:
         InUseError: another process holds it.
     """
     with reported(lock):
-        lock.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(lock.parent)
         held = FileLock(lock, timeout=0)
         try:
             held.acquire()

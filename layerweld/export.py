@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from layerweld.base_model import TOKENIZER_FILES, BaseModel
-from layerweld.disk import reported
+from layerweld.disk import new_folder
 from layerweld.errors import OutputError
 from layerweld.linear import is_transposed, linear_layers, weight_of
 from layerweld.updates import LowRankUpdate, Update
@@ -42,7 +41,8 @@ def write_adapter(
             other.
 
     Raises:
-        OutputError: the folder is in use or cannot be written.
+        OutputError: something is there already.
+        StorageError: the folder cannot be written.
         ValueError: there is no update, or one without a column.
     """
     if not updates or any(update.rank < 1 for update in updates.values()):
@@ -58,7 +58,8 @@ def write_adapter(
         key = f"base_model.model.{prefix}{name}"
         tensors[f"{key}.lora_A.weight"] = _own(update.right)
         tensors[f"{key}.lora_B.weight"] = _own(update.left)
-    with _new_folder(folder) as partial:
+    _must_be_free(folder)
+    with new_folder(folder) as partial:
         config.save_pretrained(partial)
         save_file(tensors, partial / "adapter_model.safetensors", metadata={"format": "pt"})
 
@@ -78,7 +79,8 @@ def write_model(
         base: the base model.
 
     Raises:
-        OutputError: the folder is in use or cannot be written.
+        OutputError: something is there already.
+        StorageError: the folder cannot be written.
     """
     model = _second_copy(base)
     layers, parameters = linear_layers(model), dict(model.named_parameters())
@@ -86,7 +88,8 @@ def write_model(
         weight_of(layers[name]).add_(update.dense().to("cpu", torch.float32))
     for name, difference in remainder.items():
         parameters[name].data.add_(difference.to("cpu", torch.float32))
-    with _new_folder(folder) as partial:
+    _must_be_free(folder)
+    with new_folder(folder) as partial:
         model.save_pretrained(partial)
         for file in _PREPROCESSING:
             if (base.folder / file).is_file():
@@ -131,19 +134,6 @@ def _second_copy(base: BaseModel) -> PreTrainedModel:
     return model
 
 
-@contextmanager
-def _new_folder(folder: Path) -> Iterator[Path]:
-    """A folder beside the one asked for, renamed to it at the end if nothing went wrong."""
+def _must_be_free(folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputError(f"{folder} is already there; give another name or remove it first")
-    partial = folder.with_name(f"{folder.name}.partial")
-    with reported(folder):
-        try:
-            shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
-            partial.mkdir(parents=True)
-            yield partial
-            if folder.exists():
-                folder.rmdir()
-            partial.rename(folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)

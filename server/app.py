@@ -19,7 +19,7 @@ def main(grid: Grid, context: Context) -> None:
     from flwr.supercore import log
 
     from layerweld.config import read_run_settings
-    from layerweld.disk import reported
+    from layerweld.disk import make_folder, reported
     from layerweld.errors import LayerweldError
     from server.run import play
 
@@ -27,7 +27,7 @@ def main(grid: Grid, context: Context) -> None:
         settings = read_run_settings(context.run_config)
         output = Path(settings.output or f"runs/{settings.name}")
         with reported(output):  # state.json begins here: nobody sees what this process says
-            output.mkdir(parents=True, exist_ok=True)
+            make_folder(output)
         results = play(grid, settings, settings.base or demo_base(), output)
     except LayerweldError as error:
         log(40, "failed with exit code %d: %s", error.exit_code, error)

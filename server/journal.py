@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from layerweld.disk import reported, writing
+from layerweld.disk import move, reported, writing
 from layerweld.errors import JournalError
 from layerweld.transport.introduction import introduction_from
 from layerweld.transport.messages import Introduction
@@ -120,5 +120,5 @@ class RunJournal:
         """
         with reported(self._folder):
             done = self._folder.with_name(FINISHED)
-            self._folder.replace(done)
+            move(self._folder, done)
             shutil.rmtree(done)

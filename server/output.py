@@ -16,7 +16,7 @@ from typing import Any
 from layerweld import __version__
 from layerweld.base_model import BaseModel
 from layerweld.config import RunSettings, Scalar
-from layerweld.disk import reported
+from layerweld.disk import move, reported, sync_below
 from layerweld.errors import OutputError
 from layerweld.export import write_adapter, write_model
 from layerweld.influence import outliers
@@ -63,6 +63,8 @@ def check_output_folder(folder: Path) -> None:
 def finished_together(folder: Path) -> Iterator[Path]:
     """Give a folder to write all products into; they move to ``folder`` once all are written.
 
+    What is there when this returns, no power cut takes away: the journal may go.
+
     Raises:
         StorageError: the disk is full; the products so far are removed, the journal stays.
     """
@@ -72,6 +74,7 @@ def finished_together(folder: Path) -> Iterator[Path]:
         staging.mkdir(parents=True)
         try:
             yield staging
+            sync_below(staging)
             for name in _PRODUCTS:
                 _replace(staging / name, folder / name)
         finally:
@@ -83,7 +86,7 @@ def _replace(product: Path, target: Path) -> None:
         return
     if target.is_dir():
         shutil.rmtree(target)  # moved here by a run that was killed before it was finished
-    product.replace(target)
+    move(product, target)
 
 
 def write_merge(folder: Path, merged: MergedModel, base: BaseModel, prefix: str) -> dict[str, str]:
@@ -139,9 +142,7 @@ def write_manifest(
         "figures": dict(merged.figures),
     } | ({"lost": list(merged.lost)} if merged.lost else {})
     text = json.dumps(manifest, indent=2, sort_keys=True) + "\n"
-    partial = folder / "manifest.json.partial"
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(folder / "manifest.json")
+    (folder / "manifest.json").write_text(text, encoding="utf-8")
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -43,6 +43,16 @@ def test_a_coordinators_folder_keeps_its_secrets_to_itself(here):
     assert not list(here.glob("*.partial"))
 
 
+def test_a_coordinator_that_has_no_place_for_its_folder_says_so(here):
+    (here / "fed.partial").symlink_to(here / "nowhere")  # no folder can have this name
+    with pytest.raises(DeployError, match=r"fed cannot be created: .*File exists"):
+        init_coordinator()
+    (here / "fed.partial").unlink()
+    init_coordinator()
+    with pytest.raises(DeployError, match="fed exists already; choose another name"):
+        init_coordinator()
+
+
 def test_a_coordinators_programs_are_the_layout_that_survives(here):
     init_coordinator()
     superlink, superexec, door = open_coordinator(here / "fed").programs()

@@ -3,32 +3,33 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tomllib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
-from layerweld.errors import DeployError
+from layerweld import disk
+from layerweld.errors import DeployError, StorageError
 
 PRIVATE = 0o600
 PUBLIC = 0o644
 
 
 def write_whole(file: Path, content: bytes, mode: int = PUBLIC) -> None:
-    """Write under another name, then rename. A private file is never readable by others."""
-    partial = file.with_name(file.name + ".partial")
-    partial.unlink(missing_ok=True)
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    with os.fdopen(descriptor, "wb") as opened:
-        opened.write(content)
-        opened.flush()
-        os.fsync(opened.fileno())
-    partial.chmod(mode)  # whatever the umask took away
-    partial.replace(file)
+    """Write a file, whole or not at all. A private file is never readable by others.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    with disk.writing(file) as partial:
+        partial.unlink(missing_ok=True)  # of a killed process that had the same number
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        with os.fdopen(descriptor, "wb") as opened:
+            opened.write(content)
+        partial.chmod(mode)  # whatever the umask took away
 
 
 def write_toml(file: Path, tables: Mapping[str, Any], comment: str) -> None:
@@ -62,18 +63,14 @@ def new_folder(folder: Path) -> Iterator[Path]:
     """Fill a folder under another name; it gets its own name when everything is in it.
 
     Raises:
-        DeployError: the folder exists already.
+        DeployError: the folder exists already, or cannot be created.
+        StorageError: what is put into it cannot be written.
     """
     if folder.exists():
         raise DeployError(f"{folder} exists already; choose another name, or remove it")
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True, mode=0o700)
-    except OSError as error:
-        raise DeployError(f"{folder} cannot be created: {error.strerror}") from None
-    try:
+    with ExitStack() as stack:
+        try:
+            partial = stack.enter_context(disk.new_folder(folder, mode=0o700))
+        except StorageError as error:
+            raise DeployError(f"{folder} cannot be created: {error.__cause__}") from None
         yield partial
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

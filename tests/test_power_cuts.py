@@ -1,0 +1,141 @@
+"""A file that has its name is on the disk, and so is the name: a power cut takes neither."""
+
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from client.package_images import PackageImage
+from layerweld.deploy.site import open_site
+from layerweld.disk import new_folder, writing
+from layerweld.launch import app_module
+from server.journal import FINISHED, RunJournal
+from tests.tiny_sites import make_labelled_sites
+from tests.typed_commands import init_coordinator, init_site, lw
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+class Disk:
+    """What was brought to the disk, and as what: whatever changed afterwards is not on it."""
+
+    def __init__(self, monkeypatch):
+        self.renamed_early = []
+        self._kept = set()
+        self._fsync, self._replace = os.fsync, Path.replace
+        monkeypatch.setattr(os, "fsync", self._note)
+        monkeypatch.setattr(Path, "replace", lambda *names: self._rename(*names))
+
+    def lacks(self, folder):
+        """The files and folders that a power cut would take, or take a name out of."""
+        there = (folder, *folder.rglob("*"))
+        return [str(path) for path in there if _content(path.stat()) not in self._kept]
+
+    def _note(self, descriptor):
+        self._fsync(descriptor)
+        self._kept.add(_content(os.fstat(descriptor)))
+
+    def _rename(self, source, target):
+        if target.name != FINISHED:  # a journal that goes may lack anything
+            self.renamed_early += self.lacks(source)
+        return self._replace(source, target)
+
+
+def _content(stat):
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    disk = Disk(monkeypatch)
+    yield disk
+    assert not disk.renamed_early
+
+
+@pytest.fixture(scope="module")
+def sites(tmp_path_factory):
+    return make_labelled_sites(tmp_path_factory.mktemp("sites"))
+
+
+def play(sites, output, **changes):
+    settings = sites.settings(granularity="model").model_copy(update=changes)
+    app_module("server.run").play(sites.grid(settings), settings, str(sites.base), output)
+
+
+def test_the_folders_that_were_made_for_a_file_or_folder_are_on_the_disk_too(disk, tmp_path):
+    with writing(tmp_path / "a/b/file") as partial:
+        partial.write_text("x")
+    with new_folder(tmp_path / "c/d/folder") as partial:
+        (partial / "e").mkdir()
+        (partial / "e/file").write_text("x")
+    assert disk.lacks(tmp_path) == []
+
+
+def test_all_products_are_on_the_disk_before_the_journal_goes(sites, disk, tmp_path, monkeypatch):
+    output, names, lost = tmp_path / "out", set(), []
+
+    def remove(_journal):
+        names.update(path.name for path in output.iterdir())
+        lost.extend(path for path in disk.lacks(output) if "out/journal" not in path)
+
+    monkeypatch.setattr(RunJournal, "remove", remove)
+    play(sites, output)
+    assert names == {
+        "accuracy.csv", "adapter", "journal", "manifest.json", "report.html", "results.json",
+        "state.json",
+    }  # fmt: skip
+    assert lost == []
+
+
+def test_a_finished_run_does_not_come_back_as_an_interrupted_one(disk, tmp_path, monkeypatch):
+    journal = RunJournal(tmp_path / "journal")
+    journal.open({"run": "1"})
+    lacking = {}
+    with monkeypatch.context() as patch:  # at the moment at which the renamed folder is emptied
+        patch.setattr(shutil, "rmtree", lambda f: lacking.update({f.name: disk.lacks(f.parent)}))
+        journal.remove()
+    assert lacking == {FINISHED: []}
+
+
+def test_what_a_site_trains_and_measures_is_on_the_disk(sites, disk, tmp_path):
+    finetune = sites.settings().finetune.model_copy(update={"max_steps": 1, "logger": "none"})
+    untrained = replace(sites, nodes=[node | {"adapter": ""} for node in sites.nodes])
+    play(untrained, tmp_path / "out", finetune=finetune, cache=str(tmp_path / "cache"))
+    for kept, count in (("adapters", 3), ("scores", 6)):
+        assert len(list((tmp_path / "cache" / kept).iterdir())) == count
+        assert disk.lacks(tmp_path / "cache" / kept) == []
+
+
+def test_a_comparison_is_on_the_disk(sites, disk, tmp_path):
+    file = tmp_path / "run.toml"
+    tables = [f'base = "{sites.base}"\ncache = "{tmp_path / "cache"}"\n']
+    tables.append("[calibration]\nthreads = 1\nmax-length = 12\n")
+    for node in sites.nodes:
+        tables.append(
+            "[[sites]]\n" + "".join(f'{k.replace("_", "-")} = "{v}"\n' for k, v in node.items())
+        )
+    file.write_text("\n".join(tables))
+    lw("compare", file, "--output", tmp_path / "out", "--methods", "mean")
+    assert (tmp_path / "out/comparison.html").is_file()
+    assert disk.lacks(tmp_path / "out") == []
+
+
+def test_the_folders_of_a_deployment_are_on_the_disk(sites, disk, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    init_coordinator()
+    init_site(sites)
+    assert disk.lacks(tmp_path) == []
+    lw("coordinator", "renew", "--folder", "fed")
+    open_site(tmp_path / "hospital-a").pin("0" * 64)
+    assert disk.lacks(tmp_path / "fed") == disk.lacks(tmp_path / "hospital-a/bin") == []
+
+
+def test_an_image_out_of_a_package_is_on_the_disk(disk, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    image = PackageImage(lambda: Image.new("L", (2, 2)), "cat", group="0")
+    file = app_module("client.package_tasks")._image_file("pets", 0, image)
+    assert file.is_file()
+    assert disk.lacks(tmp_path) == []
