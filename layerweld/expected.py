@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import prod
 
 from layerweld.plan import LayerGroup, MergePlan
 from layerweld.statistics import ProductForm
 
 Shapes = dict[str, tuple[int, ...]]
+
+
+def bytes_of(shapes: Shapes) -> int:
+    """What they take on the wire, headers aside: everything travels as float32."""
+    return sum(4 * prod(shape) for shape in shapes.values())
 
 
 def statistics_shapes(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from layerweld.config import RunSettings
-from layerweld.methods import Method, reads
+from layerweld.methods import Method, Quantity, reads, sent_by
 from layerweld.setting_facts import facts_of
 from layerweld.settings import Settings
+from layerweld.uploads import IN_THE_HANDSHAKE
 
 _DATA = {
     "none": "no rows",
@@ -22,6 +25,34 @@ _NEEDS = {
     "shared A": "the same, frozen A at every site",
     "labels": "labelled calibration rows",
     "head": "a head at every site",
+}
+_SENT: Mapping[Quantity, str] = {
+    "ΔW": "ΔW: the update of each layer, of a LoRA as A and B",
+    "A": "A: of each layer",
+    "B": "B: of each layer, scaled",
+    "G": "G: the upper triangle of one Gram matrix a layer group",
+    "ΔW·G": "ΔW·G: of each layer, of a LoRA as B and A·G",
+    "tr ΔW·G·ΔWᵀ": "tr ΔW·G·ΔWᵀ: one number a layer",
+    "n": "n: how many tokens were measured",
+    "F": "F: the mean squared gradient by each weight",
+    "F⊙ΔW": "F⊙ΔW: of each layer",
+    "H": "H: the mean entropy of its head's predictions",
+    "∂H/∂λ": "∂H/∂λ: one number for each site and layer",
+    "D": "D: how far the merged block's output is from its own",
+    "∂D/∂W": "∂D/∂W: of each layer of the block",
+}
+_GOES_TO = {
+    False: "the server alone",
+    True: "ΔW to the server and to every other site, the rest to the server alone",
+}
+_BESIDES = (
+    IN_THE_HANDSHAKE,
+    "of whole models what changed in norms, biases and embeddings",
+    "where all sites can evaluate, accuracies and the number of held-out rows",
+)
+_BESIDES_OF_CHAINS = {
+    "merge.anchor": 'with merge.anchor = "mean" ΔW itself, of a LoRA as A',
+    "merge.covariate-shift": "with merge.covariate-shift one number a layer group",
 }
 _ROUNDS = {
     "1": "one",
@@ -45,13 +76,24 @@ def _about(method: Method) -> Table:
     server = "sums over the sites" if method.sums else "what every single site sends"
     table.add_row("needs", ", ".join(dict.fromkeys(needs)))
     table.add_row("rounds", _ROUNDS[method.rounds])
-    table.add_row("leaves a site", method.sends)
+    sent = sent_by(method, RunSettings())
+    table.add_row("leaves a site", "\n".join(_SENT[quantity] for quantity in sent))
+    table.add_row("goes to", _GOES_TO[method.shares])
+    table.add_row("besides", "\n".join(_besides(method)))
     table.add_row("server needs", server)
     table.add_row(
         "try it",
         f"layerweld merge BASE --site NAME=ADAPTER:DATA … --output merged --method {method.name}",
     )
     return table
+
+
+def _besides(method: Method) -> Iterator[str]:
+    yield from _BESIDES
+    if method.granularity:
+        for key, what in _BESIDES_OF_CHAINS.items():
+            if reads(method, key, RunSettings()):
+                yield what
 
 
 def _settings(method: Method) -> Table:

@@ -6,7 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from layerweld.config import RunSettings
-from layerweld.methods import METHODS, Method
+from layerweld.methods import METHODS, Method, sent_by
 
 _ROWS = {"none": "", "unlabelled": "rows", "labelled": "labelled rows"}
 
@@ -17,9 +17,9 @@ def method_table() -> Table:
         title=f"{len(METHODS)} merge methods",
         show_lines=True,
         caption=(
-            "Σ: sums over the sites are all that the server needs. NAME+lines lets LiNeS scale, by "
-            "depth, what a method made of updates. A setting is NAME.key in a run, and --set "
-            "key=value in `layerweld merge`."
+            "n: token counts. Σ: sums over the sites are all that the server needs. NAME+lines "
+            "lets LiNeS scale, by depth, what a method made of updates. A setting is NAME.key in a "
+            "run, and --set key=value in `layerweld merge`."
         ),
         caption_justify="left",
     )
@@ -39,11 +39,16 @@ def _cells(method: Method) -> tuple[str | Text, ...]:
     return (
         Text.assemble(f"{method.name}\n", (method.label, "dim")),
         method.rounds,
-        method.sends,
+        _sends(method),
         "Σ" if method.sums else "",
         "\n".join(need for need in needs if need) or "–",
         Text.assemble(f"{defaults_of(method)}\n", (method.source, "dim")),
     )
+
+
+def _sends(method: Method) -> str:
+    sent = ", ".join(sent_by(method, RunSettings()))
+    return f"{sent}\nΔW to all sites" if method.shares else sent
 
 
 def defaults_of(method: Method) -> str:

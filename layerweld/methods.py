@@ -11,6 +11,9 @@ from layerweld.errors import ConfigError
 
 Data = Literal["none", "unlabelled", "labelled"]
 Need = Literal["lora", "equal ranks", "shared A", "labels", "head"]
+Quantity = Literal[
+    "ΔW", "A", "B", "G", "ΔW·G", "tr ΔW·G·ΔWᵀ", "n", "F", "F⊙ΔW", "H", "∂H/∂λ", "D", "∂D/∂W"
+]
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Method:
         name: on the command line, in settings and in files.
         label: for humans.
         source: the paper.
-        sends: what leaves a site.
+        sends: what leaves a site, in the order of its rounds; see :func:`sent_by`.
         sums: whether the server needs no more than sums over the sites, as secure aggregation
             would give them.
         data: what of a site's rows is used.
@@ -32,18 +35,20 @@ class Method:
         needs: what must hold for the sites' models; checked in the handshake.
         lines: whether LiNeS scales the result.
         learns: whether coefficients are learnt from rows, in as many rounds as its settings say.
+        shares: whether every site is sent the updates of all others.
     """
 
     name: str
     label: str
     source: str
-    sends: str = "ΔW"
+    sends: tuple[Quantity, ...] = ("ΔW",)
     sums: bool = False
     data: Data = "none"
     granularity: Granularity | None = None
     needs: tuple[Need, ...] = ()
     lines: bool = False
     learns: bool = False
+    shares: bool = False
 
     @property
     def rounds(self) -> str:
@@ -66,8 +71,9 @@ class Method:
 
 _LINES = "+lines"
 _PLUS = "++"  # AdaMerging++ reads AdaMerging's settings: no TOML table has a plus in its name
-_GRAM = "G, ΔW·G"
-_FACTORS = "A, B"
+_GRAM: tuple[Quantity, ...] = ("G", "ΔW·G", "tr ΔW·G·ΔWᵀ", "n")
+_FACTORS: tuple[Quantity, ...] = ("A", "B")
+_ENTROPY: tuple[Quantity, ...] = ("ΔW", "H", "∂H/∂λ")
 
 # fmt: off
 _ALL = (
@@ -82,13 +88,13 @@ _ALL = (
     Method("mats", "MaTS", "Tam et al. 2024, arXiv:2312.04339",
            _GRAM, True, "unlabelled", "model"),
     Method("fisher", "Fisher averaging", "Matena and Raffel 2022, arXiv:2111.09832",
-           "F, F⊙ΔW", True, "labelled", needs=("labels",)),
+           ("F", "F⊙ΔW"), True, "labelled", needs=("labels",)),
     Method("adamerging", "AdaMerging", "Yang et al. 2024, arXiv:2310.02575",
-           "ΔW to all sites, then ∂H/∂λ", False, "unlabelled", needs=("head",), learns=True),
+           _ENTROPY, False, "unlabelled", needs=("head",), learns=True, shares=True),
     Method("adamerging++", "AdaMerging++", "Yang et al. 2024, arXiv:2310.02575",
-           "ΔW to all sites, then ∂H/∂λ", False, "unlabelled", needs=("head",), learns=True),
+           _ENTROPY, False, "unlabelled", needs=("head",), learns=True, shares=True),
     Method("prodistill", "ProDistill", "Xu et al. 2025, arXiv:2502.12706",
-           "ΔW, then ∂D/∂W", False, "unlabelled", learns=True),
+           ("ΔW", "D", "∂D/∂W"), False, "unlabelled", learns=True),
     Method("task-arithmetic", "Task arithmetic", "Ilharco et al. 2023, arXiv:2212.04089",
            sums=True),
     Method("mean", "Mean of the updates", "McMahan et al. 2017, arXiv:1602.05629", sums=True),
@@ -169,6 +175,19 @@ def settings_for(method: str, settings: RunSettings) -> RunSettings:
         stands_for |= {"solver": "gradients", "ridge": 0.0, "anchor": "mean"}
     merge = settings.merge.model_copy(update=stands_for)
     return settings.model_copy(update={"merge": merge})
+
+
+def sent_by(method: Method, settings: RunSettings) -> tuple[Quantity, ...]:
+    """What leaves a site in a run; for a ridge towards the mean of the updates these go as well."""
+    if method.granularity and settings_for(method.name, settings).merge.anchor == "mean":
+        return (*method.sends, "ΔW")
+    return method.sends
+
+
+def measuring_shift(settings: RunSettings) -> tuple[Method, ...]:
+    """The methods of a run after whose merge every site measures eq. 8, by layer group."""
+    last = {"off": 0, "first": 1, "all": None}[settings.merge.covariate_shift]
+    return tuple(method for method in methods_of(settings)[:last] if method.granularity)
 
 
 def reads(method: Method, key: str, settings: RunSettings) -> bool:

@@ -12,6 +12,7 @@ from flwr.serverapp import Grid
 from layerweld.config import RunSettings
 from layerweld.disk import lock_of, only_here
 from layerweld.memory import naming_memory
+from layerweld.methods import measuring_shift
 from layerweld.run_state import Recorder, recording
 from server.cohort_warnings import warnings_of
 from server.farewell import dismiss
@@ -86,13 +87,12 @@ def _play(
 def _merge_all(federation: Federation) -> list[tuple[MergedModel, MethodResult]]:
     remainder = federation.average_remainder()
     merges = []
-    measured = {"off": 0, "first": 1, "all": None}[federation.settings.merge.covariate_shift]
+    measured = measuring_shift(federation.settings)
     for method in federation.methods:
         merged = federation.merge(method, remainder)
         if federation.sites_can_evaluate:
             merged.scores.update(federation.evaluate("merged", merged))
-        measures = method in federation.methods[:measured] and merged.groups
-        shifts = federation.measure_shift(merged) if measures else {}
+        shifts = federation.measure_shift(merged) if method in measured else {}
         result = method_result(merged, shifts)
         for site, groups in result.outliers.items():
             notice(f"warning: {_decides(result, site, groups)}")

@@ -30,6 +30,7 @@ from tests.tiny_sites import make_sites
 pytestmark = pytest.mark.deploy
 
 _TRANSCRIPT = re.compile(r"^```bash transcript\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_SAID = re.compile(r"^```text said\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,8 @@ def manifest_in(output):
 
 
 def test_the_documented_transcript_works_as_typed_with_the_wheel(installed, tmp_path):
-    transcript = "".join(_TRANSCRIPT.findall((ROOT / "docs/deploy.md").read_text()))
+    page = (ROOT / "docs/deploy.md").read_text()
+    transcript = "".join(_TRANSCRIPT.findall(page))
     with subprocess.Popen(
         ["bash", "-euo", "pipefail", "-c", transcript],
         cwd=tmp_path,
@@ -60,6 +62,7 @@ def test_the_documented_transcript_works_as_typed_with_the_wheel(installed, tmp_
     assert shell.returncode == 0, said
     deployed, in_process = manifest_in(said)
     assert deployed == in_process
+    assert all(shown in said for shown in _SAID.findall(page))
 
 
 def test_the_wheel_and_the_checkout_make_the_same_bundle(installed):

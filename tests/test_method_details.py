@@ -32,6 +32,27 @@ def test_a_method_is_shown_at_length_with_what_it_reads(name, expected, keys):
     assert {key.partition(".")[0] for key in listed - keys} <= {"merge", name.rstrip("+")}
 
 
+@pytest.mark.parametrize(
+    ("name", "sent"),
+    [
+        (
+            "com",
+            ["G: ", "B and A·G", "one number a layer", "itself, of a LoRA as A", "server alone"],
+        ),
+        ("mats", ["G: ", "ΔW: the update of each layer"]),
+        ("ties", ["ΔW: the update of each layer", "the server alone"]),
+        ("adamerging", ["∂H/∂λ: ", "to the server and to every other site"]),
+        ("prodistill", ["∂D/∂W: ", "the server alone"]),
+    ],
+)
+def test_all_that_leaves_a_site_is_named_and_who_receives_it(name, sent):
+    shown = CliRunner().invoke(cli.app, ["methods", name], env={"COLUMNS": "160"}).output
+    about, _, _ = shown.partition("Settings")
+    always = ("in the handshake", "norms, biases and embeddings", "accuracies and the number")
+    assert all(what in about for what in (*sent, *always))
+    assert ("with merge.anchor" in about) == (name == "com")
+
+
 def test_what_a_method_stands_for_is_not_among_its_settings():
     shown = CliRunner().invoke(cli.app, ["methods", "mats"], env={"COLUMNS": "160"}).output
     assert "merge.iterations" in shown

@@ -24,7 +24,7 @@ from layerweld.overrides import with_overrides
 from layerweld.task_vectors import read_fine_tuned
 from tests.random_updates import side_by_side
 from tests.tiny_peft import edit_tensors, new_model, train_adapter
-from tests.tiny_sites import TinySites, make_labelled_sites, make_sites
+from tests.tiny_sites import TinySites, make_labelled_sites, make_sites, with_whole_models
 
 TARGETS = ["query", "value", "output.dense"]
 ONE_ROUND = [name for name, method in METHODS.items() if method.from_updates]
@@ -54,16 +54,7 @@ def _share(tensors, shared):
 @pytest.fixture(scope="module")
 def full_sites(tmp_path_factory):
     """Three sites that fine-tuned the whole model."""
-    sites = make_sites(tmp_path_factory.mktemp("full"), TARGETS)
-    for seed, node in enumerate(sites.nodes):
-        tuned = load_base(sites.base).backbone
-        torch.manual_seed(seed)
-        with torch.no_grad():
-            for parameter in tuned.parameters():
-                parameter += 0.05 * torch.randn_like(parameter)
-        tuned.save_pretrained(sites.folder / f"tuned-{seed}")
-        node["adapter"] = str(sites.folder / f"tuned-{seed}")
-    return sites
+    return with_whole_models(make_sites(tmp_path_factory.mktemp("full"), TARGETS))
 
 
 def settings_of(sites, methods, **entries):

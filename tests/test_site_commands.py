@@ -36,9 +36,23 @@ def test_a_site_says_what_it_would_send(here, sites):
     assert "LoRA, rank 2, 4 layers" in result.output
     assert "18 rows, " in result.output
     # d_in 16: two groups of 16 * 17 / 2 floats; two layers each of rank 2 with 16 + 16 values.
-    assert "2 layer groups, 1.0 KiB the largest, 2.1 KiB a merge" in result.output
+    assert "com: 2 layer groups, 1.0 KiB the largest, 2.1 KiB a merge, 2 rounds;" in result.output
+    assert "a run's own settings may send more" in result.output
     assert is_private(here / "hospital-a/hospital-a")
     assert (here / "hospital-a/hospital-a.pub").is_file()
+
+
+def test_a_site_says_of_each_method_of_the_run_what_goes_where(here, sites):
+    run = here / "run.toml"
+    run.write_text('methods = "chain, ties, adamerging"\n[adamerging]\nrounds = 9\n')
+    said = init_site(sites, *things_of(sites), "--settings", run).output
+    assert "com: 2 layer groups" in said
+    assert "ties: 1.0 KiB a merge, 1 round; to the server alone: ΔW" in said
+    # Once the update; nine times 4 bytes for each of 2 sites and 4 layers.
+    assert "adamerging: 1.3 KiB a merge among 2 sites, 10 rounds; to the server: ΔW, H" in said
+    assert "; to every other site: ΔW" in said
+    assert "counts of rows and tokens" in said
+    assert "own settings may send more" not in said
 
 
 def test_a_site_has_its_own_say_on_how_few_rows_are_measured(here, sites):

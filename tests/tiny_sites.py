@@ -5,10 +5,12 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from client.heads import ClassifierHead
+from layerweld.base_model import load_base
 from layerweld.config import RunSettings, validate_settings
 from layerweld.launch import app_module
 from tests.tiny_peft import new_model, save_base, train_adapter
@@ -79,6 +81,19 @@ def make_labelled_sites(folder: Path) -> TinySites:
         ClassifierHead(16, "ab").save(own / "head.safetensors")
         data = str(own / "rows.jsonl")
         node |= {"adapter": str(own / "adapter"), "data": data, "held_out": data}
+    return made
+
+
+def with_whole_models(made: TinySites) -> TinySites:
+    """The same sites with models of which every parameter is fine-tuned, in place of adapters."""
+    for seed, node in enumerate(made.nodes):
+        tuned = load_base(made.base).backbone
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            for parameter in tuned.parameters():
+                parameter += 0.05 * torch.randn_like(parameter)
+        node["adapter"] = str(made.folder / f"tuned-{seed}")
+        tuned.save_pretrained(node["adapter"])
     return made
 
 

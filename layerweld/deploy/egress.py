@@ -1,20 +1,28 @@
-"""What a site would send in a run, said before it joins: groups, and bytes of each."""
+"""What a site would send in a run, said before it joins: by method, and with any of them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from layerweld.config import RunSettings
+from layerweld.expected import bytes_of, update_shapes
 from layerweld.launch import app_module
-from layerweld.plan import LayerGroup, MergePlan
+from layerweld.methods import measuring_shift, methods_of
+from layerweld.plan import MergePlan
 from layerweld.sites import SiteEntry
+from layerweld.uploads import IN_THE_HANDSHAKE, Upload, upload_of
+
+_REFERENCES = 2  # the base model and the site's own are evaluated beside every merge
 
 
 @dataclass(frozen=True)
 class Egress:
     """What one site holds, and what it would send.
+
+    Other sites can add to it: statistics are also taken of layers that only they fine-tuned, and
+    one whole model among LoRAs makes everybody's products dense.
 
     Attributes:
         base: fingerprint of its base model.
@@ -24,7 +32,12 @@ class Egress:
         rows: rows that statistics are taken over.
         tokens: tokens in them.
         unreadable: rows that were passed over.
-        group_bytes: bytes sent for each layer group, one round each in a chain.
+        uploads: one for each method of the run.
+        remainder_bytes: of norms, biases and embeddings of a whole model, sent once.
+        held_out: rows that accuracy is measured on; 0 where the site cannot.
+        models_evaluated: how many accuracies it sends, if all sites can.
+        shifts: how many numbers of eq. 8 it sends.
+        sites: how many are taken to be in the run.
         cache_bytes: what the site would keep on disk meanwhile.
     """
 
@@ -35,7 +48,12 @@ class Egress:
     rows: int
     tokens: int
     unreadable: int
-    group_bytes: tuple[int, ...]
+    uploads: tuple[Upload, ...]
+    remainder_bytes: int
+    held_out: int
+    models_evaluated: int
+    shifts: int
+    sites: int
     cache_bytes: int
 
 
@@ -45,12 +63,12 @@ def measure(entry: SiteEntry, settings: RunSettings) -> Egress:
     Raises:
         LayerweldError: one of them cannot be read, or they do not belong together.
     """
+    methods = methods_of(settings)
     state = app_module("client.state").SiteState(entry, settings, "check")
     said = app_module("client.handshake").introduce(state)
     plan: MergePlan = state.plan.restricted_to(said.layers)
     ranks = dict(zip(said.layers, said.ranks, strict=True))
-    hidden = 4 * said.tokens * state.base.d_model
-    updates = sum(_product_bytes(group, ranks) for group in plan.groups)
+    remainder = state.adapter.task_vector.remainder if said.kind == "full" else {}
     return Egress(
         base=said.base,
         kind=said.kind,
@@ -59,8 +77,13 @@ def measure(entry: SiteEntry, settings: RunSettings) -> Egress:
         rows=said.samples,
         tokens=said.tokens,
         unreadable=said.skipped,
-        group_bytes=tuple(g.gram_bytes + _product_bytes(g, ranks) for g in plan.groups),
-        cache_bytes=2 * hidden + 8 * updates,  # two blocks' inputs; merged updates of many sites
+        uploads=tuple(upload_of(method, settings, plan, ranks) for method in methods),
+        remainder_bytes=sum(4 * values.numel() for values in remainder.values()),
+        held_out=len(state.data.held_out) if said.evaluates else 0,
+        models_evaluated=_REFERENCES + len(methods) if said.evaluates else 0,
+        shifts=len(measuring_shift(settings)) * len(plan.groups),
+        sites=settings.min_sites,
+        cache_bytes=_cache_bytes(plan, ranks, said.tokens, state.base.d_model),
     )
 
 
@@ -68,25 +91,47 @@ def lines(egress: Egress, entry: SiteEntry) -> Sequence[str]:
     """As a person reads it."""
     ranks = f", rank {', '.join(map(str, egress.ranks))}" if egress.ranks else ""
     kinds = {"lora": "LoRA", "full": "fully fine-tuned model", "none": "to be trained here"}
-    sent = egress.group_bytes
     return (
         f"base model   {Path(entry.base).name}  fingerprint {egress.base[:12]}",
         f"adapter      {kinds[egress.kind]}{ranks}, {egress.layers} layers",
         f"data         {egress.rows:,} rows, {egress.tokens:,} tokens, "
         f"{egress.unreadable} unreadable",
-        f"would send   {len(sent)} layer groups, {_size(max(sent))} the largest, "
-        f"{_size(sum(sent))} a merge",
+        *(f"would send   {_of_method(upload, egress.sites)}" for upload in egress.uploads),
+        *(f"besides      {what}" for what in _besides(egress)),
         f"would keep   {_size(egress.cache_bytes)} in {entry.cache}",
     )
 
 
-def _product_bytes(group: LayerGroup, ranks: dict[str, int]) -> int:
-    total = 0
-    for layer in group.layers:
-        rank = ranks[layer.name]
-        values = rank * (layer.d_out + group.d_in) if rank else layer.d_out * group.d_in
-        total += 4 * values
-    return total
+def _of_method(upload: Upload, sites: int) -> str:
+    groups, rounds = upload.group_bytes, upload.rounds
+    each = f"{len(groups)} layer groups, {_size(max(groups))} the largest, " if groups else ""
+    among = f" among {sites} sites" if upload.grows_with_sites else ""
+    sends = ", ".join(upload.sends)
+    alone = f"to the server alone: {sends}"
+    to = f"to the server: {sends}; to every other site: ΔW" if upload.method.shares else alone
+    return (
+        f"{upload.method.name}: {each}{_size(upload.num_bytes)} a merge{among}, "
+        f"{rounds:,} round{'s' if rounds > 1 else ''}; {to}"
+    )
+
+
+def _besides(egress: Egress) -> Iterator[str]:
+    """What goes to the server with any method."""
+    yield IN_THE_HANDSHAKE
+    if egress.remainder_bytes:
+        yield f"once: {_size(egress.remainder_bytes)} of norms, biases and embeddings"
+    if egress.models_evaluated:
+        yield (
+            f"accuracy of {egress.models_evaluated} models on {egress.held_out:,} held-out rows, "
+            f"if all sites can evaluate"
+        )
+    if egress.shifts:
+        yield f"covariate shift: {egress.shifts:,} numbers"
+
+
+def _cache_bytes(plan: MergePlan, ranks: Mapping[str, int], tokens: int, d_model: int) -> int:
+    """Two blocks' inputs, and merged updates as of eight sites."""
+    return 2 * 4 * tokens * d_model + 8 * bytes_of(update_shapes(plan, ranks))
 
 
 def _size(count: int) -> str:

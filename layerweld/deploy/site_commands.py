@@ -78,6 +78,8 @@ def init(
     made, fingerprint = create(folder, entry, settings.read_bytes() if settings else b"")
     for line in lines(egress, entry):
         say(line)
+    if settings is None:
+        say("note         a run's own settings may send more: init with its run.toml as --settings")
     say(f"key          {fingerprint}  in {made.key}, readable by you alone")
     say(f"now          send {made.public_key} to the coordinator, put their ca.crt into {folder}")
 
