@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from client.merged_prefix import LacksMerged, merged_prefix
+from client.merged_prefix import merged_prefix
+from client.merged_steps import LacksMerged
 from client.state import SiteState
 from layerweld.collect import HiddenStates, ReplayableModel, collect, entering_first
 from layerweld.methods import settings_for
@@ -53,7 +54,7 @@ class _ChainSite:
 
     def statistics(self) -> tuple[GroupStatistics, ...]:
         digest = self.settings.digest()
-        prefix = merged_prefix(self.question, self.step, self.plan.digest, digest, self.store)
+        prefix = merged_prefix(self.question, self.steps, self.plan.digest, digest, self.store)
         own = dict(self.state.adapter.task_vector.remainder)
         if self.step.inside == "own" and self.step.restarts:
             with self.state.with_remainder(own):
@@ -62,7 +63,7 @@ class _ChainSite:
                 return self._collect(recording, hidden, {})
         with self.state.with_remainder(prefix.remainder):
             recording = self._recording(prefix.remainder)
-            hidden = prefix.hidden_before(self.model, recording, self.steps, self.step, self.store)
+            hidden = prefix.hidden_before(self.model, recording)
             if self.step.inside == "merged":
                 return self._collect(recording, hidden, prefix.updates)
         with self.state.with_remainder(own):

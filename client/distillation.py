@@ -10,7 +10,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
-from client.merged_prefix import LacksMerged, merged_prefix
+from client.merged_prefix import merged_prefix
+from client.merged_steps import LacksMerged
 from client.state import SiteState
 from layerweld.collect import HiddenStates, ReplayableModel, propagate
 from layerweld.linear import is_transposed, updated
@@ -87,13 +88,13 @@ def _memory(state: SiteState) -> _Memory:
 
 def _prepared(state: SiteState, model: ReplayableModel, question: BlockQuestion) -> _Features:
     steps = block_steps(model.plan)
-    step, store = steps[question.step], state.store(question.method)
+    store = state.store(question.method)
     digest = state.settings.digest()
-    prefix = merged_prefix(question, step, model.plan.digest, digest, store)
+    prefix = merged_prefix(question, steps, model.plan.digest, digest, store)
     with state.with_remainder(prefix.remainder):
         recording = state.recording(model, shifted_embeddings=bool(prefix.remainder))
-        entering = prefix.hidden_before(model, recording, steps, step, store)
-    block = step.groups[0].block
+        entering = prefix.hidden_before(model, recording)
+    block = steps[question.step].groups[0].block
     target = _own_output(state, model, block)
     return _Features(block, prefix.remainder, recording, entering, target)
 

@@ -1,18 +1,18 @@
-"""What was merged before a step: kept, checked by hash, and pushed through the model's blocks."""
+"""What was merged before a step: kept, proven by hash, and pushed through the model's blocks."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Protocol
 
 from torch import Tensor
 
+from client.merged_steps import LacksMerged, MergedSteps
 from client.store import SiteStore
 from layerweld.collect import HiddenStates, ReplayableModel, entering_first, propagate
 from layerweld.errors import RefusedReplyError
-from layerweld.prefix import extend_prefix, first_prefix
+from layerweld.prefix import first_prefix
 from layerweld.replay import RecordedBatch
 from layerweld.schedule import Step
 from layerweld.updates import Update
@@ -46,74 +46,81 @@ class AsksBehind(Protocol):
         """Updates of earlier steps, where they are sent."""
 
 
-class LacksMerged(Exception):
-    """The site must be sent what was merged from a step on (-1: the remainder too)."""
-
-    def __init__(self, first: int) -> None:
-        super().__init__(first)
-        self.first = first
-
-
 @dataclass(frozen=True)
 class MergedPrefix:
     """Everything merged before a step, as the server has it to the bit.
 
     Attributes:
         remainder: the averaged one; empty for LoRA.
-        merged: updates by step, of the steps that this one needs.
-        hashes: before the first needed step, and after each one since.
+        step: the one that is asked about.
+        steps: of its chain.
+        merged: the steps that it needs.
+        store: keeps hidden states.
     """
 
     remainder: dict[str, Tensor]
-    merged: dict[int, dict[str, Update]]
-    hashes: tuple[str, ...]
+    step: Step
+    steps: Sequence[Step]
+    merged: MergedSteps
+    store: SiteStore
 
-    @cached_property
+    @property
     def updates(self) -> dict[str, Update]:
-        """All updates that are in place, by layer."""
-        return {layer: u for updates in self.merged.values() for layer, u in updates.items()}
+        """The updates that are in place in the step's own blocks, by layer.
+
+        Raises:
+            LacksMerged: a step that they are of is missing or damaged.
+        """
+        return self.merged.updates_since(self._begin_of(self.step.groups[0].block))
 
     def hidden_before(
-        self,
-        model: ReplayableModel,
-        recording: Sequence[RecordedBatch],
-        steps: Sequence[Step],
-        step: Step,
-        store: SiteStore,
+        self, model: ReplayableModel, recording: Sequence[RecordedBatch]
     ) -> HiddenStates:
-        """Hidden states that enter the step's first block: kept, or rebuilt from what is."""
-        if step.restarts:
-            return entering_first(model, recording, step)
+        """Hidden states that enter the step's first block: kept, or rebuilt from what is.
+
+        Raises:
+            LacksMerged: a step that they are rebuilt from is missing or damaged.
+        """
+        if self.step.restarts:
+            return entering_first(model, recording, self.step)
         entry = [batch.entry for batch in recording]
-        wanted = step.groups[0].block
+        wanted = self.step.groups[0].block
         hidden, block = entry, 0
         for candidate in range(wanted, 0, -1):
-            kept = store.load_hidden(candidate, self._hash_before(candidate, steps))
+            kept = self.store.load_hidden(candidate, self._hash_before(candidate))
             if kept is not None:
                 device = entry[0].device
                 hidden, block = [states.to(device) for states in kept], candidate
                 break
         if block == wanted:
             return hidden
+        updates = self.merged.updates_since(self._begin_of(block))
         for index in range(block, wanted):
-            hidden = propagate(model, recording, hidden, index, self.updates)
-        store.save_hidden(wanted, self._hash_before(wanted, steps), hidden)
+            hidden = propagate(model, recording, hidden, index, updates)
+        self.store.save_hidden(wanted, self._hash_before(wanted), hidden)
         return hidden
 
-    def _hash_before(self, block: int, steps: Sequence[Step]) -> str:
+    def _begin_of(self, block: int) -> int:
+        """The first step that is needed for what is merged in this block and later ones."""
+        if self.step.restarts:
+            return self.step.needs.start
+        return sum(1 for step in self.steps if step.groups[-1].block < block)
+
+    def _hash_before(self, block: int) -> str:
         """The hash after the last step that merged anything before this block."""
-        done = sum(1 for step in steps if step.groups[-1].block < block)
-        return self.hashes[done]
+        return self.merged.hash_before(self._begin_of(block))
 
 
 def merged_prefix(
-    question: AsksBehind, step: Step, plan: str, settings: str, store: SiteStore
+    question: AsksBehind, steps: Sequence[Step], plan: str, settings: str, store: SiteStore
 ) -> MergedPrefix:
-    """Keep what a question brought, and put together what was merged before its step.
+    """Check that what a question brought and what is kept end in its prefix, and keep it too.
+
+    Of the steps that were kept before, only what the last one ends in is read.
 
     Args:
         question: asked.
-        step: its step.
+        steps: of its chain.
         plan: digest of the plan that this site's model gives.
         settings: digest of the settings.
         store: of this run, site and method.
@@ -128,34 +135,27 @@ def merged_prefix(
             f"the server merges by plan {question.plan[:12]}, this site's base model gives "
             f"{plan[:12]}: the models differ"
         )
-    if question.remainder:
-        store.save_remainder(question.remainder)
-    for index, updates in question.merged.items():
-        store.save_step(index, updates)
-    remainder, merged = _kept(question, step, store)
-    hashes = [first_prefix(plan, settings, remainder)]
-    for index in sorted(merged):
-        hashes.append(extend_prefix(hashes[-1], merged[index]))
-    if hashes[-1] != question.prefix:
-        if set(step.needs) - set(question.merged):
-            raise LacksMerged(-1)  # what is on disk is not what was merged
+    step = steps[question.step]
+    remainder = _remainder(question, store)
+    first = first_prefix(plan, settings, remainder)
+    merged = MergedSteps(step.needs, first, question.merged, store)
+    if merged.prefix != question.prefix:
+        if merged.kept or (question.averaged and not question.remainder):
+            raise merged.lacking()  # what is on disk is not what was merged
         raise RefusedReplyError(
             f"step {question.step} is asked behind prefix {question.prefix[:12]}, but the merged "
-            f"updates received give {hashes[-1][:12]}"
+            f"updates received give {merged.prefix[:12]}"
         )
-    return MergedPrefix(remainder, merged, tuple(hashes))
+    if question.remainder:
+        store.save_remainder(question.remainder)
+    merged.save_received()
+    return MergedPrefix(remainder, step, steps, merged, store)
 
 
-def _kept(
-    question: AsksBehind, step: Step, store: SiteStore
-) -> tuple[dict[str, Tensor], dict[int, dict[str, Update]]]:
-    remainder = store.load_remainder() if question.averaged else {}
+def _remainder(question: AsksBehind, store: SiteStore) -> dict[str, Tensor]:
+    if not question.averaged:
+        return {}
+    remainder = dict(question.remainder) or store.load_remainder()
     if remainder is None:
         raise LacksMerged(-1)
-    merged: dict[int, dict[str, Update]] = {}
-    for index in step.needs:
-        updates = store.load_step(index)
-        if updates is None:
-            raise LacksMerged(index)
-        merged[index] = updates
-    return remainder, merged
+    return remainder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
@@ -13,8 +14,32 @@ from torch import Tensor
 
 from layerweld.disk import writing
 from layerweld.named_tensors import site_tensors, update_tensors, updates_by_site, updates_from
+from layerweld.prefix import extend_by_tensors
 from layerweld.transport.descent_messages import UpdatesBySite
 from layerweld.updates import Update
+
+
+@dataclass(frozen=True)
+class StepHashes:
+    """A step's place in the chain of hashes.
+
+    Attributes:
+        first: before anything was merged: of the plan, the settings and the remainder.
+        before: of everything merged before the step.
+        after: of everything merged, the step included.
+    """
+
+    first: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True)
+class MergedStep:
+    """One step as it was merged: the updates by layer, and what they are hashed to."""
+
+    hashes: StepHashes
+    updates: Mapping[str, Update]
 
 
 class SiteStore:
@@ -22,7 +47,8 @@ class SiteStore:
 
     Every file carries a hash of its tensors and is written under another name first, so a killed
     process leaves either a whole file or none. A file that does not match its hash is treated as
-    missing: whatever is missing is asked for again or computed again.
+    missing: whatever is missing is asked for again or computed again. A step's hash is the chain's
+    own: it ends in what the next step begins with.
 
     Args:
         folder: of this run and this site; created when first written to.
@@ -33,33 +59,51 @@ class SiteStore:
 
     def save_remainder(self, remainder: Mapping[str, Tensor]) -> None:
         """Keep the averaged remainder of full fine-tuning."""
-        self._write("remainder", dict(remainder))
+        self._write_hashed("remainder", dict(remainder))
 
     def load_remainder(self) -> dict[str, Tensor] | None:
         """The remainder, or None if it was never received."""
-        return self._read("remainder")
+        return self._read_hashed("remainder")
 
-    def save_step(self, step: int, updates: Mapping[str, Update]) -> None:
-        """Keep the merged updates of one step."""
-        self._write(f"step-{step:04d}", update_tensors(updates))
+    def save_step(self, index: int, step: MergedStep) -> None:
+        """Keep one step, which the caller has found to be what was merged."""
+        self._write(_step(index), update_tensors(step.updates), asdict(step.hashes))
 
-    def load_step(self, step: int) -> dict[str, Update] | None:
-        """The merged updates of one step, or None if they were never received."""
-        tensors = self._read(f"step-{step:04d}")
-        return None if tensors is None else updates_from(tensors)
+    def step_hashes(self, index: int) -> StepHashes | None:
+        """What a step's file says of its place, or None; its updates are not read.
+
+        They may be damaged, and so may this: only :meth:`load_step` proves it.
+        """
+        opened = self._open(_step(index), with_tensors=False)
+        return None if opened is None else _hashes(opened[1])
+
+    def load_step(self, index: int, after: str) -> MergedStep | None:
+        """The step that ends in exactly this hash, or None.
+
+        All that is returned is proven by ``after``: the updates, and the hash before them.
+        """
+        opened = self._open(_step(index))
+        if opened is None:
+            return None
+        tensors, metadata = opened
+        hashes = _hashes(metadata)
+        if hashes is None or hashes.after != after:
+            return None
+        intact = extend_by_tensors(hashes.before, tensors) == after
+        return MergedStep(hashes, updates_from(tensors)) if intact else None
 
     def save_updates(self, held: str, updates: UpdatesBySite) -> None:
         """Keep all sites' updates under the hash by which the server asks for them."""
-        self._write("updates", site_tensors(updates), prefix=held)
+        self._write_hashed("updates", site_tensors(updates), prefix=held)
 
     def load_updates(self, held: str) -> dict[str, dict[str, Update]] | None:
         """All sites' updates with exactly this hash, or None."""
-        tensors = self._read("updates", prefix=held)
+        tensors = self._read_hashed("updates", prefix=held)
         return None if tensors is None else updates_by_site(tensors)
 
     def save_hidden(self, block: int, prefix: str, hidden: list[Tensor]) -> None:
         """Keep the hidden states that enter a block, and forget those of blocks before the last."""
-        self._write(
+        self._write_hashed(
             f"hidden-{block:04d}",
             {f"{i:06d}": states.cpu() for i, states in enumerate(hidden)},
             prefix=prefix,
@@ -70,25 +114,47 @@ class SiteStore:
 
     def load_hidden(self, block: int, prefix: str) -> list[Tensor] | None:
         """The hidden states that enter a block behind exactly this prefix, or None."""
-        tensors = self._read(f"hidden-{block:04d}", prefix=prefix)
+        tensors = self._read_hashed(f"hidden-{block:04d}", prefix=prefix)
         return None if tensors is None else [tensors[key] for key in sorted(tensors)]
 
-    def _write(self, name: str, tensors: dict[str, Tensor], prefix: str = "") -> None:
-        contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
-        metadata = {"digest": _digest(contiguous), "prefix": prefix}
-        with writing(self._folder / f"{name}.safetensors") as partial:
-            save_file(contiguous, partial, metadata=metadata)
+    def _write_hashed(self, name: str, tensors: Mapping[str, Tensor], prefix: str = "") -> None:
+        self._write(name, tensors, {"digest": _digest(tensors), "prefix": prefix})
 
-    def _read(self, name: str, prefix: str = "") -> dict[str, Tensor] | None:
-        file = self._folder / f"{name}.safetensors"
-        try:
-            with safe_open(file, framework="pt") as opened:
-                metadata = opened.metadata() or {}
-                tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
-        except (FileNotFoundError, SafetensorError):
+    def _read_hashed(self, name: str, prefix: str = "") -> dict[str, Tensor] | None:
+        opened = self._open(name)
+        if opened is None:
             return None
+        tensors, metadata = opened
         intact = metadata.get("digest") == _digest(tensors) and metadata.get("prefix") == prefix
         return tensors if intact else None
+
+    def _write(self, name: str, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+        contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
+        with writing(self._file(name)) as partial:
+            save_file(contiguous, partial, metadata=metadata)
+
+    def _open(
+        self, name: str, *, with_tensors: bool = True
+    ) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+        try:
+            with safe_open(self._file(name), framework="pt") as opened:
+                keys = opened.keys() if with_tensors else ()
+                return {key: opened.get_tensor(key) for key in keys}, opened.metadata() or {}
+        except (FileNotFoundError, SafetensorError):
+            return None
+
+    def _file(self, name: str) -> Path:
+        return self._folder / f"{name}.safetensors"
+
+
+def _step(index: int) -> str:
+    return f"step-{index:04d}"
+
+
+def _hashes(metadata: Mapping[str, str]) -> StepHashes | None:
+    """None where a file was written by an older version, or its header is damaged."""
+    names = [field.name for field in fields(StepHashes)]
+    return StepHashes(*(metadata[k] for k in names)) if {*names} <= {*metadata} else None
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

@@ -3,45 +3,30 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
-from layerweld.named_tensors import factors
-from layerweld.schedule import Step
+from layerweld.named_tensors import update_tensors
 from layerweld.updates import Update
 
 
 def first_prefix(plan_digest: str, settings_digest: str, remainder: Mapping[str, Tensor]) -> str:
     """The hash before anything is merged: the plan, the settings, and the averaged remainder."""
-    digest = hashlib.sha256(f"{plan_digest} {settings_digest}".encode())
-    for name, values in sorted(remainder.items()):
-        digest.update(_bytes(name, values))
-    return digest.hexdigest()
+    return _hash(f"{plan_digest} {settings_digest}", sorted(remainder.items()))
 
 
 def extend_prefix(prefix: str, updates: Mapping[str, Update]) -> str:
     """The hash after one more step was merged: of the prefix before it and of the step's bits."""
-    digest = hashlib.sha256(prefix.encode())
-    for layer, update in sorted(updates.items()):
-        for name, tensor in factors(layer, update).items():
-            digest.update(_bytes(name, tensor))
-    return digest.hexdigest()
+    return extend_by_tensors(prefix, update_tensors(updates))
 
 
-def prefix_of_step(step: Step, first: str, merged: Mapping[int, Mapping[str, Update]]) -> str:
-    """The hash behind which a step is measured.
-
-    Args:
-        step: the step.
-        first: the hash before anything is merged.
-        merged: updates by step; those that the step needs must be there.
-    """
-    prefix = first
-    for index in step.needs:
-        prefix = extend_prefix(prefix, merged[index])
-    return prefix
+def extend_by_tensors(prefix: str, tensors: Mapping[str, Tensor]) -> str:
+    """As :func:`extend_prefix`, of updates as they lie in a file: damaged ones have a hash too."""
+    # By layer, then by part: as whole names, "a.b/left" would come before "a/left".
+    names = sorted(tensors, key=lambda name: name.rpartition("/"))
+    return _hash(prefix, ((name, tensors[name]) for name in names))
 
 
 def prefix_of_sites(first: str, updates: Mapping[str, Mapping[str, Update]]) -> str:
@@ -57,6 +42,9 @@ def prefix_of_sites(first: str, updates: Mapping[str, Mapping[str, Update]]) -> 
     return prefix
 
 
-def _bytes(name: str, tensor: Tensor) -> bytes:
-    values = tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
-    return f"{name} {tuple(tensor.shape)} ".encode() + values
+def _hash(text: str, tensors: Iterable[tuple[str, Tensor]]) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name, tensor in tensors:
+        digest.update(f"{name} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -19,9 +20,8 @@ def write_hashed(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
     with writing(file) as partial:
         save_file(contiguous, partial, metadata=dict(metadata))
-        digest = hashlib.sha256(partial.read_bytes()).hexdigest()
         with writing(file.with_suffix(".sha256")) as hashed:
-            hashed.write_text(digest, encoding="utf-8")
+            hashed.write_text(_digest(partial), encoding="utf-8")
 
 
 def read_hashed(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -30,13 +30,33 @@ def read_hashed(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         JournalError: it does not, or cannot be read.
     """
-    try:
-        expected = file.with_suffix(".sha256").read_text()
-        if hashlib.sha256(file.read_bytes()).hexdigest() != expected:
+    with _readable(file):
+        if _digest(file) != file.with_suffix(".sha256").read_text():
             raise JournalError(f"{file} does not match its hash; remove it to compute it again")
         with safe_open(file, framework="pt") as opened:
             tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
             return tensors, opened.metadata() or {}
+
+
+def read_metadata(file: Path) -> dict[str, str]:
+    """A file's metadata; its tensors are not read, nor is the file compared with its hash.
+
+    Raises:
+        JournalError: it cannot be read.
+    """
+    with _readable(file), safe_open(file, framework="pt") as opened:
+        return opened.metadata() or {}
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+@contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, SafetensorError, ValueError) as error:
         raise JournalError(
             f"{file} cannot be read ({error}); remove it to compute it again"

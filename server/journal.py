@@ -64,9 +64,12 @@ class RunJournal:
     def remaining(self) -> set[str]:
         """Names of the sites that the interrupted run goes on with; nobody for a new run."""
         methods = self._facts.get("methods", ())
-        steps = [step.lost for name in methods for step in self.of_method(name).load()]
-        rounds = [kept.lost for name in methods for kept in self.rounds_of(name).load()]
-        lost = {site for names in (*steps, *rounds) for site in names}
+        lost = {
+            site
+            for name in methods
+            for kept in (self.of_method(name), self.rounds_of(name))
+            for site in kept.lost()
+        }
         return {*self._facts.get("sites", {})} - lost
 
     def open(self, facts: Mapping[str, Any]) -> None:

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from torch import Tensor
 
 from layerweld.errors import JournalError
-from server.hashed_files import read_hashed, write_hashed
+from server.hashed_files import read_hashed, read_metadata, write_hashed
 from strategies.notices import notice
 
 
 class Numbered(Protocol):
-    """Something that has its place in a row."""
+    """Something that has its place in a row, and lacks some of the sites."""
 
     @property
     def index(self) -> int:
         """The place, from 0."""
+
+    @property
+    def lost(self) -> Collection[str]:
+        """Names of the sites that it lacks."""
 
 
 N = TypeVar("N", bound=Numbered)
@@ -58,15 +63,7 @@ class NumberedFiles(Generic[N]):
         Raises:
             JournalError: an earlier file is damaged or missing.
         """
-        files = sorted(self._folder.glob(f"{self._kind}-*.safetensors"))
-        found: list[N] = []
-        for file in files:
-            try:
-                found.append(self._read(file))
-            except JournalError as error:
-                if file != files[-1]:
-                    raise
-                notice(f"{error}: that {self._kind} is done again")
+        found = self._whole(self._files)
         for place, kept in enumerate(found):
             if kept.index != place:
                 raise JournalError(
@@ -74,6 +71,20 @@ class NumberedFiles(Generic[N]):
                     f"from it"
                 )
         return found
+
+    def lost(self) -> set[str]:
+        """Names of the sites that any of them lacks.
+
+        Only the last file, which may be left out, is read as a whole and compared with its hash.
+        Those before it are once they are loaded.
+
+        Raises:
+            JournalError: what an earlier file says of itself cannot be read.
+        """
+        files = self._files
+        lost = [self._lost(file) for file in files[:-1]]
+        lost += [kept.lost for kept in self._whole(files[-1:])]
+        return {site for names in lost for site in names}
 
     def keep(self, kept: N) -> None:
         """Write one: it is whole or not there.
@@ -85,10 +96,37 @@ class NumberedFiles(Generic[N]):
         file = self._folder / f"{self._kind}-{kept.index:05d}.safetensors"
         write_hashed(file, tensors, {"figures": json.dumps(figures, sort_keys=True)})
 
+    @property
+    def _files(self) -> list[Path]:
+        return sorted(self._folder.glob(f"{self._kind}-*.safetensors"))
+
+    def _whole(self, files: Sequence[Path]) -> list[N]:
+        """Of the files up to the last one; that is left out where it is damaged."""
+        found: list[N] = []
+        for file in files:
+            try:
+                found.append(self._read(file))
+            except JournalError as error:
+                if file != files[-1]:
+                    raise
+                notice(f"{error}: that {self._kind} is done again")
+        return found
+
     def _read(self, file: Path) -> N:
         tensors, metadata = read_hashed(file)
-        try:
+        with self._decoding(file):
             return self._decode(tensors, json.loads(metadata["figures"]))
+
+    def _lost(self, file: Path) -> Collection[str]:
+        metadata = read_metadata(file)
+        with self._decoding(file):
+            lost: Collection[str] = json.loads(metadata["figures"])["lost"]
+            return lost
+
+    @contextmanager
+    def _decoding(self, file: Path) -> Iterator[None]:
+        try:
+            yield
         except (ValueError, TypeError, KeyError) as error:
             raise JournalError(
                 f"{file} cannot be read ({error}); remove it to do that {self._kind} again"

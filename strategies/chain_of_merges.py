@@ -18,7 +18,7 @@ from layerweld.methods import settings_for
 from layerweld.named_tensors import update_tensors
 from layerweld.plan import MergePlan
 from layerweld.pool import GroupPool, GroupSolution
-from layerweld.prefix import first_prefix, prefix_of_step
+from layerweld.prefix import extend_prefix, first_prefix
 from layerweld.schedule import Step, schedule
 from layerweld.statistics import ProductForm
 from layerweld.transport.arrays import num_bytes, to_arrays
@@ -106,7 +106,7 @@ class ChainOfMerges(Strategy):
         self.journal = journal
         self.on_step = on_step
         self.steps = schedule(plan, self.settings.merge)
-        self.first_prefix = first_prefix(plan.digest, self.settings.digest(), remainder)
+        self.prefixes = [first_prefix(plan.digest, self.settings.digest(), remainder)]
         self.solved: list[SolvedStep] = []
         self._round: _Round | None = None
 
@@ -118,15 +118,12 @@ class ChainOfMerges(Strategy):
     @property
     def final_prefix(self) -> str:
         """Hash over everything merged, once the last step is solved."""
-        by_step = {solved.index: solved.updates for solved in self.solved}
-        after = replace(self.steps[-1], index=len(self.steps))
-        return prefix_of_step(after, self.first_prefix, by_step)
+        return self.prefixes[len(self.steps)]
 
     def play(self, grid: Grid) -> None:
         """Resume from the journal and play the rounds that are left, replies streaming in."""
         for step, solved in zip(self.steps, self.journal.load(), strict=False):
-            self.solved.append(solved)
-            self.on_step(step, solved)
+            self._append(step, solved)
             for site in sorted(set(solved.lost) - self.cohort.lost.keys()):
                 self.cohort.lose(site, "lost before the run was interrupted")
         for step in self.steps[len(self.solved) :]:
@@ -172,9 +169,14 @@ class ChainOfMerges(Strategy):
     def _finish(self, round_: _Round, early: Iterable[Message] = ()) -> SolvedStep:
         solved = round_.play(early)
         self.journal.keep(solved)
-        self.solved.append(solved)
-        self.on_step(round_.step, solved)
+        self._append(round_.step, solved)
         return solved
+
+    def _append(self, step: Step, solved: SolvedStep) -> None:
+        before = self.prefixes[0 if step.restarts else -1]
+        self.prefixes.append(extend_prefix(before, solved.updates))
+        self.solved.append(solved)
+        self.on_step(step, solved)
 
     def _new_round(self, step: Step, grid: Grid) -> _Round:
         merged = {solved.index: solved.updates for solved in self.solved}
@@ -184,7 +186,7 @@ class ChainOfMerges(Strategy):
             step=step.index,
             layers=self.plan.layer_names,
             plan=self.plan.digest,
-            prefix=prefix_of_step(step, self.first_prefix, merged),
+            prefix=self.prefixes[step.index],
             form=self.form,
             averaged=bool(self.remainder),
         )

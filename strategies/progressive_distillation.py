@@ -18,7 +18,7 @@ from layerweld.merging.one_round import Merge
 from layerweld.merging.prodistill import EntryCoefficients
 from layerweld.named_tensors import site_tensors, update_tensors, updates_by_site, updates_from
 from layerweld.plan import MergePlan
-from layerweld.prefix import first_prefix, prefix_of_step
+from layerweld.prefix import extend_prefix, first_prefix
 from layerweld.schedule import block_steps
 from layerweld.transport.descent import decode_block_gradients, encode_block
 from layerweld.transport.descent_messages import BlockAnswer, BlockQuestion
@@ -65,7 +65,7 @@ class ProgressiveDistillation:
         self.count = 1 + len(self.steps) * settings.prodistill.steps
         self.played = 0
         self._settings = settings.prodistill
-        self._first_prefix = first_prefix(plan.digest, settings.digest(), remainder)
+        self._prefix = first_prefix(plan.digest, settings.digest(), remainder)
         self._ledger = RoundLedger(journal, cohort)
         self._layers: Mapping[str, Mapping[str, Update]] = {}  # ΔW by layer, then by site
         self._done: dict[int, dict[str, Update]] = {}  # merged updates by step
@@ -145,22 +145,25 @@ class ProgressiveDistillation:
             here = {name: self._layers[name] for name in names if name in self._layers}
             self._coefficients = EntryCoefficients(here, self._settings)
             if self._settings.steps:
-                self._prefix = prefix_of_step(step, self._first_prefix, self._done)
                 return
-            self._done[len(self._done)] = self._coefficients.merged
+            self._append(self._coefficients.merged)
 
     def _end_block(self) -> None:
         merged = self._coefficients.merged
-        self._done[len(self._done)] = merged
+        self._append(merged)
         self._ledger.keep(len(self._done), update_tensors(merged))
         self._begin_block()
+
+    def _append(self, merged: dict[str, Update]) -> None:
+        self._done[len(self._done)] = merged
+        self._prefix = extend_prefix(self._prefix, merged)
 
     def _resume(self, kept: KeptRound) -> None:
         if kept.index == 0:
             received = updates_by_site(kept.tensors)
             self._layers = side_by_side(self.plan, self.cohort, received).layers
         else:
-            self._done[kept.index - 1] = updates_from(kept.tensors)
+            self._append(updates_from(kept.tensors))
         self._ledger.restore(kept)
         self.played = 1 + kept.index * self._settings.steps
 

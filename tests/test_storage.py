@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -143,6 +144,23 @@ def test_an_earlier_step_that_is_damaged_is_refused_by_name(tmp_path):
     file.unlink()
     with pytest.raises(JournalError, match="lacks step 1"):
         play_chain(tmp_path)
+
+
+def test_who_was_lost_is_read_from_the_last_step_and_from_what_the_others_say_of_themselves(
+    tmp_path, monkeypatch
+):
+    play_chain(tmp_path)
+    steps, read = app_module("server.journal").RunJournal(tmp_path).of_method("com"), []
+    numbered = app_module("server.numbered_files")
+    read_hashed = numbered.read_hashed
+    for index, lost in ((1, ("birch",)), (3, ("birch", "cedar"))):
+        steps.keep(replace(steps.load()[index], lost=lost))
+    monkeypatch.setattr(numbered, "read_hashed", lambda f: read.append(f.name) or read_hashed(f))
+    assert steps.lost() == {"birch", "cedar"}
+    assert read == ["step-00003.safetensors"]
+    last = tmp_path / "com/step-00003.safetensors"
+    last.write_bytes(last.read_bytes()[:-1])
+    assert steps.lost() == {"birch"}  # the last one is solved again, perhaps with all sites
 
 
 class FullDisk:

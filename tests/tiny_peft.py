@@ -1,4 +1,4 @@
-"""Random models of two blocks, and the PEFT folders that training them would have left behind."""
+"""Random models of a few blocks, and the PEFT folders that training them would have left behind."""
 
 import json
 from pathlib import Path
@@ -25,23 +25,23 @@ TARGETS = {
 }
 
 
-def new_model(family):
+def new_model(family, blocks=2):
     """A model of the family, with a head where sites would have trained one."""
     torch.manual_seed(1)
     ends = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2}
-    depth = {"num_hidden_layers": 2, "num_attention_heads": 4}
+    depth = {"num_hidden_layers": blocks, "num_attention_heads": 4}
     if family == "bert":
         sizes = {"hidden_size": 16, "intermediate_size": 32, "max_position_embeddings": 16}
         return BertForSequenceClassification(BertConfig(**sizes, **depth, **ends)).eval()
     if family == "llama":
         sizes = {"hidden_size": 16, "intermediate_size": 24, "num_key_value_heads": 2}
         return LlamaForCausalLM(LlamaConfig(**sizes, **depth, **ends)).eval()
-    return GPT2Model(GPT2Config(n_positions=16, n_embd=16, n_layer=2, n_head=2, **ends)).eval()
+    return GPT2Model(GPT2Config(n_positions=16, n_embd=16, n_layer=blocks, n_head=2, **ends)).eval()
 
 
-def save_base(family, folder):
+def save_base(family, folder, blocks=2):
     """Write the family's base model and read it as the project does."""
-    new_model(family).save_pretrained(folder)
+    new_model(family, blocks).save_pretrained(folder)
     return load_base(folder)
 
 

@@ -50,9 +50,11 @@ class TinySites:
         return in_process.InProcessGrid(app_module("client.app").app, self.nodes, settings)
 
 
-def make_sites(folder: Path, targets: list[str], family: str = "bert") -> TinySites:
+def make_sites(
+    folder: Path, targets: list[str], family: str = "bert", blocks: int = 2
+) -> TinySites:
     base = folder / "base"
-    save_base(family, base)
+    save_base(family, base, blocks)
     words = Tokenizer(models.WordLevel({w: i for i, w in enumerate(_WORDS)}, unk_token="[UNK]"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(
@@ -60,7 +62,7 @@ def make_sites(folder: Path, targets: list[str], family: str = "bert") -> TinySi
     ).save_pretrained(base)
     nodes = []
     for number, name in enumerate(("ash", "birch", "cedar")):
-        train_adapter(new_model(family), folder / name, targets, seed=number, r=2 + number)
+        train_adapter(new_model(family, blocks), folder / name, targets, seed=number, r=2 + number)
         rows = folder / f"{name}.jsonl"
         rows.write_text("\n".join(_rows(number)) + "\n")
         nodes.append({"name": name, "adapter": str(folder / name), "data": str(rows)})

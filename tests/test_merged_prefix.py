@@ -1,0 +1,230 @@
+"""What was merged before a step: read no further back than needed, and never used unproven."""
+
+import hashlib
+import shutil
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from client.merged_prefix import merged_prefix
+from client.merged_steps import LacksMerged
+from client.store import SiteStore
+from layerweld.errors import RefusedReplyError
+from layerweld.launch import app_module
+from layerweld.prefix import extend_prefix, first_prefix
+from layerweld.schedule import Step
+from layerweld.updates import LowRankUpdate
+from strategies.catching_up import CatchUp
+from tests.dying_server import after_keeping
+from tests.tiny_sites import BERT_LAYERS, make_sites
+
+BLOCKS = (2, 4, 8)
+TARGETS = ["query", "value", "output.dense"]
+STEPS = [Step(index, (), "merged") for index in range(6)]
+
+
+class Counted:
+    """How often sites open files of merged steps, and bytes hashed by sites and server."""
+
+    def __init__(self, monkeypatch):
+        self.reads = self.hashed = 0
+        store, prefix = app_module("client.store"), app_module("layerweld.prefix")
+        self._open = store.safe_open
+        monkeypatch.setattr(store, "safe_open", self.safe_open)
+        for module in (store, prefix):
+            monkeypatch.setattr(module, "hashlib", self)
+
+    def safe_open(self, file, framework):
+        self.reads += "step-" in file.name
+        return self._open(file, framework=framework)
+
+    def sha256(self, text=b""):
+        digest, update = hashlib.sha256(text), self._update
+
+        class Digest:
+            hexdigest = digest.hexdigest
+
+            def update(self, content):
+                update(digest, content)
+
+        return Digest()
+
+    def _update(self, digest, content):
+        self.hashed += memoryview(content).nbytes
+        digest.update(content)
+
+
+@pytest.fixture(scope="module")
+def sites_of(tmp_path_factory):
+    """Sites of a base model of so many blocks."""
+    folder = tmp_path_factory.mktemp("bert")
+    return {blocks: make_sites(folder / str(blocks), TARGETS, blocks=blocks) for blocks in BLOCKS}
+
+
+@pytest.fixture(scope="module")
+def bert_sites(tmp_path_factory):
+    """Sites that adapt all layers, and the hash of their undisturbed merge."""
+    folder = tmp_path_factory.mktemp("all")
+    sites = make_sites(folder, BERT_LAYERS)
+    return sites, sites.play(folder / "whole").manifest_hash
+
+
+@pytest.mark.parametrize("granularity", ["group", "block"])
+def test_what_a_chain_reads_and_hashes_grows_with_its_steps(
+    granularity, sites_of, tmp_path, monkeypatch
+):
+    reads, hashed = [], []
+    for blocks in BLOCKS:
+        with monkeypatch.context() as patch:
+            counted = Counted(patch)
+            sites_of[blocks].play(tmp_path / str(blocks), granularity=granularity)
+        reads.append(counted.reads)
+        hashed.append(counted.hashed)
+    print(f"\n{BLOCKS} blocks: {reads} files of steps opened, {hashed} bytes hashed")
+    for two, four, eight in (reads, hashed):
+        assert eight - four == 2 * (four - two)
+
+
+class Server:
+    """What was merged by one run, and the questions that it asks a site about its last step."""
+
+    def __init__(self, seed=0, settings="settings", like=None):
+        self.settings = settings
+        self.remainder = {"norm.weight": torch.arange(3.0) + seed}
+        generator = torch.Generator().manual_seed(seed)
+        self.merged = dict(like or {})
+        for index in range(len(self.merged), len(STEPS)):
+            left, right = torch.randn(2, 2, 2, generator=generator)
+            self.merged[index] = {f"block.{index}": LowRankUpdate(left, right)}
+
+    def question(self, step, received, with_remainder):
+        prefix = first_prefix("plan", self.settings, self.remainder)
+        for index in range(step):
+            prefix = extend_prefix(prefix, self.merged[index])
+        return SimpleNamespace(
+            step=step,
+            plan="plan",
+            prefix=prefix,
+            averaged=True,
+            remainder=self.remainder if with_remainder else {},
+            merged={index: self.merged[index] for index in received},
+        )
+
+    def caught_up(self, step, store, usual=None):
+        """Remainder and updates of a site that is sent what it says it lacks, and what it said."""
+        usual = step - 1 if usual is None else usual
+        catch_up = CatchUp(STEPS[step], partial(self.question, step), usual)
+        lacked = []
+        while True:
+            try:
+                question = catch_up.content("ash")
+                prefix = merged_prefix(question, STEPS, "plan", self.settings, store)
+                return prefix.remainder, prefix.merged.updates_since(0), lacked
+            except LacksMerged as lack:
+                catch_up.note("ash", lack.first)
+                lacked.append(lack.first)
+
+    def played(self, folder, steps=5):
+        """The store of a site that was asked about so many steps."""
+        store = SiteStore(folder)
+        for step in range(steps):
+            self.caught_up(step, store)
+        return store
+
+
+def flipped(file, place):
+    content = bytearray(file.read_bytes())
+    content[content.index(place) if isinstance(place, bytes) else place] ^= 1
+    file.write_bytes(content)
+
+
+DAMAGE = {
+    "a flipped bit of an update": lambda file: flipped(file, -3),
+    "a flipped bit of a layer's name": lambda file: flipped(file, b"/left"),
+    "a flipped bit of a part's name": lambda file: flipped(file, b"eft"),
+    "a flipped bit of the metadata": lambda file: flipped(file, b"ter"),
+    "a flipped bit of the length": lambda file: flipped(file, 0),
+    "cut": lambda file: file.write_bytes(file.read_bytes()[:-1]),
+    "empty": lambda file: file.write_bytes(b""),
+    "gone": lambda file: file.unlink(),
+    "the next step": lambda file: shutil.copy(
+        file.with_name(f"step-{int(file.stem[-4:]) + 1:04d}.safetensors"), file
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_a_site_asks_for_what_was_merged_from_its_first_bad_file_on(index, damage, tmp_path):
+    server = Server()
+    store = server.played(tmp_path)
+    damage(tmp_path / f"step-{index:04d}.safetensors")
+    remainder, updates, lacked = server.caught_up(5, store)
+    # Behind a foreign first step it may be the remainder that is another one.
+    assert lacked == [-1 if index == 0 and damage is DAMAGE["the next step"] else index]
+    expected = {layer: u for i in range(5) for layer, u in server.merged[i].items()}
+    assert updates.keys() == expected.keys()
+    for layer, update in updates.items():
+        assert torch.equal(update.dense(), expected[layer].dense())
+    assert torch.equal(remainder["norm.weight"], server.remainder["norm.weight"])
+    assert server.caught_up(5, store)[-1] == []  # all is in order again
+
+
+FOREIGN = {
+    "of other settings": Server(settings="others"),
+    "of another remainder": Server(seed=1),
+    "of other updates": Server(seed=2, like={0: Server().merged[0]}),
+}
+
+
+@pytest.mark.parametrize("other", FOREIGN.values(), ids=FOREIGN)
+@pytest.mark.parametrize("files", ["remainder*", "step-0001*", "step-000[23]*", "step*", "*"])
+@pytest.mark.parametrize("usual", [4, 5])
+def test_files_of_another_run_are_never_used(usual, files, other, tmp_path):
+    server = Server()
+    store = server.played(tmp_path / "own", 6)
+    other.played(tmp_path / "other", 6)
+    for file in (tmp_path / "other").glob(files):
+        shutil.copy(file, tmp_path / "own")
+    remainder, updates, lacked = server.caught_up(5, store, usual)
+    assert lacked == sorted({*lacked}, reverse=True)
+    for index in range(5):
+        for layer, update in server.merged[index].items():
+            assert torch.equal(update.dense(), updates[layer].dense())
+    assert torch.equal(remainder["norm.weight"], server.remainder["norm.weight"])
+
+
+def test_a_question_whose_own_updates_do_not_give_its_prefix_is_refused_and_not_kept(tmp_path):
+    server, store = Server(), SiteStore(tmp_path)
+    question = server.question(3, range(3), True)
+    question.prefix = server.question(4, range(4), True).prefix
+    with pytest.raises(RefusedReplyError, match="the merged updates received give"):
+        merged_prefix(question, STEPS, "plan", server.settings, store)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["a flipped bit of an update", "gone", "the next step"])
+def test_a_run_whose_sites_find_a_damaged_file_in_the_middle_ends_in_the_same_bytes(
+    kind, bert_sites, tmp_path, monkeypatch
+):
+    sites, whole = bert_sites
+    noted = []
+    note = CatchUp.note
+
+    def spoil(index):
+        if index == 5:
+            for folder in (sites.folder / "cache/runs").glob("*/*/*"):
+                DAMAGE[kind](folder / "step-0002.safetensors")
+                for file in folder.glob("hidden-*"):
+                    file.unlink()  # so that the damaged step is needed once more
+
+    def noting(self, site, first):
+        noted.append((site, first))
+        note(self, site, first)
+
+    monkeypatch.setattr(CatchUp, "note", noting)
+    with after_keeping(monkeypatch, spoil):
+        assert sites.play(tmp_path / "out").manifest_hash == whole
+    assert sorted(noted) == [("ash", 2), ("birch", 2), ("cedar", 2)]
