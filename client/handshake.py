@@ -46,6 +46,7 @@ def introduce(state: SiteState) -> Introduction:
         layers=layers,
         ranks=ranks,
         prefix=prefix,
+        task="" if state.must_fine_tune else state.adapter.task,
         rows=len(state.data.rows),
         samples=len(state.data.calibration_rows),
         tokens=tokens,

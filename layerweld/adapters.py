@@ -17,7 +17,14 @@ from torch import Tensor, nn
 from layerweld.base_model import BaseModel
 from layerweld.errors import AdapterError
 from layerweld.linear import linear_layers, weight_of
-from layerweld.lora_config import AS_MODEL, rank_of, read_lora_config, scaling_of, targeted
+from layerweld.lora_config import (
+    AS_MODEL,
+    rank_of,
+    read_lora_config,
+    scaling_of,
+    targeted,
+    task_of,
+)
 from layerweld.updates import LowRankUpdate, TaskVector
 
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -37,12 +44,14 @@ class Adapter:
         ranks: LoRA rank of each layer, by the layer's name in the backbone; empty for a fully
             fine-tuned model.
         digest: :func:`digest_of` the task vector.
+        task: PEFT's task type, as ``CAUSAL_LM``; empty where the folder names none.
     """
 
     task_vector: TaskVector
     prefix: str
     ranks: Mapping[str, int]
     digest: str
+    task: str = ""
 
 
 def read_adapter(folder: Path, base: BaseModel) -> Adapter:
@@ -72,7 +81,7 @@ def read_adapter(folder: Path, base: BaseModel) -> Adapter:
     _refuse_untrained(folder, updates)
     task_vector = TaskVector(updates)
     ranks = {name: update.rank for name, update in updates.items()}
-    return Adapter(task_vector, prefix, ranks, digest_of(task_vector))
+    return Adapter(task_vector, prefix, ranks, digest_of(task_vector), task_of(config))
 
 
 def digest_of(task_vector: TaskVector) -> str:

@@ -25,7 +25,11 @@ _PREPROCESSING = (
 
 
 def write_adapter(
-    folder: Path, updates: Mapping[str, LowRankUpdate], base: BaseModel, prefix: str
+    folder: Path,
+    updates: Mapping[str, LowRankUpdate],
+    base: BaseModel,
+    prefix: str,
+    task: str = "",
 ) -> None:
     """Write a folder that ``PeftModel.from_pretrained`` loads without a missing or unknown key.
 
@@ -39,6 +43,7 @@ def write_adapter(
         prefix: ``""`` to load onto ``AutoModel``; :attr:`BaseModel.prefix` to load onto the class
             with a head that the sites trained. PEFT matches names exactly, so it is one or the
             other.
+        task: PEFT's task type, from which ``AutoPeftModel`` tells the class; empty for none.
 
     Raises:
         OutputError: something is there already.
@@ -52,6 +57,7 @@ def write_adapter(
         {prefix + name: update.rank for name, update in updates.items()},
         transposed=any(is_transposed(layers[name]) for name in updates),
         base_name=base.name,
+        task=task,
     )
     tensors: dict[str, Tensor] = {}
     for name, update in updates.items():
@@ -96,7 +102,9 @@ def write_model(
                 shutil.copyfile(base.folder / file, partial / file)
 
 
-def _lora_config(ranks: Mapping[str, int], *, transposed: bool, base_name: str) -> LoraConfig:
+def _lora_config(
+    ranks: Mapping[str, int], *, transposed: bool, base_name: str, task: str
+) -> LoraConfig:
     """Scaling 1 in every layer: alpha equals the rank, by anchored full names where they differ."""
     rank = max(ranks.values())
     others = {f"^{re.escape(name)}": r for name, r in sorted(ranks.items()) if r != rank}
@@ -108,6 +116,7 @@ def _lora_config(ranks: Mapping[str, int], *, transposed: bool, base_name: str) 
         target_modules=sorted(ranks),
         fan_in_fan_out=transposed,
         base_model_name_or_path=base_name,
+        task_type=task or None,
         inference_mode=True,
     )
     config.target_modules = sorted(ranks)  # LoraConfig makes it a set, whose order is random

@@ -78,6 +78,10 @@ _REFUSED = {
 _INITIALISATIONS = (True, False, "gaussian", "eva", "orthogonal", "mica")
 
 
+TASKS = ("CAUSAL_LM", "FEATURE_EXTRACTION")
+"""Task types that a merge keeps. With others PEFT expects a head, and heads stay at the sites."""
+
+
 def read_lora_config(folder: Path) -> LoraConfig:
     """The adapter's configuration, known to describe plain LoRA or rsLoRA.
 
@@ -100,6 +104,12 @@ def read_lora_config(folder: Path) -> LoraConfig:
         raise AdapterError(f"{folder / CONFIG_FILE} contradicts itself: {error}") from error
     _check_values(folder, config)
     return config
+
+
+def task_of(config: LoraConfig) -> str:
+    """PEFT's task type, if it is one of :data:`TASKS`; else empty."""
+    named = str(getattr(config.task_type, "value", config.task_type))
+    return named if named in TASKS else ""
 
 
 def rank_of(config: LoraConfig, layer: str) -> int:

@@ -56,6 +56,10 @@ _TO_KNOW = """\
 - The merge is for this base model only, with the weights that all sites started from."""
 
 
+_CLASSES = {"CAUSAL_LM": "AutoModelForCausalLM"}
+"""Class by :data:`layerweld.lora_config.TASKS`, where the task tells it."""
+
+
 class Participant(Protocol):
     """What the card says about a site: one row of its table of sites."""
 
@@ -82,6 +86,7 @@ def write_model_card(
     method: str,
     sent: Sent,
     prefix: str = "",
+    task: str = "",
     missing: Mapping[str, Sequence[str]] | None = None,
 ) -> None:
     """Write ``README.md`` into the folder of a merge; the same facts give the same bytes.
@@ -95,6 +100,7 @@ def write_model_card(
         method: the merge method and its paper, for humans.
         sent: what the sites sent.
         prefix: as given to :func:`layerweld.export.write_adapter`.
+        task: likewise.
         missing: of each site that was lost on the way, the layer groups that lack it.
     """
     adapter = (folder / "adapter_config.json").is_file()
@@ -105,7 +111,7 @@ def write_model_card(
     )
     sections = {
         f"Merge of {len(sites)} sites on {base_name}": _summary(base_name, adapter, method, sent),
-        "How to load it": _how_to_load(folder.name, base_name, adapter, prefix),
+        "How to load it": _how_to_load(folder.name, base_name, adapter, prefix, task),
         "Sites": _table(
             ("site", "samples", "tokens"), ((s.name, s.samples, s.tokens) for s in sites)
         ),
@@ -141,12 +147,14 @@ def _summary(base_name: str, adapter: bool, method: str, sent: Sent) -> str:
     )
 
 
-def _how_to_load(name: str, base_name: str, adapter: bool, prefix: str) -> str:
-    code, which = loading(name, base_name, adapter=adapter, prefix=prefix)
+def _how_to_load(name: str, base_name: str, adapter: bool, prefix: str, task: str) -> str:
+    code, which = loading(name, base_name, adapter=adapter, prefix=prefix, task=task)
     return f"{_python(code)}\n\n{which}" if which else _python(code)
 
 
-def loading(name: str, base_name: str, *, adapter: bool, prefix: str) -> tuple[list[str], str]:
+def loading(
+    name: str, base_name: str, *, adapter: bool, prefix: str, task: str = ""
+) -> tuple[list[str], str]:
     """Lines of Python that load a merge, and what to know about them.
 
     Args:
@@ -154,11 +162,12 @@ def loading(name: str, base_name: str, *, adapter: bool, prefix: str) -> tuple[l
         base_name: folder of the base model.
         adapter: whether it is one; else a whole model.
         prefix: what the names of an adapter's layers begin with, by the class that was trained.
+        task: PEFT's task type, if it is known.
     """
     if not adapter:
         load = f'model = AutoModel.from_pretrained("{name}")'
         return ["from transformers import AutoModel", "", load], ""
-    model_class = "AutoModelForX" if prefix else "AutoModel"
+    model_class = _CLASSES.get(task, "AutoModelForX") if prefix else "AutoModel"
     lines = [
         "from peft import PeftModel",
         f"from transformers import {model_class}",
@@ -166,6 +175,11 @@ def loading(name: str, base_name: str, *, adapter: bool, prefix: str) -> tuple[l
         f'base = {model_class}.from_pretrained("{base_name}")',
         f'model = PeftModel.from_pretrained(base, "{name}")',
     ]
+    if prefix and task in _CLASSES:
+        return (
+            lines,
+            f"Its layer names begin with `{prefix}`, as in the class that the sites trained.",
+        )
     which = (
         f"`AutoModelForX` stands for the class that the sites trained, such as "
         f"`AutoModelForCausalLM` or `AutoModelForSequenceClassification`; its layer names begin "

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from layerweld.errors import CohortError
+from layerweld.lora_config import TASKS
 from layerweld.plan import MergePlan
 from layerweld.sites import SITE_NAME
 from layerweld.transport.messages import Introduction
@@ -80,6 +81,10 @@ def check_layers(introduction: Introduction, plan: MergePlan) -> None:
     if introduction.kind not in ("lora", "full", "none"):
         raise CohortError(
             f"site {introduction.site}, kind: {introduction.kind!r} is unknown; {_SAME_APP}"
+        )
+    if introduction.task not in ("", *TASKS):
+        raise CohortError(
+            f"site {introduction.site}, task: {introduction.task!r} is unknown; {_SAME_APP}"
         )
     if len(introduction.layers) != len(introduction.ranks):
         raise CohortError(

@@ -89,7 +89,9 @@ def _replace(product: Path, target: Path) -> None:
     move(product, target)
 
 
-def write_merge(folder: Path, merged: MergedModel, base: BaseModel, prefix: str) -> dict[str, str]:
+def write_merge(
+    folder: Path, merged: MergedModel, base: BaseModel, prefix: str, task: str
+) -> dict[str, str]:
     """Write the merged adapter, or the merged model where it is not a LoRA.
 
     Returns:
@@ -98,7 +100,7 @@ def write_merge(folder: Path, merged: MergedModel, base: BaseModel, prefix: str)
     low_rank = {k: u for k, u in merged.updates.items() if isinstance(u, LowRankUpdate)}
     if len(low_rank) == len(merged.updates) and not merged.remainder:
         target = folder / "adapter"
-        write_adapter(target, low_rank, base, prefix)
+        write_adapter(target, low_rank, base, prefix, task)
     else:
         target = folder / "model"
         write_model(target, merged.updates, merged.remainder, base)
@@ -153,6 +155,7 @@ def write_card(
     settings: RunSettings,
     scores: Mapping[str, Mapping[str, Score]],
     prefix: str,
+    task: str,
     merged: MergedModel,
 ) -> None:
     """Write the model card beside what was merged."""
@@ -173,6 +176,7 @@ def write_card(
         method=f"{method.label} ({method.source})",
         sent=_sent(method),
         prefix=prefix,
+        task=task,
         missing=_missing(merged),
     )
 
@@ -211,6 +215,7 @@ def run_results(
     lost: Mapping[str, str],
     ignored: Mapping[str, int],
     prefix: str,
+    task: str,
 ) -> RunResults:
     """Everything the report shows, in one value."""
     packages = ("torch", "transformers", "peft", "lightning", "flwr")
@@ -227,6 +232,7 @@ def run_results(
         ignored=dict(sorted(ignored.items())),
         versions={"layerweld": __version__} | {name: version(name) for name in packages},
         prefix=prefix,
+        task=task,
     )
 
 

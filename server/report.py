@@ -185,7 +185,9 @@ def _group_numbers(method: MethodResult) -> Table:
 
 def _usage(results: RunResults) -> dict[str, str]:
     adapter = results.form == "adapter"
-    code, which = loading(results.form, results.base, adapter=adapter, prefix=results.prefix)
+    code, which = loading(
+        results.form, results.base, adapter=adapter, prefix=results.prefix, task=results.task
+    )
     text = (
         "The merge is a LoRA update like those of the sites; PEFT loads it onto the same base."
         if adapter

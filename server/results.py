@@ -108,3 +108,5 @@ class RunResults:
     """Replies that were dropped, by kind: ``stale``, ``duplicate``, ``foreign``, ``refused`` …"""
     prefix: str = ""
     """What the names of the adapters' layers began with, by the class that the sites trained."""
+    task: str = ""
+    """PEFT's task type that all sites' adapters name, as ``CAUSAL_LM``."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -135,17 +135,17 @@ def _write(
     output: Path,
 ) -> RunResults:
     chosen = merges[0][0]
-    prefixes = {introduction.prefix for introduction in federation.introductions}
-    prefix = prefixes.pop() if len(prefixes) == 1 else ""
+    prefix = _shared(introduction.prefix for introduction in federation.introductions)
+    task = _shared(introduction.task for introduction in federation.introductions)
     sites, settings, base = federation.introductions, federation.settings, federation.base
     methods = [*references, *(result for _, result in merges)]
     scores: dict[str, dict[str, Score]] = {
         method.label: dict(method.scores) for method in (*references, merges[0][1]) if method.scores
     }
     with finished_together(output) as folder:
-        files = write_merge(folder, chosen, base, prefix)
+        files = write_merge(folder, chosen, base, prefix, task)
         manifest_hash = write_manifest(folder, chosen, base, sites, settings, files)
-        write_card(folder, base, sites, settings, scores, prefix, chosen)
+        write_card(folder, base, sites, settings, scores, prefix, task, chosen)
         form: Form = "adapter" if (folder / "adapter").is_dir() else "model"
         results = run_results(
             settings,
@@ -158,6 +158,13 @@ def _write(
             federation.lost,
             federation.ignored,
             prefix,
+            task,
         )
         write_results(folder, results)
     return results
+
+
+def _shared(names: Iterable[str]) -> str:
+    """What all sites' adapters call it; empty where they differ."""
+    found = set(names)
+    return found.pop() if len(found) == 1 else ""

@@ -49,6 +49,7 @@ def introduction_of(name):
         layers=PLAN.layer_names,
         ranks=(1 + NAMES.index(name) % 2,) * len(PLAN.layer_names),
         prefix="",
+        task="",
         rows=3,
         samples=3,
         tokens=20,

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from peft import PeftModel
+from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModel
 
@@ -18,7 +18,7 @@ from layerweld.export import write_adapter, write_model
 from layerweld.linear import linear_layers, updated, weight_of
 from layerweld.model_card import write_model_card
 from layerweld.updates import DenseUpdate, LowRankUpdate
-from tests.tiny_peft import TARGETS, hidden_states, new_model, save_base
+from tests.tiny_peft import TARGETS, edit_config, hidden_states, new_model, save_base
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +80,24 @@ def test_with_a_prefix_it_loads_onto_the_class_that_the_sites_trained(family, ba
         model = PeftModel.from_pretrained(new_model(family), tmp_path / "merged").eval()
     inner = hidden_states(model.base_model.model.base_model)
     torch.testing.assert_close(inner, with_updates(base, updates), rtol=1e-5, atol=1e-5)
+
+
+def test_the_task_that_all_sites_name_lets_peft_find_the_class_by_itself(bases, tmp_path):
+    base = bases["llama"]
+    updates = random_updates(base)
+    write_adapter(tmp_path / "merged", updates, base, prefix=base.prefix, task="CAUSAL_LM")
+    edit_config(tmp_path / "merged", base_model_name_or_path=str(base.folder))
+    with no_word_from_peft():
+        model = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    inner = hidden_states(model.base_model.model.base_model)
+    torch.testing.assert_close(inner, with_updates(base, updates), rtol=1e-5, atol=1e-5)
+    assert read_adapter(tmp_path / "merged", base).task == "CAUSAL_LM"
+
+
+def test_a_task_whose_head_peft_would_look_for_is_not_kept(bases, tmp_path):
+    write_adapter(tmp_path / "merged", random_updates(bases["bert"]), bases["bert"], prefix="bert.")
+    edit_config(tmp_path / "merged", task_type="SEQ_CLS")
+    assert read_adapter(tmp_path / "merged", bases["bert"]).task == ""
 
 
 @pytest.mark.parametrize("family", TARGETS)

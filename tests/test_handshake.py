@@ -18,6 +18,7 @@ REFUSED = {
     "plan": ({"plan": "other"}, "plan: other instead of .*install the same transformers version"),
     "settings": ({"settings": "other"}, f"settings: other instead of s; .*{SAME_APP}"),
     "kind": ({"kind": "prefix"}, f"kind: 'prefix' is unknown; {SAME_APP}"),
+    "task": ({"task": "SEQ_CLS"}, f"task: 'SEQ_CLS' is unknown; {SAME_APP}"),
     "rank missing": ({"ranks": (1,)}, f"ranks: 1 for {len(PLAN.layer_names)} layers; {SAME_APP}"),
     "rank below": (
         {"layers": (FIRST,), "ranks": (-1,)},

@@ -44,6 +44,7 @@ def introduction_from(about: Mapping[str, Any]) -> Introduction:
         settings=read(about, "settings", str),
         kind=read(about, "kind", str),
         prefix=read(about, "prefix", str),
+        task=read(about, "task", str),
         rows=read(about, "rows", int),
         samples=read(about, "samples", int),
         tokens=read(about, "tokens", int),

@@ -25,6 +25,7 @@ class Introduction:
         layers: the layers that the site fine-tuned, in the plan's order.
         ranks: their LoRA ranks; 0 for full fine-tuning.
         prefix: what the site's adapter names put before the backbone's, e.g. ``bert.``.
+        task: PEFT's task type of its adapter, as ``CAUSAL_LM``; empty where it names none.
         rows: readable rows that the site has to train on.
         samples: calibration rows that were drawn from them.
         tokens: calibration tokens.
@@ -48,6 +49,7 @@ class Introduction:
     layers: tuple[str, ...]
     ranks: tuple[int, ...]
     prefix: str
+    task: str
     rows: int
     samples: int
     tokens: int
@@ -62,7 +64,7 @@ class Introduction:
 
 
 FOUND_OUT_BY_TRAINING = (
-    "kind", "layers", "ranks", "prefix", "evaluates", "classifies", "labelled", "factors",
+    "kind", "layers", "ranks", "prefix", "task", "evaluates", "classifies", "labelled", "factors",
     "adapter", "holdings",
 )  # fmt: skip
 """What a site that fine-tunes first can only say of itself afterwards."""
