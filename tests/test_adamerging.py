@@ -21,8 +21,8 @@ from layerweld.prefix import first_prefix, prefix_of_sites
 from layerweld.task_vectors import read_fine_tuned
 from layerweld.transport.descent_messages import CoefficientQuestion
 from tests.dying_server import killed_after
+from tests.played_methods import play, settings_of, written
 from tests.random_updates import side_by_side
-from tests.test_methods import play, settings_of, written
 from tests.tiny_sites import make_sites
 
 TARGETS = ["query", "value", "output.dense"]

@@ -14,7 +14,7 @@ from layerweld.launch import app_module
 from layerweld.linear import linear_layers, updated, weight_of
 from layerweld.merging.fisher import FisherPool, normalised
 from layerweld.task_vectors import read_fine_tuned
-from tests.test_methods import settings_of
+from tests.played_methods import settings_of
 from tests.tiny_sites import make_sites
 
 CLASSES = ("no", "yes")

@@ -14,8 +14,8 @@ from layerweld.launch import app_module
 from layerweld.linear import weight_of
 from layerweld.task_vectors import read_fine_tuned
 from tests.dying_server import killed_after
-from tests.test_methods import play, settings_of, written
-from tests.tiny_sites import make_sites
+from tests.played_methods import play, settings_of, written
+from tests.tiny_sites import make_sites, with_whole_models
 
 TARGETS = ["query", "value", "output.dense"]
 FEW = {"prodistill.steps": 4, "prodistill.learning-rate": 0.05}
@@ -152,14 +152,6 @@ def test_other_families_are_distilled_as_well(tmp_path, family):
 
 
 def test_whole_models_are_distilled_each_behind_its_own_embeddings(tmp_path):
-    sites = make_sites(tmp_path, TARGETS)
-    for seed, node in enumerate(sites.nodes):
-        tuned = load_base(sites.base).backbone
-        torch.manual_seed(seed)
-        with torch.no_grad():
-            for parameter in tuned.parameters():
-                parameter += 0.05 * torch.randn_like(parameter)
-        tuned.save_pretrained(tmp_path / f"tuned-{seed}")
-        node["adapter"] = str(tmp_path / f"tuned-{seed}")
+    sites = with_whole_models(make_sites(tmp_path, TARGETS))
     results = play(sites, tmp_path / "out", "prodistill", **FEW)
     assert all(0 < value < 1 for value in results.methods[-1].figures.values())

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from layerweld.launch import app_folder, app_module
+from tests.played_methods import settings_of
 from tests.test_adamerging import with_heads
-from tests.test_methods import settings_of
 from tests.tiny_sites import make_sites
 
 pytestmark = pytest.mark.slow

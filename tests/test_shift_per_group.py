@@ -10,12 +10,11 @@ from client.measure import shift_per_group
 from client.site import site_of_node
 from client.state import SiteState
 from layerweld import collect
-from layerweld.base_model import load_base
 from layerweld.covariate_shift import MomentAccumulator, squared_wasserstein
 from layerweld.linear import shifted, updated
 from layerweld.task_vectors import read_fine_tuned
 from layerweld.transport.messages import ModelToMeasure
-from tests.tiny_sites import BERT_LAYERS, make_sites
+from tests.tiny_sites import BERT_LAYERS, make_sites, with_whole_models
 
 IN_BLOCK_1 = [f"encoder.layer.1.{of}" for of in ("intermediate.dense", "output.dense")]
 
@@ -24,20 +23,7 @@ IN_BLOCK_1 = [f"encoder.layer.1.{of}" for of in ("intermediate.dense", "output.d
 def sites(request, tmp_path_factory):
     adapted = IN_BLOCK_1 if request.param.endswith("without") else BERT_LAYERS
     made = make_sites(tmp_path_factory.mktemp("sites"), adapted)
-    if request.param == "whole models":
-        fine_tune_wholly(made)
-    return made
-
-
-def fine_tune_wholly(sites):
-    for seed, node in enumerate(sites.nodes):
-        tuned = load_base(sites.base).backbone
-        torch.manual_seed(seed)
-        with torch.no_grad():
-            for parameter in tuned.parameters():
-                parameter += 0.05 * torch.randn_like(parameter)
-        node["adapter"] = str(sites.folder / f"tuned-{seed}")
-        tuned.save_pretrained(node["adapter"])
+    return with_whole_models(made) if request.param == "whole models" else made
 
 
 @pytest.fixture

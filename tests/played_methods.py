@@ -1,0 +1,59 @@
+"""A method played through a federation of tiny sites, and what its kernel makes of the updates."""
+
+from peft import PeftModel
+from transformers import AutoModel
+
+from layerweld.base_model import load_base
+from layerweld.config import read_run_settings
+from layerweld.discover import discover_plan
+from layerweld.launch import app_module
+from layerweld.linear import weight_of
+from layerweld.methods import METHODS
+from layerweld.task_vectors import read_fine_tuned
+from tests.random_updates import side_by_side
+from tests.tiny_peft import new_model
+
+TARGETS = ["query", "value", "output.dense"]
+ONE_ROUND = [name for name, method in METHODS.items() if method.from_updates]
+
+
+def settings_of(sites, methods, **entries):
+    flat = sites.settings().flat() | {"methods": methods} | entries
+    return read_run_settings(flat)
+
+
+def play(sites, output, methods, **entries):
+    settings = settings_of(sites, methods, **entries)
+    return app_module("server.run").play(sites.grid(settings), settings, str(sites.base), output)
+
+
+def written(sites, output):
+    """ΔW of every layer that the run wrote, as PEFT or transformers reads it."""
+    if (output / "adapter").is_dir():
+        wrapped = PeftModel.from_pretrained(new_model("bert"), output / "adapter")
+        return {
+            name.removeprefix("base_model.model.bert."): module.get_delta_weight("default")
+            for name, module in wrapped.named_modules()
+            if hasattr(module, "get_delta_weight")
+        }
+    base, merged = load_base(sites.base), AutoModel.from_pretrained(output / "model")
+    layers = discover_plan(base.backbone).layer_names
+    return {
+        name: weight_of(merged.get_submodule(name)) - weight_of(base.backbone.get_submodule(name))
+        for name in layers
+    }
+
+
+def by_the_kernel(sites, method):
+    base = load_base(sites.base)
+    vectors = {
+        node["name"]: read_fine_tuned(node["adapter"], base).task_vector.updates
+        for node in sites.nodes
+    }
+    laid_out = side_by_side({name: dict(of) for name, of in vectors.items()})
+    in_order = {
+        k: laid_out.layers[k]
+        for k in discover_plan(base.backbone).layer_names
+        if k in laid_out.layers
+    }
+    return method.merge(type(laid_out)(dict.fromkeys(laid_out.samples, 18), in_order)).updates

@@ -1,0 +1,93 @@
+"""RegMean and MaTS against the formula, on inputs that each site sees in its own model."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModel, AutoTokenizer
+
+from layerweld.base_model import load_base
+from layerweld.config import RunSettings
+from layerweld.task_vectors import read_fine_tuned
+from tests.played_methods import TARGETS, by_the_kernel, play, written
+from tests.tiny_sites import make_sites, with_whole_models
+
+RAW = {"merge.normalization": "none", "merge.importance": "uniform", "merge.ridge": 1e-3}
+
+
+@pytest.fixture(scope="module")
+def sites(tmp_path_factory):
+    return make_sites(tmp_path_factory.mktemp("sites"), TARGETS)
+
+
+@pytest.fixture(scope="module")
+def full_sites(tmp_path_factory):
+    """Three sites that fine-tuned the whole model."""
+    return with_whole_models(make_sites(tmp_path_factory.mktemp("full"), TARGETS))
+
+
+def test_regmean_measures_each_site_in_its_own_model_with_its_own_norms(full_sites, tmp_path):
+    layer = "encoder.layer.1.attention.self.query"
+    play(full_sites, tmp_path / "out", "regmean", **RAW)
+    base, grams, updates = load_base(full_sites.base), [], []
+    for node in full_sites.nodes:
+        own = AutoModel.from_pretrained(node["adapter"]).eval()
+        grams.append(gram_of(own, full_sites, node, layer))
+        updates.append(read_fine_tuned(node["adapter"], base).task_vector.updates[layer])
+    got = written(full_sites, tmp_path / "out")[layer]
+    torch.testing.assert_close(got, slow_regmean(grams, updates), rtol=1e-3, atol=1e-4)
+
+
+def test_regmean_measures_behind_blocks_that_no_adapter_touches(tmp_path):
+    layer = "encoder.layer.1.attention.self.query"
+    sites = make_sites(tmp_path / "sites", ["layer.1.attention.self.query"])
+    play(sites, tmp_path / "out", "regmean", **RAW)
+    base, grams, updates = load_base(sites.base), [], []
+    for node in sites.nodes:
+        own = read_fine_tuned(node["adapter"], base).task_vector.updates
+        assert list(own) == [layer]  # and so its inputs are the base model's
+        grams.append(gram_of(base.backbone, sites, node, layer))
+        updates.append(own[layer])
+    got = written(sites, tmp_path / "out")[layer]
+    torch.testing.assert_close(got, slow_regmean(grams, updates), rtol=1e-3, atol=1e-4)
+
+
+def slow_regmean(grams, updates, ridge=1e-3):
+    products = sum(u.dense().double() @ gram for u, gram in zip(updates, grams, strict=True))
+    system = sum(grams)
+    system = system + ridge * system.trace() / len(system) * torch.eye(len(system)).double()
+    return torch.linalg.solve(system, products.T).T.float()
+
+
+def gram_of(model, sites, node, layer):
+    """Mean Gram matrix of a layer's inputs at the real tokens, a row at a time."""
+    tokenizer, seen = AutoTokenizer.from_pretrained(sites.base), []
+    hook = model.get_submodule(layer).register_forward_pre_hook(
+        lambda _, args: seen.append(args[0])
+    )
+    for line in Path(node["data"]).read_text().splitlines():
+        text = json.loads(line)["text"]
+        model(**tokenizer(text, truncation=True, max_length=12, return_tensors="pt"))
+    hook.remove()
+    tokens = torch.cat([inputs[0] for inputs in seen]).detach().double()
+    return tokens.T @ tokens / len(tokens)
+
+
+def test_mats_descends_from_the_mean_to_regmean(sites, tmp_path):
+    calibrated = {"merge.importance": "uniform"}
+    for name, entries in {
+        "regmean": {"merge.ridge": 1e-5, "merge.anchor": "mean"},  # LayerNorm leaves S singular
+        "mats": {"merge.iterations": 500},
+        "short": {"merge.iterations": 1},
+        "dense": {"merge.iterations": 1, "merge.products": "dense"},
+    }.items():
+        play(sites, tmp_path / name, name if name == "regmean" else "mats", **calibrated | entries)
+    exact, far, near = (written(sites, tmp_path / name) for name in ("regmean", "mats", "short"))
+    dense = written(sites, tmp_path / "dense")
+    means = by_the_kernel(sites, RunSettings().mean)
+    for layer, values in exact.items():
+        assert (far[layer] - values).norm() < 0.05 * values.norm()
+        whole = (means[layer].dense() - values).norm()
+        assert (near[layer] - values).norm() < whole
+        torch.testing.assert_close(dense[layer], near[layer], rtol=1e-3, atol=1e-4)
