@@ -21,7 +21,12 @@ Nodes = Sequence[dict[str, int]]
 RESULTS = Path(__file__).parent / "results"
 """Where tables and figures are kept."""
 
-_ATTENTION = "query,key,value,attention.output.dense"  # in BERT's names and in DINOv2's
+_ATTENTION = {
+    "text": "query,key,value,attention.output.dense",
+    "vision": "q_proj,k_proj,v_proj,o_proj",
+    "language": "q_proj,k_proj,v_proj,o_proj",
+}
+"""Layers of attention, as each benchmark's base model calls them."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,7 @@ def fine_tuned_otherwise(
         frozen_a: ``B`` alone is trained, on one ``A`` for all sites, as in FFA-LoRA.
     """
     changes: dict[str, Any] = {}
-    changes |= {"targets": _ATTENTION} if attention else {}
+    changes |= {"targets": _ATTENTION[settings.name]} if attention else {}
     changes |= {"freeze_a": True} if frozen_a else {}
     kind = ("-attention" if attention else "") + ("-frozen-a" if frozen_a else "")
     finetune = settings.finetune.model_copy(update=changes)

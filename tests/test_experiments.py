@@ -9,9 +9,14 @@ from client.package_images import IMAGE_READERS
 from client.package_tasks import TASKS
 from client.package_texts import TEXT_READERS
 from experiments import backbones
+from experiments.benchmark_runs import fine_tuned_otherwise
 from experiments.onnx_weights import read_onnx
+from layerweld.config import RunSettings
+from layerweld.discover import discover_plan
 from layerweld.errors import ConfigError
 from layerweld.sites import package_task, read_run_file
+from tests.tiny_encoders import save_image_base
+from tests.tiny_peft import save_base
 
 _EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
@@ -59,3 +64,20 @@ def test_weights_other_than_the_pinned_ones_are_refused(tmp_path, monkeypatch):
 def _field(number: int, content: bytes) -> bytes:
     assert len(content) < 128
     return bytes([number << 3 | 2, len(content)]) + content
+
+
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [
+        ("text", lambda folder: save_base("bert", folder)),
+        ("vision", save_image_base),
+        ("language", lambda folder: save_base("llama", folder)),
+    ],
+)
+def test_attention_alone_is_four_layers_a_block_of_each_benchmarks_model(name, model, tmp_path):
+    settings = RunSettings(name=name)
+    chosen, kind = fine_tuned_otherwise(settings, attention=True, frozen_a=False)
+    plan = discover_plan(model(tmp_path / "base").backbone)
+    found = [s for s in plan.layer_names if s.endswith(tuple(chosen.finetune.targets.split(",")))]
+    assert kind == "-attention"
+    assert len(found) == 4 * len(plan.blocks)
