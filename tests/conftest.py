@@ -24,6 +24,13 @@ def flower_task(monkeypatch):
 
 
 @pytest.fixture
+def here(tmp_path, monkeypatch):
+    """The test's own folder, as the working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
 def one_thread():
     """Two threads on a 4 x 4 matrix wait for each other a hundred times longer than they work."""
     before = torch.get_num_threads()

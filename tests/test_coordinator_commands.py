@@ -28,12 +28,6 @@ def sites(tmp_path_factory):
     return make_sites(tmp_path_factory.mktemp("sites"), ["query", "value"])
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def test_a_coordinators_folder_keeps_its_secrets_to_itself(here):
     assert init_coordinator().exit_code == 0
     assert is_private(here / "fed")

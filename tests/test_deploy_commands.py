@@ -9,9 +9,7 @@ import pytest
 from layerweld import cli
 from layerweld.deploy.checks import Check, check_coordinator, clock, versions
 from layerweld.deploy.ports import free_port
-from layerweld.errors import (
-    LayerweldError,
-)
+from layerweld.errors import LayerweldError
 from tests.tiny_sites import make_sites
 from tests.typed_commands import init_coordinator, init_site, lw
 
@@ -19,12 +17,6 @@ from tests.typed_commands import init_coordinator, init_site, lw
 @pytest.fixture(scope="module")
 def sites(tmp_path_factory):
     return make_sites(tmp_path_factory.mktemp("sites"), ["query", "value"])
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def test_units_start_at_boot_and_for_ever(here, sites):

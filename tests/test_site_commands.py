@@ -9,12 +9,7 @@ import pytest
 from client.site import site_of_node
 from layerweld.config import RunSettings
 from layerweld.deploy.site import explain_end, is_joined, joined, node_config, open_site
-from layerweld.errors import (
-    CohortError,
-    DataError,
-    DeployError,
-    InUseError,
-)
+from layerweld.errors import CohortError, DataError, DeployError, InUseError
 from tests.tiny_sites import make_sites
 from tests.typed_commands import init_site, is_private, lw, things_of
 
@@ -22,12 +17,6 @@ from tests.typed_commands import init_site, is_private, lw, things_of
 @pytest.fixture(scope="module")
 def sites(tmp_path_factory):
     return make_sites(tmp_path_factory.mktemp("sites"), ["query", "value"])
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def test_a_site_says_what_it_would_send(here, sites):
