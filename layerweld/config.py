@@ -72,9 +72,18 @@ class MergeSettings(Settings):
     """Largest share of Σ ω_i tr G_i that one site may have in a group; what is above it is taken
     off the site's weight. 1 is no cap. With ``normalization = "none"`` a site that scales its
     activations by c weighs c⁴ as much, so only a cap (or a uniform importance) bounds it there."""
-    influence: bool = False
-    """Solve every group again without each site, and report how far that moves the merge. Costs
-    the server one more factorisation and 4 d_in² bytes a site and group; the sites nothing."""
+    max_weight: Annotated[float, Field(ge=0, le=1e9)] = 3.0
+    """Largest ω_i tr G_i of a site in a group, in units of the median site's (the lower of the two
+    middle ones); what is above it is taken off the site's weight. Half of the sites cannot move
+    that median. 0 is no cap."""
+    max_size: Annotated[float, Field(ge=1, le=1e9)] = 30.0
+    """How many times as large as the median of the other sites' the update of a site may be: of a
+    layer group, of a layer, of what changed outside of the layers, of a gradient. A larger one is
+    refused, by name."""
+    influence: bool = True
+    """Solve every group again without each site, and report how far that moves the merge, and who
+    pulls against the others. Costs the server one more factorisation and 4 d_in² bytes a site and
+    group; the sites nothing."""
     covariate_shift: Literal["off", "first", "all"] = "off"
     """Let each site measure eq. 8 per group, and send that one number: for no merge, for the one
     that is written out, or for every method that has groups."""

@@ -4,6 +4,7 @@ Every error knows the exit code of the command that ends with it, and what to ty
 ``docs/exit-codes.md`` lists them all.
 """
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 UNFORESEEN = 1
@@ -70,6 +71,18 @@ class StaleReplyError(RefusedReplyError):
     """A reply to another question than the one asked: late, or played again."""
 
 
+class OutOfProportionError(RefusedReplyError):
+    """What some sites sent is many times as large as what the others sent.
+
+    Args:
+        reasons: by site.
+    """
+
+    def __init__(self, reasons: Mapping[str, str]) -> None:
+        super().__init__("; ".join(f"{site}: {why}" for site, why in sorted(reasons.items())))
+        self.reasons = dict(reasons)
+
+
 class JournalError(LayerweldError):
     """The journal of an earlier run is damaged, or belongs to other settings."""
 
@@ -119,4 +132,14 @@ class MemoryShortageError(LayerweldError):
     next_step = (
         "give it more memory and type the same command: the run resumes; or begin "
         "anew with a smaller `calibration.batch-size`"
+    )
+
+
+class UnusableMergeError(LayerweldError):
+    """A merge came out as numbers that no model can use: not finite, or far too large."""
+
+    exit_code = 17
+    next_step = (
+        "look into the named site, or raise `merge.ridge`, and type the same command again; "
+        "what was solved before is kept"
     )

@@ -8,10 +8,14 @@ from statistics import median
 import torch
 from torch import Tensor
 
+from layerweld.gram import with_diagonal
+from layerweld.statistics import LowRankProduct, Product
 from layerweld.updates import DenseUpdate, LowRankUpdate, Update
 
 OUTLIER = 3.0
 """A site whose removal moves a group more than this many times the median site's is flagged."""
+OPPOSITE = -0.5
+"""A site whose update has a cosine below this with the merge of the others is flagged."""
 
 
 def capped_scales(masses: Mapping[str, float], share: float) -> dict[str, float]:
@@ -67,6 +71,52 @@ def outliers(influence: Mapping[str, float]) -> tuple[str, ...]:
         return ()
     usual = median(influence.values())
     return tuple(site for site, shift in sorted(influence.items()) if shift > OUTLIER * usual)
+
+
+def agreement(
+    others: Mapping[str, Update],
+    products: Mapping[str, Product],
+    gram: Tensor,
+    energy: float,
+    silent: float,
+) -> float:
+    """The cosine, on one site's tokens, between its update and what the others merge to.
+
+    ``Σ tr[ΔW_others P_iᵀ] / sqrt(E_i Σ tr[ΔW_others (G_i + ε_i I) ΔW_othersᵀ])``, over a group's
+    layers. Tasks that have nothing to do with each other come out near 0; a site that sends its
+    update with the sign turned, among sites that agree, near -1.
+
+    Args:
+        others: the merge without the site, by layer.
+        products: of the site.
+        gram: ``G_i``, shrunk, ``(d_in, d_in)`` float64.
+        energy: ``E_i`` of the products, :class:`layerweld.statistics_checks.Magnitude`.
+        silent: ``ε_i``.
+
+    Returns:
+        From -1 to 1, but for rounding; 0 where one of the two does nothing.
+    """
+    common = sum(_product_with(others[k], products[k]) for k in products if k in others)
+    metric = with_diagonal(gram, silent)
+    scale = energy * sum(_square(update, metric) for update in others.values())
+    return common / scale**0.5 if scale > 0 else 0.0
+
+
+def opposed(agreements: Mapping[str, float]) -> tuple[str, ...]:
+    """Sites whose update does the opposite of what the others merge to, of at least three."""
+    if len(agreements) < 3:
+        return ()
+    return tuple(site for site, cosine in sorted(agreements.items()) if cosine < OPPOSITE)
+
+
+def _product_with(update: Update, product: Product) -> float:
+    """``tr[ΔW Pᵀ]``."""
+    if isinstance(product, LowRankProduct):
+        left, right = product.left.double(), product.right.double()
+        if isinstance(update, LowRankUpdate):
+            return float((left.T @ update.left.double() * (right @ update.right.double().T)).sum())
+        return float((left.T @ update.weight.double() * right).sum())
+    return float((update.dense().double() * product.product.double()).sum())
 
 
 def _difference(one: Update, other: Update | None) -> Update:

@@ -25,12 +25,15 @@ class Equations:
         sites: how many sites are in it.
         settings: anchor, solver and rank.
         scales: factor on each site's weight; 1 if absent, 0 leaves the site out.
+        silent: ``Σ ω_i ε_i``. What the products say is measured with ``S + Σ ω_i ε_i I``: in it
+            every site's misfit is a sum of squares, whatever the site has sent.
     """
 
     system: RegularizedGram
     sites: int
     settings: MergeSettings
     scales: Mapping[str, float]
+    silent: float = 0.0
 
     @property
     def anchored(self) -> bool:
@@ -51,7 +54,7 @@ class SolvedLayer:
 
     Attributes:
         update: float32.
-        misfit: ``tr[ΔW_M S ΔW_Mᵀ] - 2 tr[ΔW_M Rᵀ]``.
+        misfit: ``tr[ΔW_M (S + Σ ω_i ε_i I) ΔW_Mᵀ] - 2 tr[ΔW_M Rᵀ]``.
         compression_error: relative, in the metric of S; 0 where nothing was compressed.
     """
 
@@ -87,7 +90,8 @@ class LowRankPool:
         left, right, error = whole, equations.solution(moments, anchor, whole), 0.0
         if settings.rank:
             left, right, error = compress(left, right, gram, settings.rank)
-        quadratic = (left.T @ left * (right @ gram @ right.T)).sum()
+        images = right @ gram + equations.silent * right
+        quadratic = (left.T @ left * (images @ right.T)).sum()
         linear = ((left.T @ whole) * (right @ moments.T)).sum()
         update = LowRankUpdate(left.float(), right.float())
         return SolvedLayer(update, float(quadratic - 2 * linear), error)
@@ -158,7 +162,7 @@ class DensePool:
             left, right, error = compress(merged, eye, gram, settings.rank)
             update = LowRankUpdate(left.float(), right.float())
             merged = left @ right
-        quadratic = (merged @ gram * merged).sum()
+        quadratic = ((merged @ gram + equations.silent * merged) * merged).sum()
         linear = (merged * moments).sum()
         return SolvedLayer(update, float(quadratic - 2 * linear), error)
 

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from layerweld.admission import Admitted, admit
+from layerweld.bounds import LARGEST_WEIGHT, out_of_bounds
 from layerweld.config import MergeSettings
-from layerweld.errors import RefusedReplyError
-from layerweld.exact_sum import FLOOR, LIMIT, ExactSum
-from layerweld.gram import off_diagonal_importance, shrink
-from layerweld.influence import capped_scales, relative_shift
+from layerweld.errors import RefusedReplyError, UnusableMergeError
+from layerweld.exact_sum import ExactSum
+from layerweld.gram import shrink
+from layerweld.influence import agreement, capped_scales, relative_shift
 from layerweld.layer_pools import Equations, LayerPool, fits, new_pool
 from layerweld.plan import LayerGroup
+from layerweld.proportion import capped_weights, refuse_out_of_proportion
 from layerweld.solve import regularize
-from layerweld.statistics import (
-    DenseProduct,
-    GroupStatistics,
-    LowRankProduct,
-    Product,
-    check_product,
-    check_statistics,
-)
+from layerweld.statistics import GroupStatistics, Product
 from layerweld.updates import Update
+
+_ROUNDING = 1e-6
+"""Of a sum of squares over the energy: more than this below 0 is no rounding."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +39,15 @@ class GroupSolution:
         condition: of the regularised matrix, scaled to unit diagonal.
         ridge: λ, in units of S.
         residual: share of the sites' updates that one layer cannot reproduce,
-            ``Σ ω_i tr[(ΔW_M - ΔW_i) G_i (…)ᵀ] / Σ ω_i tr[ΔW_i G_i ΔW_iᵀ]``.
+            ``Σ ω_i tr[(ΔW_M - ΔW_i) (G_i + ε_i I) (…)ᵀ] / Σ ω_i tr[ΔW_i (G_i + ε_i I) ΔW_iᵀ]``,
+            with the ``ΔW_i`` that the products stand for (ε:
+            :data:`layerweld.statistics_checks.SILENT`).
         compression_error: relative, in the metric of S, of the group's worst layer.
         influence: by site, how far it moves the merge of the others, relative and in the metric
             of S; empty if nobody asked, or there is one site only.
+        agreement: by site, the cosine on its own tokens between its update and the merge of the
+            others, from -1 to 1; empty as ``influence``.
+        capped: by site, the factor that took its weight down; sites within the bounds are absent.
     """
 
     group: str
@@ -55,6 +59,8 @@ class GroupSolution:
     residual: float
     compression_error: float
     influence: Mapping[str, float]
+    agreement: Mapping[str, float]
+    capped: Mapping[str, float]
 
 
 class GroupPool:
@@ -65,16 +71,18 @@ class GroupPool:
     answer. Where the settings cap a site's share or ask for its influence, its statistics are kept
     until the group is solved, to be taken off the sums again; else they are forgotten.
 
-    What can buy a site influence: not the number of tokens or samples it claims, which nothing is
-    computed from; ω is computed here, from G. ``token`` and ``trace`` fix tr G = 1 and so bound
-    ω ≤ (d_in - 1) / 2, ``feature`` bounds ω ≤ d_in (d_in - 1) / 2: a site that sends G with all
-    entries equal gets that much. ``none`` bounds nothing: c times the activations are c⁴ times the
-    weight. ``max_share`` caps all of these; ``importance = "uniform"`` leaves only G itself. A
-    large ΔW moves the merge in proportion; nothing caps it, the influence shows it.
+    What can buy a site influence: no number that it claims, for nothing is computed from any. ω is
+    computed here, from G. ``token`` and ``trace`` fix tr G = 1 and so bound ω ≤ (d_in - 1) / 2,
+    ``feature`` bounds ω ≤ d_in (d_in - 1) / 2: a site that sends G with all entries equal gets
+    that much, and ``max_weight`` takes it down to some times the median site's. With ``none`` c
+    times the activations are c⁴ times the weight, which the same cap bounds. ``max_share`` caps
+    a site's share as well; ``importance = "uniform"`` leaves only G itself. A large ΔW moves the
+    merge in proportion, in the metric of S by no more than the root of ω times its energy; beyond
+    ``max_size`` times the median of the others' it ends the group by name.
 
     Args:
         group: the layer group.
-        settings: normalisation, importance, shrinkage, ridge, anchor, rank, cap and influence.
+        settings: normalisation, importance, shrinkage, ridge, anchor, rank, bounds and influence.
     """
 
     def __init__(self, group: LayerGroup, settings: MergeSettings) -> None:
@@ -82,12 +90,8 @@ class GroupPool:
         self.settings = settings
         self._gram = ExactSum((group.d_in, group.d_in))
         self._layers: dict[str, LayerPool] = {}
-        self._weights: dict[str, float] = {}  # of what was checked and not yet folded
-        self._importance: dict[str, float] = {}
-        self._tokens: dict[str, int] = {}
-        self._energy = ExactSum(())
-        self._keeps = settings.influence or settings.max_share < 1
-        self._kept: dict[str, GroupStatistics] = {}
+        self._admitted: dict[str, Admitted] = {}
+        self._keeps = settings.influence or settings.max_share < 1 or settings.max_weight > 0
 
     def add(self, site: str, statistics: GroupStatistics) -> None:
         """Check one site's statistics and add them.
@@ -95,49 +99,119 @@ class GroupPool:
         Raises:
             RefusedReplyError: as :meth:`check`. Nothing was added then.
         """
-        self.check(site, statistics)
-        self.fold(site, statistics)
+        self.fold(self.check(site, statistics))
 
-    def fold(self, site: str, statistics: GroupStatistics) -> None:
+    def fold(self, admitted: Admitted) -> None:
         """Add statistics that :meth:`check` has passed."""
-        weight = self._weights.pop(site)
-        self._gram.add(weight * statistics.gram.double())
+        statistics = admitted.statistics
+        self._gram.add(admitted.weight * statistics.gram.double())
         for layer, product in statistics.products.items():
-            self._pool_of(layer, product).add(site, weight, product)
-            self._energy.add(torch.tensor(weight * product.energy, dtype=torch.float64))
-        self._importance[site] = weight
-        self._tokens[site] = statistics.num_tokens
-        if self._keeps:
-            self._kept[site] = statistics
+            self._pool_of(layer, product).add(admitted.site, admitted.weight, product)
+        self._admitted[admitted.site] = admitted if self._keeps else admitted.forgotten()
+
+    def check(self, site: str, statistics: GroupStatistics) -> Admitted:
+        """Refuse statistics that honest data cannot give, or that nobody asked for.
+
+        Raises:
+            RefusedReplyError: as :func:`layerweld.admission.admit`, a second reply of the same
+                site, or products of another form than those of the other sites.
+        """
+        if site in self._admitted:
+            raise RefusedReplyError(f"{site} answered for {self.group.name} twice")
+        admitted = admit(site, statistics, self.group, self.settings)
+        for layer, product in statistics.products.items():
+            known = self._layers.get(layer)
+            if known is not None and not fits(known, product):
+                raise RefusedReplyError(f"{layer}: factored and dense products in one run")
+        return admitted
+
+    def require_proportion(self) -> None:
+        """Nobody's update is many times as large as the others'.
+
+        Raises:
+            OutOfProportionError: one is; solving would let it decide the merge.
+        """
+        magnitudes = {site: one.magnitude for site, one in self._admitted.items()}
+        name, most = self.group.name, self.settings.max_size
+        energies = {site: found.energy**0.5 for site, found in magnitudes.items()}
+        refuse_out_of_proportion(energies, most, f"what its update of {name} does to its tokens")
+        sizes = {site: found.square**0.5 for site, found in magnitudes.items()}
+        refuse_out_of_proportion(sizes, most, f"the update behind its products of {name}")
 
     def solve(self) -> GroupSolution:
-        """The merged updates from what was added."""
+        """The merged updates from what was added.
+
+        Raises:
+            OutOfProportionError: as :meth:`require_proportion`.
+            UnusableMergeError: numbers came out that no model can use.
+        """
+        self.require_proportion()
         scales, total = self._scales(), self._gram.total()
         equations = self._equations(total, scales)
         solved = {name: pool.solve(equations) for name, pool in self._pools_under(scales)}
-        energy = float(self._energy.total()) - self._off(scales, _energy_of)
-        misfit = energy + sum(one.misfit for one in solved.values())
+        updates = {layer: one.update for layer, one in solved.items()}
+        self._require_usable(updates)
+        influence, agreements = self._without_each(total, equations)
         return GroupSolution(
             group=self.group.name,
-            updates={layer: one.update for layer, one in solved.items()},
-            importance={s: w * scales.get(s, 1.0) for s, w in sorted(self._importance.items())},
-            tokens=dict(sorted(self._tokens.items())),
+            updates=updates,
+            importance=self._weights(scales),
+            tokens={site: one.statistics.num_tokens for site, one in self._sorted()},
             condition=equations.system.condition,
             ridge=equations.system.ridge,
-            residual=max(0.0, misfit / energy) if energy > 0 else 0.0,
+            residual=self._residual(sum(one.misfit for one in solved.values()), scales),
             compression_error=max((one.compression_error for one in solved.values()), default=0.0),
-            influence=self._influence(total, equations) if self.settings.influence else {},
+            influence=influence,
+            agreement=agreements,
+            capped=scales,
         )
 
+    def _sorted(self) -> list[tuple[str, Admitted]]:
+        """The sites in the order of their names."""
+        return sorted(self._admitted.items())
+
+    def _weights(self, scales: Mapping[str, float]) -> dict[str, float]:
+        """ω by site, as it counts."""
+        return {site: one.weight * scales.get(site, 1.0) for site, one in self._sorted()}
+
+    def _residual(self, misfit: float, scales: Mapping[str, float]) -> float:
+        """What is left of the sites' energy.
+
+        Raises:
+            UnusableMergeError: less than nothing, which no sum of squares is.
+        """
+        weights = self._weights(scales)
+        energy = math.fsum(w * self._admitted[site].magnitude.energy for site, w in weights.items())
+        if energy == 0:
+            return 0.0
+        residual = (energy + misfit) / energy
+        if not residual > -_ROUNDING:
+            raise UnusableMergeError(
+                f"{self.group.name}: the merge is too badly conditioned for float64: its residual "
+                f"came out as {residual:.3g}, and it is a sum of squares"
+            )
+        return max(0.0, residual)
+
+    def _require_usable(self, updates: Mapping[str, Update]) -> None:
+        layer = out_of_bounds(updates)
+        if layer:
+            squares = {site: one.magnitude.square for site, one in self._sorted()}
+            raise UnusableMergeError(
+                f"{layer} came out with numbers that are not finite, or beyond "
+                f"{LARGEST_WEIGHT:.0f}: no model can use it. The largest update in it is that of "
+                f"{max(squares, key=squares.__getitem__)}"
+            )
+
     def _scales(self) -> dict[str, float]:
-        """What the cap takes each site's weight down to; empty where there is no cap."""
-        if self.settings.max_share == 1:
-            return {}
-        masses = {
-            site: self._importance[site] * float(statistics.gram.double().trace())
-            for site, statistics in self._kept.items()
-        }
-        return capped_scales(masses, self.settings.max_share)
+        """What the caps take each site's weight down to; empty where they take nothing."""
+        masses = {site: one.mass for site, one in self._sorted()}
+        most, share = self.settings.max_weight, self.settings.max_share
+        scales = capped_weights(masses, most) if most else {}
+        if share < 1:
+            left = {site: mass * scales.get(site, 1.0) for site, mass in masses.items()}
+            shares = capped_scales(left, share)
+            scales = {site: scales.get(site, 1.0) * factor for site, factor in shares.items()}
+        return {site: scale for site, scale in scales.items() if scale < 1}
 
     def _equations(self, total: Tensor, scales: Mapping[str, float]) -> Equations:
         """With each site's weight multiplied by its scale (1 if absent); 0 leaves it out.
@@ -148,8 +222,10 @@ class GroupPool:
         """
         gram = total - self._off(scales, lambda kept: kept.gram.double()) if scales else total
         system = regularize(shrink(gram, self.settings.shrinkage), self.settings.ridge)
-        left_out = sum(1 for scale in scales.values() if scale == 0)
-        return Equations(system, len(self._importance) - left_out, self.settings, scales)
+        weights = self._weights(scales)
+        silent = math.fsum(w * self._admitted[site].silent for site, w in weights.items())
+        sites = sum(1 for site in weights if scales.get(site, 1.0) > 0)
+        return Equations(system, sites, self.settings, scales, silent)
 
     def _pools_under(self, scales: Mapping[str, float]) -> Iterator[tuple[str, LayerPool]]:
         """The layers that a site is left in, in the group's order."""
@@ -161,76 +237,31 @@ class GroupPool:
     def _off(self, scales: Mapping[str, float], part: Callable[[GroupStatistics], Any]) -> Any:
         """What the scales take off a weighted sum of parts, site by site in their order."""
         return sum(
-            (1 - scale) * self._importance[site] * part(self._kept[site])
+            (1 - scale) * self._admitted[site].weight * part(self._admitted[site].statistics)
             for site, scale in sorted(scales.items())
             if scale < 1
         )
 
-    def _influence(self, total: Tensor, equations: Equations) -> dict[str, float]:
-        """How far each site moves the merge of the others; see :func:`relative_shift`."""
-        if len(self._importance) < 2:
-            return {}
+    def _without_each(
+        self, total: Tensor, equations: Equations
+    ) -> tuple[dict[str, float], dict[str, float]]:
+        """Influence and agreement of each site: the group is solved again without it."""
+        shifts: dict[str, float] = {}
+        agreements: dict[str, float] = {}
+        if not self.settings.influence or len(self._admitted) < 2:
+            return shifts, agreements
         merged = self._updates(equations)
-        shifts = {}
-        for site in sorted(self._importance):
+        for site, one in self._sorted():
             without = self._updates(self._equations(total, {**equations.scales, site: 0.0}))
             shifts[site] = relative_shift(merged, without, equations.system.gram)
-        return shifts
+            gram = shrink(one.statistics.gram.double(), self.settings.shrinkage)
+            agreements[site] = agreement(
+                without, one.statistics.products, gram, one.magnitude.energy, one.silent
+            )
+        return shifts, agreements
 
     def _updates(self, equations: Equations) -> dict[str, Update]:
         return {name: pool.update(equations) for name, pool in self._pools_under(equations.scales)}
-
-    def _weight(self, statistics: GroupStatistics) -> float:
-        """ω; a single feature has no off-diagonal, and there every site counts alike."""
-        uniform = self.settings.importance == "uniform" or self.group.d_in == 1
-        return 1.0 if uniform else off_diagonal_importance(statistics.gram)
-
-    def check(self, site: str, statistics: GroupStatistics) -> None:
-        """Refuse statistics that honest data cannot give, or that nobody asked for.
-
-        Raises:
-            RefusedReplyError: wrong group, shape or form, a broken invariant, numbers that the
-                exact sum cannot hold or would lose, or a second reply of the same site.
-        """
-        if site in self._importance:
-            raise RefusedReplyError(f"{site} answered for {self.group.name} twice")
-        if statistics.group != self.group.name:
-            raise RefusedReplyError(
-                f"{site} sent {statistics.group!r} where {self.group.name!r} was asked"
-            )
-        if statistics.num_tokens < 1:
-            raise RefusedReplyError(f"{site} counted {statistics.num_tokens} tokens")
-        check_statistics(statistics, self.group.d_in, self.settings.normalization)
-        d_out = {shape.name: shape.d_out for shape in self.group.layers}
-        for layer, product in statistics.products.items():
-            if layer not in d_out:
-                raise RefusedReplyError(f"{layer!r} is not a layer of {self.group.name}")
-            _check_shapes(product, (d_out[layer], self.group.d_in), layer)
-            check_product(product, statistics.gram.double().diagonal(), layer)
-            known = self._layers.get(layer)
-            if known is not None and not fits(known, product):
-                raise RefusedReplyError(f"{layer}: factored and dense products in one run")
-            if self.settings.anchor == "mean" and _own_update(product) is None:
-                raise RefusedReplyError(f"{layer}: the anchor 'mean' needs the update itself")
-        weight = self._weight(statistics)
-        self._check_summable(site, weight, statistics)
-        self._weights[site] = weight
-
-    def _check_summable(self, site: str, weight: float, statistics: GroupStatistics) -> None:
-        largest = max(1.0, weight) * _largest(statistics)
-        if not largest < LIMIT:
-            raise RefusedReplyError(
-                f"{self.group.name}: {site} sent numbers up to {largest:.3g} once weighted, too "
-                f"large to sum exactly; every normalization but 'none' keeps them small"
-            )
-        moment = float(statistics.gram.double().abs().max())
-        if weight * moment < FLOOR:
-            raise RefusedReplyError(
-                f"{self.group.name}: {site} would count for nothing: its weight {weight:.3g} times "
-                f"a largest moment of {moment:.3g} is too little to sum exactly; give the site "
-                f"other rows, or set `merge.importance` to 'uniform' where the weight is 0 and "
-                f"`merge.normalization` to 'token' where the moment is tiny"
-            )
 
     def _pool_of(self, layer: str, product: Product) -> LayerPool:
         d_out = next(shape.d_out for shape in self.group.layers if shape.name == layer)
@@ -238,32 +269,3 @@ class GroupPool:
             shape = (d_out, self.group.d_in)
             self._layers[layer] = new_pool(product, shape, keeps=self._keeps)
         return self._layers[layer]
-
-
-def _largest(statistics: GroupStatistics) -> float:
-    """The largest magnitude of anything that goes into an :class:`ExactSum` unweighted."""
-    products = statistics.products.values()
-    dense = [t for p in products if isinstance(p, DenseProduct) for t in p.tensors().values()]
-    magnitudes = [float(t.abs().max()) for t in (statistics.gram, *dense)]
-    return max(*magnitudes, 0.0, *(product.energy for product in products))
-
-
-def _own_update(product: Product) -> Tensor | None:
-    return product.factor if isinstance(product, LowRankProduct) else product.update
-
-
-def _energy_of(statistics: GroupStatistics) -> float:
-    return sum(product.energy for product in statistics.products.values())
-
-
-def _check_shapes(product: Product, shape: tuple[int, int], layer: str) -> None:
-    if isinstance(product, LowRankProduct):
-        rank = product.right.shape[0] if product.right.ndim == 2 else -1
-        expected = {"left": (shape[0], rank), "right": (rank, shape[1]), "factor": (rank, shape[1])}
-    else:
-        expected = {"product": shape, "update": shape}
-    for name, tensor in product.tensors().items():
-        if tuple(tensor.shape) != expected[name]:
-            raise RefusedReplyError(
-                f"{layer}: {name} is {tuple(tensor.shape)}, not {expected[name]}"
-            )

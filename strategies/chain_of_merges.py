@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -11,8 +11,9 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
 
+from layerweld.admission import Admitted
 from layerweld.config import RunSettings
-from layerweld.errors import RefusedReplyError, StaleReplyError
+from layerweld.errors import OutOfProportionError, RefusedReplyError, StaleReplyError
 from layerweld.expected import statistics_shapes
 from layerweld.methods import settings_for
 from layerweld.named_tensors import update_tensors
@@ -167,7 +168,11 @@ class ChainOfMerges(Strategy):
         """Flower prints this before the first round; the run's own progress says it better."""
 
     def _finish(self, round_: _Round, early: Iterable[Message] = ()) -> SolvedStep:
-        solved = round_.play(early)
+        try:
+            solved = round_.play(early)
+        except OutOfProportionError as error:
+            self.cohort.part_with(error)
+            return self._finish(self._new_round(round_.step, round_.grid))
         self.journal.keep(solved)
         self._append(round_.step, solved)
         return solved
@@ -211,6 +216,7 @@ class _Round:
     ) -> None:
         what = f"statistics of step {step.index + 1}"
         self.step = step
+        self.grid = grid
         self.inquiry = Inquiry(grid, cohort, "train.statistics", what, self._content, self._read)
         self._cohort = cohort
         self._question = question
@@ -225,9 +231,10 @@ class _Round:
         """Ask, add up as the answers come, and solve."""
         bytes_up: dict[str, dict[str, int]] = {name: {} for name in self._pools}
         for site, answer in self.inquiry.answers(early):
-            for statistics in answer.statistics:
-                self._pools[statistics.group].fold(site, statistics)
-                bytes_up[statistics.group][site] = statistics.num_bytes
+            for admitted in answer:
+                group = admitted.statistics.group
+                self._pools[group].fold(admitted)
+                bytes_up[group][site] = admitted.statistics.num_bytes
         solutions = tuple(pool.solve() for pool in self._pools.values())
         lost = tuple(sorted(self._cohort.lost))
         return SolvedStep(self.step.index, solutions, bytes_up, self._bytes_down, lost)
@@ -243,19 +250,16 @@ class _Round:
             self._question.catching_up(remainder, {k: self._merged[k] for k in steps})
         )
 
-    def _read(self, site: str, content: RecordDict) -> Answer | None:
+    def _read(self, site: str, content: RecordDict) -> Sequence[Admitted] | None:
         answer = decode_subject(content)
         self._check_subject(site, answer)
         if answer.need_from is not None:
             self._catch_up.note(site, answer.need_from)
             return None
-        answer = replace(answer, statistics=decode_statistics(content, self._shapes(site)))
-        sent = [statistics.group for statistics in answer.statistics]
-        if sent != [group.name for group in self.step.groups]:
-            raise RefusedReplyError(f"statistics of {sent}, in the order of other groups")
-        for statistics in answer.statistics:
-            self._pools[statistics.group].check(site, statistics)
-        return answer
+        sent = decode_statistics(content, self._shapes(site))
+        if [one.group for one in sent] != [group.name for group in self.step.groups]:
+            raise RefusedReplyError("its statistics are of other groups, or in another order")
+        return [self._pools[one.group].check(site, one) for one in sent]
 
     def _shapes(self, site: str) -> Mapping[str, tuple[int, ...]]:
         introduction = self._cohort.introductions[site]

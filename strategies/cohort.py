@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from layerweld.config import LostSite, RunSettings
-from layerweld.errors import LostSiteError, RefusedReplyError
+from layerweld.errors import LostSiteError, OutOfProportionError, RefusedReplyError
 from layerweld.transport.messages import FOUND_OUT_BY_TRAINING, Introduction
+from strategies.notices import notice
 
 
 @dataclass(frozen=True)
@@ -144,3 +145,18 @@ class Cohort:
                 f"{site}: {why}; {len(self.names)} sites would be left, and min-sites is "
                 f"{self.patience.min_sites}"
             )
+
+    def part_with(self, error: OutOfProportionError) -> None:
+        """Go on without the sites that an error names, where the policy lets the run do that.
+
+        They would send the same again, so nothing is asked again.
+
+        Raises:
+            OutOfProportionError: the policy is another.
+            LostSiteError: too few sites would be left.
+        """
+        if self.patience.lost_site != "continue":
+            raise error
+        for site, why in sorted(error.reasons.items()):
+            self.lose(site, why)
+            notice(f"going on without {site}: {why}")

@@ -11,6 +11,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
 
+from layerweld.errors import OutOfProportionError
 from layerweld.merging.one_round import Merge
 from layerweld.named_tensors import update_tensors
 from layerweld.transport.arrays import num_bytes, to_arrays
@@ -27,7 +28,9 @@ class Round(Generic[T]):
 
     Attributes:
         message_type, what, content, read: as :class:`strategies.inquiry.Inquiry` takes them.
-        fold: takes every answer as it comes; when it returns the round is over.
+        fold: takes every answer as it comes; when it returns the round is over. Where it raises
+            ``OutOfProportionError`` nothing has changed, and the same round is asked again without
+            the sites that it names, if the run goes on without them.
     """
 
     message_type: str
@@ -84,13 +87,13 @@ class RoundByRound(Strategy):
         self.rounds = rounds
         self.on_round = on_round
         self.lost = dict.fromkeys(sorted(cohort.lost), max(1, rounds.played))
-        self._asked: tuple[Round[Any], Inquiry[Any]] | None = None
+        self._asked: tuple[Grid, Round[Any], Inquiry[Any]] | None = None
 
     def play(self, grid: Grid) -> None:
         """All rounds that are left, replies streaming in."""
         while self.rounds.played < self.rounds.count:
             asked = self.rounds.next_round()
-            self._finish(asked, self._inquiry(grid, asked).answers())
+            self._finish(grid, asked, self._inquiry(grid, asked).answers())
 
     def start(self, grid: Grid, *args: object, **kwargs: object) -> Result:
         """Flower's own loop, over the rounds that are left."""
@@ -102,16 +105,17 @@ class RoundByRound(Strategy):
     ) -> Iterable[Message]:
         """Ask what the method's next round asks."""
         asked = self.rounds.next_round()
-        self._asked = asked, self._inquiry(grid, asked)
-        return self._asked[1].messages()
+        inquiry = self._inquiry(grid, asked)
+        self._asked = grid, asked, inquiry
+        return inquiry.messages()
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord, MetricRecord]:
         """Hand the replies over, and ask again where one is bad or missing."""
         assert self._asked is not None
-        asked, inquiry = self._asked
-        self._finish(asked, inquiry.answers(replies))
+        grid, asked, inquiry = self._asked
+        self._finish(grid, asked, inquiry.answers(replies))
         updates = self.rounds.merged.updates
         return to_arrays(update_tensors(updates)), MetricRecord({"layers": len(updates)})
 
@@ -127,8 +131,13 @@ class RoundByRound(Strategy):
     def summary(self) -> None:
         """Nothing to add to the run's own progress."""
 
-    def _finish(self, asked: Round[Any], answers: Iterator[tuple[str, Any]]) -> None:
-        asked.fold(answers)
+    def _finish(self, grid: Grid, asked: Round[Any], answers: Iterator[tuple[str, Any]]) -> None:
+        try:
+            asked.fold(answers)
+        except OutOfProportionError as error:
+            self.cohort.part_with(error)
+            asked = self.rounds.next_round()
+            return self._finish(grid, asked, self._inquiry(grid, asked).answers())
         for site in sorted(self.cohort.lost):
             self.lost.setdefault(site, self.rounds.played)
         self.on_round()

@@ -25,7 +25,7 @@ sites_counts = st.integers(1, 4)
 
 
 def merge(sites, **entries):
-    chosen = MergeSettings(**entries)
+    chosen = MergeSettings(**{"max_weight": 0.0, "influence": False} | entries)
     pool = GroupPool(GROUP, chosen)
     for site in sites:
         pool.add(site.name, statistics_of(site, chosen))

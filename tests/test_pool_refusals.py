@@ -27,9 +27,16 @@ REFUSED_PRODUCTS = {
     "flat": ({"right": torch.zeros(D_IN)}, "q: left is"),
     "rank": ({"left": torch.zeros(D_OUT, 2)}, r"q: left is \(4, 2\), not \(4, 1\)"),
     "nan": ({"left": torch.full((D_OUT, 1), math.nan)}, "q: left holds a number that is not"),
-    "energy": ({"energy": -1.0}, "q: energy -1.0 is no sum of squares"),
-    "energy nan": ({"energy": math.nan}, "q: energy nan is no sum of squares"),
-    "energy huge": ({"energy": 2 * LIMIT}, "too large to sum exactly"),
+    "huge": ({"right": torch.full((1, D_IN), 2 * LIMIT)}, "too large to sum exactly"),
+    "huge, of nothing": (
+        {"left": torch.zeros(D_OUT, 1), "right": torch.full((1, D_IN), 3e38)},
+        "too large to sum exactly",
+    ),
+    "large, of nothing": (
+        {"left": torch.zeros(D_OUT, 1), "right": torch.full((1, D_IN), 1e9)},
+        "q: only an update with numbers up to .* has this product",
+    ),
+    "left": ({"left": torch.full((D_OUT, 1), 1e5)}, "q: left has numbers up to 1e"),
 }
 
 
@@ -83,7 +90,7 @@ def test_dense_numbers_beyond_the_exact_sum_are_refused_and_nothing_is_added(ent
     pool = GroupPool(GROUP, chosen)
     huge = dataclasses.replace(one.products["v"], **{entry: torch.full((3, D_IN), 1e20)})
     broken = dataclasses.replace(one, products={**one.products, "v": huge})
-    refuse(pool, "a", broken, "too large to sum exactly|longer than its energy")
+    refuse(pool, "a", broken, "too large to sum exactly|has numbers up to|the product is not that of the update")
     same_as_alone(pool, chosen, other)
 
 
@@ -189,8 +196,6 @@ def test_a_group_of_one_feature_has_no_off_diagonal_and_counts_all_the_same():
     group = LayerGroup("one", 0, 1, (LayerShape("q", D_OUT),))
     pool = GroupPool(group, chosen)
     for name, factor in (("a", 1.0), ("b", 3.0)):
-        product = LowRankProduct(
-            torch.ones(D_OUT, 1), torch.tensor([[factor]]), None, 4 * factor**2
-        )
+        product = LowRankProduct(torch.ones(D_OUT, 1), torch.tensor([[factor]]), None)
         pool.add(name, GroupStatistics("one", torch.ones(1, 1), {"q": product}, 5))
     assert torch.equal(pool.solve().updates["q"].dense(), torch.full((D_OUT, 1), 2.0))

@@ -13,9 +13,9 @@ from layerweld.statistics import (
     GroupStatistics,
     LowRankProduct,
     ProductForm,
-    check_statistics,
     group_statistics,
 )
+from layerweld.statistics_checks import check_statistics
 from layerweld.updates import DenseUpdate, LowRankUpdate
 
 NORMALIZATIONS = ["token", "feature", "trace", "none"]
@@ -66,8 +66,6 @@ def test_products_are_the_update_times_the_shrunk_gram(normalization, dense, shr
         torch.testing.assert_close(
             product_of(statistics, layer).double(), weight @ gram, rtol=1e-5, atol=1e-5
         )
-        energy = float((weight @ gram @ weight.T).trace())
-        assert statistics.products[layer].energy == pytest.approx(energy, rel=1e-5)
 
 
 def test_dense_form_sends_no_factors_and_the_anchor_sends_the_updates():

@@ -77,11 +77,9 @@ def decode_question(content: RecordDict) -> Question:
 def encode_answer(answer: Answer) -> RecordDict:
     """An answer; of each Gram matrix only the upper triangle travels."""
     tensors: dict[str, Tensor] = {}
-    energies: dict[str, float] = {}
     for i, statistics in enumerate(answer.statistics):
         tensors[f"{i}/gram"] = pack_symmetric(statistics.gram)
         for layer, product in statistics.products.items():
-            energies[f"{i}/{layer}"] = product.energy
             for name, tensor in product.tensors().items():
                 tensors[f"{i}/{layer}/{name}"] = tensor
     about = ConfigRecord(
@@ -95,8 +93,6 @@ def encode_answer(answer: Answer) -> RecordDict:
             "groups": [statistics.group for statistics in answer.statistics],
             "widths": [len(statistics.gram) for statistics in answer.statistics],
             "tokens": [statistics.num_tokens for statistics in answer.statistics],
-            "energy-of": list(energies),
-            "energies": list(energies.values()),
         }
     )
     return RecordDict({ABOUT: about, _STATISTICS: to_arrays(tensors)})
@@ -143,10 +139,6 @@ def decode_statistics(
 def _all_statistics(
     about: ConfigRecord, arrays: Mapping[str, Tensor]
 ) -> tuple[GroupStatistics, ...]:
-    names = read_list(about, "energy-of", str)
-    energies = dict(zip(names, read_list(about, "energies", float), strict=True))
-    if energies.keys() != {n.rpartition("/")[0] for n in arrays if not n.endswith("/gram")}:
-        raise ValueError("the energies are of other layers than the products")
     groups = zip(
         read_list(about, "groups", str),
         read_list(about, "widths", int),
@@ -154,31 +146,24 @@ def _all_statistics(
         strict=True,
     )
     return tuple(
-        _statistics_from(i, group, width, tokens, arrays, energies)
+        _statistics_from(i, group, width, tokens, arrays)
         for i, (group, width, tokens) in enumerate(groups)
     )
 
 
 def _statistics_from(
-    index: int,
-    group: str,
-    width: int,
-    tokens: int,
-    arrays: Mapping[str, Tensor],
-    energies: Mapping[str, float],
+    index: int, group: str, width: int, tokens: int, arrays: Mapping[str, Tensor]
 ) -> GroupStatistics:
-    products: dict[str, Product] = {}
-    for key, energy in energies.items():
-        owner, _, layer = key.partition("/")
-        if owner != str(index):
-            continue
-        if f"{key}/left" in arrays:
-            products[layer] = LowRankProduct(
-                arrays[f"{key}/left"], arrays[f"{key}/right"], arrays.get(f"{key}/factor"), energy
-            )
-        else:
-            products[layer] = DenseProduct(
-                arrays[f"{key}/product"], arrays.get(f"{key}/update"), energy
-            )
-    gram = unpack_symmetric(arrays[f"{index}/gram"], width)
+    here = f"{index}/"
+    own = {name.removeprefix(here): t for name, t in arrays.items() if name.startswith(here)}
+    gram = unpack_symmetric(own.pop("gram"), width)
+    layers = dict.fromkeys(name.rpartition("/")[0] for name in own)
+    products = {layer: _product_from(layer, own) for layer in layers}
     return GroupStatistics(group, gram, products, tokens)
+
+
+def _product_from(layer: str, arrays: Mapping[str, Tensor]) -> Product:
+    if f"{layer}/left" in arrays:
+        factor = arrays.get(f"{layer}/factor")
+        return LowRankProduct(arrays[f"{layer}/left"], arrays[f"{layer}/right"], factor)
+    return DenseProduct(arrays[f"{layer}/product"], arrays.get(f"{layer}/update"))

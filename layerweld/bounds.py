@@ -1,0 +1,60 @@
+"""What numbers may be kept, sent or written: finite, and no larger than a model's weights can be.
+
+Pure tensor code: no models, no files, no network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from layerweld.updates import LowRankUpdate, Update
+
+LARGEST_WEIGHT = 2.0**15
+"""No entry of an update, of its factors, or of anything that is added to a parameter is larger:
+half of what float16 can hold, so that what is written can be served in it."""
+
+
+def largest(values: Tensor) -> float:
+    """The largest magnitude; infinite where an entry is not a number, 0 where there is none."""
+    if not values.numel():
+        return 0.0
+    top = float(values.abs().max())
+    return top if top == top else float("inf")
+
+
+def largest_of_update(update: Update) -> float:
+    """A bound on every entry of an update and of its factors; infinite for what is no number.
+
+    By Cauchy and Schwarz no entry of ``left @ right`` is larger than the longest row of ``left``
+    times the longest column of ``right``.
+    """
+    if not isinstance(update, LowRankUpdate):
+        return largest(update.weight)
+    if not update.rank:
+        return 0.0
+    factors = max(largest(update.left), largest(update.right))
+    if not factors <= LARGEST_WEIGHT:
+        return factors
+    rows = update.left.double().norm(dim=1).max()
+    columns = update.right.double().norm(dim=0).max()
+    return max(factors, float(rows * columns))
+
+
+def out_of_bounds(updates: Mapping[str, Update]) -> str:
+    """The first layer, by name, whose update no model can use; empty where there is none."""
+    return next(
+        (k for k, u in sorted(updates.items()) if not largest_of_update(u) <= LARGEST_WEIGHT), ""
+    )
+
+
+def is_usable(values: Tensor) -> bool:
+    """Whether every entry is finite and at most :data:`LARGEST_WEIGHT`."""
+    return largest(values) <= LARGEST_WEIGHT
+
+
+def all_finite(tensors: Mapping[str, Tensor]) -> str:
+    """The first name whose tensor holds a number that is not finite; empty where none does."""
+    return next((k for k, t in tensors.items() if not bool(torch.isfinite(t).all())), "")
