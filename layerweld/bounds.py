@@ -10,6 +10,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from layerweld.errors import UnusableMergeError
+from layerweld.proportion import Part
 from layerweld.updates import LowRankUpdate, Update
 
 LARGEST_WEIGHT = 2.0**15
@@ -50,11 +52,26 @@ def out_of_bounds(updates: Mapping[str, Update]) -> str:
     )
 
 
+def part_of(values: Tensor) -> Part:
+    """How large one tensor of a site is, to be compared with the others'."""
+    return Part(float(values.double().norm()), values.numel())
+
+
 def is_usable(values: Tensor) -> bool:
     """Whether every entry is finite and at most :data:`LARGEST_WEIGHT`."""
     return largest(values) <= LARGEST_WEIGHT
 
 
-def all_finite(tensors: Mapping[str, Tensor]) -> str:
-    """The first name whose tensor holds a number that is not finite; empty where none does."""
-    return next((k for k, t in tensors.items() if not bool(torch.isfinite(t).all())), "")
+def require_finite(tensors: Mapping[str, Tensor], where: str) -> None:
+    """Nothing is kept, sent or written that holds a number which is not finite.
+
+    Args:
+        tensors: by name.
+        where: they would go, for the message.
+
+    Raises:
+        UnusableMergeError: one of them does.
+    """
+    bad = next((k for k, t in tensors.items() if not bool(torch.isfinite(t).all())), "")
+    if bad:
+        raise UnusableMergeError(f"{where}: {bad} holds numbers that are not finite")

@@ -78,8 +78,8 @@ class MergeSettings(Settings):
     that median. 0 is no cap."""
     max_size: Annotated[float, Field(ge=1, le=1e9)] = 30.0
     """How many times as large as the median of the other sites' the update of a site may be: of a
-    layer group, of a layer, of what changed outside of the layers, of a gradient. A larger one is
-    refused, by name."""
+    layer group, of a layer, of what changed outside of the layers. A larger one is refused, by
+    name."""
     influence: bool = True
     """Solve every group again without each site, and report how far that moves the merge, and who
     pulls against the others. Costs the server one more factorisation and 4 d_in² bytes a site and

@@ -14,8 +14,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from layerweld.base_model import TOKENIZER_FILES, BaseModel
+from layerweld.bounds import LARGEST_WEIGHT, out_of_bounds, require_finite
 from layerweld.disk import new_folder
-from layerweld.errors import OutputError
+from layerweld.errors import OutputError, UnusableMergeError
 from layerweld.linear import is_transposed, linear_layers, weight_of
 from layerweld.updates import LowRankUpdate, Update
 
@@ -48,10 +49,12 @@ def write_adapter(
     Raises:
         OutputError: something is there already.
         StorageError: the folder cannot be written.
+        UnusableMergeError: an update holds numbers that no model can use.
         ValueError: there is no update, or one without a column.
     """
     if not updates or any(update.rank < 1 for update in updates.values()):
         raise ValueError("an adapter needs at least one update, each of rank 1 or more")
+    _require_usable(updates)
     layers = linear_layers(base.backbone)
     config = _lora_config(
         {prefix + name: update.rank for name, update in updates.items()},
@@ -87,19 +90,32 @@ def write_model(
     Raises:
         OutputError: something is there already.
         StorageError: the folder cannot be written.
+        UnusableMergeError: an update, or a weight with its update, is nothing a model can use.
     """
+    _require_usable(updates)
+    require_finite(remainder, "the merged model")
     model = _second_copy(base)
     layers, parameters = linear_layers(model), dict(model.named_parameters())
     for name, update in updates.items():
         weight_of(layers[name]).add_(update.dense().to("cpu", torch.float32))
     for name, difference in remainder.items():
         parameters[name].data.add_(difference.to("cpu", torch.float32))
+    require_finite(parameters, "the merged model")
     _must_be_free(folder)
     with new_folder(folder) as partial:
         model.save_pretrained(partial)
         for file in _PREPROCESSING:
             if (base.folder / file).is_file():
                 shutil.copyfile(base.folder / file, partial / file)
+
+
+def _require_usable(updates: Mapping[str, Update]) -> None:
+    layer = out_of_bounds(updates)
+    if layer:
+        raise UnusableMergeError(
+            f"the merged update of {layer} holds numbers that are not finite, or beyond "
+            f"{LARGEST_WEIGHT:.0f}: nothing is written"
+        )
 
 
 def _lora_config(

@@ -6,6 +6,7 @@ transpose; that is turned around where a module is touched (:mod:`layerweld.plan
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -51,6 +52,13 @@ class LowRankUpdate:
         """Whether a factor is zero altogether, as ``B`` is before training."""
         return not (self.left.any() and self.right.any())
 
+    @property
+    def norm(self) -> float:
+        """``‖ΔW‖``, Frobenius, from matrices of the rank's size; in float64."""
+        left, right = self.left.double(), self.right.double()
+        square = float((left.T @ left * (right @ right.T)).sum())
+        return math.sqrt(max(0.0, square))  # rounding may leave less than nothing of nothing
+
     def __mul__(self, factor: float) -> LowRankUpdate:
         return LowRankUpdate(self.left * factor, self.right)
 
@@ -74,6 +82,11 @@ class DenseUpdate:
     def is_zero(self) -> bool:
         """Whether no weight changed."""
         return not self.weight.any()
+
+    @property
+    def norm(self) -> float:
+        """``‖ΔW‖``, Frobenius, in float64."""
+        return float(self.weight.double().norm())
 
     def __mul__(self, factor: float) -> DenseUpdate:
         return DenseUpdate(self.weight * factor)

@@ -11,15 +11,22 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from layerweld.base_model import BaseModel, load_base, tokenizer_fingerprint
+from layerweld.bounds import out_of_bounds, part_of
 from layerweld.config import RunSettings
 from layerweld.demo import demo_name
 from layerweld.discover import discover_plan
-from layerweld.errors import CohortError, LostSiteError
+from layerweld.errors import (
+    CohortError,
+    LostSiteError,
+    OutOfProportionError,
+    UnusableMergeError,
+)
 from layerweld.exact_sum import ExactSum
 from layerweld.merging.compression import compressed
 from layerweld.methods import Method, methods_of, settings_for
 from layerweld.plan import MergePlan
 from layerweld.progress import report_progress
+from layerweld.proportion import Part
 from layerweld.statistics import ProductForm
 from layerweld.transport.messages import Introduction, ModelToMeasure
 from layerweld.transport.model import encode_model
@@ -181,19 +188,28 @@ class Federation:
         kept = self.journal.load_remainder()
         if kept is not None:
             return kept
+        try:
+            mean = self._mean_remainder()
+        except OutOfProportionError as error:
+            self.cohort.part_with(error)
+            return self.average_remainder()
+        self.journal.keep_remainder(mean)
+        return mean
+
+    def _mean_remainder(self) -> dict[str, Tensor]:
         parameters = {n: tuple(p.shape) for n, p in self.base.backbone.named_parameters()}
         sums: dict[str, ExactSum] = {}
-        about, count = encode_run(self.run), 0
-        for _site, tensors in ask(
+        sizes: dict[str, dict[str, Part]] = {}
+        about = encode_run(self.run)
+        for site, tensors in ask(
             self.grid, self.cohort, "train.remainder", "remainder", about,
             lambda _site, content: read_remainder(content, parameters),
         ):  # fmt: skip
-            count += 1
+            sizes[site] = {name: part_of(values) for name, values in tensors.items()}
             for name, values in tensors.items():
                 sums.setdefault(name, ExactSum(tuple(values.shape))).add(values.double())
-        mean = {name: (total.total() / count).float() for name, total in sorted(sums.items())}
-        self.journal.keep_remainder(mean)
-        return mean
+        self.cohort.require_proportion(sizes, "what its fine-tuning changed")
+        return {name: (total.total() / len(sizes)).float() for name, total in sorted(sums.items())}
 
     def merge(self, method: Method, remainder: Mapping[str, Tensor]) -> MergedModel:
         """Play one method."""
@@ -262,6 +278,12 @@ class Federation:
         )
         strategy.play(self.grid)
         merged = compressed(rounds.merged, self.settings.merge.rank)
+        layer = out_of_bounds(merged.updates)
+        if layer:
+            raise UnusableMergeError(
+                f"{method.label}: {layer} came out with numbers that are not finite or far too "
+                f"large, and no model can use it"
+            )
         return MergedModel(
             method=method,
             updates=merged.updates,

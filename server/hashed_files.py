@@ -11,12 +11,19 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from layerweld.bounds import require_finite
 from layerweld.disk import writing
 from layerweld.errors import JournalError
 
 
 def write_hashed(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Tensors in one file, and beside it the file's hash."""
+    """Tensors in one file, and beside it the file's hash.
+
+    Raises:
+        UnusableMergeError: a number is not finite; whoever went on from the file would fail for
+            ever, so nothing is written.
+    """
+    require_finite(tensors, file.name)
     contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
     with writing(file) as partial:
         save_file(contiguous, partial, metadata=dict(metadata))

@@ -96,6 +96,8 @@ def _figures(steps: Sequence[Step], solved: Sequence[SolvedStep]) -> tuple[Group
                 compression_error=solution.compression_error,
                 bytes_up=dict(sorted(done.bytes_up[group.name].items())),
                 influence=solution.influence,
+                agreement=solution.agreement,
+                capped=solution.capped,
                 lost=done.lost,
             )
     return tuple(by_group.values())

@@ -19,7 +19,7 @@ from layerweld.config import RunSettings, Scalar
 from layerweld.disk import move, reported, sync_below
 from layerweld.errors import OutputError
 from layerweld.export import write_adapter, write_model
-from layerweld.influence import outliers
+from layerweld.influence import opposed, outliers
 from layerweld.methods import METHODS, Method, methods_of, settings_for
 from layerweld.model_card import Sent, write_model_card
 from layerweld.run_state import is_state
@@ -27,7 +27,7 @@ from layerweld.transport.messages import Introduction
 from layerweld.updates import LowRankUpdate
 from server.merged_model import MergedModel
 from server.report import write_report
-from server.results import Form, GroupFigures, MethodResult, RunResults, Score, SiteSummary
+from server.results import Form, MethodResult, RunResults, Score, SiteSummary
 from server.tables import write_accuracy_csv
 
 JOURNAL = "journal"
@@ -251,14 +251,15 @@ def method_result(merged: MergedModel, shifts: Mapping[str, Mapping[str, float]]
         bytes_down=merged.bytes_down,
         scores=merged.scores,
         groups=groups,
-        outliers=_outliers(groups),
+        outliers=_by_site({group.name: outliers(group.influence) for group in groups}),
+        opposed=_by_site({group.name: opposed(group.agreement) for group in groups}),
         figures=merged.figures,
         lost=merged.lost,
     )
 
 
-def _outliers(groups: Sequence[GroupFigures]) -> dict[str, tuple[str, ...]]:
-    flagged = {group.name: outliers(group.influence) for group in groups}
+def _by_site(flagged: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
+    """The groups in which each site is flagged, from the sites that each group flags."""
     sites = sorted({site for names in flagged.values() for site in names})
     return {
         site: tuple(group for group, names in flagged.items() if site in names) for site in sites
@@ -312,7 +313,7 @@ def _site(introduction: Introduction) -> dict[str, Any]:
 
 def _group(figures: Any) -> dict[str, Any]:
     about = asdict(figures)
-    del about["covariate_shift"], about["bytes_up"], about["influence"]
-    if not figures.lost:
-        del about["lost"]
+    del about["covariate_shift"], about["bytes_up"], about["influence"], about["agreement"]
+    for empty in [name for name in ("lost", "capped") if not about[name]]:
+        del about[empty]
     return about

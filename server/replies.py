@@ -7,8 +7,8 @@ from collections.abc import Collection, Mapping
 from flwr.app import RecordDict
 from torch import Tensor
 
+from layerweld.bounds import LARGEST_WEIGHT, is_usable
 from layerweld.errors import RefusedReplyError
-from layerweld.exact_sum import LIMIT
 from layerweld.transport.arrays import read_arrays
 from layerweld.transport.introduction import decode_introduction
 from layerweld.transport.messages import FOUND_OUT_BY_TRAINING, Introduction
@@ -54,8 +54,10 @@ def read_remainder(
         record = content.array_records["remainder"]
         tensors = read_arrays(record, {name: parameters[name] for name in record})
     for name, values in tensors.items():
-        if not bool((values.abs() < LIMIT).all()):  # False for NaN too
-            raise RefusedReplyError(f"remainder of {name!r}: not finite, or beyond 2⁴²")
+        if not is_usable(values):
+            raise RefusedReplyError(
+                f"what changed in {name!r} is not finite, or beyond {LARGEST_WEIGHT:.0f}"
+            )
     return tensors
 
 

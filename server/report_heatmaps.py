@@ -7,6 +7,7 @@ from dataclasses import replace
 from math import log2
 from typing import Any
 
+from layerweld.influence import OPPOSITE
 from server.report_axes import group_axis, ratio_bar, rows, value_bar
 from server.report_charts import Chart, Trace
 from server.report_labels import chart_text, full_name, number_text
@@ -43,7 +44,7 @@ def influence_map(results: RunResults, method: MethodResult) -> Chart | None:
         method, sites, [[_influence(group, site) for group in method.groups] for site in sites],
         "influence", "Influence of each site",
         "How far the merge of the other sites moves when the site joins them, relative and on the "
-        f"sites' inputs. {_flagged(method)}",
+        f"sites' inputs. {_flagged(method)}{_opposed(method)}",
         zmin=0, zmax=top, colorscale=[[0, "--middle"], [1, "--high"]],
         colorbar=value_bar(top),
     )  # fmt: skip
@@ -111,8 +112,8 @@ def _importance(group: GroupFigures, site: str) -> _Cell:
 
 
 def _influence(group: GroupFigures, site: str) -> _Cell:
-    shift = group.influence.get(site)
-    return shift, number_text(shift or 0.0)
+    shift, cosine = group.influence.get(site), group.agreement.get(site, 0.0)
+    return shift, f"{number_text(shift or 0.0)}, cosine with the others {number_text(cosine)}"
 
 
 def _presence(group: GroupFigures, site: str) -> _Cell:
@@ -144,4 +145,14 @@ def _flagged(method: MethodResult) -> str:
     return (
         f"Ringed where it is more than three times as far as for the median site, in this many "
         f"groups: {', '.join(counts)}; look at such a site's data and adapter."
+    )
+
+
+def _opposed(method: MethodResult) -> str:
+    if not method.opposed:
+        return ""
+    counts = [f"{site} ({len(groups)})" for site, groups in sorted(method.opposed.items())]
+    return (
+        f" Against the others, with a cosine below {OPPOSITE:g}, pull in this many groups: "
+        f"{', '.join(counts)}."
     )

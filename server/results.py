@@ -50,6 +50,11 @@ class GroupFigures:
     influence: Mapping[str, float] = field(default_factory=dict)
     """How far each site moves the merge of the others, relative and in the metric of S. Empty
     unless the run asked for it."""
+    agreement: Mapping[str, float] = field(default_factory=dict)
+    """Cosine, on each site's own tokens, between its update and the merge of the others, from -1 to
+    1. Empty as ``influence``."""
+    capped: Mapping[str, float] = field(default_factory=dict)
+    """Factor by which a site's weight was taken down, of the sites that it was; ω has it in it."""
     lost: tuple[str, ...] = ()
     """Sites of the run that are not in this group."""
 
@@ -80,6 +85,8 @@ class MethodResult:
     """In solving order; empty for methods without statistics."""
     outliers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Groups, by site, that the site moves more than three times as far as the median site."""
+    opposed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Groups, by site, in which its update does the opposite of what the others merge to."""
     figures: Mapping[str, float] = field(default_factory=dict)
     """What the method says about itself on these sites' models: errors, scales."""
     lost: Mapping[str, int] = field(default_factory=dict)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from server.cohort_warnings import warnings_of
 from server.farewell import dismiss
 from server.federation import Federation
 from server.journal import RunJournal
+from server.merge_warnings import influence_warnings
 from server.merged_model import MergedModel
 from server.output import (
     JOURNAL,
@@ -94,18 +95,10 @@ def _merge_all(federation: Federation) -> list[tuple[MergedModel, MethodResult]]
             merged.scores.update(federation.evaluate("merged", merged))
         shifts = federation.measure_shift(merged) if method in measured else {}
         result = method_result(merged, shifts)
-        for site, groups in result.outliers.items():
-            notice(f"warning: {_decides(result, site, groups)}")
+        for warning in influence_warnings(result):
+            notice(f"warning: {warning}")
         merges.append((merged, result))
     return merges
-
-
-def _decides(result: MethodResult, site: str, groups: Sequence[str]) -> str:
-    return (
-        f"{site} moves {len(groups)} of the {len(result.groups)} groups of {result.label} more "
-        f"than three times as far as the median site; look at its data and adapter, or cap it "
-        f"with merge.max-share"
-    )
 
 
 def reference_results(federation: Federation) -> list[MethodResult]:

@@ -24,6 +24,9 @@ from strategies.kept_rounds import KeptRound, RoundJournal, RoundLedger, Traffic
 from strategies.round_by_round import Round
 from strategies.site_updates import OfOneSite, side_by_side, updates_round
 
+_LARGEST_ENTROPY = 20.0
+"""Nats: of a head that is undecided between five hundred million classes."""
+
 
 class AdaptiveMerging:
     """Learn one coefficient per site and layer from the entropy of every site's own head.
@@ -176,7 +179,7 @@ class _GradientRound:
             return None
         if not bool((answer.gradient.abs() < LIMIT).all()):  # False for NaN too
             raise RefusedReplyError("its gradient is not finite, or beyond 2⁴²")
-        if not 0 <= answer.entropy < LIMIT:
+        if not 0 <= answer.entropy <= _LARGEST_ENTROPY:
             raise RefusedReplyError(f"an entropy of {answer.entropy}")
         self._lacking.discard(site)
         return answer

@@ -56,7 +56,7 @@ def _of_updates(play: Play) -> Rounds:
 
 
 def _fisher(play: Play) -> Rounds:
-    return FisherAveraging(play.plan, play.cohort, play.remainder)
+    return FisherAveraging(play.plan, play.cohort, play.remainder, play.settings.fisher)
 
 
 def _adamerging(play: Play) -> Rounds:

@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 
 from layerweld.config import LostSite, RunSettings
 from layerweld.errors import LostSiteError, OutOfProportionError, RefusedReplyError
+from layerweld.proportion import Part, refuse_parts_out_of_proportion
 from layerweld.transport.messages import FOUND_OUT_BY_TRAINING, Introduction
 from strategies.notices import notice
 
 
 @dataclass(frozen=True)
 class Patience:
-    """How long a site is waited for, and what happens then.
+    """What is borne of a site: how long it is waited for, how large what it sends may be.
 
     Attributes:
         timeout: seconds a site may take for one message.
@@ -23,6 +24,7 @@ class Patience:
         min_sites: fewer than these never go on.
         fails_fast: whether a failure that somebody at the site must mend ends the run at once:
             in the handshake, when nothing is computed yet that waiting would save.
+        max_size: how many times the median of the others' a site's numbers may be.
     """
 
     timeout: float
@@ -30,11 +32,18 @@ class Patience:
     lost_site: LostSite
     min_sites: int
     fails_fast: bool = False
+    max_size: float = 30.0
 
     @classmethod
     def of(cls, settings: RunSettings) -> Patience:
         """What the run's settings say."""
-        return cls(settings.timeout, settings.deadline, settings.lost_site, settings.min_sites)
+        return cls(
+            settings.timeout,
+            settings.deadline,
+            settings.lost_site,
+            settings.min_sites,
+            max_size=settings.merge.max_size,
+        )
 
     @classmethod
     def of_handshake(cls, settings: RunSettings) -> Patience:
@@ -145,6 +154,14 @@ class Cohort:
                 f"{site}: {why}; {len(self.names)} sites would be left, and min-sites is "
                 f"{self.patience.min_sites}"
             )
+
+    def require_proportion(self, sites: Mapping[str, Mapping[str, Part]], what: str) -> None:
+        """No site has sent a part that is many times as large as the others'.
+
+        Raises:
+            OutOfProportionError: one has; the message names the site and the part.
+        """
+        refuse_parts_out_of_proportion(sites, self.patience.max_size, what)
 
     def part_with(self, error: OutOfProportionError) -> None:
         """Go on without the sites that an error names, where the policy lets the run do that.

@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping
 from flwr.app import RecordDict
 from torch import Tensor
 
+from layerweld.bounds import LARGEST_WEIGHT, is_usable, part_of
 from layerweld.errors import RefusedReplyError
-from layerweld.exact_sum import LIMIT
 from layerweld.expected import fisher_shapes
-from layerweld.merging.fisher import FisherPool
+from layerweld.merging.fisher import Fisher, FisherPool, implied_update, problem_with
 from layerweld.merging.one_round import Merge
 from layerweld.plan import MergePlan
+from layerweld.proportion import Part
 from layerweld.transport.arrays import read_arrays
 from layerweld.transport.messages import ModelToMeasure
 from layerweld.transport.model import encode_model
@@ -32,11 +33,20 @@ class FisherAveraging:
         plan: the layers that are merged.
         cohort: the sites.
         remainder: the mean of what fine-tuning changed outside of the layers; empty for LoRA.
+        settings: the method's own.
     """
 
-    def __init__(self, plan: MergePlan, cohort: Cohort, remainder: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self,
+        plan: MergePlan,
+        cohort: Cohort,
+        remainder: Mapping[str, Tensor],
+        settings: Fisher,
+    ) -> None:
         self.plan = plan
+        self.cohort = cohort
         self.remainder = remainder
+        self.settings = settings
         self.merged = Merge({})
         self.traffic = Traffic()
         self.count = 1
@@ -51,18 +61,28 @@ class FisherAveraging:
     def _merge(self, answers: Iterator[tuple[str, OfOneSite]]) -> None:
         """Add each reply and forget it; divide when all are there."""
         pool = FisherPool({s.name: (s.d_out, g.d_in) for g in self.plan.groups for s in g.layers})
-        for _site, sums in answers:
+        sizes: dict[str, dict[str, Part]] = {}
+        for site, sums in answers:
+            sizes[site] = {}
             for layer in self.plan.layer_names:
-                pool.add(layer, sums[f"importance/{layer}"], sums[f"product/{layer}"])
+                importance, product = sums[f"importance/{layer}"], sums[f"product/{layer}"]
+                sizes[site][layer] = part_of(implied_update(importance, product))
+                pool.add(layer, importance, product)
+        self.cohort.require_proportion(sizes, "the update in its sums")
         self.merged = Merge(pool.merged())
         self.played = 1
 
     def _read(self, _site: str, content: RecordDict) -> OfOneSite:
         with refusing_malformed():
             sums = read_arrays(content.array_records["fisher"], fisher_shapes(self.plan))
-        for name, values in sums.items():
-            if not bool((values.abs() < LIMIT).all()):  # False for NaN too
-                raise RefusedReplyError(f"{name!r} is not finite, or beyond 2⁴²")
-            if name.startswith("importance/") and bool((values < 0).any()):
-                raise RefusedReplyError(f"{name!r}: a squared gradient is negative")
+        importance = {k: sums[f"importance/{k}"] for k in self.plan.layer_names}
+        problem = problem_with(importance, self.settings.floor)
+        if problem:
+            raise RefusedReplyError(problem)
+        for layer, values in importance.items():
+            if not is_usable(implied_update(values, sums[f"product/{layer}"])):
+                raise RefusedReplyError(
+                    f"only an update with numbers that are not finite, or beyond "
+                    f"{LARGEST_WEIGHT:.0f}, has these sums of {layer!r}"
+                )
         return sums

@@ -6,16 +6,17 @@ from collections.abc import Callable, Iterator, Mapping
 
 from flwr.app import RecordDict
 
+from layerweld.bounds import LARGEST_WEIGHT, out_of_bounds, part_of
 from layerweld.errors import RefusedReplyError
-from layerweld.exact_sum import LIMIT
 from layerweld.expected import update_shapes
 from layerweld.merging.one_round import SiteUpdates
-from layerweld.named_tensors import updates_from
+from layerweld.named_tensors import update_tensors, updates_from
 from layerweld.plan import MergePlan
+from layerweld.proportion import Part
 from layerweld.transport.arrays import read_arrays
 from layerweld.transport.run import encode_run
 from layerweld.transport.untrusted import refusing_malformed
-from layerweld.updates import LowRankUpdate, Update
+from layerweld.updates import Update
 from strategies.cohort import Cohort
 from strategies.round_by_round import Round
 
@@ -24,14 +25,21 @@ OfOneSite = Mapping[str, Update]
 
 
 def updates_round(
-    plan: MergePlan, cohort: Cohort, use: Callable[[Mapping[str, OfOneSite]], None]
+    plan: MergePlan,
+    cohort: Cohort,
+    use: Callable[[Mapping[str, OfOneSite]], None],
+    *,
+    factors_too: bool = False,
 ) -> Round[OfOneSite]:
     """Ask for the updates.
 
     Args:
         plan: the layers that are merged.
         cohort: the sites.
-        use: called with the updates by site, once all that are left have answered.
+        use: called with the updates by site, once all that are left have answered and none of
+            them is out of proportion.
+        factors_too: whether that is asked of the factors of a LoRA as well, and not of their
+            product alone.
     """
     asked = encode_run(cohort.run)
 
@@ -41,13 +49,21 @@ def updates_round(
         with refusing_malformed():
             record = content.array_records["updates"]
             updates = updates_from(read_arrays(record, update_shapes(plan, ranks)))
-        for layer, update in updates.items():
-            if not _bound(update) < LIMIT:  # False for NaN too
-                raise RefusedReplyError(f"the update of {layer!r} is not finite, or beyond 2⁴²")
+        layer = out_of_bounds(updates)
+        if layer:
+            raise RefusedReplyError(
+                f"the update of {layer!r} has numbers that are not finite, or beyond "
+                f"{LARGEST_WEIGHT:.0f}, and no model's has"
+            )
         return updates
 
     def fold(answers: Iterator[tuple[str, OfOneSite]]) -> None:
-        use(dict(answers))
+        by_site = dict(answers)
+        cohort.require_proportion({s: _parts(of) for s, of in by_site.items()}, "its update")
+        if factors_too:
+            factors = {site: _factors(of) for site, of in by_site.items()}
+            cohort.require_proportion(factors, "its factor")
+        use(by_site)
 
     return Round("train.adapter", "updates", lambda _site: asked, read, fold)
 
@@ -65,8 +81,10 @@ def side_by_side(plan: MergePlan, cohort: Cohort, by_site: Mapping[str, OfOneSit
     )
 
 
-def _bound(update: Update) -> float:
-    """No entry of the update is larger."""
-    if isinstance(update, LowRankUpdate):
-        return float(update.left.abs().max()) * float(update.right.abs().max()) * update.rank
-    return float(update.weight.abs().max())
+def _parts(updates: OfOneSite) -> dict[str, Part]:
+    return {layer: Part(u.norm, u.shape[0] * u.shape[1]) for layer, u in updates.items()}
+
+
+def _factors(updates: OfOneSite) -> dict[str, Part]:
+    tensors = update_tensors(updates)
+    return {name: part_of(tensor) for name, tensor in tensors.items()}

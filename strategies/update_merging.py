@@ -46,7 +46,8 @@ class UpdateMerging:
 
     def next_round(self) -> Round[OfOneSite]:
         """The one round there is."""
-        return updates_round(self.plan, self.cohort, self._merge)
+        factors_too = self.method.averages_factors
+        return updates_round(self.plan, self.cohort, self._merge, factors_too=factors_too)
 
     def _merge(self, by_site: Mapping[str, OfOneSite]) -> None:
         sites = side_by_side(self.plan, self.cohort, by_site)

@@ -86,6 +86,9 @@ class Reference:
         omega = {s: float((g.abs() * off).sum()) for s, g in grams.items()}
         if importance == "uniform":
             omega = dict.fromkeys(grams, 1.0)
+        masses = {site: omega[site] * float(gram.trace()) for site, gram in grams.items()}
+        limit = 3.0 * sorted(masses.values())[(len(masses) - 1) // 2]  # merge.max-weight
+        omega = {site: w * min(1.0, limit / masses[site]) for site, w in omega.items()}
         mask = torch.full((d, d), shrinkage, dtype=torch.float64).fill_diagonal_(1.0)
         grams = {site: gram * mask for site, gram in grams.items()}
         s = sum(omega[i] * grams[i] for i in grams)

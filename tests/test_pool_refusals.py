@@ -36,7 +36,7 @@ REFUSED_PRODUCTS = {
         {"left": torch.zeros(D_OUT, 1), "right": torch.full((1, D_IN), 1e9)},
         "q: only an update with numbers up to .* has this product",
     ),
-    "left": ({"left": torch.full((D_OUT, 1), 1e5)}, "q: left has numbers up to 1e"),
+    "left beyond": ({"left": torch.full((D_OUT, 1), 1e5)}, "q: left has numbers up to 1e"),
 }
 
 
@@ -90,7 +90,12 @@ def test_dense_numbers_beyond_the_exact_sum_are_refused_and_nothing_is_added(ent
     pool = GroupPool(GROUP, chosen)
     huge = dataclasses.replace(one.products["v"], **{entry: torch.full((3, D_IN), 1e20)})
     broken = dataclasses.replace(one, products={**one.products, "v": huge})
-    refuse(pool, "a", broken, "too large to sum exactly|has numbers up to|the product is not that of the update")
+    refuse(
+        pool,
+        "a",
+        broken,
+        "too large to sum exactly|has numbers up to|the product is not that of the update",
+    )
     same_as_alone(pool, chosen, other)
 
 

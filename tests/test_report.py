@@ -200,6 +200,9 @@ def test_influence_is_drawn_where_it_was_measured_and_names_outliers() -> None:
     assert cells["z"] == [[0.2] * 24] * len(SITES)
     assert (rings["x"], rings["y"]) == ([0], [0])
     assert f"{SITES[0]} (1)" in page
+    opposed = replace(flagged, opposed={SITES[1]: (groups[0].name, groups[1].name)})
+    page = render_report(replace(results, methods=(*results.methods[:-1], opposed)))
+    assert f"pull in this many groups: {SITES[1]} (2)" in page
 
 
 def test_lost_sites_are_named_with_round_cause_policy_and_the_groups_that_lack_them() -> None:

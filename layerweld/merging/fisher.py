@@ -11,6 +11,9 @@ from layerweld.exact_sum import ExactSum
 from layerweld.settings import NonNegative, Settings
 from layerweld.updates import DenseUpdate, Update
 
+_ROUNDING = 1e-4
+"""Relative, of sums over float32 numbers."""
+
 
 class Fisher(Settings):
     """Fisher-weighted averaging (Matena and Raffel 2022, arXiv:2111.09832)."""
@@ -45,6 +48,33 @@ def normalised(information: Mapping[str, Tensor]) -> dict[str, Tensor]:
     squares = sum(float(values.double().square().sum()) for values in information.values())
     size = math.sqrt(squares / sum(values.numel() for values in information.values()))
     return {name: values / size if size > 0 else values for name, values in information.items()}
+
+
+def problem_with(importance: Mapping[str, Tensor], floor: float) -> str:
+    """What makes a site's importances none that it can have; empty for nothing.
+
+    Their root mean square is 1 before the floor lifts the small ones (0 where no loss depends on
+    anything), so that no site can give itself more weight than another.
+
+    Args:
+        importance: by layer, all layers that are merged.
+        floor: of the run.
+    """
+    for layer, values in importance.items():
+        if not bool((values >= floor * (1 - _ROUNDING)).all()):  # False for NaN too
+            return f"an importance of {layer!r} is below the floor of {floor:g}, or no number"
+    squares = sum(float(values.double().square().sum()) for values in importance.values())
+    size = math.sqrt(squares / sum(values.numel() for values in importance.values()))
+    most = math.sqrt(1 + floor**2) * (1 + _ROUNDING)
+    return "" if size <= most else f"the importances have a root mean square of {size:.3g}, not 1"
+
+
+def implied_update(
+    importance: Float[Tensor, "d_out d_in"], product: Float[Tensor, "d_out d_in"]
+) -> Float[Tensor, "d_out d_in"]:
+    """The ``ΔW`` of ``F ⊙ ΔW``: infinite where only ``F`` is 0, and 0 where both are."""
+    silent = (importance == 0) & (product == 0)
+    return torch.where(silent, torch.zeros_like(product), product / importance)
 
 
 class FisherPool:

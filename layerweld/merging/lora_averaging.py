@@ -52,6 +52,11 @@ class FedIt(MergeMethod):
     weighting: Weighting = "samples"
     """Sites count by their training rows, or all alike."""
 
+    @property
+    def averages_factors(self) -> bool:
+        """Both are."""
+        return True
+
     def merge(self, sites: SiteUpdates) -> Merge:
         """Inexact: the mean of products is not the product of means."""
         merged, means = {}, {}

@@ -80,6 +80,11 @@ class MergeMethod(Settings):
         """With fewer sites the method has no meaning."""
         return 1
 
+    @property
+    def averages_factors(self) -> bool:
+        """Whether ``A`` and ``B`` are averaged apart, so that the size of each counts."""
+        return False
+
     def unscaled(self) -> "MergeMethod":
         """The same without its λ, for whom something else scales the merge."""
         has_scaling = "scaling" in type(self).model_fields
