@@ -89,8 +89,9 @@ def _checked_magnitude(factor: GramFactor, product: Product, layer: str) -> Magn
     found = factor.magnitude(product)
     if not found.largest <= LARGEST_WEIGHT or not max(found.energy, found.square) < LIMIT:
         raise RefusedReplyError(
-            f"{layer}: only an update with numbers up to {found.largest:.3g} has this product with "
-            f"the Gram matrix that was sent, and no model's has any beyond {LARGEST_WEIGHT:.0f}"
+            f"{layer}: only an update with numbers up to {found.largest:.3g} and a norm of "
+            f"{found.square**0.5:.3g} has this product with the Gram matrix that was sent, and no "
+            f"model's has any beyond {LARGEST_WEIGHT:.0f}"
         )
     if factor.carries_silence(product, found):
         raise RefusedReplyError(

@@ -1,0 +1,231 @@
+"""Whole runs with a site that lies: they end by its name, or go on as if it had been silent."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from layerweld.config import MergeSettings
+from layerweld.errors import OutOfProportionError, RefusedReplyError, UnusableMergeError
+from layerweld.launch import app_module
+from layerweld.merging.fisher import Fisher, implied_update, normalised, problem_with
+from layerweld.merging.lora_averaging import FedIt
+from layerweld.merging.sums import Mean
+from layerweld.named_tensors import update_tensors
+from layerweld.pool import GroupPool
+from layerweld.proportion import Part, refuse_parts_out_of_proportion
+from layerweld.transport.arrays import to_arrays
+from layerweld.updates import LowRankUpdate
+from tests.faulty_grid import FaultyGrid, none
+from tests.pooled_sites import GROUP, new_sites, statistics_of
+from tests.stub_sites import (
+    NODES,
+    PLAN,
+    MemoryJournal,
+    StubApp,
+    digest_of,
+    new_chain,
+    settings,
+    updates_of,
+)
+from tests.test_faults import play_without, raises
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+GOES_ON = {"lost-site": "continue", "deadline": 60.0}
+
+
+class ScalingApp(StubApp):
+    """One site's product is many times too large, from a step on."""
+
+    def __init__(self, factor, step=0):
+        super().__init__()
+        self.factor, self.step = factor, step
+
+    def answer(self, name, message):
+        answer = super().answer(name, message)
+        if name != "birch" or answer.step < self.step:
+            return answer
+        return replace(answer, statistics=tuple(map(self.lie, answer.statistics)))
+
+    def lie(self, one):
+        lied = {k: replace(p, left=p.left * self.factor) for k, p in one.products.items()}
+        return replace(one, products=lied)
+
+
+def play_chain(app, clock, method="com", **entries):
+    chosen = settings(**entries)
+    chain = new_chain(chosen, method)
+    chain.play(FaultyGrid(app, NODES, chosen, none(), clock))
+    return chain
+
+
+@pytest.mark.parametrize("method", ["com", "regmean++"])
+def test_a_site_out_of_proportion_ends_the_chain_by_name_and_nothing_of_it_is_kept(method, clock):
+    chosen, journal = settings(), MemoryJournal()
+    chain = new_chain(chosen, method, journal=journal)
+    with pytest.raises(OutOfProportionError, match=r"birch: .* times as large as the median"):
+        chain.play(FaultyGrid(ScalingApp(1e3, step=1), NODES, chosen, none(), clock))
+    assert [solved.index for solved in journal.steps] == [0]
+
+
+@pytest.mark.parametrize("method", ["com", "regmean++"])
+@pytest.mark.parametrize("step", [0, 1])
+def test_a_run_that_may_go_on_does_so_without_the_site_as_if_it_had_been_silent(
+    method, step, clock
+):
+    dishonest = play_chain(ScalingApp(1e3, step), clock, method, **GOES_ON)
+    silent = play_without(clock, raises, step, method, **GOES_ON)
+    assert digest_of(dishonest) == digest_of(silent)
+    assert "birch" in dishonest.cohort.lost
+
+
+def test_flowers_own_start_goes_on_without_the_site_too(clock):
+    from flwr.app import ArrayRecord
+
+    chosen = settings(**GOES_ON)
+    chain = new_chain(chosen)
+    chain.start(FaultyGrid(ScalingApp(1e3), NODES, chosen, none(), clock), ArrayRecord())
+    assert digest_of(chain) == digest_of(play_chain(ScalingApp(1e3), clock, **GOES_ON))
+
+
+def play_updates(change, clock, merging=None, **entries):
+    """A method of updates over three sites, one of which changes its updates first."""
+
+    class Liar(StubApp):
+        def __call__(self, message, context):
+            if context.node_config["name"] != "birch":
+                return super().__call__(message, context)
+            sent = to_arrays(update_tensors(change(updates_of("birch"))))
+            reply = super().__call__(message, context)
+            reply.content["updates"] = sent
+            return reply
+
+    chosen = settings(**entries)
+    cohort = new_chain(chosen).cohort
+    merging = app_module("strategies.update_merging").UpdateMerging(
+        PLAN, cohort, merging or Mean(), {}
+    )
+    grid = FaultyGrid(Liar(), NODES, chosen, none(), clock)
+    app_module("strategies.round_by_round").RoundByRound(cohort, merging).play(grid)
+    return merging
+
+
+def every(factor_left=1.0, factor_right=1.0, only=""):
+    def change(updates):
+        return {
+            layer: LowRankUpdate(u.left * factor_left, u.right * factor_right)
+            if not only or layer == only
+            else u
+            for layer, u in updates.items()
+        }
+
+    return change
+
+
+TOO_LARGE = {
+    "all layers": every(1e3),
+    "one layer": every(1e3, only="1.q"),
+    "lora_alpha": every(2e4),
+    "at the bound": every(3e3, 3e3),
+    "infinite product": every(3e37, 3e37),
+    "nothing times everything": every(0.0, 3e38),
+}
+
+
+@pytest.mark.parametrize("change", TOO_LARGE.values(), ids=TOO_LARGE)
+def test_an_update_out_of_proportion_ends_the_run_by_name(change, clock):
+    with pytest.raises(RefusedReplyError, match="birch"):
+        play_updates(change, clock)
+
+
+@pytest.mark.parametrize("change", TOO_LARGE.values(), ids=TOO_LARGE)
+def test_or_it_goes_on_without_the_site(change, clock):
+    merged = play_updates(change, clock, **GOES_ON).merged.updates
+    for layer, update in merged.items():
+        mean = sum(updates_of(site)[layer].dense() for site in ("ash", "cedar")) / 2
+        torch.testing.assert_close(update.dense(), mean)
+
+
+def test_factors_that_are_averaged_apart_are_in_proportion_apart(clock):
+    same = every(100.0, 0.01)  # the same product
+    assert play_updates(same, clock).merged.updates
+    shared = every(100.0, 0.01)
+
+    def of_one_rank(updates):
+        return {k: LowRankUpdate(u.left, u.right) for k, u in shared(updates).items()}
+
+    with pytest.raises(RefusedReplyError, match=r"birch: its factor of .* times as large"):
+        play_updates(of_one_rank, clock, FedIt())
+
+
+def test_a_part_that_others_hardly_changed_is_no_reason_to_refuse_a_site():
+    parts = {"norm": Part(1e-9, 10), "embedding": Part(1.0, 1000)}
+    sites = {name: dict(parts) for name in ("ash", "birch", "cedar")}
+    sites["ash"]["norm"] = Part(0.5, 10)
+    refuse_parts_out_of_proportion(sites, 30.0, "what changed")
+    sites["ash"]["norm"] = Part(4e12, 10)
+    with pytest.raises(OutOfProportionError, match=r"ash: what changed of 'norm' is .* times"):
+        refuse_parts_out_of_proportion(sites, 30.0, "what changed")
+
+
+def test_a_part_that_one_site_alone_changed_is_measured_by_the_others_usual_size():
+    sites = {name: {"q": Part(1.0, 100)} for name in ("ash", "birch", "cedar")}
+    sites["ash"]["norm"] = Part(50.0, 100)
+    with pytest.raises(OutOfProportionError, match="ash: what changed of 'norm' is 50 times"):
+        refuse_parts_out_of_proportion(sites, 30.0, "what changed")
+
+
+@pytest.mark.parametrize("others", [1, 2, 3, 10])
+@pytest.mark.parametrize("factor", [0.01, 1.0, 29.0, 31.0])
+def test_proportion_is_to_the_median_of_the_others_however_many_there_are(others, factor):
+    sizes = [1.0 + 0.001 * k for k in range(others)]
+    usual = sorted(sizes)
+    middle = (usual[(others - 1) // 2] + usual[others // 2]) / 2
+    sites = {f"site-{k}": {"q": Part(size, 4)} for k, size in enumerate(sizes)}
+    sites["liar"] = {"q": Part(factor * middle, 4)}
+    if factor < 30 and (others > 1 or factor > 1 / 30):
+        refuse_parts_out_of_proportion(sites, 30.0, "it")
+        return
+    with pytest.raises(OutOfProportionError) as refused:
+        refuse_parts_out_of_proportion(sites, 30.0, "it")
+    assert refused.value.reasons.keys() == ({"liar"} if factor > 1 else {"site-0"})  # of two
+
+
+def fisher_of(seed):
+    generator = torch.Generator().manual_seed(seed)
+    found = normalised({"q": torch.rand(4, 3, generator=generator) ** 8})
+    return {layer: values.clamp(min=Fisher().floor) for layer, values in found.items()}
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_honest_importances_have_no_problem(seed):
+    assert problem_with(fisher_of(seed), Fisher().floor) == ""
+    assert problem_with({"q": torch.full((4, 3), Fisher().floor)}, Fisher().floor) == ""
+
+
+@pytest.mark.parametrize("value", [1e-20, 0.0, -1.0, float("nan"), float("inf"), 4e12, 1e38])
+def test_importances_that_no_site_has_are_named(value):
+    importance = fisher_of(0)
+    importance["q"][0, 0] = value
+    assert problem_with(importance, Fisher().floor)
+
+
+def test_a_fisher_sum_stands_for_an_update():
+    importance, update = fisher_of(1)["q"], torch.randn(4, 3)
+    torch.testing.assert_close(implied_update(importance, importance * update), update)
+    nothing, something = torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+    assert implied_update(nothing, something).tolist() == [[0.0, float("inf")]]
+
+
+def test_a_solution_that_no_model_can_use_is_an_error_that_names_the_largest_update():
+    chosen = MergeSettings(max_size=1e9)
+    pool = GroupPool(GROUP, chosen)
+    for site in new_sites(2, seed=0):
+        grown = {
+            layer: LowRankUpdate(update.left * 200, update.right * 200)
+            for layer, update in site.updates.items()
+        }
+        pool.add(site.name, statistics_of(replace(site, updates=grown), chosen))
+    with pytest.raises(UnusableMergeError, match="no model can use it"):
+        pool.solve()
