@@ -4,7 +4,6 @@ Every error knows the exit code of the command that ends with it, and what to ty
 ``docs/exit-codes.md`` lists them all.
 """
 
-from collections.abc import Mapping
 from typing import ClassVar
 
 UNFORESEEN = 1
@@ -69,18 +68,6 @@ class RefusedReplyError(LayerweldError):
 
 class StaleReplyError(RefusedReplyError):
     """A reply to another question than the one asked: late, or played again."""
-
-
-class OutOfProportionError(RefusedReplyError):
-    """What some sites sent is many times as large as what the others sent.
-
-    Args:
-        reasons: by site.
-    """
-
-    def __init__(self, reasons: Mapping[str, str]) -> None:
-        super().__init__("; ".join(f"{site}: {why}" for site, why in sorted(reasons.items())))
-        self.reasons = dict(reasons)
 
 
 class JournalError(LayerweldError):

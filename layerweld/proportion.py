@@ -8,7 +8,19 @@ from dataclasses import dataclass
 from math import sqrt
 from statistics import median_low
 
-from layerweld.errors import OutOfProportionError
+from layerweld.errors import RefusedReplyError
+
+
+class OutOfProportionError(RefusedReplyError):
+    """What some sites sent is many times as large as what the others sent.
+
+    Args:
+        reasons: by site.
+    """
+
+    def __init__(self, reasons: Mapping[str, str]) -> None:
+        super().__init__("; ".join(f"{site}: {why}" for site, why in sorted(reasons.items())))
+        self.reasons = dict(reasons)
 
 
 @dataclass(frozen=True)

@@ -15,18 +15,13 @@ from layerweld.bounds import out_of_bounds, part_of
 from layerweld.config import RunSettings
 from layerweld.demo import demo_name
 from layerweld.discover import discover_plan
-from layerweld.errors import (
-    CohortError,
-    LostSiteError,
-    OutOfProportionError,
-    UnusableMergeError,
-)
+from layerweld.errors import CohortError, LostSiteError, UnusableMergeError
 from layerweld.exact_sum import ExactSum
 from layerweld.merging.compression import compressed
 from layerweld.methods import Method, methods_of, settings_for
 from layerweld.plan import MergePlan
 from layerweld.progress import report_progress
-from layerweld.proportion import Part
+from layerweld.proportion import OutOfProportionError, Part
 from layerweld.statistics import ProductForm
 from layerweld.transport.messages import Introduction, ModelToMeasure
 from layerweld.transport.model import encode_model

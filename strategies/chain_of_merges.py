@@ -13,13 +13,14 @@ from torch import Tensor
 
 from layerweld.admission import Admitted
 from layerweld.config import RunSettings
-from layerweld.errors import OutOfProportionError, RefusedReplyError, StaleReplyError
+from layerweld.errors import RefusedReplyError, StaleReplyError
 from layerweld.expected import statistics_shapes
 from layerweld.methods import settings_for
 from layerweld.named_tensors import update_tensors
 from layerweld.plan import MergePlan
 from layerweld.pool import GroupPool, GroupSolution
 from layerweld.prefix import extend_prefix, first_prefix
+from layerweld.proportion import OutOfProportionError
 from layerweld.schedule import Step, schedule
 from layerweld.statistics import ProductForm
 from layerweld.transport.arrays import num_bytes, to_arrays

@@ -7,8 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from layerweld.config import LostSite, RunSettings
-from layerweld.errors import LostSiteError, OutOfProportionError, RefusedReplyError
-from layerweld.proportion import Part, refuse_parts_out_of_proportion
+from layerweld.errors import LostSiteError, RefusedReplyError
+from layerweld.proportion import (
+    OutOfProportionError,
+    Part,
+    refuse_parts_out_of_proportion,
+)
 from layerweld.transport.messages import FOUND_OUT_BY_TRAINING, Introduction
 from strategies.notices import notice
 

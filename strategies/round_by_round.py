@@ -11,9 +11,9 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
 
-from layerweld.errors import OutOfProportionError
 from layerweld.merging.one_round import Merge
 from layerweld.named_tensors import update_tensors
+from layerweld.proportion import OutOfProportionError
 from layerweld.transport.arrays import num_bytes, to_arrays
 from strategies.cohort import Cohort
 from strategies.inquiry import Inquiry

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from layerweld.config import MergeSettings
-from layerweld.errors import OutOfProportionError, RefusedReplyError, UnusableMergeError
+from layerweld.errors import RefusedReplyError, UnusableMergeError
 from layerweld.launch import app_module
 from layerweld.merging.fisher import Fisher, implied_update, normalised, problem_with
 from layerweld.merging.lora_averaging import FedIt
 from layerweld.merging.sums import Mean
 from layerweld.named_tensors import update_tensors
 from layerweld.pool import GroupPool
-from layerweld.proportion import Part, refuse_parts_out_of_proportion
+from layerweld.proportion import OutOfProportionError, Part, refuse_parts_out_of_proportion
 from layerweld.transport.arrays import to_arrays
 from layerweld.updates import LowRankUpdate
 from tests.faulty_grid import FaultyGrid, none

@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 
 from layerweld.bounds import LARGEST_WEIGHT, largest_of_update
 from layerweld.config import MergeSettings
-from layerweld.errors import OutOfProportionError, RefusedReplyError, UnusableMergeError
+from layerweld.errors import RefusedReplyError, UnusableMergeError
 from layerweld.gram import GramAccumulator
 from layerweld.influence import opposed
 from layerweld.plan import LayerGroup, LayerShape
 from layerweld.pool import GroupPool
+from layerweld.proportion import OutOfProportionError
 from layerweld.statistics import DenseProduct, LowRankProduct, ProductForm, group_statistics
 from layerweld.updates import LowRankUpdate
 
