@@ -190,13 +190,14 @@ def merge(
     merged --method ties --set density=0.1`
     """
     from layerweld.config import validate_settings
+    from layerweld.names import is_name
     from layerweld.overrides import with_overrides
 
     nested: dict[str, Any] = {
         "methods": method,
         "base": str(base.expanduser()),
         "base-name": base_name,
-        "name": output.name,
+        "name": output.name if is_name(output.name) else "merge",
         "min-sites": len(site),
         "merge": {
             "normalization": normalization,
