@@ -275,9 +275,10 @@ def main() -> None:
 
 
 def _say_end(cause: str, next_step: str) -> None:
+    from layerweld.outside_text import shown
     from layerweld.terminal import errors
 
-    errors.print(f"layerweld: {cause}", style="red", highlight=False, soft_wrap=True)
+    errors.print(f"layerweld: {shown(cause, 4000)}", style="red", highlight=False, soft_wrap=True)
     errors.print(f"next: {next_step}", highlight=False, soft_wrap=True)
 
 

@@ -7,6 +7,7 @@ characters that turn the order of what is read around, and any amount of it. Pur
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
 LONGEST = 300
@@ -17,6 +18,9 @@ _INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 """Unicode's controls, format characters (bidirectional overrides, zero-width ones), halves of
 surrogate pairs, private and unassigned characters, and separators of lines and paragraphs."""
 _MARKS = frozenset({"Mn", "Me"})
+_FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
+_MARKDOWN = re.compile(r"[\\`*\[\]|]|(?<=[A-Za-z])://|^[-+=#]")
+_NO_TAGS = {ord("<"): "&lt;", ord(">"): "&gt;", ord("&"): "&amp;"}
 _MOST_MARKS = 3  # on one letter; more are for hiding the lines around it
 
 
@@ -35,6 +39,24 @@ def shown(text: object, longest: int = LONGEST) -> str:
 def shown_lines(text: object, longest: int = 100 * LONGEST) -> str:
     """As :func:`shown`, for text whose own lines and tabs are meant: tracebacks, whole messages."""
     return _escaped(_cut(str(text), longest), keep="\n\t")
+
+
+def csv_cell(value: object) -> object:
+    """A cell that a spreadsheet does not take for a formula; numbers stay numbers."""
+    if not isinstance(value, str):
+        return value
+    cell = shown(value)
+    return f"'{cell}" if cell.lstrip().startswith(_FORMULA) else cell
+
+
+def markdown(text: object, longest: int = LONGEST) -> str:
+    """As :func:`shown`, for Markdown: nothing in it is a link, a picture, a tag or a table."""
+    return _MARKDOWN.sub(r"\\\g<0>", shown(text, longest)).translate(_NO_TAGS)
+
+
+def markdown_code(text: object, longest: int = LONGEST) -> str:
+    """As :func:`shown`, for between two backticks of Markdown, in a table or out of it."""
+    return shown(text, longest).replace("`", "'").replace("|", "¦").translate(_NO_TAGS)
 
 
 def _cut(text: str, longest: int) -> str:
