@@ -31,9 +31,8 @@ def note_answer(folder: Path, asked: str, answered: str, seconds: float) -> None
         if file.is_file() and file.stat().st_size > _LARGEST:
             file.replace(file.with_suffix(".old.log"))
         with file.open("a", encoding="utf-8") as log:
-            what = shown(
-                " ".join(asked.split()), _LONGEST
-            )  # the coordinator's words: one line of them
+            # The coordinator's words: one line of them.
+            what = shown(" ".join(asked.split()), _LONGEST)
             log.write(f"{now}  {what}: {shown(answered)} in {seconds:.1f} s\n")
     except OSError:
         with suppress(OSError):
