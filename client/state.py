@@ -35,9 +35,10 @@ from layerweld.task_vectors import read_fine_tuned
 @lru_cache(maxsize=2)
 def _loaded(folder: Path, device: str) -> tuple[BaseModel, MergePlan]:
     """Sites of one process share one base model: they put updates in place and take them out."""
+    wanted = device_named(device)  # before the minutes that a large model takes
     base = load_base(folder)
     plan = discover_plan(base.backbone)
-    base.backbone.to(device_named(device))
+    base.backbone.to(wanted)
     return base, plan
 
 
