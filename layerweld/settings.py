@@ -52,13 +52,14 @@ Seconds = Annotated[float, Field(gt=0, le=31_536_000)]
 """Up to a year."""
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 """What every generator takes."""
-PathText = Annotated[str, Field(max_length=4096, pattern=r"^[^\x00-\x1f\x7f]*$")]
+_VISIBLE = r"^[^\x00-\x1f\x7f-\x9f\x{200b}-\x{200f}\x{2028}-\x{202e}\x{2060}-\x{2069}\x{feff}]*$"
+PathText = Annotated[str, Field(max_length=4096, pattern=_VISIBLE)]
 """A path, or nothing."""
 ColumnText = Annotated[str, Field(max_length=256, pattern=r"^[^\x00\n\r]*$")]
 """What a column of somebody's rows is called, or nothing."""
 WordText = Annotated[str, Field(max_length=64, pattern=r"^[A-Za-z0-9:_.-]*$")]
 """A word that a library of ours knows."""
-ListText = Annotated[str, Field(max_length=16_384, pattern=r"^[^\x00-\x1f\x7f]*$")]
+ListText = Annotated[str, Field(max_length=16_384, pattern=_VISIBLE)]
 """Names with commas between them."""
-LineText = Annotated[str, Field(max_length=256, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
+LineText = Annotated[str, Field(max_length=256, pattern=_VISIBLE)]
 """A few words for people, or nothing."""

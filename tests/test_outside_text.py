@@ -298,7 +298,7 @@ def test_a_comparison_is_well_formed_whatever_sites_call_themselves(tmp_path, sc
 
 def test_a_card_is_the_same_card_whatever_is_written_into_it(tmp_path):
     headings = None
-    for text in TEXTS[: len(HOSTILE) + 40]:
+    for text in TEXTS[: len(HOSTILE) + 10]:
         site = SimpleNamespace(name=text, samples=1, tokens=1)
         write_model_card(
             tmp_path,
@@ -326,7 +326,7 @@ def test_a_card_is_the_same_card_whatever_is_written_into_it(tmp_path):
         compile(code, "card", "exec")
         assert len(code.split("\n")) == 3
         outside = re.sub(r"```.*?```|`[^`\n]*`|\\.", "", body, flags=re.DOTALL)
-        assert not re.search(r"<(?=[a-zA-Z!/])|\]\(|collector\.example/p", outside)
+        assert not re.search(r"<(?=[a-zA-Z!/])|\]\(|\w://", outside)
 
 
 def test_settings_and_names_of_sites_refuse_what_no_name_holds():
@@ -337,7 +337,7 @@ def test_settings_and_names_of_sites_refuse_what_no_name_holds():
             except ConfigError as error:
                 refused = str(error)
                 continue
-            assert not hidden_in(str(settings.flat()[key]), but="\u202e\u200b\u200d\ufeff")
+            assert not hidden_in(str(settings.flat()[key]))
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", text):
             with pytest.raises(ValueError, match="name"):
                 SiteEntry(name=text, data="x")
