@@ -115,7 +115,7 @@ class CalibrationSettings(Settings):
     """Seed of the draw, of fine-tuning and of everything else that is random."""
     device: WordText = "auto"
     """Where sites run the model: ``cpu``, ``cuda:1``; ``auto`` is a GPU where there is one."""
-    threads: Annotated[int, Field(ge=1, le=1024)] = 2
+    threads: Annotated[int, Field(ge=1, le=256)] = 2
     """Threads per site, whatever ``OMP_NUM_THREADS`` says; 1 where the cores are busy. The same
     number everywhere gives the same bits everywhere."""
     validation: Annotated[float, Field(ge=0, lt=1)] = 0.0
