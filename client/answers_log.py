@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from layerweld.incidents import ANSWERS
+from layerweld.outside_text import shown
 
 _LONGEST = 200  # characters of a question
 _LARGEST = 2**20  # bytes; an older file is kept beside it
@@ -30,8 +31,9 @@ def note_answer(folder: Path, asked: str, answered: str, seconds: float) -> None
         if file.is_file() and file.stat().st_size > _LARGEST:
             file.replace(file.with_suffix(".old.log"))
         with file.open("a", encoding="utf-8") as log:
-            what = " ".join(asked.split())[:_LONGEST]  # the coordinator's words: one line of them
-            log.write(f"{now}  {what}: {answered} in {seconds:.1f} s\n")
+            # The coordinator's words: one line of them.
+            what = shown(" ".join(asked.split()), _LONGEST)
+            log.write(f"{now}  {what}: {shown(answered)} in {seconds:.1f} s\n")
     except OSError:
         with suppress(OSError):
             if not file.stat().st_size:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,38 +58,12 @@ def make_rows(
     return Rows(inputs, labels, known, skipped, _digest(inputs, names))
 
 
-def draw(rows: Rows, samples: int, seed: int) -> Rows:
-    """A random subset without replacement, in the order of the file.
-
-    Args:
-        rows: what to draw from.
-        samples: rows to keep; 0, or more than there are, keeps all.
-        seed: the same seed draws the same rows.
-    """
-    if not samples or samples >= len(rows):
-        return rows
-    return _chosen(rows, sorted(random.Random(seed).sample(range(len(rows)), samples)))
-
-
-def _chosen(rows: Rows, places: Sequence[int]) -> Rows:
+def chosen_rows(rows: Rows, places: Sequence[int]) -> Rows:
+    """Some of the rows, by their places; classes that none of them is of are still there."""
     labels = rows.labels
     names = None if labels is None else [rows.classes[labels[i]] for i in places]
     inputs = [rows.inputs[i] for i in places]
     return make_rows(inputs, names, rows.classes, rows.skipped)  # type: ignore[arg-type]
-
-
-def set_aside(rows: Rows, share: float, seed: int) -> tuple[Rows, Rows]:
-    """Split at random, both halves in the order of the file.
-
-    Args:
-        rows: what to split.
-        share: of the rows that go to the second half, rounded to the nearest row.
-        seed: the same seed sets the same rows aside.
-    """
-    count = round(share * len(rows))
-    aside = set(random.Random(seed).sample(range(len(rows)), count))
-    kept = [i for i in range(len(rows)) if i not in aside]
-    return (_chosen(rows, kept) if aside else rows), _chosen(rows, sorted(aside))
 
 
 def read_rows(source: Path, settings: CalibrationSettings, reads_images: bool) -> Rows:

@@ -10,7 +10,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
-from client.merged_prefix import merged_prefix
+from client.merged_prefix import merged_prefix, step_of
 from client.merged_steps import LacksMerged
 from client.state import SiteState
 from layerweld.collect import HiddenStates, ReplayableModel, propagate
@@ -94,7 +94,7 @@ def _prepared(state: SiteState, model: ReplayableModel, question: BlockQuestion)
     with state.with_remainder(prefix.remainder):
         recording = state.recording(model, shifted_embeddings=bool(prefix.remainder))
         entering = prefix.hidden_before(model, recording)
-    block = steps[question.step].groups[0].block
+    block = step_of(question.step, steps).groups[0].block
     target = _own_output(state, model, block)
     return _Features(block, prefix.remainder, recording, entering, target)
 

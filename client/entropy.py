@@ -98,9 +98,7 @@ def _entropy_and_gradient(
     """Mean entropy over the round's rows, and its gradient by the coefficients."""
     settings = state.settings.adamerging
     # One seed per round: no two rounds of any two runs of small seeds draw alike.
-    rows = state.data.drawn(
-        state.data.calibration_rows, settings.rows, (settings.seed << 32) + question.round
-    )
+    rows = state.data.drawn(settings.rows, (settings.seed << 32) + question.round)
     batches = state.model_inputs(rows)
     model = ReplayableModel(state.base.backbone, state.plan.restricted_to(question.layers))
     coefficients = question.coefficients.to(next(model.backbone.parameters()).device)

@@ -15,7 +15,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sampler
 from torchmetrics.classification import MulticlassAccuracy
 
 from client.batches import Preprocessor
@@ -23,6 +23,7 @@ from client.data import Rows
 from client.heads import ClassifierHead
 from client.label_words import LabelWordHead, label_word_head
 from client.labels import check_trainable
+from client.parcels import Parcels
 from client.training_logger import training_logger
 from layerweld.base_model import BaseModel
 from layerweld.config import FinetuneSettings
@@ -76,11 +77,14 @@ class LoraFineTuner(L.LightningModule):
 class LabelledRows(L.LightningDataModule):
     """A site's training rows, shuffled anew in each epoch, the same way for the same seed."""
 
-    def __init__(self, rows: Rows, preprocess: Preprocessor, batch_size: int, seed: int) -> None:
+    def __init__(
+        self, parcels: Parcels, preprocess: Preprocessor, batch_size: int, seed: int
+    ) -> None:
         """Hold the rows; they are tokenised or decoded when their batch is due."""
         super().__init__()
-        self._rows = rows
-        self._labels = torch.tensor(rows.labels)
+        self._parcels = parcels
+        self._rows = parcels.rows
+        self._labels = torch.tensor(parcels.rows.labels)
         self._preprocess = preprocess
         self._batch_size = batch_size
         self._seed = seed
@@ -88,17 +92,32 @@ class LabelledRows(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader[int]:
         """Batches of model inputs with ``labels``."""
         indices: Any = range(len(self._rows))
+        generator = torch.Generator().manual_seed(self._seed)
         return DataLoader(
             indices,
-            batch_size=self._batch_size,
-            shuffle=True,
-            generator=torch.Generator().manual_seed(self._seed),
+            batch_sampler=_WholeParcels(self._parcels, self._batch_size, generator),
+            generator=generator,
             collate_fn=self._collate,
         )
 
     def _collate(self, indices: list[int]) -> dict[str, Tensor]:
         inputs: Any = [self._rows.inputs[i] for i in indices]
         return {**self._preprocess(inputs), "labels": self._labels[indices]}
+
+
+class _WholeParcels(Sampler[list[int]]):
+    """Batches of whole parcels: no step shows what a single row would have it learn."""
+
+    def __init__(self, parcels: Parcels, batch_size: int, generator: torch.Generator) -> None:
+        self._parcels = parcels
+        order = RandomSampler(range(len(parcels.places)), generator=generator)
+        self._numbers = BatchSampler(order, parcels.together(batch_size), drop_last=False)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (self._parcels.places_of(numbers) for numbers in self._numbers)
+
+    def __len__(self) -> int:
+        return len(self._numbers)
 
 
 class _Progress(L.Callback):
@@ -112,7 +131,7 @@ class _Progress(L.Callback):
 def fine_tune(
     base: BaseModel,
     targets: Sequence[str],
-    rows: Rows,
+    parcels: Parcels,
     settings: FinetuneSettings,
     seed: int,
     folder: Path,
@@ -129,7 +148,7 @@ def fine_tune(
     Args:
         base: the model to adapt.
         targets: names in the backbone of the layers to adapt.
-        rows: labelled rows.
+        parcels: labelled rows.
         settings: rank, steps, learning rate and whereon to train.
         seed: of the initial weights, of dropout and of the order of the rows.
         folder: folder to create.
@@ -143,6 +162,7 @@ def fine_tune(
         OutputError: the folder exists already.
         StorageError: the folder cannot be written.
     """
+    rows = parcels.rows
     _check(base, targets, rows, folder)
     with _quiet(), _reproducible(seed):
         model = _with_lora(base, targets, settings)
@@ -153,7 +173,7 @@ def fine_tune(
         )
         tuner = LoraFineTuner(model, head, settings.learning_rate)
         preprocess = Preprocessor(base, settings.max_length, prompt_end)
-        data = LabelledRows(rows, preprocess, settings.batch_size, seed)
+        data = LabelledRows(parcels, preprocess, settings.batch_size, seed)
         with training_logger(settings.logger, folder.parent / "logs" / folder.name) as logger:
             _trainer(settings, folder, logger, on_step).fit(tuner, datamodule=data)
         _write(tuner.cpu().float(), folder)

@@ -46,6 +46,7 @@ class SiteApp(ClientApp):
         Runs do not share files, but for adapters that sites train.
         """
         from layerweld.disk import only_here
+        from layerweld.names import below
         from layerweld.transport.messages import Subject
         from layerweld.transport.run import decode_run
         from layerweld.transport.subject import with_subject
@@ -55,7 +56,7 @@ class SiteApp(ClientApp):
         name = site if asked.message_type == "train.finetune" else f"{site}-{run}"
         watched = bool(context.node_config.get("watchdog")) and not raises_here()
         guard = watchdog(asked.ttl, cache / "logs") if watched else nullcontext()
-        with guard, only_here(cache / "locks" / f"{name}.lock", f"{cache}, as {site}"):
+        with guard, only_here(below(cache, "locks", f"{name}.lock"), f"{cache}, as {site}"):
             reply = super().__call__(message, context)
         subject = Subject(run, asked.message_type, asked.group_id, str(context.node_id), site)
         reply.content = with_subject(reply.content, subject)
@@ -102,9 +103,9 @@ def _cache_and_name(context: Context) -> tuple[Path, str]:
 def _logs(context: Context) -> Path:
     """Where incidents are written, also if nothing else about the site can be read."""
     from client.package_files import user_cache
-    from layerweld.errors import ConfigError
+    from layerweld.errors import LayerweldError
 
     try:
         return _cache_and_name(context)[0] / "logs"
-    except ConfigError:
+    except LayerweldError:
         return user_cache() / "logs"

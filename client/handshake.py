@@ -24,7 +24,7 @@ def introduce(state: SiteState) -> Introduction:
             before anything is computed, and not once everything is merged.
     """
     if state.must_fine_tune:
-        check_trainable(state.data.rows)
+        check_trainable(state.data.training_rows.rows)
     _check_head(state)
     classes = state.classes
     evaluates = _can_evaluate(state)
@@ -95,9 +95,9 @@ def _adapter_facts(
 
 
 def _can_evaluate(state: SiteState) -> bool:
-    if not state.settings.evaluate.enabled or state.data.held_out is None:
+    if not state.settings.evaluate.enabled or not state.has_head:
         return False
-    return state.has_head
+    return state.data.evaluation_rows is not None
 
 
 def _digest_of_factors(state: SiteState) -> str:

@@ -33,11 +33,11 @@ def held_out_accuracy(state: SiteState, model: ModelToMeasure) -> tuple[float, i
     Raises:
         DataError: the site has no labelled held-out rows.
     """
-    if state.data.held_out is None:
+    held_out = state.data.evaluation_rows
+    if held_out is None:
         raise DataError(f"{state.site.name} has no held-out rows to evaluate on")
     if model.kind == "merged":
-        return _measured(state, model, state.data.held_out)
-    held_out = state.data.held_out
+        return _measured(state, model, held_out)
     return kept_or_measured(state, model.kind, lambda: _measured(state, model, held_out))
 
 

@@ -111,6 +111,17 @@ class MergedPrefix:
         return self.merged.hash_before(self._begin_of(block))
 
 
+def step_of(index: int, steps: Sequence[Step]) -> Step:
+    """The step that a question is about.
+
+    Raises:
+        RefusedReplyError: the schedule has none of that number.
+    """
+    if not 0 <= index < len(steps):
+        raise RefusedReplyError(f"there are {len(steps)} steps, and {index} is none of them")
+    return steps[index]
+
+
 def merged_prefix(
     question: AsksBehind, steps: Sequence[Step], plan: str, settings: str, store: SiteStore
 ) -> MergedPrefix:
@@ -135,7 +146,7 @@ def merged_prefix(
             f"the server merges by plan {question.plan[:12]}, this site's base model gives "
             f"{plan[:12]}: the models differ"
         )
-    step = steps[question.step]
+    step = step_of(question.step, steps)
     remainder = _remainder(question, store)
     first = first_prefix(plan, settings, remainder)
     merged = MergedSteps(step.needs, first, question.merged, store)

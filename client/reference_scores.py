@@ -10,6 +10,7 @@ from pathlib import Path
 from client.site import cache_folder
 from client.state import SiteState
 from layerweld.disk import writing
+from layerweld.names import below
 
 
 def kept_or_measured(
@@ -50,4 +51,4 @@ def _file(state: SiteState, kind: str) -> Path:
     )
     digest.update(" ".join(decides).encode())
     name = f"{state.site.name}-{kind}-{digest.hexdigest()[:16]}.json"
-    return cache_folder(state.site, state.settings) / "scores" / name
+    return below(cache_folder(state.site, state.settings), "scores", name)

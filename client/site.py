@@ -10,35 +10,56 @@ from pydantic import ValidationError
 
 from client.package_files import user_cache
 from layerweld.config import RunSettings, Scalar
+from layerweld.demo import base_folder
 from layerweld.errors import ConfigError
-from layerweld.sites import DEMO, SiteEntry, read_run_file
+from layerweld.incidents import raises_here
+from layerweld.names import below
+from layerweld.sites import DEMO, SiteEntry, on_its_own, read_run_file
 
 
 def site_of_node(node_config: Mapping[str, Scalar], settings: RunSettings) -> SiteEntry:
     """The site that a node plays.
 
-    A node that says ``name="hospital-a" data="…"`` in its node configuration is that site. A node
-    that only has a ``partition-id``, as Flower's simulation gives it, takes that number in the
-    run's file, or in the demo's list when the run has no file.
+    A node that says ``name="hospital-a" data="…"`` in its node configuration is that site, and its
+    own: no run decides its paths, columns, logs or least rows. (Not so in the process of the person
+    who started the run, :func:`layerweld.incidents.raising_here`: there they are one person's.) A
+    node that only has a ``partition-id``, as Flower's simulation gives it, takes that number in the
+    run's file, or in the demo's list when the run has no file: it belongs to who runs it.
 
     Raises:
-        ConfigError: neither is there, or the number is larger than the list.
+        ConfigError: neither is there, or the number is larger than the list; or a site of its own
+            does not say where its base model is.
     """
     own = {k: v for k, v in node_config.items() if k not in ("partition-id", "num-partitions")}
     if own:
-        try:
-            return SiteEntry.model_validate(own)
-        except ValidationError as error:
-            problem = error.errors()[0]
-            field = ".".join(str(part) for part in problem["loc"])
-            raise ConfigError(f"node configuration, {field}: {problem['msg']}") from None
+        entry = _entry_of(own)
+        return entry if raises_here() else _sovereign(entry)
     if "partition-id" not in node_config:
         raise ConfigError("this node has no `name` and `data` in its node configuration")
     number = int(node_config["partition-id"])
     sites = read_run_file(Path(settings.sites))[1] if settings.sites else demo_sites()
-    if number >= len(sites):
+    if not 0 <= number < len(sites):
         raise ConfigError(f"node {number} of a run that lists {len(sites)} sites")
     return sites[number]
+
+
+def _entry_of(own: Mapping[str, Scalar]) -> SiteEntry:
+    try:
+        return SiteEntry.model_validate(own)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        field = ".".join(str(part) for part in problem["loc"])
+        raise ConfigError(f"node configuration, {field}: {problem['msg']}") from None
+
+
+def _sovereign(entry: SiteEntry) -> SiteEntry:
+    base = entry.base or (str(base_folder()) if entry.data.startswith(DEMO) else "")
+    if not base:
+        raise ConfigError(
+            "the node configuration has no `base`: a site says itself where its base model lies"
+        )
+    paths = {"base": base, "cache": entry.cache or str(user_cache())}
+    return on_its_own(entry).model_copy(update=paths)
 
 
 def demo_sites() -> tuple[SiteEntry, ...]:
@@ -53,7 +74,7 @@ def demo_sites() -> tuple[SiteEntry, ...]:
 def forget_run(nodes: Iterable[Mapping[str, Scalar]], settings: RunSettings, run: str) -> None:
     """Remove what the nodes remembered of one finished run; their adapters stay."""
     for node in nodes:
-        folder = cache_folder(site_of_node(node, settings), settings) / "runs" / run
+        folder = below(cache_folder(site_of_node(node, settings), settings), "runs", run)
         shutil.rmtree(folder, ignore_errors=True)
 
 

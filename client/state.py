@@ -20,11 +20,12 @@ from client.store import SiteStore
 from layerweld.adapters import Adapter
 from layerweld.base_model import BaseModel, device_named, load_base
 from layerweld.collect import ReplayableModel
-from layerweld.config import RunSettings
+from layerweld.config import FinetuneSettings, RunSettings
 from layerweld.demo import base_folder
 from layerweld.discover import discover_plan
 from layerweld.errors import AdapterError, ConfigError
 from layerweld.linear import shifted
+from layerweld.names import below
 from layerweld.plan import MergePlan
 from layerweld.replay import RecordedBatch
 from layerweld.sites import HEAD, SiteEntry
@@ -34,9 +35,10 @@ from layerweld.task_vectors import read_fine_tuned
 @lru_cache(maxsize=2)
 def _loaded(folder: Path, device: str) -> tuple[BaseModel, MergePlan]:
     """Sites of one process share one base model: they put updates in place and take them out."""
+    wanted = device_named(device)  # before the minutes that a large model takes
     base = load_base(folder)
     plan = discover_plan(base.backbone)
-    base.backbone.to(device_named(device))
+    base.backbone.to(wanted)
     return base, plan
 
 
@@ -87,8 +89,8 @@ class SiteState:
         about = f"{self.base.fingerprint} {self.data.rows.digest} {decides} {seed}"
         about += self.settings.calibration.prompt_end
         key = hashlib.sha256(about.encode()).hexdigest()[:16]
-        folder = cache_folder(self.site, self.settings) / "adapters" / f"{self.site.name}-{key}"
-        return folder / "adapter"
+        cache = cache_folder(self.site, self.settings)
+        return below(cache, "adapters", f"{self.site.name}-{key}", "adapter")
 
     @property
     def head_file(self) -> Path:
@@ -162,6 +164,12 @@ class SiteState:
         return adapter
 
     @property
+    def finetune(self) -> FinetuneSettings:
+        """How the run wants an adapter trained; where its curves go is the site's own affair."""
+        finetune = self.settings.finetune
+        return finetune.model_copy(update={"logger": self.site.logger or finetune.logger})
+
+    @property
     def targets(self) -> tuple[str, ...]:
         """Layers that fine-tuning adapts, by ``finetune.targets``."""
         wanted = self.settings.finetune.targets
@@ -212,8 +220,8 @@ class SiteState:
             f"{self.base.fingerprint} {self.data.calibration_rows.digest} {self.adapter.digest}"
         )
         key = hashlib.sha256(decides.encode()).hexdigest()[:16]
-        folder = cache_folder(self.site, self.settings) / "runs" / self.run / method
-        return SiteStore(folder / f"{self.site.name}-{key}")
+        cache = cache_folder(self.site, self.settings)
+        return SiteStore(below(cache, "runs", self.run, method, f"{self.site.name}-{key}"))
 
     def with_remainder(self, remainder: dict[str, Tensor]) -> AbstractContextManager[None]:
         """Run with norms, biases and embeddings as full fine-tuning (or its average) left them."""
@@ -237,8 +245,8 @@ def fine_tune_site(state: SiteState, on_step: Callable[[int, int], None] | None 
         fine_tune(
             state.base,
             state.targets,
-            state.data.rows,
-            state.settings.finetune,
+            state.data.training_rows,
+            state.finetune,
             state.settings.calibration.seed,
             state.adapter_folder.parent,
             on_step,

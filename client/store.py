@@ -14,6 +14,7 @@ from torch import Tensor
 
 from layerweld.disk import writing
 from layerweld.named_tensors import site_tensors, update_tensors, updates_by_site, updates_from
+from layerweld.names import below
 from layerweld.prefix import extend_by_tensors
 from layerweld.transport.descent_messages import UpdatesBySite
 from layerweld.updates import Update
@@ -144,7 +145,7 @@ class SiteStore:
             return None
 
     def _file(self, name: str) -> Path:
-        return self._folder / f"{name}.safetensors"
+        return below(self._folder, f"{name}.safetensors")
 
 
 def _step(index: int) -> str:

@@ -190,13 +190,14 @@ def merge(
     merged --method ties --set density=0.1`
     """
     from layerweld.config import validate_settings
+    from layerweld.names import is_name
     from layerweld.overrides import with_overrides
 
     nested: dict[str, Any] = {
         "methods": method,
         "base": str(base.expanduser()),
         "base-name": base_name,
-        "name": output.name,
+        "name": output.name if is_name(output.name) else "merge",
         "min-sites": len(site),
         "merge": {
             "normalization": normalization,
@@ -274,9 +275,10 @@ def main() -> None:
 
 
 def _say_end(cause: str, next_step: str) -> None:
+    from layerweld.outside_text import shown
     from layerweld.terminal import errors
 
-    errors.print(f"layerweld: {cause}", style="red", highlight=False, soft_wrap=True)
+    errors.print(f"layerweld: {shown(cause, 4000)}", style="red", highlight=False, soft_wrap=True)
     errors.print(f"next: {next_step}", highlight=False, soft_wrap=True)
 
 

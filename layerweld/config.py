@@ -30,7 +30,26 @@ from layerweld.merging.sums import Mean, TaskArithmetic
 from layerweld.merging.ties import Ties
 from layerweld.merging.tsv import Tsv
 from layerweld.merging.wudi import Wudi
-from layerweld.settings import Settings
+from layerweld.names import SITE_NAME
+from layerweld.outside_text import shown
+from layerweld.settings import (
+    BatchSize,
+    ColumnText,
+    LineText,
+    ListText,
+    NonNegative,
+    PathText,
+    Positive,
+    Rank,
+    Rate,
+    Rounds,
+    Rows,
+    Seconds,
+    Seed,
+    Settings,
+    Tokens,
+    WordText,
+)
 
 Scalar = bool | int | float | str
 Normalization = Literal["token", "feature", "trace", "none"]
@@ -46,7 +65,7 @@ class MergeSettings(Settings):
     granularity: Granularity = "group"
     """What one round solves: a layer group (CoM), a block (RegMean++), the whole model without a
     chain (RegMean), or the whole model again in each of ``rounds`` rounds (Jacobi)."""
-    rounds: Annotated[int, Field(ge=1)] = 2
+    rounds: Rounds = 2
     """Rounds of ``granularity = "jacobi"``; nothing else reads it."""
     normalization: Normalization = "token"
     """Token vectors to unit norm (tr G = 1), features to unit norm (diag G = 1), the whole matrix
@@ -55,15 +74,15 @@ class MergeSettings(Settings):
     """Weight of a site in a group: Σ_{p<q}|G_pq| (eq. 6 of the paper), or the same for all."""
     shrinkage: Annotated[float, Field(ge=0, le=1)] = 1.0
     """Factor on the off-diagonal of G: 1 leaves it, 0 keeps the diagonal only."""
-    ridge: Annotated[float, Field(ge=0)] = 0.01
+    ridge: NonNegative = 0.01
     """λ as a fraction of mean(diag S)."""
     anchor: Anchor = "base"
     """Where the ridge pulls to: no update at all, or the mean of the updates."""
     solver: Literal["exact", "gradients"] = "exact"
     """Solve for the merge exactly, or by a few steps of conjugate gradients from the anchor."""
-    iterations: Annotated[int, Field(ge=1)] = 100
+    iterations: Annotated[int, Field(ge=1, le=100_000)] = 100
     """Steps of ``solver = "gradients"``; nothing else reads it."""
-    rank: Annotated[int, Field(ge=0)] = 0
+    rank: Rank = 0
     """Rank to which each merged update is compressed, in the metric of S (of methods without
     statistics: of the weights); 0 keeps it exact."""
     products: Literal["auto", "dense"] = "auto"
@@ -92,20 +111,20 @@ class MergeSettings(Settings):
 class CalibrationSettings(Settings):
     """Which rows of a site's data the statistics are taken over, and how."""
 
-    samples: Annotated[int, Field(ge=0)] = 0
+    samples: Rows = 0
     """Rows drawn at random with ``seed``; 0 uses every row, in order."""
-    max_length: Annotated[int, Field(ge=1)] = 128
+    max_length: Tokens = 128
     """Tokens after which a text is cut."""
-    prompt_end: str = ""
+    prompt_end: Annotated[str, Field(max_length=4096)] = ""
     """For causal language models: text put after each row's text and never cut, ``"\\nTopic:"``.
     With it a class is the word that the model goes on with, and no head is trained."""
-    batch_size: Annotated[int, Field(ge=1)] = 32
+    batch_size: BatchSize = 32
     """Rows per forward pass."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the draw, of fine-tuning and of everything else that is random."""
-    device: str = "auto"
+    device: WordText = "auto"
     """Where sites run the model: ``cpu``, ``cuda:1``; ``auto`` is a GPU where there is one."""
-    threads: Annotated[int, Field(ge=1)] = 2
+    threads: Annotated[int, Field(ge=1, le=256)] = 2
     """Threads per site, whatever ``OMP_NUM_THREADS`` says; 1 where the cores are busy. The same
     number everywhere gives the same bits everywhere."""
     validation: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -113,40 +132,40 @@ class CalibrationSettings(Settings):
     calibration sees it."""
     max_unreadable: Annotated[float, Field(ge=0, le=1)] = 0.01
     """Share of rows that may be unreadable; they are counted and skipped, more is an error."""
-    text_column: str = "text"
+    text_column: ColumnText = "text"
     """Column of the rows that holds the text."""
-    label_column: str = "label"
+    label_column: ColumnText = "label"
     """Column that holds the label; only fine-tuning and evaluation need it."""
 
 
 class FinetuneSettings(Settings):
     """Local LoRA fine-tuning of the sites that bring data but no adapter."""
 
-    rank: Annotated[int, Field(ge=1)] = 8
+    rank: Annotated[int, Field(ge=1, le=4096)] = 8
     """LoRA rank."""
-    alpha: Annotated[float, Field(gt=0)] = 16.0
+    alpha: Positive = 16.0
     """LoRA alpha: the update is scaled by alpha / rank."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout on the LoRA branch."""
-    targets: str = "all-linear"
+    targets: ListText = "all-linear"
     """Comma-separated name suffixes of the layers to adapt, or ``all-linear``: every one of the
     merge plan."""
     freeze_a: bool = False
     """Train ``B`` alone, on an ``A`` that is drawn from ``calibration.seed`` and so the same at
     every site, as ``ffa-lora`` needs."""
-    epochs: Annotated[int, Field(ge=1)] = 3
+    epochs: Annotated[int, Field(ge=1, le=1000)] = 3
     """Passes over the training rows."""
-    max_steps: int = -1
+    max_steps: Annotated[int, Field(ge=-1, le=1_000_000)] = -1
     """Optimiser steps after which training ends whatever ``epochs`` says; -1 for no such limit."""
-    batch_size: Annotated[int, Field(ge=1)] = 16
+    batch_size: BatchSize = 16
     """Rows per optimiser step."""
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    learning_rate: Rate = 1e-3
     """Peak learning rate of AdamW."""
-    max_length: Annotated[int, Field(ge=1)] = 64
+    max_length: Tokens = 64
     """Tokens after which a training text is cut."""
-    accelerator: str = "auto"
+    accelerator: WordText = "auto"
     """Lightning's ``Trainer(accelerator=…)``."""
-    precision: str = "32-true"
+    precision: WordText = "32-true"
     """Lightning's ``Trainer(precision=…)``."""
     logger: Literal["tensorboard", "csv", "mlflow", "wandb", "none"] = "tensorboard"
     """Where training curves go, inside the site's own folder; ``mlflow`` and ``wandb`` need the
@@ -160,41 +179,41 @@ class EvaluateSettings(Settings):
     """Evaluate at the sites that have labelled held-out rows and a head."""
     rows: Literal["held-out", "validation"] = "held-out"
     """What to evaluate on; ``validation`` is what ``calibration.validation`` set aside."""
-    samples: Annotated[int, Field(ge=0)] = 0
+    samples: Rows = 0
     """How many of them, drawn at random with ``calibration.seed``; 0 uses every row."""
-    batch_size: Annotated[int, Field(ge=1)] = 64
+    batch_size: BatchSize = 64
     """Rows per forward pass."""
-    max_length: Annotated[int, Field(ge=1)] = 64
+    max_length: Tokens = 64
     """Tokens after which a text is cut."""
 
 
 class RunSettings(Settings):
     """Everything a run's behaviour depends on; the same at the server and at every site."""
 
-    base: str = ""
+    base: PathText = ""
     """Folder of the base model; may be empty only where all sites are the demo's."""
-    base_name: str = ""
+    base_name: LineText = ""
     """What cards and adapter configurations call the base model, e.g. its name on a hub; empty for
     the name of its folder."""
-    sites: str = ""
+    sites: PathText = ""
     """TOML file that lists the sites; empty for the demo's six."""
-    min_sites: Annotated[int, Field(ge=1)] = 2
+    min_sites: Annotated[int, Field(ge=1, le=10_000)] = 2
     """Sites that must be connected before the handshake, and fewer than which no run goes on."""
-    methods: str = "chain"
+    methods: ListText = "chain"
     """Comma-separated names of :mod:`layerweld.methods`; the first one's merge is written out.
     ``chain`` is whichever ``merge.granularity`` says."""
-    output: str = ""
+    output: PathText = ""
     """Folder to create at the server; empty for ``runs/<name>`` below the working directory."""
-    cache: str = ""
+    cache: PathText = ""
     """Folder for what sites must remember between messages; empty for the user's cache folder."""
-    name: str = "run"
+    name: Annotated[str, Field(pattern=f"^{SITE_NAME}$")] = "run"
     """Name of the run, for humans and for resuming."""
-    timeout: Annotated[float, Field(gt=0)] = 3600.0
+    timeout: Seconds = 3600.0
     """Seconds a site may take for one message; then it is asked again."""
     lost_site: LostSite = "wait"
     """What to do about a site that fails or stays silent: ``wait`` for it until ``deadline`` and
     then stop, to be resumed; ``abort`` at once; ``continue`` without it from ``deadline`` on."""
-    deadline: Annotated[float, Field(gt=0)] = 86400.0
+    deadline: Seconds = 86400.0
     """Seconds after which a round waits for no site any more."""
     merge: MergeSettings = MergeSettings()
     calibration: CalibrationSettings = CalibrationSettings()
@@ -291,8 +310,8 @@ def validate_settings(nested: Mapping[str, Any]) -> RunSettings:
 def _problem(error: Any) -> str:
     where = ".".join(str(part) for part in error["loc"]) or "settings"
     if error["type"] == "extra_forbidden":
-        return f"unknown setting {where!r}; known here: {', '.join(_known(error['loc']))}"
-    return f"{where} = {error['input']!r}: {error['msg']}"
+        return f"unknown setting {shown(where)!r}; known here: {', '.join(_known(error['loc']))}"
+    return f"{shown(where)} = {shown(repr(error['input']))}: {error['msg']}"
 
 
 def _known(location: tuple[str | int, ...]) -> list[str]:

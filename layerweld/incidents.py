@@ -30,6 +30,7 @@ from layerweld.errors import (
     StorageError,
 )
 from layerweld.memory import is_out_of_memory
+from layerweld.outside_text import shown_lines
 
 
 class Code(IntEnum):
@@ -96,6 +97,7 @@ _KINDS: tuple[tuple[type[BaseException], Code], ...] = (
 ANSWERS = "answers.log"
 """What a site was asked and what it sent, beside the logs of its incidents."""
 
+_LONGEST = 2**20  # characters of one incident
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _TEXT = re.compile(r"E(?P<code>[1-9][0-9]{2}) incident (?P<number>[0-9a-f]{16})")
 
@@ -141,7 +143,7 @@ def record_incident(error: BaseException, folder: Path) -> Incident:
     stays at the site as well, and no part of it is left in the folder.
     """
     incident = Incident(code_of(error), secrets.token_hex(8))
-    text = f"{incident}\n" + "".join(traceback.format_exception(error))
+    text = f"{incident}\n" + shown_lines("".join(traceback.format_exception(error)), _LONGEST)
     log = folder / f"{incident.number}.log"
     try:
         folder.mkdir(parents=True, exist_ok=True)

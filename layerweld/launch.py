@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from layerweld.config import RunSettings, Scalar
+from layerweld.incidents import raising_here
 
 
 def app_folder() -> Path:
@@ -66,6 +67,10 @@ def compare_in_process(
     module = app_module
     app = module("client.app").app
 
+    def forget(changed: RunSettings, run: str) -> None:
+        with raising_here():
+            module("client.site").forget_run(nodes, changed, run)
+
     return module("server.comparison").compare(
         play=lambda changed: module("server.in_process").InProcessGrid(app, nodes, changed),
         settings=settings,
@@ -73,7 +78,7 @@ def compare_in_process(
         seeds=seeds,
         budget=budget,
         kept=module("server.played_methods").PlayedMethods(kept),
-        on_played=lambda changed, run: module("client.site").forget_run(nodes, changed, run),
+        on_played=forget,
         on_known=on_known,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
@@ -9,6 +10,7 @@ from typing import Literal, Protocol
 from huggingface_hub import ModelCard, ModelCardData
 
 from layerweld.config import Scalar
+from layerweld.outside_text import markdown, markdown_code, shown
 
 _CITATION = """\
 ```bibtex
@@ -104,20 +106,23 @@ def write_model_card(
         missing: of each site that was lost on the way, the layer groups that lack it.
     """
     adapter = (folder / "adapter_config.json").is_file()
+    base_name = shown(base_name)
     data = ModelCardData(
         base_model=base_name,
         library_name="peft" if adapter else "transformers",
         tags=["federated", "lora", "merge"],
     )
     sections = {
-        f"Merge of {len(sites)} sites on {base_name}": _summary(base_name, adapter, method, sent),
+        f"Merge of {len(sites)} sites on {markdown(base_name)}": _summary(
+            base_name, adapter, method, sent
+        ),
         "How to load it": _how_to_load(folder.name, base_name, adapter, prefix, task),
         "Sites": _table(
             ("site", "samples", "tokens"), ((s.name, s.samples, s.tokens) for s in sites)
         ),
         "Sites that were lost": _missing(missing) if missing else "",
         "Scores": _scores(scores) if scores else "",
-        "Settings": _table(("setting", "value"), ((f"`{k}`", v) for k, v in settings.items())),
+        "Settings": _table(("setting", "value"), settings.items(), code=True),
         "What to know": _ABOUT[sent] + _TO_KNOW,
         "Citation": _CITATION,
     }
@@ -141,7 +146,8 @@ def _missing(missing: Mapping[str, Sequence[str]]) -> str:
 def _summary(base_name: str, adapter: bool, method: str, sent: Sent) -> str:
     what = "A LoRA adapter" if adapter else "A model"
     return (
-        f"{what} that does the tasks of several sites, each of which fine-tuned `{base_name}` on "
+        f"{what} that does the tasks of several sites, each of which fine-tuned "
+        f"`{markdown_code(base_name)}` on "
         f"data of its own. It was merged with layerweld by {method}, from {_SOURCES[sent]}; the "
         f"data never left the sites."
     )
@@ -165,25 +171,26 @@ def loading(
         task: PEFT's task type, if it is known.
     """
     if not adapter:
-        load = f'model = AutoModel.from_pretrained("{name}")'
+        load = f"model = AutoModel.from_pretrained({_quoted(name)})"
         return ["from transformers import AutoModel", "", load], ""
+    begin = markdown_code(prefix)
     model_class = _CLASSES.get(task, "AutoModelForX") if prefix else "AutoModel"
     lines = [
         "from peft import PeftModel",
         f"from transformers import {model_class}",
         "",
-        f'base = {model_class}.from_pretrained("{base_name}")',
-        f'model = PeftModel.from_pretrained(base, "{name}")',
+        f"base = {model_class}.from_pretrained({_quoted(base_name)})",
+        f"model = PeftModel.from_pretrained(base, {_quoted(name)})",
     ]
     if prefix and task in _CLASSES:
         return (
             lines,
-            f"Its layer names begin with `{prefix}`, as in the class that the sites trained.",
+            f"Its layer names begin with `{begin}`, as in the class that the sites trained.",
         )
     which = (
         f"`AutoModelForX` stands for the class that the sites trained, such as "
         f"`AutoModelForCausalLM` or `AutoModelForSequenceClassification`; its layer names begin "
-        f"with `{prefix}`."
+        f"with `{begin}`."
         if prefix
         else "The names are those of the model without a head."
     )
@@ -196,17 +203,23 @@ def _python(lines: Iterable[str]) -> str:
 
 def _scores(scores: Mapping[str, Mapping[str, float]]) -> str:
     columns = sorted({column for row in scores.values() for column in row})
+    head = ("site", *map(markdown, columns))
     rows = (
         (site, *(f"{row[column]:.4f}" if column in row else "" for column in columns))
         for site, row in scores.items()
     )
-    return _table(("site", *columns), rows)
+    return _table(head, rows)
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(_cell(cell) for cell in line)} |" for line in lines)
+def _quoted(text: str) -> str:
+    """As Python writes it: a name that holds a quote ends no string of the code."""
+    return json.dumps(shown(text), ensure_ascii=False)
 
 
-def _cell(value: object) -> str:
-    return str(value).replace("|", r"\|").replace("\n", " ")
+def _table(head: Sequence[str], rows: Iterable[Sequence[object]], *, code: bool = False) -> str:
+    """A table; with ``code`` its first column is."""
+    lines = [[markdown(cell, 2000) for cell in row] for row in rows]
+    if code:
+        lines = [[f"`{markdown_code(line[0])}`", *line[1:]] for line in lines]
+    lines = [[*head], ["---"] * len(head), *lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -6,8 +6,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+from layerweld.outside_text import shown
+
 Listener = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
+
+
+_LONGEST = 2000  # characters: a warning may name many sites
 
 
 def _nobody(_what: str, _done: int, _total: int) -> None:
@@ -41,5 +46,8 @@ def overhearing(listener: Listener) -> Iterator[None]:
 
 
 def report_progress(what: str, done: int, total: int) -> None:
-    """Tell whoever listens; nobody does in a process of its own, and that is fine."""
-    _listener.get()(what, done, total)
+    """Tell whoever listens; nobody does in a process of its own, and that is fine.
+
+    Sites and Flower have a say in ``what``: it is passed on as one line of bounded length.
+    """
+    _listener.get()(shown(what, _LONGEST), done, total)

@@ -19,10 +19,12 @@ from layerweld.errors import (
     StorageError,
 )
 from layerweld.interruptions import INTERRUPTED, RESUMES
+from layerweld.outside_text import shown
 from layerweld.progress import overhearing
 
 STATE = "state.json"
 _NOTES = 10  # the last ones are kept
+_LONGEST = 4000  # characters of a cause
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,8 @@ class Recorder:
         """The run ends with this error."""
         code, cause, next_step = _ending(error)
         failed = replace(self._state, status="failed", exit_code=code)
-        self.write(replace(failed, cause=" ".join(cause.split()), next_step=next_step))
+        cause = shown(" ".join(cause.split()), _LONGEST)
+        self.write(replace(failed, cause=cause, next_step=next_step))
 
     def write(self, state: RunState) -> None:
         """Replace the file, whole or not at all; without an output folder nothing is written.
@@ -96,7 +99,8 @@ class Recorder:
         Raises:
             StorageError: the disk is full, or the folder is read-only.
         """
-        waiting = {} if state.status == "completed" else dict(self.waiting_for())
+        now_waiting = {} if state.status == "completed" else self.waiting_for()
+        waiting = {shown(site): shown(why) for site, why in now_waiting.items()}
         now = datetime.now(UTC).isoformat(timespec="seconds")
         self._state = replace(state, waiting=waiting, updated=now)
         if not self._file.parent.is_dir():

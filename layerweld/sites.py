@@ -5,14 +5,15 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from layerweld.config import RunSettings, validate_settings
+from layerweld.config import CalibrationSettings, FinetuneSettings, RunSettings, validate_settings
 from layerweld.demo import base_folder
 from layerweld.errors import ConfigError
-from layerweld.settings import Settings
+from layerweld.names import SITE_NAME
+from layerweld.settings import ColumnText, PathText, Settings
 
 DEMO = "demo:"
 PACKAGE = "package:"
@@ -21,8 +22,8 @@ PACKAGE = "package:"
 HEAD = "head.safetensors"
 """What a site's classifier is called where the run's file does not name it."""
 
-SITE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
-"""What sites and runs may be called: these are names of folders and files."""
+LEAST_ROWS = 10
+"""``min-rows`` of a site that answers to somebody else and does not say itself."""
 
 
 class SiteEntry(Settings):
@@ -30,29 +31,51 @@ class SiteEntry(Settings):
 
     name: str = Field(min_length=1, pattern=f"^{SITE_NAME}$")
     """Name of the site, unique in the run; it names a folder, so letters, digits and ``._-``."""
-    data: str = Field(min_length=1)
+    data: PathText = Field(min_length=1)
     """Rows to calibrate on (and to fine-tune on): JSON lines, CSV, Parquet or an image folder; or
     ``package:NAME``, a task out of an installed package."""
-    adapter: str = ""
+    adapter: PathText = ""
     """PEFT LoRA folder or fully fine-tuned model folder; empty to fine-tune on ``data`` first."""
-    head: str = ""
+    head: PathText = ""
     """Classifier of the site's own adapter, to evaluate with: ``head.safetensors`` as layerweld
     writes it, if not in the folder that the adapter folder lies in."""
-    base: str = ""
+    base: PathText = ""
     """Where this site keeps the base model, if not where the run's settings say."""
-    held_out: str = ""
+    held_out: PathText = ""
     """Labelled rows to evaluate on."""
-    text_column: str = ""
+    text_column: ColumnText = ""
     """Column of this site's rows that holds the text, if not the one of ``calibration``."""
-    label_column: str = ""
+    label_column: ColumnText = ""
     """Column of this site's rows that holds the label, if not the one of ``calibration``."""
-    cache: str = ""
+    cache: PathText = ""
     """Where this site keeps its state, if not where the run's settings say."""
-    min_rows: int = Field(default=1, ge=1)
-    """Fewer rows than this the site takes no statistics over, whatever the coordinator asks for."""
+    logger: Literal["", "tensorboard", "csv", "mlflow", "wandb", "none"] = ""
+    """Where this site's training curves go, if not where ``finetune.logger`` says."""
+    min_rows: Annotated[int, Field(ge=1, le=1_000_000)] = 1
+    """Nothing is learnt from, measured over or told apart by fewer rows than this, whatever a run
+    asks for: rows come in parcels of at least so many, always the same ones, and a run draws whole
+    parcels. 1 is each row by itself."""
     watchdog: bool = False
     """End the process that answers a message when the message's time is over. For sites that Flower
     starts one process a message for: without it, a hung one blocks every later message."""
+
+
+def on_its_own(site: SiteEntry) -> SiteEntry:
+    """The same site, where somebody else starts the runs.
+
+    What it does not say itself is what this project has by default, and not what a run says: which
+    columns are read, where curves are logged, and how few rows are too few. Paths are the caller's
+    affair.
+    """
+    says = site.model_fields_set
+    return site.model_copy(
+        update={
+            "text_column": site.text_column or CalibrationSettings().text_column,
+            "label_column": site.label_column or CalibrationSettings().label_column,
+            "logger": site.logger or FinetuneSettings().logger,
+            "min_rows": site.min_rows if "min_rows" in says else LEAST_ROWS,
+        }
+    )
 
 
 def package_task(source: str) -> str:

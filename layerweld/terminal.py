@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook, RenderResult
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -18,11 +18,40 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from layerweld.outside_text import shown_lines
 from layerweld.progress import listening
 
-console = Console(stderr=False, markup=False)
-errors = Console(stderr=True, markup=False)
-"""Names of sites, files and folders may hold brackets: nothing printed here is taken for markup."""
+
+class _Escaping(RenderHook):
+    """Whatever is printed is escaped on its way: no text steers the terminal, wherever it is from.
+
+    The terminal's own control sequences are Rich's, and stay.
+    """
+
+    def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
+        return [_Escaped(renderable) for renderable in renderables]
+
+
+class _Escaped:
+    def __init__(self, renderable: ConsoleRenderable) -> None:
+        self._renderable = renderable
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for segment in console.render(self._renderable, options):
+            text = segment.text if segment.control else shown_lines(segment.text, _LONGEST)
+            yield segment._replace(text=text)
+
+
+def _console(*, stderr: bool) -> Console:
+    """Names of sites, files and folders may hold brackets: nothing printed is taken for markup."""
+    made = Console(stderr=stderr, markup=False, emoji=False)
+    made.push_render_hook(_Escaping())
+    return made
+
+
+_LONGEST = 100_000  # characters of a line
+console = _console(stderr=False)
+errors = _console(stderr=True)
 
 
 @contextmanager
@@ -34,7 +63,7 @@ def showing_progress() -> Iterator[None]:
             yield
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

@@ -21,6 +21,7 @@ def main(grid: Grid, context: Context) -> None:
     from layerweld.config import read_run_settings
     from layerweld.disk import make_folder, reported
     from layerweld.errors import LayerweldError
+    from layerweld.outside_text import shown
     from server.run import play
 
     try:
@@ -30,7 +31,7 @@ def main(grid: Grid, context: Context) -> None:
             make_folder(output)
         results = play(grid, settings, settings.base or demo_base(), output)
     except LayerweldError as error:
-        log(40, "failed with exit code %d: %s", error.exit_code, error)
+        log(40, "failed with exit code %d: %s", error.exit_code, shown(error, 4000))
         log(40, "next: %s", error.next_step)
         raise
     log(20, "manifest %s, output in %s", results.manifest_hash, output.resolve())

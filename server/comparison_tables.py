@@ -10,12 +10,13 @@ from rich.table import Table
 from rich.text import Text
 
 from layerweld.disk import writing
+from layerweld.outside_text import csv_cell, markdown, shown
 from server.comparison_results import Comparison
 from server.comparison_scores import Line, Spread, individuals, lines
 from server.comparison_verdict import verdict
 from server.report_labels import byte_text, percent, time_text
 from server.scores import REFERENCES, best_merges
-from server.tables import inert, plain
+from server.tables import plain
 
 _ACCURACY = ("Method", "Accuracy %", "Normalised %", "Worst site %", "Where")
 _COST = ("Rounds", "Up", "Down", "Time", "Peak memory")
@@ -44,7 +45,7 @@ def _method_table(comparison: Comparison, title: str, columns: Sequence[int]) ->
     for line in found:
         style = "bold" if line.name in best else ""
         cells = method_cells(line)
-        table.add_row(*(Text(cells[number], style=style) for number in columns))
+        table.add_row(*(Text(shown(cells[number]), style=style) for number in columns))
         if line.name == REFERENCES[-1]:
             table.add_section()
     return table
@@ -110,7 +111,8 @@ def comparison_markdown(comparison: Comparison) -> str:
     parts += [_markdown(*site_cells(found))]
     if chosen := tuned_cells(found):
         parts += [_markdown(["Method", "Chosen, seed by seed"], chosen)]
-    parts += ["\n".join(f"- {text}" for text in refusal_lines(comparison)), notes(comparison)]
+    refusals = "\n".join(f"- {markdown(text)}" for text in refusal_lines(comparison))
+    parts += [refusals, markdown(notes(comparison), 4000)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -162,7 +164,9 @@ def _spread(spread: Spread) -> str:
 
 def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     rule = ["---", *["---:"] * (len(head) - 1)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *rows))
+    lines = ([markdown(cell) for cell in cells] for cells in (head, *rows))
+    first, *others = (f"| {' | '.join(cells)} |" for cells in lines)
+    return "\n".join((first, f"| {' | '.join(rule)} |", *others))
 
 
 def _method_rows(comparison: Comparison) -> Iterator[Sequence[object]]:
@@ -175,7 +179,7 @@ def _method_rows(comparison: Comparison) -> Iterator[Sequence[object]]:
         spreads = (line.accuracy, line.normalised, line.worst)
         numbers = [value for s in spreads for value in (s.mean, s.deviation)]
         yield (
-            line.name, len(line.accuracy.values), *numbers, inert(line.worst_site), line.rounds,
+            line.name, len(line.accuracy.values), *numbers, line.worst_site, line.rounds,
             line.bytes_up, line.bytes_down, line.seconds, line.peak_bytes, comparison.budget,
             "; ".join(line.tuned),
         )  # fmt: skip
@@ -188,10 +192,10 @@ def _site_rows(comparison: Comparison) -> Iterator[Sequence[object]]:
         own = alone[entry.seed].scores
         for site, score in entry.result.scores.items():
             share = score.accuracy / own[site].accuracy if own[site].accuracy else None
-            row = (entry.seed, entry.result.name, inert(site), score.accuracy, share)
+            row = (entry.seed, entry.result.name, site, score.accuracy, share)
             yield (*row, score.samples)
 
 
 def _write_csv(file: Path, rows: Iterator[Sequence[object]]) -> None:
     with writing(file) as partial, partial.open("w", encoding="utf-8", newline="") as stream:
-        csv.writer(stream).writerows(rows)
+        csv.writer(stream).writerows(map(csv_cell, row) for row in rows)

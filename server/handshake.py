@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from layerweld.errors import CohortError
 from layerweld.lora_config import TASKS
+from layerweld.names import SITE_NAME
 from layerweld.plan import MergePlan
-from layerweld.sites import SITE_NAME
 from layerweld.transport.messages import Introduction
 
 _SAME_VERSIONS = ("layerweld", "torch", "transformers")

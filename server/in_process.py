@@ -110,7 +110,8 @@ class InProcessGrid(Grid):
         context = self._contexts[node]
         try:
             settings = read_run_settings(context.run_config)
-            site = app_module("client.site").site_of_node(context.node_config, settings)
+            with raising_here():
+                site = app_module("client.site").site_of_node(context.node_config, settings)
         except ConfigError:  # what went wrong may be just this
             return f"node {node}"
         return f"site {site.name}"

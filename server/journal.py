@@ -13,6 +13,7 @@ from torch import Tensor
 
 from layerweld.disk import move, reported, writing
 from layerweld.errors import JournalError
+from layerweld.names import below
 from layerweld.transport.introduction import introduction_from
 from layerweld.transport.messages import Introduction
 from server.hashed_files import read_hashed, write_hashed
@@ -110,11 +111,11 @@ class RunJournal:
 
     def of_method(self, method: str) -> StepFiles:
         """The steps of one chain of the run."""
-        return step_files(self._folder / method)
+        return step_files(below(self._folder, method))
 
     def rounds_of(self, method: str) -> RoundFiles:
         """The rounds of one method that is no chain."""
-        return round_files(self._folder / method)
+        return round_files(below(self._folder, method))
 
     def remove(self) -> None:
         """The run is finished and written out.

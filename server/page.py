@@ -12,11 +12,13 @@ from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from layerweld.outside_text import shown, shown_lines
 from server.page_style import SCRIPT, STYLE
 from server.page_template import PARTS, SHELL
 from server.report_charts import Chart
 from server.report_labels import DARK, LIGHT
 
+_LONGEST = 10_000  # characters of one text
 _LAYOUT: dict[str, Any] = {
     "paper_bgcolor": "rgba(0,0,0,0)",
     "plot_bgcolor": "rgba(0,0,0,0)",
@@ -56,7 +58,11 @@ def render_page(template: str, drawn: Sequence[Chart], **values: Any) -> str:
     """
     loader = DictLoader({"page": template, "shell": SHELL, "parts": PARTS})
     environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=loader,
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        finalize=_bounded,
     )
     return environment.get_template("page").render(
         drawn=drawn,
@@ -78,11 +84,18 @@ def _chart_json(drawn: Sequence[Chart]) -> Markup:
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
 
 
+def _bounded(value: Any) -> Any:
+    """What a template shows, where it is text that is not ours."""
+    return shown_lines(value, _LONGEST) if type(value) is str else value
+
+
 def _finite(value: Any) -> Any:
     if isinstance(value, float):
         return value if isfinite(value) else None
+    if isinstance(value, str):
+        return shown(value, _LONGEST)
     if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
+        return {shown(key): _finite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_finite(inner) for inner in value]
     return value

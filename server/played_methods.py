@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from layerweld.disk import writing
+from layerweld.names import below
 from server.comparison_results import Entry
 from server.federation import Federation
 
@@ -56,7 +57,7 @@ class PlayedMethods:
 
     def _file(self, name: str, facts: Facts) -> Path:
         text = json.dumps(facts, sort_keys=True)
-        return self._folder / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+        return below(self._folder, f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json")
 
 
 def deciding_facts(federation: Federation, name: str, tables: tuple[str, ...]) -> Facts:

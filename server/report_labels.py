@@ -6,6 +6,7 @@ import html
 from collections.abc import Mapping, Sequence
 from math import floor, isfinite, log10
 
+from layerweld.outside_text import shown
 from server.results import GroupFigures
 
 # Named once, so that the style sheet and the charts cannot disagree. Methods: Okabe and Ito; sites:
@@ -65,6 +66,7 @@ def chart_text(text: str, longest: int = 28) -> str:
     kind of HTML.
     """
     half = (longest - 1) // 2
+    text = shown(text, 4 * longest)
     short = text if len(text) <= longest else f"{text[:half]}…{text[-half:]}"
     return html.escape(short)
 

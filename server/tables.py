@@ -11,6 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from layerweld.outside_text import csv_cell, shown
 from server.report_labels import byte_text, group_label, number_text, percent
 from server.results import MethodResult, RunResults
 from server.scores import (
@@ -82,12 +83,8 @@ def write_accuracy_csv(results: RunResults, file: Path) -> None:
         for method in evaluated(results):
             for site, score in method.scores.items():
                 share = normalised(results, method, site)
-                writer.writerow(
-                    (
-                        inert(site), method.name, score.accuracy, "" if share is None else share,
-                        score.samples, half_width(score),
-                    )
-                )  # fmt: skip
+                row = (site, method.name, score.accuracy, share, score.samples, half_width(score))
+                writer.writerow(map(csv_cell, row))
 
 
 def _add_row(
@@ -109,10 +106,5 @@ def _bare(value: float | None) -> str:
 
 
 def plain(text: str) -> Text:
-    """A name as it is: no rich markup, no control character that could steer the terminal."""
-    return Text("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text))
-
-
-def inert(name: str) -> str:
-    """A name that a spreadsheet does not take for a formula."""
-    return f"'{name}" if name.startswith(("=", "+", "-", "@", "\t", "\r")) else name
+    """A name as it is: no rich markup, nothing that could steer the terminal."""
+    return Text(shown(text))

@@ -9,11 +9,13 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from client.data import draw, read_rows
+from client.data import read_rows
 from client.heads import ClassifierHead, load_head
+from client.parcels import in_parcels
 from layerweld.base_model import load_base
 from layerweld.discover import discover_plan
 from layerweld.errors import CohortError, JournalError
+from layerweld.incidents import raising_here
 from layerweld.launch import app_module
 from layerweld.linear import weight_of
 from layerweld.merging.adamerging import weighed
@@ -81,7 +83,8 @@ def in_one_place(sites, method, settings):
         }
         for node in sites.nodes:
             rows = read_rows(Path(node["data"]), settings.calibration, reads_images=False)
-            rows = draw(rows, settings.adamerging.rows, (settings.adamerging.seed << 32) + round_)
+            of_round = (settings.adamerging.seed << 32) + round_
+            rows = in_parcels(rows, 1).draw(settings.adamerging.rows, of_round).rows
             inputs = tokenizer(
                 list(rows.inputs),
                 truncation=True,
@@ -130,7 +133,8 @@ def test_a_site_answers_with_the_slope_of_its_entropy(sites):
         node["name"]: read_fine_tuned(node["adapter"], base).task_vector.updates
         for node in sites.nodes
     }
-    site = app_module("client.site").site_of_node(sites.nodes[0], chosen)
+    with raising_here():
+        site = app_module("client.site").site_of_node(sites.nodes[0], chosen)
     state = app_module("client.state").site_state(site, chosen, "slope")
     plan = state.plan.restricted_to({layer for of in updates.values() for layer in of})
     first = first_prefix(plan.digest, chosen.digest(), {})

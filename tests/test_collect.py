@@ -10,6 +10,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from layerweld.collect import ReplayableModel, collect
 from layerweld.config import MergeSettings
 from layerweld.discover import discover_plan
+from layerweld.incidents import raising_here
 from layerweld.launch import app_module
 from layerweld.linear import weight_of
 from layerweld.schedule import schedule
@@ -111,7 +112,9 @@ def test_a_chain_costs_under_so_many_passes_over_the_model(tmp_path, granularity
     site_of_node = app_module("client.site").site_of_node
     with counted_products() as once:
         for node in sites.nodes:
-            site = state.SiteState(site_of_node(node, settings), settings, "count")
+            with raising_here():
+                entry = site_of_node(node, settings)
+            site = state.SiteState(entry, settings, "count")
             for batch in site.batches:
                 with torch.inference_mode():
                     site.base.backbone(**batch)

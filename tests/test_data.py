@@ -7,11 +7,9 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
-from client.data import draw, make_rows, read_rows, set_aside
+from client.data import make_rows, read_rows
 from layerweld.config import CalibrationSettings
 from layerweld.errors import DataError
 
@@ -84,20 +82,6 @@ def test_rows_without_the_label_column_have_no_labels(tmp_path):
 def test_a_number_names_the_same_class_in_every_format(tmp_path):
     lines = [json.dumps({"text": "a", "label": label}) for label in (1, 1.0, "1")]
     assert read_rows(jsonl(tmp_path, *lines), STRICT, reads_images=False).classes == ("1",)
-
-
-@given(total=st.integers(1, 30), samples=st.integers(0, 40), seed=st.integers(0, 99))
-def test_a_draw_keeps_order_and_labels(total, samples, seed):
-    rows = make_rows(
-        [f"text {i:02}" for i in range(total)], [f"class {i % 3}" for i in range(total)]
-    )
-    drawn = draw(rows, samples, seed)
-    assert len(drawn) == (min(samples, total) or total)
-    assert list(drawn.inputs) == sorted(set(drawn.inputs))
-    pairs = dict(zip(rows.inputs, rows.labels, strict=True))
-    assert [pairs[text] for text in drawn.inputs] == list(drawn.labels)
-    assert drawn.classes == rows.classes
-    assert drawn == draw(rows, samples, seed)
 
 
 def test_the_digest_sees_inputs_labels_and_order():
@@ -312,13 +296,3 @@ def test_images_beside_class_folders_are_an_error(tmp_path):
 def test_a_model_that_reads_images_wants_a_folder(tmp_path):
     with pytest.raises(DataError, match="give a folder of images"):
         read_rows(write_jsonl(tmp_path / "rows.jsonl"), STRICT, reads_images=True)
-
-
-@given(st.integers(1, 40), st.sampled_from([0.0, 0.2, 0.5]), st.integers(0, 3))
-def test_setting_aside_splits_rows_without_loss_or_overlap(count, share, seed):
-    rows = make_rows([f"row {i}" for i in range(count)], ["ab"[i % 2] for i in range(count)])
-    kept, aside = set_aside(rows, share, seed)
-    assert len(aside) == round(share * count)
-    assert sorted([*kept.inputs, *aside.inputs]) == sorted(rows.inputs)
-    assert kept.classes == aside.classes == rows.classes
-    assert set_aside(rows, share, seed) == (kept, aside)

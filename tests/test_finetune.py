@@ -19,6 +19,7 @@ from client.data import make_rows, read_rows
 from client.evaluate import accuracy
 from client.finetune import fine_tune
 from client.heads import ClassifierHead, load_head
+from client.parcels import in_parcels
 from layerweld.base_model import BaseModel, load_base
 from layerweld.config import CalibrationSettings, EvaluateSettings, FinetuneSettings
 from layerweld.errors import ConfigError, DataError, OutputError
@@ -68,7 +69,7 @@ def adaptable(base):
 
 
 def trained(base, folder, rows=ROWS, settings=SETTINGS, seed=0, **options):
-    fine_tune(base, adaptable(base), rows, settings, seed, folder, **options)
+    fine_tune(base, adaptable(base), in_parcels(rows, 1), settings, seed, folder, **options)
     return folder
 
 
@@ -145,7 +146,7 @@ def test_the_callers_random_numbers_and_switches_are_left_alone(text_base, tmp_p
 def test_only_the_chosen_layers_are_adapted(text_base, tmp_path):
     chosen = [name for name in adaptable(text_base) if "layer.1" in name and "query" in name]
     settings = SETTINGS.model_copy(update={"max_steps": 1})
-    fine_tune(text_base, chosen, ROWS, settings, 0, tmp_path / "site")
+    fine_tune(text_base, chosen, in_parcels(ROWS, 1), settings, 0, tmp_path / "site")
     model = PeftModel.from_pretrained(
         load_base(text_base.folder).backbone, tmp_path / "site" / "adapter"
     )
@@ -157,7 +158,9 @@ def test_a_frozen_a_is_the_same_whatever_the_rows_and_b_is_trained(text_base, tm
     others = make_rows(ROWS.inputs[::-1], [ROWS.classes[label] for label in ROWS.labels])
     found = {}
     for name, rows in (("one", ROWS), ("other", others)):
-        fine_tune(text_base, adaptable(text_base), rows, settings, 0, tmp_path / name)
+        fine_tune(
+            text_base, adaptable(text_base), in_parcels(rows, 1), settings, 0, tmp_path / name
+        )
         found[name] = load_file(tmp_path / name / "adapter/adapter_model.safetensors")
     for key, values in found["one"].items():
         assert torch.equal(values, found["other"][key]) == ("lora_A" in key), key
@@ -190,7 +193,7 @@ def test_a_conv1d_model_without_a_pad_token_is_trained(tmp_path):
     settings = SETTINGS.model_copy(update={"max_steps": 2})
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        fine_tune(base, targets, ROWS, settings, 0, tmp_path / "site")
+        fine_tune(base, targets, in_parcels(ROWS, 1), settings, 0, tmp_path / "site")
     model = PeftModel.from_pretrained(base.backbone, tmp_path / "site" / "adapter")
     assert set(model.targeted_module_names) == set(targets)
 
@@ -263,7 +266,7 @@ def test_a_single_class_cannot_be_trained_on(text_base, tmp_path):
 @pytest.mark.parametrize("targets", [[], ["encoder.layer.9.query"]])
 def test_targets_that_are_no_layers_are_refused(text_base, tmp_path, targets):
     with pytest.raises(ConfigError, match=r"`finetune\.targets`"):
-        fine_tune(text_base, targets, ROWS, SETTINGS, 0, tmp_path / "site")
+        fine_tune(text_base, targets, in_parcels(ROWS, 1), SETTINGS, 0, tmp_path / "site")
 
 
 @pytest.mark.parametrize(

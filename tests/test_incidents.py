@@ -32,7 +32,8 @@ def sites(tmp_path_factory):
 
 def context_of(sites, **node):
     settings = sites.settings()
-    node_config = sites.nodes[0] | node
+    own = {"base": str(sites.base), "cache": str(sites.folder / "cache")}
+    node_config = sites.nodes[0] | own | node
     return Context(1, 1, node_config, RecordDict(), dict(settings.flat()))
 
 

@@ -16,6 +16,7 @@ from client.finetune import fine_tune
 from client.fisher import fisher_sums
 from client.label_words import LabelWordHead, label_word_head
 from client.measure import held_out_accuracy
+from client.parcels import in_parcels
 from client.site import cache_folder
 from client.state import SiteState, fine_tune_site
 from layerweld.base_model import BaseModel, load_base
@@ -117,7 +118,7 @@ def test_training_moves_the_next_word_and_writes_no_head(base, tmp_path):
     targets = [f"layers.{i}.self_attn.{p}_proj" for i in range(2) for p in "qkvo"]
     head = label_word_head(base, ROWS.classes)
     before, _ = accuracy(base, head, ROWS, EVALUATE, END)
-    fine_tune(base, targets, ROWS, SETTINGS, 0, tmp_path / "site", prompt_end=END)
+    fine_tune(base, targets, in_parcels(ROWS, 1), SETTINGS, 0, tmp_path / "site", prompt_end=END)
     model = PeftModel.from_pretrained(load_base(base.folder).backbone, tmp_path / "site/adapter")
     adapted = BaseModel(base.folder, model.merge_and_unload(), "base")
     after, rows = accuracy(adapted, head, ROWS, EVALUATE, END)

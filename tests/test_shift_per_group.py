@@ -11,6 +11,7 @@ from client.site import site_of_node
 from client.state import SiteState
 from layerweld import collect
 from layerweld.covariate_shift import MomentAccumulator, squared_wasserstein
+from layerweld.incidents import raising_here
 from layerweld.linear import shifted, updated
 from layerweld.task_vectors import read_fine_tuned
 from layerweld.transport.messages import ModelToMeasure
@@ -29,7 +30,9 @@ def sites(request, tmp_path_factory):
 @pytest.fixture
 def site(sites):
     settings = sites.settings()
-    return SiteState(site_of_node(sites.nodes[0], settings), settings, "run")
+    with raising_here():
+        site = site_of_node(sites.nodes[0], settings)
+    return SiteState(site, settings, "run")
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ from layerweld.deploy.files import PRIVATE, new_folder, read_toml, write_toml, w
 from layerweld.deploy.processes import Program
 from layerweld.deploy.units import unit
 from layerweld.errors import DeployError
+from layerweld.names import SITE_NAME
 from layerweld.settings import Settings
-from layerweld.sites import SITE_NAME
 
 CONNECTION = "here"
 _HOST = r"^([A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|[0-9A-Fa-f]*:[0-9A-Fa-f:]+)$"

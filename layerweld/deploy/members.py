@@ -13,7 +13,7 @@ from layerweld.deploy.files import write_whole
 from layerweld.deploy.flower import ask, flwr
 from layerweld.deploy.keys import fingerprint, read_public_key
 from layerweld.errors import DeployError
-from layerweld.sites import SITE_NAME
+from layerweld.names import SITE_NAME
 
 _NODE = re.compile(r"\bnode (\d+)\b")
 

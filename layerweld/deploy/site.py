@@ -20,7 +20,7 @@ from layerweld.deploy.processes import Program
 from layerweld.disk import is_held, only_here
 from layerweld.errors import DeployError, InUseError
 from layerweld.launch import app_folder
-from layerweld.sites import DEMO, SiteEntry
+from layerweld.sites import DEMO, SiteEntry, on_its_own
 
 _MADE_BY = "layerweld site init SITE --model … --data …"
 _REFUSE = "#!/bin/sh\necho 'this site runs ClientApps only' >&2\nexit 1\n"
@@ -110,7 +110,7 @@ class Site:
 
 
 def site_entry(
-    name: str, parent: Path, min_rows: int, columns: Mapping[str, str], **paths: str
+    name: str, parent: Path, min_rows: int, words: Mapping[str, str], **paths: str
 ) -> SiteEntry:
     """Check what a person typed, and make every path absolute.
 
@@ -118,19 +118,20 @@ def site_entry(
         name: of the site and of its folder.
         parent: absolute folder in which that will be made.
         min_rows: as in :class:`SiteEntry`.
-        columns: ``text_column`` and ``label_column`` of :class:`SiteEntry`.
+        words: ``text_column``, ``label_column`` and ``logger`` of :class:`SiteEntry`; what is empty
+            has its default, and is never a run's to say.
         paths: the fields of :class:`SiteEntry` that are paths, other than ``cache``.
 
     Raises:
         DeployError: a name or path is impossible or does not exist.
     """
     absolute = {key: _absolute(path) for key, path in paths.items() if path}
-    entries = absolute | {**columns, "name": name, "cache": str(parent / name / "cache")}
+    entries = absolute | {**words, "name": name, "cache": str(parent / name / "cache")}
     for key, value in entries.items():
         if _UNQUOTABLE & set(value):
             raise DeployError(f"{key} {value!r} holds a quote, backslash or line break; rename it")
     try:
-        return SiteEntry.model_validate(entries | {"min-rows": min_rows})
+        return on_its_own(SiteEntry.model_validate(entries | {"min-rows": min_rows}))
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(map(str, problem["loc"]))
@@ -170,7 +171,8 @@ def open_site(folder: Path) -> Site:
     """
     file = folder.resolve() / "site.toml"
     try:
-        return Site(folder.resolve(), SiteEntry.model_validate(read_toml(file, _MADE_BY)))
+        entry = SiteEntry.model_validate(read_toml(file, _MADE_BY))
+        return Site(folder.resolve(), on_its_own(entry))
     except ValidationError as error:
         problem = error.errors()[0]
         raise DeployError(

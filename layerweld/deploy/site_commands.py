@@ -43,13 +43,17 @@ def init(
     held_out: Annotated[str, typer.Option(help="Labelled rows to evaluate on.")] = "",
     head: Annotated[str, typer.Option(help="The adapter's classifier, to evaluate with.")] = "",
     text_column: Annotated[
-        str, typer.Option(help="The data's column of texts, if not the run's.")
-    ] = "",
+        str, typer.Option(help="The data's column of texts; no run can name another.")
+    ] = "text",
     label_column: Annotated[
-        str, typer.Option(help="The data's column of labels, if not the run's.")
-    ] = "",
+        str, typer.Option(help="The data's column of labels; no run can name another.")
+    ] = "label",
+    logger: Annotated[
+        str, typer.Option(help="Training curves: tensorboard, csv, mlflow, wandb or none.")
+    ] = "tensorboard",
     min_rows: Annotated[
-        int, typer.Option(help="Take no statistics over fewer rows, whatever a run asks for.")
+        int,
+        typer.Option(help="Measure, train and evaluate on no fewer rows, whatever a run asks for."),
     ] = 10,
     settings: Annotated[
         Path | None, typer.Option(help="The coordinator's run.toml, to check with its settings.")
@@ -71,8 +75,8 @@ def init(
     if folder.exists():
         raise DeployError(f"{folder} exists already; choose another name, or remove it")
     paths = {"base": model, "data": data, "adapter": adapter, "head": head, "held_out": held_out}
-    columns = {"text_column": text_column, "label_column": label_column}
-    entry = site_entry(site, Path.cwd(), min_rows, columns, **paths)
+    words = {"text_column": text_column, "label_column": label_column, "logger": logger}
+    entry = site_entry(site, Path.cwd(), min_rows, words, **paths)
     with showing_progress():
         egress = measure(entry, _settings(settings))
     made, fingerprint = create(folder, entry, settings.read_bytes() if settings else b"")

@@ -12,23 +12,23 @@ from layerweld.merging.descent import Descent
 from layerweld.merging.one_round import Merge, SiteUpdates, site_by_site
 from layerweld.merging.sums import weighted_sum
 from layerweld.merging.ties import agreeing_entries, trim
-from layerweld.settings import NonZeroShare, Positive, Settings, Share
+from layerweld.settings import NonZeroShare, Rate, Seed, Settings, Share, Steps
 
 
 class AdaMerging(Settings):
     """AdaMerging by layer, and AdaMerging++ (Yang et al. 2024, arXiv:2310.02575)."""
 
-    rounds: Annotated[int, Field(ge=0)] = 500
+    rounds: Steps = 500
     """Steps of Adam, each a round; the authors' code takes 500. 0 is task arithmetic."""
-    learning_rate: Positive = 1e-3
+    learning_rate: Rate = 1e-3
     """Of Adam: about the most that a coefficient moves in a round."""
     start: Share = 0.3
     """Every coefficient before the first round."""
-    rows: Annotated[int, Field(ge=1)] = 32
+    rows: Annotated[int, Field(ge=1, le=65_536)] = 32
     """Rows of each site in a round; the authors draw two batches of 16."""
     density: NonZeroShare = 0.2
     """Share of a site's entries that AdaMerging++ keeps; AdaMerging does not read it."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the draw of rows, together with the round's number."""
 
 

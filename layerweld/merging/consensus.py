@@ -24,7 +24,7 @@ class Consensus(MergeMethod):
 
     mask_scale: NonNegative = 0.4
     """λ of the masks: larger ones select fewer entries. The authors search 0.2 to 0.6."""
-    agreement: Annotated[int, Field(ge=1)] = 2
+    agreement: Annotated[int, Field(ge=1, le=10_000)] = 2
     """Sites that must have selected an entry."""
     scaling: Positive = 0.3
     """λ of task arithmetic on what is kept."""

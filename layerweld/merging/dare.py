@@ -11,7 +11,7 @@ from torch import Tensor
 
 from layerweld.merging.one_round import Merge, MergeMethod, SiteUpdates, entry_by_entry
 from layerweld.merging.ties import agreeing_mean
-from layerweld.settings import Positive
+from layerweld.settings import Positive, Seed
 
 DropRate = Annotated[float, Field(ge=0, lt=1)]
 
@@ -46,7 +46,7 @@ class Dare(MergeMethod):
     """Probability with which an entry is dropped."""
     scaling: Positive = 0.3
     """λ of task arithmetic."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the random choice."""
 
     def merge(self, sites: SiteUpdates) -> Merge:
@@ -64,7 +64,7 @@ class DareTies(MergeMethod):
     """Probability with which an entry is dropped."""
     scaling: Positive = 1.0
     """λ on the merged update."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the random choice."""
 
     def merge(self, sites: SiteUpdates) -> Merge:

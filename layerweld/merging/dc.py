@@ -57,7 +57,7 @@ class DcMerge(MergeMethod):
     """Share of a site's entries in the joint basis that is kept, in each layer; at least one."""
     smoothing: Smoothing = "mean"
     """Make a site's singular values alike, or let them fall evenly."""
-    ratio: Annotated[float, Field(ge=1)] = 5.0
+    ratio: Annotated[float, Field(ge=1, le=1e6)] = 5.0
     """Largest to smallest value of ``smoothing = "linear"``; nothing else reads it."""
     scaling: Positive = 1.0
     """λ on the merged update."""

@@ -1,15 +1,13 @@
 """DO-Merging: pull LoRA factors apart, then merge lengths and directions apart. Tensors only."""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated
 
 import torch
 from jaxtyping import Float64
-from pydantic import Field
 from torch import Tensor
 
 from layerweld.merging.one_round import Merge, MergeMethod, SiteUpdates, changed, low_rank
-from layerweld.settings import NonNegative, Positive
+from layerweld.settings import NonNegative, Positive, Steps
 from layerweld.updates import DenseUpdate, Update
 
 
@@ -57,7 +55,7 @@ class DoMerging(MergeMethod):
     loyalty are values of ours.
     """
 
-    steps: Annotated[int, Field(ge=0)] = 20
+    steps: Steps = 20
     """Of gradient descent that pulls the sites' factors apart."""
     rate: NonNegative = 0.1
     """Size of a step."""

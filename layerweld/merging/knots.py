@@ -15,7 +15,7 @@ from layerweld.merging.one_round import (
 )
 from layerweld.merging.spectral import spectrum
 from layerweld.merging.ties import Ties
-from layerweld.settings import NonZeroShare, Positive
+from layerweld.settings import NonZeroShare, Positive, Seed
 from layerweld.updates import DenseUpdate, LowRankUpdate, Update
 
 
@@ -79,7 +79,7 @@ class KnotsDareTies(MergeMethod):
     """Probability with which an entry in the shared bases is dropped."""
     scaling: Positive = 0.7
     """λ on the merged update."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the random choice."""
 
     def merge(self, sites: SiteUpdates) -> Merge:

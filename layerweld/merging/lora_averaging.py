@@ -1,13 +1,13 @@
 """How federated fine-tuning averages LoRAs, and how far each way is from the mean. Tensors only."""
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field
 
 from layerweld.merging.one_round import Merge, MergeMethod, SiteUpdates, low_rank
 from layerweld.merging.spectral import relative_distance, truncated
+from layerweld.settings import Rank
 from layerweld.updates import LowRankUpdate, Update, stack
 
 Weighting = Literal["samples", "uniform"]
@@ -129,7 +129,7 @@ class FlexLora(MergeMethod):
 
     weighting: Weighting = "samples"
     """Sites count by their training rows, or all alike."""
-    rank: Annotated[int, Field(ge=0)] = 0
+    rank: Rank = 0
     """Rank of the merge in every layer; 0 takes the largest rank that a site has there."""
 
     def merge(self, sites: SiteUpdates) -> Merge:

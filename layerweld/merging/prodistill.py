@@ -1,24 +1,22 @@
 """ProDistill: one coefficient per site and entry, learnt block after block. Tensors only."""
 
 from collections.abc import Mapping
-from typing import Annotated
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from layerweld.merging.descent import Descent
-from layerweld.settings import Positive, Settings
+from layerweld.settings import Positive, Rate, Settings, Steps
 from layerweld.updates import DenseUpdate, Update
 
 
 class ProDistill(Settings):
     """Progressive layer-wise distillation (Xu et al. 2025, arXiv:2502.12706)."""
 
-    steps: Annotated[int, Field(ge=0)] = 100
+    steps: Steps = 100
     """Steps of Adam per block, each a round over all calibration rows; the authors take 100 passes
     over their rows. 0 is task arithmetic."""
-    learning_rate: Positive = 0.01
+    learning_rate: Rate = 0.01
     """Of Adam: about the most that a coefficient moves in a round."""
     start: Positive = 0.3
     """Every coefficient before the first step of its block."""

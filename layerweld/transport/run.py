@@ -7,7 +7,7 @@ import re
 from flwr.app import ConfigRecord, RecordDict
 
 from layerweld.errors import RefusedReplyError
-from layerweld.sites import SITE_NAME
+from layerweld.names import SITE_NAME
 from layerweld.transport.untrusted import read, refusing_malformed
 
 ABOUT = "about"

@@ -1,0 +1,79 @@
+"""Text that somebody else wrote, made fit to be shown or kept: short, on one line, and plain.
+
+Names, labels, reasons and file contents come from sites, coordinators and strangers' files. They
+may hold escape sequences that move a terminal's cursor, line breaks that forge lines of a log,
+characters that turn the order of what is read around, and any amount of it. Pure: no files.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+LONGEST = 300
+"""Characters of one piece of text, where nobody says otherwise."""
+
+_CUT = "… (cut, {} characters)"
+_INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+"""Unicode's controls, format characters (bidirectional overrides, zero-width ones), halves of
+surrogate pairs, private and unassigned characters, and separators of lines and paragraphs."""
+_MARKS = frozenset({"Mn", "Me"})
+_FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
+_MARKDOWN = re.compile(r"[\\`*\[\]|]|(?<=[A-Za-z])://|^[-+=#]")
+_NO_TAGS = {ord("<"): "&lt;", ord(">"): "&gt;", ord("&"): "&amp;"}
+_MOST_MARKS = 3  # on one letter; more are for hiding the lines around it
+
+
+def shown(text: object, longest: int = LONGEST) -> str:
+    """One line of printable characters: the others are escaped, what is too long is cut and said.
+
+    Text that is plain and short comes back as it is.
+
+    Args:
+        text: whatever it is; ``str`` is taken of what is none.
+        longest: characters that are kept before anything is escaped.
+    """
+    return _escaped(_cut(str(text), longest), keep="")
+
+
+def shown_lines(text: object, longest: int = 100 * LONGEST) -> str:
+    """As :func:`shown`, for text whose own lines and tabs are meant: tracebacks, whole messages."""
+    return _escaped(_cut(str(text), longest), keep="\n\t")
+
+
+def csv_cell(value: object) -> object:
+    """A cell that a spreadsheet does not take for a formula; numbers stay numbers."""
+    if not isinstance(value, str):
+        return value
+    cell = shown(value)
+    return f"'{cell}" if cell.lstrip().startswith(_FORMULA) else cell
+
+
+def markdown(text: object, longest: int = LONGEST) -> str:
+    """As :func:`shown`, for Markdown: nothing in it is a link, a picture, a tag or a table."""
+    return _MARKDOWN.sub(r"\\\g<0>", shown(text, longest)).translate(_NO_TAGS)
+
+
+def markdown_code(text: object, longest: int = LONGEST) -> str:
+    """As :func:`shown`, for between two backticks of Markdown, in a table or out of it."""
+    return shown(text, longest).replace("`", "'").replace("|", "¦").translate(_NO_TAGS)
+
+
+def _cut(text: str, longest: int) -> str:
+    return text if len(text) <= longest else text[:longest] + _CUT.format(len(text))
+
+
+def _escaped(text: str, keep: str) -> str:
+    if text.isascii() and text.isprintable():
+        return text
+    marks, parts = 0, []
+    for character in text:
+        kind = unicodedata.category(character)
+        marks = marks + 1 if kind in _MARKS else 0
+        hidden = (kind in _INVISIBLE and character not in keep) or marks > _MOST_MARKS
+        parts.append(_escape(character) if hidden else character)
+    return "".join(parts)
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape", "surrogatepass").decode("ascii")
