@@ -155,10 +155,10 @@ def _find_prefix(
     unmatched = strangers(prefix)
     if unmatched:
         raise AdapterError(
-            f"{folder}: {len(unmatched)} of {len(names)} adapted layers, {shown(unmatched[0])} first, "
-            f"are no linear layers of the base model's backbone; check that the site started "
-            f"from this base model, and leave heads, poolers, convolutions and embeddings to "
-            f"`exclude_modules`"
+            f"{folder}: {len(unmatched)} of {len(names)} adapted layers, {shown(unmatched[0])} "
+            f"first, are no linear layers of the base model's backbone; check that the site "
+            f"started from this base model, and leave heads, poolers, convolutions and embeddings "
+            f"to `exclude_modules`"
         )
     return prefix
 
@@ -191,13 +191,13 @@ def _refuse_other_targets(folder: Path, present: set[str], expected: set[str]) -
     missing, surplus = sorted(expected - present), sorted(present - expected)
     if missing:
         raise AdapterError(
-            f"{folder}: {shown(missing[0])} (of {len(missing)} such) is in `target_modules` but not in "
-            f"{WEIGHTS_FILE}; the file is incomplete, save the adapter again"
+            f"{folder}: {shown(missing[0])} (of {len(missing)} such) is in `target_modules` but "
+            f"not in {WEIGHTS_FILE}; the file is incomplete, save the adapter again"
         )
     if surplus:
         raise AdapterError(
-            f"{folder}: {shown(surplus[0])} (of {len(surplus)} such) is in {WEIGHTS_FILE} but not in "
-            f"`target_modules`, so PEFT would not load it; save the adapter again"
+            f"{folder}: {shown(surplus[0])} (of {len(surplus)} such) is in {WEIGHTS_FILE} but not "
+            f"in `target_modules`, so PEFT would not load it; save the adapter again"
         )
 
 
@@ -214,9 +214,9 @@ def _check_shapes(
         found = shape_of(opened, factors[factor])
         if found != expected:
             raise AdapterError(
-                f"{folder}: lora_{factor} of {shown(name)} is {found}, but rank {rank} on this base "
-                f"model makes it {expected}; check that the site started from this base model "
-                f"and that `r` and `rank_pattern` are those of the training"
+                f"{folder}: lora_{factor} of {shown(name)} is {shown(found)}, but rank {rank} on "
+                f"this base model makes it {expected}; check that the site started from this base "
+                f"model and that `r` and `rank_pattern` are those of the training"
             )
 
 

@@ -93,7 +93,6 @@ def _are_indices(value: Any) -> bool:
     return all(type(index) is int for index in indices)
 
 
-_NAMES = "a list of names"
 _NAME_OR_NAMES = "a name, a pattern or a list of names"
 _BY_LAYER = "a table of numbers by layer"
 
@@ -102,7 +101,7 @@ _KINDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "target_modules": (_is_name_or_names, _NAME_OR_NAMES),
     "exclude_modules": (_is_name_or_names, _NAME_OR_NAMES),
     "layers_pattern": (_is_name_or_names, _NAME_OR_NAMES),
-    "modules_to_save": (_are_names, _NAMES),
+    "modules_to_save": (lambda value: _are_names(value) and len(value) <= 1000, "a list of names"),
     "layers_to_transform": (_are_indices, "a number or a list of numbers"),
     "rank_pattern": (lambda value: isinstance(value, dict), _BY_LAYER),
     "alpha_pattern": (lambda value: isinstance(value, dict), _BY_LAYER),
@@ -167,9 +166,9 @@ def _refuse_variants(folder: Path, entries: dict[str, Any]) -> None:
     start = entries.get("init_lora_weights", True)
     if (start.lower() if isinstance(start, str) else start) not in _INITIALISATIONS:
         raise AdapterError(
-            f"{folder} has `init_lora_weights` = {shown(start)}, which changes the base weights too; "
-            f"save it with `save_pretrained(…, path_initial_model_for_weight_conversion=…)`, or "
-            f"{AS_MODEL}"
+            f"{folder} has `init_lora_weights` = {shown(start)}, which changes the base weights "
+            f"too; save it with `save_pretrained(…, path_initial_model_for_weight_conversion=…)`, "
+            f"or {AS_MODEL}"
         )
 
 

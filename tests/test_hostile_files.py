@@ -210,7 +210,8 @@ def test_an_image_processor_with_any_entry_of_a_wrong_kind_is_read_or_refused(tm
     BitImageProcessorPil().save_pretrained(tmp_path)
     file = tmp_path / "preprocessor_config.json"
     found = refusals(file, lambda: Preprocessor(base, 16))
-    assert all("no image processor that can be read" in str(error) for error in found)
+    said = r"no image processor that can be read|holds no JSON object"
+    assert all(re.search(said, str(error)) for error in found)
     assert len(found) > 3
 
 

@@ -18,11 +18,14 @@ from layerweld.deploy.files import PRIVATE, new_folder, read_toml, write_toml, w
 from layerweld.deploy.processes import Program
 from layerweld.deploy.units import unit
 from layerweld.errors import DeployError
+from layerweld.foreign_files import contents, reading
 from layerweld.settings import Settings
 from layerweld.sites import SITE_NAME
 
 CONNECTION = "here"
 _HOST = r"^([A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|[0-9A-Fa-f]*:[0-9A-Fa-f:]+)$"
+_LARGEST_PEM = 2**20  # bytes, chain and all
+_RESTORE = "put it back from a copy"
 _LOOPBACK = ("localhost", "127.0.0.1")
 _MADE_BY = "layerweld coordinator init NAME --host HOST"
 
@@ -260,10 +263,7 @@ def _write_certificates(folder: Path, file: CoordinatorFile, own: OwnCertificate
         return
     copies = (("server.crt", own.certificate), ("server.key", own.key), ("ca.crt", own.authority))
     for name, source in copies:
-        try:
-            write_whole(folder / name, source.read_bytes(), PRIVATE)
-        except OSError as error:
-            raise DeployError(f"{source} cannot be read: {error.strerror}") from None
+        write_whole(folder / name, contents(source, DeployError, _LARGEST_PEM), PRIVATE)
 
 
 def _write_identity(folder: Path, stem: str, identity: Identity) -> None:
@@ -276,8 +276,12 @@ def _read_identity(folder: Path, stem: str) -> Identity:
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-    certificate = x509.load_pem_x509_certificate((folder / f"{stem}.crt").read_bytes())
-    key = load_pem_private_key((folder / f"{stem}.key").read_bytes(), password=None)
+    files = folder / f"{stem}.crt", folder / f"{stem}.key"
+    public, private = (contents(file, DeployError, _LARGEST_PEM) for file in files)
+    with reading(f"{files[0]} is no certificate", _RESTORE, DeployError):
+        certificate = x509.load_pem_x509_certificate(public)
+    with reading(f"{files[1]} is no private key", _RESTORE, DeployError):
+        key = load_pem_private_key(private, password=None)
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise DeployError(f"{folder / stem}.key was not made by layerweld; sign by hand")
     return Identity(certificate, key)
