@@ -205,8 +205,14 @@ def _end_tokens(tokenizer: Any, prompt_end: str) -> list[int]:
 
 def _longest_input(base: BaseModel, tokenizer: Any) -> int:
     config: Any = base.backbone.config
-    positions: int = getattr(config, "max_position_embeddings", tokenizer.model_max_length)
-    return min(positions, int(tokenizer.model_max_length))
+    own: Any = tokenizer.model_max_length
+    if isinstance(own, bool) or not isinstance(own, int | float) or not own >= 1:
+        raise ConfigError(
+            f"{base.folder}: the tokenizer's `model_max_length` is {shown(own)}; it should be a "
+            f"number of tokens"
+        )
+    positions: int = getattr(config, "max_position_embeddings", int(own))
+    return min(positions, int(own))
 
 
 def _load_image_processor(folder: Path) -> Any:

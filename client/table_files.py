@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from client.columns import Columns, Record
+from client.packed_sizes import is_compressed, unpacked_pages
 from layerweld.errors import DataError
 from layerweld.foreign_files import check_readable, reading, shown
 from layerweld.foreign_text import read_json
@@ -20,6 +21,7 @@ _ALWAYS = 256 * 2**20  # bytes that may come out of any file, however small
 _RATIO = 100  # bytes that may come out of a larger one, for each of its own
 _OVERHEAD = 64  # bytes that any row counts for
 _LONGEST_NAME = 2**20  # bytes of a string in a Parquet file's footer
+_LONGEST_FILE_NAME = 255
 _TEXT = "BYTE_ARRAY"
 _AGAIN = "write or copy it again"
 
@@ -48,7 +50,7 @@ def parquet_records(source: Path, columns: Columns) -> Iterator[tuple[str, Recor
             kind = shown(str(schema.field(columns.text).type))
             raise DataError(f"{source}: column {columns.text!r} holds {kind} and no text")
         budget = _Budget(source, source.stat().st_size)
-        texts = _check_claims(metadata, wanted, budget)
+        texts = _check_claims(source, metadata, wanted, budget)
         # As a dictionary a long text that repeats is held once.
         with parquet.ParquetFile(source, read_dictionary=texts, **limits) as opened:
             batches = opened.iter_batches(_ROWS_AT_ONCE, columns=wanted, use_threads=False)
@@ -67,7 +69,7 @@ def saved_dataset_records(folder: Path, columns: Columns) -> Iterator[tuple[str,
     with reading(f"{folder} is damaged", remedy, DataError):
         files = [entry["filename"] for entry in read_json(state, DataError, remedy)["_data_files"]]
     for name in files:
-        if not isinstance(name, str) or Path(name).name != name:
+        if not isinstance(name, str) or Path(name).name != name or len(name) > _LONGEST_FILE_NAME:
             raise DataError(f"{state} names {shown(name)}, no file beside it; {remedy}")
         check_readable(folder / name, DataError)
     with reading(f"{folder} is damaged", remedy, DataError):
@@ -116,16 +118,11 @@ def _is_flat(schema: Any, name: str) -> bool:
     return not types.is_nested(schema.field(name).type)
 
 
-def _check_claims(metadata: Any, wanted: Iterable[str], budget: _Budget) -> list[str]:
-    """The columns of text, once what the file says that it unpacks to fits into the budget."""
-    claimed = 0
-    for i in range(metadata.num_row_groups):
-        group = metadata.row_group(i)
-        for j in range(group.num_columns):
-            column = group.column(j)
-            if column.path_in_schema in wanted:
-                claimed += max(0, column.total_uncompressed_size)
-    budget.allow(claimed)
+def _check_claims(source: Path, metadata: Any, wanted: Iterable[str], budget: _Budget) -> list[str]:
+    """The columns of text, once all that has to be unpacked is known to fit into the budget."""
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    columns = [group.column(j) for group in groups for j in range(group.num_columns)]
+    budget.allow(unpacked_pages(source, (one for one in columns if one.path_in_schema in wanted)))
     schema = metadata.schema
     leaves = [schema.column(i) for i in range(len(schema.names))]
     return [leaf.path for leaf in leaves if leaf.path in wanted and leaf.physical_type == _TEXT]
@@ -136,6 +133,10 @@ def _arrow_batches(folder: Path, files: Iterable[str], columns: Columns) -> Iter
 
     for name in files:
         with arrow.memory_map(str(folder / name)) as mapped:
+            for message in arrow.ipc.MessageReader.open_stream(mapped):
+                if is_compressed(message.metadata.to_pybytes()):
+                    raise ValueError("it is compressed, which `datasets` does not do")
+            mapped.seek(0)
             for batch in arrow.ipc.open_stream(mapped):
                 columns.meet(batch.schema.names)
                 for name_of in columns.wanted:

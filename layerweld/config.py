@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
 from layerweld.errors import ConfigError
+from layerweld.foreign_files import shown
 from layerweld.merging.adamerging import AdaMerging
 from layerweld.merging.consensus import Consensus
 from layerweld.merging.core_space import CoreSpace
@@ -271,19 +273,25 @@ def read_run_settings(run_config: Mapping[str, Scalar]) -> RunSettings:
     return validate_settings(nested)
 
 
-def validate_settings(nested: Mapping[str, Any]) -> RunSettings:
-    """As :func:`read_run_settings`, from nested tables as a TOML file has them."""
+def validate_settings(nested: Mapping[str, Any], file: Path | None = None) -> RunSettings:
+    """As :func:`read_run_settings`, from nested tables as a TOML file has them.
+
+    Args:
+        nested: the tables.
+        file: that they come from, for the message.
+    """
     try:
         return RunSettings.model_validate(nested)
     except ValidationError as error:
-        raise ConfigError("; ".join(_problem(e) for e in error.errors())) from None
+        where = f"{file}: " if file else ""
+        raise ConfigError(where + "; ".join(_problem(e) for e in error.errors())) from None
 
 
 def _problem(error: Any) -> str:
     where = ".".join(str(part) for part in error["loc"]) or "settings"
     if error["type"] == "extra_forbidden":
         return f"unknown setting {where!r}; known here: {', '.join(_known(error['loc']))}"
-    return f"{where} = {error['input']!r}: {error['msg']}"
+    return f"{where} = {shown(error['input'])}: {error['msg']}"
 
 
 def _known(location: tuple[str | int, ...]) -> list[str]:

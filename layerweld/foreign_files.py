@@ -58,18 +58,12 @@ def check_readable(path: Path, error: type[LayerweldError]) -> None:
     Raises:
         LayerweldError: ``error``, with the file's name and the way out.
     """
-    if not _leads_somewhere(path, error):
-        return
-    inside = path.iterdir() if path.is_dir() and os.access(path, os.R_OK | os.X_OK) else ()
-    for one in (path, *inside):
-        if not _leads_somewhere(one, error):
-            continue
-        if not os.access(one, os.R_OK):
-            raise error(
-                f"{one} may not be read by this user; change its permissions, or run as a user who "
-                f"may"
-            )
-        _check_kind(one, error)
+    with reading(f"{path} cannot be looked at", "check its name and permissions", error):
+        inside = path.iterdir() if path.is_dir() and os.access(path, os.R_OK | os.X_OK) else ()
+        for one in (path, *inside):
+            if _leads_somewhere(one, error):
+                _check_access(one, error)
+                _check_kind(one, error)
 
 
 def contents(file: Path, error: type[LayerweldError], most: int) -> bytes:
@@ -109,6 +103,13 @@ def _leads_somewhere(path: Path, error: type[LayerweldError]) -> bool:
     if path.is_symlink():
         raise error(f"{path} is a link that leads nowhere; put the file itself there")
     return False
+
+
+def _check_access(path: Path, error: type[LayerweldError]) -> None:
+    if not os.access(path, os.R_OK):
+        raise error(
+            f"{path} may not be read by this user; change its permissions, or run as a user who may"
+        )
 
 
 def _check_kind(path: Path, error: type[LayerweldError]) -> None:

@@ -23,7 +23,8 @@ LONGEST = 20_000
 """Characters of one pattern. Lists of layers are the way to name thousands."""
 
 _MOST = 1_000_000  # characters of all patterns together
-_SECONDS = 10.0  # for all layers and patterns together; a thousand of each take less than one
+_SECONDS = 5.0
+"""Of computing, for all layers and patterns together; a thousand of each take less than one."""
 _ANY_INDEX = r".*?\.[^.]*\.(?P<idx>\d+)\."
 
 

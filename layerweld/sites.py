@@ -75,7 +75,7 @@ def read_run_file(file: Path) -> tuple[RunSettings, tuple[SiteEntry, ...]]:
     tables = read_toml(file, ConfigError)
     entries = tables.pop("sites", [])
     sites = site_entries(entries, file)
-    settings = validate_settings(tables | {"sites": str(file.resolve())})
+    settings = validate_settings(tables | {"sites": str(file.resolve())}, file)
     base = settings.base and _resolve(settings.base, file)
     return settings.model_copy(update={"base": base}), sites
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from layerweld.disk import move, reported, writing
 from layerweld.errors import JournalError
+from layerweld.foreign_files import reading
 from layerweld.foreign_text import read_json
 from layerweld.transport.introduction import introduction_from
 from layerweld.transport.messages import Introduction
@@ -61,10 +62,9 @@ class RunJournal:
             JournalError: what the journal says of them cannot be read.
         """
         sites = self._facts.get("sites", {})
-        try:
+        problem = f"{self._folder / _HEADER} is damaged"
+        with reading(problem, f"remove {self._folder}", JournalError):
             return [introduction_from(sites[name]) for name in sorted({*sites} - {*came})]
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise JournalError(f"{self._folder / _HEADER} is damaged: {error}") from None
 
     def remaining(self) -> set[str]:
         """Names of the sites that the interrupted run goes on with; nobody for a new run."""

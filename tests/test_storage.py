@@ -324,5 +324,7 @@ def test_a_damaged_header_of_a_journal_is_refused(sites, tmp_path):
     (tmp_path / "out/journal").mkdir(parents=True)
     for text in ("{", "[]", json.dumps({"run": 3})[:-3]):
         (tmp_path / "out/journal/run.json").write_text(text)
-        with pytest.raises(JournalError, match=r"run\.json (is damaged|cannot be read|holds no JSON)"):
+        with pytest.raises(
+            JournalError, match=r"run\.json (is damaged|cannot be read|holds no JSON)"
+        ):
             play(sites, tmp_path / "out")

@@ -18,7 +18,7 @@ from layerweld.deploy.files import PRIVATE, new_folder, read_toml, write_toml, w
 from layerweld.deploy.processes import Program
 from layerweld.deploy.units import unit
 from layerweld.errors import DeployError
-from layerweld.foreign_files import contents, reading
+from layerweld.foreign_files import contents, reading, shown
 from layerweld.settings import Settings
 from layerweld.sites import SITE_NAME
 
@@ -98,10 +98,13 @@ class Coordinator:
             DeployError: there is no base model, or the name cannot name a folder.
         """
         file = self.folder / "run.toml"
-        settings = validate_settings(read_toml(file, _MADE_BY))
+        settings = validate_settings(read_toml(file, _MADE_BY), file)
         chosen = name or settings.name
         if not re.fullmatch(SITE_NAME, chosen):
-            raise DeployError(f"{chosen!r} cannot name a run; use letters, digits and `._-`")
+            where = "" if name else f"{file}: "
+            raise DeployError(
+                f"{where}{shown(chosen)} cannot name a run; use letters, digits and `._-`"
+            )
         if not settings.base:
             raise DeployError(f"{file} names no base model; set `base` to its folder")
         base = (self.folder / Path(settings.base).expanduser()).resolve()
@@ -290,4 +293,4 @@ def _read_identity(folder: Path, stem: str) -> Identity:
 def _problem(error: ValidationError) -> str:
     problem = error.errors()[0]
     where: Sequence[str | int] = problem["loc"]
-    return f"{'.'.join(map(str, where))} = {problem['input']!r}: {problem['msg']}"
+    return f"{'.'.join(map(str, where))} = {shown(problem['input'])}: {problem['msg']}"
