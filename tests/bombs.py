@@ -341,7 +341,8 @@ BOMBS = {
 SLOWEST = {
     "a line of 1 GB", "a JSON array of 1 GB", "millions of brackets in a row",
     "20 million rows in a few kB", "eight images of 67 million pixels",
-    "400 MB of text in a few kB", "400 MB in a column that nobody reads", "13,000 x 13,000 pixels", "1000 layers",
+    "400 MB of text in a few kB", "400 MB in a column that nobody reads", "13,000 x 13,000 pixels",
+    "1000 layers",
     "a million keys", "ten thousand patterns", "a JPEG of 5,000 scans",
     "300 MB of text behind a footer that says 1 kB", "a quote that is never closed",
     "a head of two million classes", "2.5 GB of text in an image",

@@ -16,7 +16,7 @@ from layerweld.launch import app_folder
 from tests.bombs import BOMBS
 from tests.fuzzed_readers import LONGEST, READERS
 
-FUZZ = int(os.environ.get("LAYERWELD_FUZZ", "20"))
+FUZZ = int(os.environ.get("LAYERWELD_FUZZ", "15"))
 LONG = "LAYERWELD_FUZZ" in os.environ
 
 
