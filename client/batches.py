@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,15 @@ import torch
 from torch import Tensor
 
 from client.data import Rows
+from client.images import read_image
 from layerweld.base_model import BaseModel
 from layerweld.errors import ConfigError
 from layerweld.foreign_files import reading
+from layerweld.foreign_text import read_json
+from layerweld.outside_text import quoted
 
 _TOKENISED_AT_ONCE = 4096  # texts: bounds what is in memory
+_LARGEST_SIDE = 4096  # pixels of an image that goes into a model; 224 to 1024 are usual
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -88,26 +93,48 @@ class Preprocessor:
 
     def _encoded(self, texts: Sequence[str] | Sequence[Path]) -> Any:
         """What the tokenizer makes of each text, cut and not yet padded, by name."""
-        encoded = self._tokenizer(list(texts), truncation=True, max_length=self._max_length)
-        if self._end:
-            return {"input_ids": [ids + self._end for ids in encoded["input_ids"]]}
-        return encoded
+        with self._tokenising():
+            encoded = self._tokenizer(list(texts), truncation=True, max_length=self._max_length)
+            if self._end:
+                return {"input_ids": [ids + self._end for ids in encoded["input_ids"]]}
+            return encoded
 
     def _padded(self, encoded: Any) -> dict[str, Tensor]:
-        padded = self._tokenizer.pad(encoded, padding="longest", return_tensors="pt")
+        with self._tokenising():
+            padded = self._tokenizer.pad(encoded, padding="longest", return_tensors="pt")
+            self._refuse_unknown(padded["input_ids"])
         return {key: value for key, value in padded.items() if key in self._accepted}
 
-    def _pixels(self, files: Sequence[Path]) -> Tensor:
-        from PIL import Image
+    def _tokenising(self) -> AbstractContextManager[None]:
+        problem = f"the tokenizer in {self._base.folder} fails on a text"
+        return reading(problem, "put the base model's own one there", ConfigError)
 
-        images = []
-        for file in files:
-            with Image.open(file) as image:
-                images.append(image.convert("RGB"))
+    def _refuse_unknown(self, tokens: Tensor) -> None:
+        """A token without an embedding would end in an error of torch's, or on a GPU in none."""
+        embeddings: Any = self._base.backbone.get_input_embeddings()
+        known = len(embeddings.weight)
+        if tokens.numel() and tokens.max() >= known:
+            unknown = int(tokens.max())
+            raise ConfigError(
+                f"the tokenizer in {self._base.folder} makes token {unknown} "
+                f"({quoted(self._tokenizer.convert_ids_to_tokens(unknown))}), but the base model "
+                f"has embeddings for {known} only; put the base model's own tokenizer there, or "
+                f"save the model with `resize_token_embeddings({unknown + 1})` done"
+            )
+
+    def _pixels(self, files: Sequence[Path]) -> Tensor:
+        """One image at a time: a batch of large ones takes no more memory than one of them."""
+        return torch.cat([self._prepared(file)[None] for file in files])
+
+    def _prepared(self, file: Path) -> Tensor:
+        image = read_image(file)
         if self._processor is None:
             config: Any = self._base.backbone.config
-            return torch.stack([_squashed(image, config.image_size) for image in images])
-        pixels: Tensor = self._processor(images=images, return_tensors="pt")["pixel_values"]
+            return _squashed(image, config.image_size)
+        problem = f"the image processor in {self._base.folder} cannot prepare {file}"
+        with reading(problem, "check its settings, or remove that image", ConfigError):
+            made = self._processor(images=[image], return_tensors="pt")["pixel_values"]
+            pixels: Tensor = made[0]
         return pixels
 
 
@@ -179,21 +206,42 @@ def _end_tokens(tokenizer: Any, prompt_end: str) -> list[int]:
 
 def _longest_input(base: BaseModel, tokenizer: Any) -> int:
     config: Any = base.backbone.config
-    positions: int = getattr(config, "max_position_embeddings", tokenizer.model_max_length)
-    return min(positions, int(tokenizer.model_max_length))
+    own: Any = tokenizer.model_max_length
+    if isinstance(own, bool) or not isinstance(own, int | float) or not own >= 1:
+        raise ConfigError(
+            f"{base.folder}: the tokenizer's `model_max_length` is {quoted(own)}; it should be a "
+            f"number of tokens"
+        )
+    positions: int = getattr(config, "max_position_embeddings", int(own))
+    return min(positions, int(own))
 
 
 def _load_image_processor(folder: Path) -> Any:
     from transformers import AutoImageProcessor
 
-    if not (folder / "preprocessor_config.json").is_file():
+    file = folder / "preprocessor_config.json"
+    if not file.is_file():
         return None
+    _refuse_large(file)
     problem = f"{folder} has no image processor that can be read"
     with reading(problem, "put one there with `image_processor.save_pretrained(…)`", ConfigError):
         # Pillow's backend: the same pixels whether or not a site happens to have torchvision.
         return AutoImageProcessor.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, backend="pil"
         )
+
+
+def _refuse_large(file: Path) -> None:
+    """An image may be a few bytes; what a processor scales it to is bounded here."""
+    sizes = read_json(file, ConfigError, "save it again with `image_processor.save_pretrained(…)`")
+    for key in ("size", "crop_size", "pad_size"):
+        found = sizes.get(key)
+        for value in found.values() if isinstance(found, dict) else (found,):
+            if isinstance(value, int | float) and value > _LARGEST_SIDE:
+                raise ConfigError(
+                    f"{file}: `{key}` = {quoted(found)} is more than {_LARGEST_SIDE} pixels; "
+                    f"correct it"
+                )
 
 
 def _squashed(image: Any, size: int | Sequence[int]) -> Tensor:

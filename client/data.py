@@ -8,12 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from client.records import Record, is_utf8, records_of
+from client.columns import Columns, Record
+from client.images import images_in, why_unreadable
+from client.records import is_utf8, records_of
 from layerweld.config import CalibrationSettings
 from layerweld.errors import DataError
 from layerweld.foreign_files import check_readable
+from layerweld.outside_text import quoted
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
+_SHOWN_COLUMNS = 20
+_LONGEST_SHOWN = 80  # characters
 
 
 @dataclass(frozen=True)
@@ -90,72 +94,104 @@ def read_rows(source: Path, settings: CalibrationSettings, reads_images: bool) -
     return rows
 
 
+class _Unreadable:
+    """How many rows are, and why the first of them is."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._first: tuple[int, str] | None = None
+
+    @property
+    def first(self) -> str:
+        """Place and reason of the first one."""
+        return self._first[1] if self._first else ""
+
+    def add(self, place: int, where: str, reason: str) -> None:
+        """Count a row, by its place among all rows."""
+        self._note(1, (place, f"{where}: {reason}"))
+
+    def join(self, other: _Unreadable) -> None:
+        """Count all rows of another."""
+        if other._first:
+            self._note(other.count, other._first)
+
+    def _note(self, count: int, first: tuple[int, str]) -> None:
+        self.count += count
+        self._first = first if self._first is None else min(self._first, first)
+
+
 def _refuse_too_many_unreadable(
-    source: Path, rows: Rows, broken: list[str], settings: CalibrationSettings
+    source: Path, rows: Rows, broken: _Unreadable, settings: CalibrationSettings
 ) -> None:
-    total = len(rows) + len(broken)
+    total = len(rows) + broken.count
     if not total:
         raise DataError(f"{source} holds no rows at all")
-    if len(broken) > settings.max_unreadable * total or not len(rows):
+    if broken.count > settings.max_unreadable * total or not len(rows):
         # Where no row is readable, no share helps.
         or_raise = f", or raise `calibration.max-unreadable` (now {settings.max_unreadable:g})"
         raise DataError(
-            f"{len(broken)} of {total} rows in {source} are unreadable, the first is {broken[0]}; "
-            f"mend them{or_raise if len(rows) else ''}"
+            f"{broken.count} of {total} rows in {source} are unreadable, the first is "
+            f"{broken.first}; mend them{or_raise if len(rows) else ''}"
         )
 
 
-def _read_texts(source: Path, settings: CalibrationSettings) -> tuple[Rows, list[str]]:
+def _read_texts(source: Path, settings: CalibrationSettings) -> tuple[Rows, _Unreadable]:
+    columns = Columns(settings.text_column, settings.label_column)
     texts: list[str] = []
-    names: list[str] = []
-    broken: list[str] = []
-    columns: dict[str, None] = {}
-    records = list(records_of(source, settings.text_column, settings.label_column))
-    for _, record in records:
-        columns |= dict.fromkeys(record if isinstance(record, dict) else ())
-    _require_column(source, settings.text_column, columns, any_rows=bool(records))
-    label_column = settings.label_column if settings.label_column in columns else None
-    for where, record in records:
-        row = _readable(record, settings.text_column, label_column)
+    names: list[str | None] = []
+    broken, unlabelled = _Unreadable(), _Unreadable()
+    for place, (where, record) in enumerate(records_of(source, columns)):
+        row = _readable(record, columns)
         if isinstance(row, str):
-            broken.append(f"{where}: {row}")
-        else:
-            texts.append(row[0])
-            names.append(row[1])
-    named = None if label_column is None else names
-    return make_rows(texts, named, skipped=len(broken)), broken
+            broken.add(place, where, row)
+            continue
+        texts.append(row[0])
+        names.append(row[1])
+        if row[1] is None:
+            unlabelled.add(place, where, f"no label in column {columns.label!r}")
+    _require_column(source, columns, any_rows=bool(texts or broken.count))
+    if columns.label not in columns.met:
+        return make_rows(texts, None, skipped=broken.count), broken
+    broken.join(unlabelled)
+    texts = [text for text, name in zip(texts, names, strict=True) if name is not None]
+    named = [name for name in names if name is not None]
+    return make_rows(texts, named, skipped=broken.count), broken
 
 
-def _readable(
-    record: Record | str, text_column: str, label_column: str | None
-) -> tuple[str, str] | str:
-    """Text and class name (empty without labels), or why the row is unreadable.
+def _readable(record: Record | str, columns: Columns) -> tuple[str, str | None] | str:
+    """Text and class name (None without one), or why the row is unreadable.
 
     A reason goes into messages and logs: it quotes nothing of the row.
     """
     if isinstance(record, str):
         return record
-    text = _text(record.get(text_column))
-    name = "" if label_column is None else _class_name(record.get(label_column))
+    text = _text(record.get(columns.text))
+    name = _class_name(record.get(columns.label))
     if text is None:
-        return f"no text in column {text_column!r}"
-    if name is None:
-        return f"no label in column {label_column!r}"
-    for column, value in ((text_column, text), (label_column, name)):
-        if not is_utf8(value):
+        return f"no text in column {columns.text!r}"
+    for column, value in ((columns.text, text), (columns.label, name)):
+        if value is not None and not is_utf8(value):
             return f"column {column!r} is not UTF-8"
     return text, name
 
 
-def _require_column(source: Path, column: str, columns: Iterable[str], any_rows: bool) -> None:
-    there = sorted(filter(is_utf8, columns))
+def _require_column(source: Path, columns: Columns, any_rows: bool) -> None:
+    there = sorted(filter(is_utf8, columns.met))
+    column = columns.text
     if any_rows and there and column not in there:
         meant = [name for name in there if name.strip().casefold() == column.casefold()]
+        more = f", and {len(there) - _SHOWN_COLUMNS} more" if len(there) > _SHOWN_COLUMNS else ""
         raise DataError(
-            f"{source} has no column {column!r}; it has {', '.join(there)}: "
+            f"{source} has no column {column!r}; it has "
+            f"{', '.join(map(_plain, there[:_SHOWN_COLUMNS]))}{more}: "
             f"set `calibration.text-column`{f' to {meant[0]!r}' if meant else ''}, or the site's "
             f"own `text-column`"
         )
+
+
+def _plain(name: str) -> str:
+    plain = name.isprintable() and name and len(name) <= _LONGEST_SHOWN
+    return name if plain else quoted(name, _LONGEST_SHOWN)
 
 
 def _text(value: Any) -> str | None:
@@ -171,41 +207,29 @@ def _class_name(value: Any) -> str | None:
     return _text(value)
 
 
-def _read_images(folder: Path) -> tuple[Rows, list[str]]:
+def _read_images(folder: Path) -> tuple[Rows, _Unreadable]:
     if not folder.is_dir():
         raise DataError(
             f"{folder} is a file, but the base model reads images: give a folder of images, or "
             f"one with a sub-folder for each class"
         )
-    flat = _images_in(folder.iterdir())
-    nested = {f.name: _images_in(f.rglob("*")) for f in folder.iterdir() if f.is_dir()}
+    flat = images_in(folder.iterdir())
+    nested = {f.name: images_in(f.rglob("*")) for f in folder.iterdir() if f.is_dir()}
     if flat and any(nested.values()):
         raise DataError(
             f"{folder} holds both images ({flat[0].name}, …) and class sub-folders; move the "
             f"images into a sub-folder, or remove the sub-folders"
         )
     files = flat or [file for name in sorted(nested) for file in nested[name]]
-    broken = {file for file in files if not _decodes(file)}
-    kept = [file for file in files if file not in broken]
+    kept, broken = [], _Unreadable()
+    for place, file in enumerate(files):
+        reason = why_unreadable(file)
+        if reason:
+            broken.add(place, f"file {_plain(str(file.relative_to(folder)))}", reason)
+        else:
+            kept.append(file)
     names = None if flat or not kept else [file.relative_to(folder).parts[0] for file in kept]
-    where = [f"file {file.relative_to(folder)}: no whole image" for file in files if file in broken]
-    return make_rows(kept, names, skipped=len(where)), where
-
-
-def _images_in(files: Iterable[Path]) -> list[Path]:
-    return sorted(f for f in files if f.suffix.lower() in IMAGE_SUFFIXES and f.name[0] != ".")
-
-
-def _decodes(file: Path) -> bool:
-    from PIL import Image
-
-    try:
-        with Image.open(file) as image:
-            image.draft("RGB", (64, 64))  # a JPEG is decoded at an eighth of the cost
-            image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # what Pillow raises
-        return False
-    return True
+    return make_rows(kept, names, skipped=broken.count), broken
 
 
 def _digest(inputs: Sequence[str] | Sequence[Path], names: Sequence[str] | None) -> str:

@@ -5,19 +5,23 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from layerweld.disk import writing
 from layerweld.errors import AdapterError
+from layerweld.foreign_files import reading
+from layerweld.foreign_tensors import opened_tensors, trained_tensor
+from layerweld.outside_text import quoted
 
 _NEEDED = (
     "save linear.weight (classes x features) and linear.bias in it, with the class names as a JSON "
     "list under `classes` in the metadata, or let the site fine-tune"
 )
+_WEIGHTS = ("linear.weight", "linear.bias")
 
 
 class ClassifierHead(nn.Module):
@@ -69,17 +73,31 @@ def load_head(file: Path) -> ClassifierHead:
         raise AdapterError(
             f"there is no head at {file}; let the site fine-tune, or name its file with `head`"
         )
-    try:
-        with safe_open(file, framework="pt") as saved:
-            classes: list[str] = json.loads(saved.metadata()["classes"])
-            weights = {name: saved.get_tensor(name) for name in saved.keys()}  # noqa: SIM118
-        head = ClassifierHead(weights["linear.weight"].shape[1], classes)
-        head.load_state_dict(weights)
-    except SafetensorError as error:
-        raise AdapterError(f"{file} is damaged ({error}); {_NEEDED}") from error
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise AdapterError(
-            f"{file} is no head ({type(error).__name__}: {reason}); {_NEEDED}"
-        ) from error
+    with opened_tensors(file, _NEEDED, AdapterError) as opened:
+        classes = _classes(file, opened)
+        weight, bias = (
+            trained_tensor(opened, file, name, AdapterError).float() for name in _WEIGHTS
+        )
+        if weight.ndim != 2 or not len(weight) == len(classes) == bias.numel() == len(bias):
+            raise AdapterError(
+                f"{file} is no head: its weight is {quoted(tuple(weight.shape))} and its bias "
+                f"{quoted(tuple(bias.shape))}, for {len(classes)} classes; {_NEEDED}"
+            )
+    head = ClassifierHead(weight.shape[1], classes)
+    head.load_state_dict({"linear.weight": weight, "linear.bias": bias})
     return head.eval().requires_grad_(False)
+
+
+def _classes(file: Path, opened: Any) -> list[str]:
+    problem = f"{file} is no head: its metadata names no classes"
+    with reading(problem, _NEEDED, AdapterError):
+        classes = json.loads(opened.metadata()["classes"])
+    if not isinstance(classes, list) or not classes or not all(map(_is_name, classes)):
+        raise AdapterError(f"{problem} as a list; {_NEEDED}")
+    if len({*classes}) < len(classes):
+        raise AdapterError(f"{file} is no head: it names a class twice; {_NEEDED}")
+    return classes
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and value.isprintable()

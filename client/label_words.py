@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from client.batches import load_tokenizer, refuse_closed_texts
 from layerweld.base_model import BaseModel
 from layerweld.errors import ConfigError
+from layerweld.foreign_tensors import opened_tensors
 
 
 class LabelWordHead(nn.Module):
@@ -86,7 +86,7 @@ def _output_rows(base: BaseModel, tokens: Sequence[int]) -> Tensor:
         embeddings: Tensor = base.backbone.get_input_embeddings().weight
         return embeddings[list(tokens)].float()
     for file in sorted(base.folder.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as opened:
+        with opened_tensors(file, "copy or save the model again", ConfigError) as opened:
             if "lm_head.weight" in opened.keys():  # noqa: SIM118
                 rows = opened.get_slice("lm_head.weight")
                 return torch.cat([rows[token : token + 1] for token in tokens]).float()

@@ -10,7 +10,11 @@ from pathlib import Path
 from client.site import cache_folder
 from client.state import SiteState
 from layerweld.disk import writing
+from layerweld.errors import StorageError
+from layerweld.foreign_files import contents, reading
 from layerweld.names import below
+
+_LARGEST = 1024  # bytes
 
 
 def kept_or_measured(
@@ -34,11 +38,15 @@ def kept_or_measured(
 
 
 def _read(file: Path) -> tuple[float, int] | None:
-    try:
-        accuracy, samples = json.loads(file.read_text(encoding="utf-8"))
-        return float(accuracy), int(samples)
-    except (FileNotFoundError, ValueError, TypeError):  # missing or damaged: measured again
+    if not file.is_file():
         return None
+    try:
+        with reading(f"{file} is damaged", "it is measured again", StorageError):
+            accuracy, samples = json.loads(contents(file, StorageError, _LARGEST))
+            right = type(accuracy) is float and 0 <= accuracy <= 1 and type(samples) is int
+    except StorageError:
+        return None
+    return (accuracy, samples) if right and samples > 0 else None
 
 
 def _file(state: SiteState, kind: str) -> Path:

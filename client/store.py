@@ -8,11 +8,12 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from layerweld.disk import writing
+from layerweld.errors import StorageError
+from layerweld.foreign_tensors import opened_tensors
 from layerweld.named_tensors import site_tensors, update_tensors, updates_by_site, updates_from
 from layerweld.names import below
 from layerweld.prefix import extend_by_tensors
@@ -137,11 +138,14 @@ class SiteStore:
     def _open(
         self, name: str, *, with_tensors: bool = True
     ) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+        file = self._file(name)
+        if not file.is_file():
+            return None
         try:
-            with safe_open(self._file(name), framework="pt") as opened:
+            with opened_tensors(file, "it is made again", StorageError) as opened:
                 keys = opened.keys() if with_tensors else ()
                 return {key: opened.get_tensor(key) for key in keys}, opened.metadata() or {}
-        except (FileNotFoundError, SafetensorError):
+        except StorageError:
             return None
 
     def _file(self, name: str) -> Path:
@@ -162,5 +166,5 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for key in sorted(tensors):
         digest.update(f"{key} {tuple(tensors[key].shape)}".encode())
-        digest.update(tensors[key].contiguous().view(torch.uint8).numpy().data)
+        digest.update(tensors[key].contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

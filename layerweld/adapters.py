@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from layerweld.base_model import BaseModel
 from layerweld.errors import AdapterError
+from layerweld.foreign_tensors import check_numbers, opened_tensors, shape_of, trained_tensor
+from layerweld.layer_patterns import LayerPatterns
 from layerweld.linear import linear_layers, weight_of
-from layerweld.lora_config import (
-    AS_MODEL,
-    rank_of,
-    read_lora_config,
-    scaling_of,
-    targeted,
-    task_of,
-)
+from layerweld.lora_config import AS_MODEL, CONFIG_FILE, read_lora_config, scaling, task_of
+from layerweld.outside_text import quoted
 from layerweld.updates import LowRankUpdate, TaskVector
 
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -66,18 +61,31 @@ def read_adapter(folder: Path, base: BaseModel) -> Adapter:
             holds more than LoRA on linear layers; the message names the tensor or the setting.
     """
     config = read_lora_config(folder)
-    tensors = _read_tensors(folder)
-    factors, others = _split(tensors)
+    patterns = LayerPatterns(folder / CONFIG_FILE, config)
+    file = _weights_of(folder)
+    with opened_tensors(file, "copy or save the adapter again", AdapterError) as opened:
+        return _read_opened(folder, base, config, patterns, opened)
+
+
+def _read_opened(
+    folder: Path, base: BaseModel, config: LoraConfig, patterns: LayerPatterns, opened: Any
+) -> Adapter:
+    factors, others = _split(opened.keys())
     layers = linear_layers(base.backbone)
     prefix = _find_prefix(folder, factors, layers, base.prefix)
     _refuse_all_but_heads(folder, others, config, prefix, base.backbone)
-    _refuse_other_targets(folder, set(factors), targeted(config, (prefix + n for n in layers)))
+    wanted = {prefix + name for name in layers}
+    if config.target_modules != "all-linear":
+        wanted = {layer for layer in wanted if patterns.targets(layer)}
+    _refuse_other_targets(folder, set(factors), wanted)
     updates = {}
     for name, layer in layers.items():
         wrapped = prefix + name
         if wrapped in factors:
-            _check_factors(folder, wrapped, factors[wrapped], layer, rank_of(config, wrapped))
-            updates[name] = _update(factors[wrapped], scaling_of(config, wrapped))
+            rank = patterns.rank(wrapped)
+            _check_shapes(folder, wrapped, factors[wrapped], opened, layer, rank)
+            scale = scaling(config, patterns.alpha(wrapped), rank)
+            updates[name] = _update(folder, factors[wrapped], opened, scale)
     _refuse_untrained(folder, updates)
     task_vector = TaskVector(updates)
     ranks = {name: update.rank for name, update in updates.items()}
@@ -109,42 +117,28 @@ def _named_tensors(task_vector: TaskVector) -> Iterator[tuple[str, Tensor]]:
         yield f"{name}.remainder", difference
 
 
-def _read_tensors(folder: Path) -> dict[str, Tensor]:
+def _weights_of(folder: Path) -> Path:
     file = folder / WEIGHTS_FILE
-    if not file.is_file():
-        if (folder / "adapter_model.bin").is_file():
-            raise AdapterError(
-                f"{folder} has only a pickled adapter_model.bin, which is never opened; convert it "
-                f"where you trust it: `PeftModel.from_pretrained(…).save_pretrained(…)`"
-            )
-        raise AdapterError(f"{folder} has no {WEIGHTS_FILE}; save it with PEFT's `save_pretrained`")
-    try:
-        tensors: dict[str, Tensor] = load_file(file)
-    except (SafetensorError, OSError) as error:
+    if file.is_file():
+        return file
+    if (folder / "adapter_model.bin").is_file():
         raise AdapterError(
-            f"{file} is damaged or cut short ({error}); copy or save the adapter again"
-        ) from error
-    for name, tensor in tensors.items():
-        if not torch.isfinite(tensor.float()).all():
-            raise AdapterError(
-                f"{folder}: {name!r} holds NaN or infinity; the training diverged, repeat it with "
-                f"a lower learning rate"
-            )
-    return tensors
+            f"{folder} has only a pickled adapter_model.bin, which is never opened; convert it "
+            f"where you trust it: `PeftModel.from_pretrained(…).save_pretrained(…)`"
+        )
+    raise AdapterError(f"{folder} has no {WEIGHTS_FILE}; save it with PEFT's `save_pretrained`")
 
 
-def _split(
-    tensors: Mapping[str, Tensor],
-) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
-    """LoRA factors by layer and then by ``A`` or ``B``, and the names of everything else."""
-    factors: dict[str, dict[str, Tensor]] = {}
+def _split(names: Iterable[str]) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """Names of the LoRA factors by layer and then by ``A`` or ``B``, and those of all else."""
+    factors: dict[str, dict[str, str]] = {}
     others = []
-    for key, tensor in tensors.items():
-        match = _FACTOR.fullmatch(key)
+    for name in names:
+        match = _FACTOR.fullmatch(name)
         if match:
-            factors.setdefault(match["layer"], {})[match["factor"]] = tensor.float()
+            factors.setdefault(match["layer"], {})[match["factor"]] = name
         else:
-            others.append(key)
+            others.append(name)
     return factors, others
 
 
@@ -161,10 +155,10 @@ def _find_prefix(
     unmatched = strangers(prefix)
     if unmatched:
         raise AdapterError(
-            f"{folder}: {len(unmatched)} of {len(names)} adapted layers, {unmatched[0]!r} first, "
-            f"are no linear layers of the base model's backbone; check that the site started "
-            f"from this base model, and leave heads, poolers, convolutions and embeddings to "
-            f"`exclude_modules`"
+            f"{folder}: {len(unmatched)} of {len(names)} adapted layers, {quoted(unmatched[0])} "
+            f"first, are no linear layers of the base model's backbone; check that the site "
+            f"started from this base model, and leave heads, poolers, convolutions and embeddings "
+            f"to `exclude_modules`"
         )
     return prefix
 
@@ -177,7 +171,7 @@ def _refuse_all_but_heads(
         name = key.removeprefix(_WRAPPER)
         reason = _why_refused(name, own, config.modules_to_save or ())
         if reason:
-            raise AdapterError(f"{folder}: {key!r} {reason}")
+            raise AdapterError(f"{folder}: {quoted(key)} {reason}")
 
 
 def _why_refused(name: str, own: Collection[str], modules_to_save: Collection[str]) -> str:
@@ -197,37 +191,43 @@ def _refuse_other_targets(folder: Path, present: set[str], expected: set[str]) -
     missing, surplus = sorted(expected - present), sorted(present - expected)
     if missing:
         raise AdapterError(
-            f"{folder}: {missing[0]!r} (of {len(missing)} such) is in `target_modules` but not in "
-            f"{WEIGHTS_FILE}; the file is incomplete, save the adapter again"
+            f"{folder}: {quoted(missing[0])} (of {len(missing)} such) is in `target_modules` but "
+            f"not in {WEIGHTS_FILE}; the file is incomplete, save the adapter again"
         )
     if surplus:
         raise AdapterError(
-            f"{folder}: {surplus[0]!r} (of {len(surplus)} such) is in {WEIGHTS_FILE} but not in "
-            f"`target_modules`, so PEFT would not load it; save the adapter again"
+            f"{folder}: {quoted(surplus[0])} (of {len(surplus)} such) is in {WEIGHTS_FILE} but not "
+            f"in `target_modules`, so PEFT would not load it; save the adapter again"
         )
 
 
-def _check_factors(
-    folder: Path, name: str, factors: Mapping[str, Tensor], layer: nn.Module, rank: int
+def _check_shapes(
+    folder: Path, name: str, factors: Mapping[str, str], opened: Any, layer: nn.Module, rank: int
 ) -> None:
     d_out, d_in = weight_of(layer).shape
     for factor, expected in (("A", (rank, d_in)), ("B", (d_out, rank))):
         if factor not in factors:
             raise AdapterError(
-                f"{folder}: {name!r} has no lora_{factor}; the file is incomplete, save the "
+                f"{folder}: {quoted(name)} has no lora_{factor}; the file is incomplete, save the "
                 f"adapter again"
             )
-        found = tuple(factors[factor].shape)
+        found = shape_of(opened, factors[factor])
         if found != expected:
             raise AdapterError(
-                f"{folder}: lora_{factor} of {name!r} is {found}, but rank {rank} on this base "
-                f"model makes it {expected}; check that the site started from this base model "
-                f"and that `r` and `rank_pattern` are those of the training"
+                f"{folder}: lora_{factor} of {quoted(name)} is {quoted(found)}, but rank {rank} on "
+                f"this base model makes it {expected}; check that the site started from this base "
+                f"model and that `r` and `rank_pattern` are those of the training"
             )
 
 
-def _update(factors: Mapping[str, Tensor], scaling: float) -> LowRankUpdate:
-    return LowRankUpdate(scaling * factors["B"], factors["A"])
+def _update(folder: Path, factors: Mapping[str, str], opened: Any, scale: float) -> LowRankUpdate:
+    read = {
+        factor: trained_tensor(opened, folder / WEIGHTS_FILE, name, AdapterError).float()
+        for factor, name in factors.items()
+    }
+    left = scale * read["B"]
+    check_numbers(left, folder / CONFIG_FILE, f"{factors['B']} times alpha / r", AdapterError)
+    return LowRankUpdate(left, read["A"])
 
 
 def _refuse_untrained(folder: Path, updates: Mapping[str, LowRankUpdate]) -> None:

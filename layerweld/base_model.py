@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from layerweld.errors import ConfigError
-from layerweld.foreign_files import check_readable, reading
+from layerweld.foreign_files import reading
+from layerweld.model_folder import check_model_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -81,7 +82,6 @@ def load_base(folder: str | Path, name: str = "") -> BaseModel:
     from transformers import AutoModel, logging
 
     path = Path(folder).expanduser()
-    check_readable(path, ConfigError)
     if not (path / "config.json").is_file():
         raise ConfigError(f"{path} is no model folder: it has no config.json")
     if not any(path.glob("*.safetensors")):
@@ -91,6 +91,7 @@ def load_base(folder: str | Path, name: str = "") -> BaseModel:
         )
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    check_model_folder(path, ConfigError)
     problem = f"{path} is no model that transformers itself can load"
     with reading(problem, "save it again with `model.save_pretrained(…)`", ConfigError):
         backbone = AutoModel.from_pretrained(
@@ -100,6 +101,9 @@ def load_base(folder: str | Path, name: str = "") -> BaseModel:
             use_safetensors=True,
             trust_remote_code=False,
         )
+    for name_of, parameter in backbone.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise ConfigError(f"{path}: {name_of!r} holds NaN or infinity; give another base model")
     if isinstance(getattr(backbone, "pooler", None), nn.Module):
         backbone.pooler = None  # part of the heads of some classes; no block reads it
     if getattr(backbone.config, "use_cache", False):

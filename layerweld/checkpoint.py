@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,10 @@ from transformers import PretrainedConfig
 from layerweld.base_model import BaseModel
 from layerweld.errors import AdapterError
 from layerweld.foreign_files import reading
+from layerweld.foreign_tensors import check_numbers
 from layerweld.linear import is_transposed, linear_layers
+from layerweld.model_folder import check_model_folder
+from layerweld.outside_text import quoted
 from layerweld.updates import DenseUpdate, TaskVector
 
 
@@ -57,15 +59,12 @@ def read_checkpoint(folder: Path, base: BaseModel) -> TaskVector:
 
 
 def _check_config(folder: Path, base_config: Mapping[str, Any]) -> None:
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise AdapterError(f"{folder}/config.json cannot be read ({error})") from error
     if not any(folder.glob("*.safetensors")):
         raise AdapterError(
             f"{folder} has no *.safetensors, and pickled weights are never opened; convert it "
             f"where you trust it: `AutoModel.from_pretrained(…).save_pretrained(…)`"
         )
+    config = check_model_folder(folder, AdapterError)
     if config.get("quantization_config"):
         raise AdapterError(
             f"{folder} is quantised; give its weights as they were before, or "
@@ -74,7 +73,7 @@ def _check_config(folder: Path, base_config: Mapping[str, Any]) -> None:
     for key in _architecture_keys(config):
         if key in base_config and config[key] != base_config[key]:
             raise AdapterError(
-                f"{folder}: `{key}` is {config[key]!r}, but {base_config[key]!r} in the base "
+                f"{folder}: `{key}` is {quoted(config[key])}, but {base_config[key]!r} in the base "
                 f"model; only models fine-tuned from the same base model can be merged"
             )
 
@@ -118,8 +117,4 @@ def _check_parameter(
             f"{folder}: {name!r} is {found}, but {tuple(original.shape)} in the base model; only "
             f"models fine-tuned from the same base model can be merged"
         )
-    if not torch.isfinite(tuned[name]).all():
-        raise AdapterError(
-            f"{folder}: {name!r} holds NaN or infinity; the training diverged, repeat it with a "
-            f"lower learning rate"
-        )
+    check_numbers(tuned[name], folder, name, AdapterError)

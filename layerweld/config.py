@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
@@ -299,12 +300,18 @@ def read_run_settings(run_config: Mapping[str, Scalar]) -> RunSettings:
     return validate_settings(nested)
 
 
-def validate_settings(nested: Mapping[str, Any]) -> RunSettings:
-    """As :func:`read_run_settings`, from nested tables as a TOML file has them."""
+def validate_settings(nested: Mapping[str, Any], file: Path | None = None) -> RunSettings:
+    """As :func:`read_run_settings`, from nested tables as a TOML file has them.
+
+    Args:
+        nested: the tables.
+        file: that they come from, for the message.
+    """
     try:
         return RunSettings.model_validate(nested)
     except ValidationError as error:
-        raise ConfigError("; ".join(_problem(e) for e in error.errors())) from None
+        where = f"{file}: " if file else ""
+        raise ConfigError(where + "; ".join(_problem(e) for e in error.errors())) from None
 
 
 def _problem(error: Any) -> str:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-import re
-from collections.abc import Iterable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig
-from peft.tuners.tuners_utils import check_target_module_exists
-from peft.utils.other import get_pattern_key
 
 from layerweld.errors import AdapterError
+from layerweld.foreign_files import reading
+from layerweld.foreign_tensors import HUGEST
+from layerweld.foreign_text import read_json
+from layerweld.outside_text import quoted
 
 CONFIG_FILE = "adapter_config.json"
 
@@ -22,6 +22,8 @@ AS_MODEL = (
     "merge it into its model (`merge_and_unload()`, then `save_pretrained(…)`) and give that "
     "model folder instead"
 )
+
+_LARGEST_RANK = 65_536
 
 _AS_LORA = "train a plain LoRA adapter instead"
 
@@ -74,6 +76,39 @@ _REFUSED = {
     "megatron_config": f"Megatron splits the layers between processes; {_AS_LORA}",
 }
 
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_text, value))
+
+
+def _is_name_or_names(value: Any) -> bool:
+    return _is_text(value) or _are_names(value)
+
+
+def _are_indices(value: Any) -> bool:
+    indices = value if isinstance(value, list) else [value]
+    return all(type(index) is int for index in indices)
+
+
+_NAME_OR_NAMES = "a name, a pattern or a list of names"
+_BY_LAYER = "a table of numbers by layer"
+
+# What has a say in the task vector, and of what kind it is where it is there.
+_KINDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "target_modules": (_is_name_or_names, _NAME_OR_NAMES),
+    "exclude_modules": (_is_name_or_names, _NAME_OR_NAMES),
+    "layers_pattern": (_is_name_or_names, _NAME_OR_NAMES),
+    "modules_to_save": (lambda value: _are_names(value) and len(value) <= 1000, "a list of names"),
+    "layers_to_transform": (_are_indices, "a number or a list of numbers"),
+    "rank_pattern": (lambda value: isinstance(value, dict), _BY_LAYER),
+    "alpha_pattern": (lambda value: isinstance(value, dict), _BY_LAYER),
+    "use_rslora": (lambda value: isinstance(value, bool), "true or false"),
+}
+
 # The other initialisations (PiSSA, OLoRA, CorDA, LoRA-GA, LoftQ) change the base weights as well.
 _INITIALISATIONS = (True, False, "gaussian", "eva", "orthogonal", "mica")
 
@@ -89,19 +124,21 @@ def read_lora_config(folder: Path) -> LoraConfig:
         AdapterError: the file is unreadable, or it asks for something that ``scaling · B A`` on
             linear layers does not cover; the message names the setting and the way out.
     """
-    entries = _read_entries(folder / CONFIG_FILE)
+    file = folder / CONFIG_FILE
+    entries = read_json(file, AdapterError, "save the adapter again")
     if entries.get("peft_type") != "LORA":
         raise AdapterError(
-            f"{folder} is a PEFT adapter of type {entries.get('peft_type')!r}, and only LORA can "
-            f"be merged as a LoRA; {AS_MODEL}"
+            f"{folder} is a PEFT adapter of type {quoted(entries.get('peft_type'))}, and only LORA "
+            f"can be merged as a LoRA; {AS_MODEL}"
         )
     entries.pop("runtime_config", None)  # how it ran, not what it is
     _refuse_variants(folder, entries)
+    _refuse_other_kinds(file, entries)
     known = {field.name for field in dataclasses.fields(LoraConfig)}
-    try:
+    with reading(
+        f"{file} contradicts itself", "correct it, or save the adapter again", AdapterError
+    ):
         config = LoraConfig(**{key: value for key, value in entries.items() if key in known})
-    except (TypeError, ValueError) as error:
-        raise AdapterError(f"{folder / CONFIG_FILE} contradicts itself: {error}") from error
     _check_values(folder, config)
     return config
 
@@ -112,81 +149,61 @@ def task_of(config: LoraConfig) -> str:
     return named if named in TASKS else ""
 
 
-def rank_of(config: LoraConfig, layer: str) -> int:
-    """The rank that the configuration gives to a layer, by its full name in the wrapped model."""
-    patterns = config.rank_pattern or {}
-    rank: int = patterns.get(get_pattern_key(patterns, layer), config.r)
-    return rank
-
-
-def scaling_of(config: LoraConfig, layer: str) -> float:
+def scaling(config: LoraConfig, alpha: float, rank: int) -> float:
     """The factor before ``B A``: ``alpha / r``, or ``alpha / sqrt(r)`` for rsLoRA."""
-    patterns = config.alpha_pattern or {}
-    alpha: float = patterns.get(get_pattern_key(patterns, layer), config.lora_alpha)
-    rank = rank_of(config, layer)
     return alpha / math.sqrt(rank) if config.use_rslora else alpha / rank
-
-
-def targeted(config: LoraConfig, layers: Iterable[str]) -> set[str]:
-    """Those of the layers (full names in the wrapped model) that PEFT would adapt."""
-    if config.target_modules == "all-linear":
-        return set(layers)
-    return {layer for layer in layers if check_target_module_exists(config, layer)}
-
-
-def _read_entries(file: Path) -> dict[str, Any]:
-    try:
-        entries = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise AdapterError(f"{file} cannot be read ({error}); save the adapter again") from error
-    if not isinstance(entries, dict):
-        raise AdapterError(f"{file} holds no JSON object; save the adapter again")
-    return entries
 
 
 def _refuse_variants(folder: Path, entries: dict[str, Any]) -> None:
     for key, value in entries.items():
         if value and key not in _UNDERSTOOD:
             reason = _REFUSED.get(key, f"this LoRA variant is not known here; {AS_MODEL}")
-            raise AdapterError(f"{folder} has `{key}` = {value!r}: {reason}")
+            raise AdapterError(f"{folder} has {_named(key)} = {quoted(value)}: {reason}")
     bias = entries.get("bias", "none")
     if bias != "none":
-        raise AdapterError(f"{folder} has `bias` = {bias!r}: biases were trained too; {AS_MODEL}")
+        raise AdapterError(
+            f"{folder} has `bias` = {quoted(bias)}: biases were trained too; {AS_MODEL}"
+        )
     start = entries.get("init_lora_weights", True)
     if (start.lower() if isinstance(start, str) else start) not in _INITIALISATIONS:
         raise AdapterError(
-            f"{folder} has `init_lora_weights` = {start!r}, which changes the base weights too; "
-            f"save it with `save_pretrained(…, path_initial_model_for_weight_conversion=…)`, or "
-            f"{AS_MODEL}"
+            f"{folder} has `init_lora_weights` = {quoted(start)}, which changes the base weights "
+            f"too; save it with `save_pretrained(…, path_initial_model_for_weight_conversion=…)`, "
+            f"or {AS_MODEL}"
         )
+
+
+def _named(key: str) -> str:
+    return f"`{key}`" if key.isidentifier() else quoted(key)
+
+
+def _refuse_other_kinds(file: Path, entries: Mapping[str, Any]) -> None:
+    for key, (is_right, expected) in _KINDS.items():
+        value = entries.get(key)
+        if value is not None and not is_right(value):
+            raise AdapterError(
+                f"{file}: `{key}` = {quoted(value)} should be {expected}; correct it, or save the "
+                f"adapter again"
+            )
 
 
 def _check_values(folder: Path, config: LoraConfig) -> None:
     ranks = {"r": config.r, **(config.rank_pattern or {})}
     alphas = {"lora_alpha": config.lora_alpha, **(config.alpha_pattern or {})}
     for key, rank in ranks.items():
-        if not isinstance(rank, int) or rank < 1:
+        if type(rank) is not int or not 1 <= rank <= _LARGEST_RANK:
             raise AdapterError(
-                f"{folder}: the rank {key!r} = {rank!r} should be a whole number > 0"
+                f"{folder}: the rank {quoted(key)} = {quoted(rank)} should be a whole number > 0, "
+                f"and at most {_LARGEST_RANK}; correct {CONFIG_FILE}"
             )
     for key, alpha in alphas.items():
-        if not isinstance(alpha, int | float) or not math.isfinite(alpha):
-            raise AdapterError(f"{folder}: the alpha {key!r} = {alpha!r} should be a number")
+        if type(alpha) not in (int, float) or not 0 <= alpha <= HUGEST:
+            raise AdapterError(
+                f"{folder}: the alpha {quoted(key)} = {quoted(alpha)} should be a number from 0 to "
+                f"{HUGEST:.0e}; correct {CONFIG_FILE}"
+            )
     if not config.target_modules:
         raise AdapterError(
             f"{folder} has no `target_modules`, so nobody can say whether it is complete; save it "
             f"with PEFT's `save_pretrained`"
         )
-    if isinstance(config.target_modules, str):
-        _check_pattern(folder, config.target_modules)
-    for pattern in (*(config.rank_pattern or {}), *(config.alpha_pattern or {})):
-        _check_pattern(folder, pattern)
-
-
-def _check_pattern(folder: Path, pattern: str) -> None:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise AdapterError(
-            f"{folder}: {pattern!r} is no regular expression ({error}); correct {CONFIG_FILE}"
-        ) from error

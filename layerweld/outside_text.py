@@ -36,6 +36,19 @@ def shown(text: object, longest: int = LONGEST) -> str:
     return _escaped(_cut(str(text), longest), keep="")
 
 
+def quoted(value: object, longest: int = 80) -> str:
+    """As :func:`shown`, as Python writes it: what a file holds, inside of a sentence.
+
+    Args:
+        value: whatever it is; of text and bytes no more than is shown is looked at.
+        longest: characters that are kept.
+    """
+    text = _escaped(
+        repr(value[: longest + 1] if isinstance(value, str | bytes) else value), keep=""
+    )
+    return text if len(text) <= longest + 2 else f"{text[:longest]}…"
+
+
 def shown_lines(text: object, longest: int = 100 * LONGEST) -> str:
     """As :func:`shown`, for text whose own lines and tabs are meant: tracebacks, whole messages."""
     return _escaped(_cut(str(text), longest), keep="\n\t")

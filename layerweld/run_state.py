@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
+from pydantic import TypeAdapter
+
 from layerweld.disk import is_held, lock_of, writing
 from layerweld.errors import (
     UNFORESEEN,
@@ -18,6 +20,8 @@ from layerweld.errors import (
     RunFailedError,
     StorageError,
 )
+from layerweld.foreign_files import reading
+from layerweld.foreign_text import read_json
 from layerweld.interruptions import INTERRUPTED, RESUMES
 from layerweld.outside_text import shown
 from layerweld.progress import overhearing
@@ -144,11 +148,9 @@ def read_state(folder: Path) -> RunState | None:
     file = folder / STATE
     if not file.is_file():
         return None
-    try:
-        kept = json.loads(file.read_text(encoding="utf-8"))
-        state = RunState(**kept | {"notes": tuple(kept["notes"])})
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise JournalError(f"{file} cannot be read ({error}); remove it") from None
+    kept = read_json(file, JournalError, "remove it")
+    with reading(f"{file} cannot be read", "remove it", JournalError):
+        state = TypeAdapter(RunState).validate_python(kept)
     if state.status != "running" or is_held(lock_of(folder)):
         return state
     return replace(

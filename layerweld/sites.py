@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,6 +11,7 @@ from pydantic import Field, ValidationError
 from layerweld.config import CalibrationSettings, FinetuneSettings, RunSettings, validate_settings
 from layerweld.demo import base_folder
 from layerweld.errors import ConfigError
+from layerweld.foreign_text import read_toml
 from layerweld.names import SITE_NAME
 from layerweld.settings import ColumnText, PathText, Settings
 
@@ -93,15 +93,12 @@ def read_run_file(file: Path) -> tuple[RunSettings, tuple[SiteEntry, ...]]:
         ConfigError: the file is missing or no TOML, a setting is unknown or wrong, or the sites
             are none, or two of one name.
     """
-    try:
-        tables: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{file} does not exist") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} is no TOML file: {error}") from None
+    if not file.exists():
+        raise ConfigError(f"{file} does not exist")
+    tables = read_toml(file, ConfigError)
     entries = tables.pop("sites", [])
     sites = site_entries(entries, file)
-    settings = validate_settings(tables | {"sites": str(file.resolve())})
+    settings = validate_settings(tables | {"sites": str(file.resolve())}, file)
     base = settings.base and _resolve(settings.base, file)
     return settings.model_copy(update={"base": base}), sites
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from layerweld.bounds import require_finite
 from layerweld.disk import writing
 from layerweld.errors import JournalError
+from layerweld.foreign_files import check_readable, contents, reading
+from layerweld.foreign_tensors import opened_tensors
+
+_AGAIN = "remove it to compute it again"
+_HASH_SIZE = 64  # characters of a SHA-256
 
 
 def write_hashed(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -37,12 +40,14 @@ def read_hashed(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         JournalError: it does not, or cannot be read.
     """
-    with _readable(file):
-        if _digest(file) != file.with_suffix(".sha256").read_text():
-            raise JournalError(f"{file} does not match its hash; remove it to compute it again")
-        with safe_open(file, framework="pt") as opened:
-            tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
-            return tensors, opened.metadata() or {}
+    check_readable(file, JournalError)
+    expected = contents(file.with_suffix(".sha256"), JournalError, _HASH_SIZE)
+    with reading(f"{file} cannot be read", _AGAIN, JournalError):
+        if _digest(file).encode() != expected:
+            raise JournalError(f"{file} does not match its hash; {_AGAIN}")
+    with opened_tensors(file, _AGAIN, JournalError) as opened:
+        tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+        return tensors, opened.metadata() or {}
 
 
 def read_metadata(file: Path) -> dict[str, str]:
@@ -51,20 +56,10 @@ def read_metadata(file: Path) -> dict[str, str]:
     Raises:
         JournalError: it cannot be read.
     """
-    with _readable(file), safe_open(file, framework="pt") as opened:
+    with opened_tensors(file, _AGAIN, JournalError) as opened:
         return opened.metadata() or {}
 
 
 def _digest(file: Path) -> str:
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-@contextmanager
-def _readable(file: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, SafetensorError, ValueError) as error:
-        raise JournalError(
-            f"{file} cannot be read ({error}); remove it to compute it again"
-        ) from None

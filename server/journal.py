@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import shutil
 from collections.abc import Collection, Mapping
@@ -13,6 +14,8 @@ from torch import Tensor
 
 from layerweld.disk import move, reported, writing
 from layerweld.errors import JournalError
+from layerweld.foreign_files import reading
+from layerweld.foreign_text import read_json
 from layerweld.names import below
 from layerweld.transport.introduction import introduction_from
 from layerweld.transport.messages import Introduction
@@ -24,6 +27,7 @@ FINISHED = "journal.finished"
 """What the journal is called while it is being removed."""
 
 _HEADER = "run.json"
+_LARGEST_HEADER = 256 * 2**20  # bytes: it has what every site said of itself
 _REMAINDER = "remainder.safetensors"
 
 
@@ -43,12 +47,14 @@ class RunJournal:
         header = self._folder / _HEADER
         if not header.is_file():
             return secrets.token_hex(8)
-        try:
-            self._facts = json.loads(header.read_text())
-            run: str = self._facts["run"]
-        except (ValueError, TypeError, KeyError) as error:
-            raise JournalError(f"{header} is damaged ({error}); remove {self._folder}") from None
-        return run
+        remedy = f"remove {self._folder}"
+        self._facts = read_json(header, JournalError, remedy, most=_LARGEST_HEADER)
+        run = self._facts.get("run")
+        methods, sites = self._facts.get("methods", []), self._facts.get("sites", {})
+        named = [run, *methods] if isinstance(methods, list) else [None]
+        if not all(map(_is_name, named)) or not isinstance(sites, dict):
+            raise JournalError(f"{header} is damaged: it names no run, methods or sites; {remedy}")
+        return str(run)
 
     def absent(self, came: Collection[str]) -> list[Introduction]:
         """Sites that the interrupted run began with and that have not come again.
@@ -57,10 +63,9 @@ class RunJournal:
             JournalError: what the journal says of them cannot be read.
         """
         sites = self._facts.get("sites", {})
-        try:
+        problem = f"{self._folder / _HEADER} is damaged"
+        with reading(problem, f"remove {self._folder}", JournalError):
             return [introduction_from(sites[name]) for name in sorted({*sites} - {*came})]
-        except (KeyError, TypeError) as error:
-            raise JournalError(f"{self._folder / _HEADER} is damaged: {error}") from None
 
     def remaining(self) -> set[str]:
         """Names of the sites that the interrupted run goes on with; nobody for a new run."""
@@ -126,3 +131,10 @@ class RunJournal:
             done = self._folder.with_name(FINISHED)
             move(self._folder, done)
             shutil.rmtree(done)
+
+
+def _is_name(value: object) -> bool:
+    """Of a run or method: what may be a folder's."""
+    return (
+        isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", value) is not None
+    )

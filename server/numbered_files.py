@@ -11,6 +11,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from torch import Tensor
 
 from layerweld.errors import JournalError
+from layerweld.foreign_files import reading
 from server.hashed_files import read_hashed, read_metadata, write_hashed
 from strategies.notices import notice
 
@@ -120,14 +121,10 @@ class NumberedFiles(Generic[N]):
     def _lost(self, file: Path) -> Collection[str]:
         metadata = read_metadata(file)
         with self._decoding(file):
-            lost: Collection[str] = json.loads(metadata["figures"])["lost"]
-            return lost
+            return [str(site) for site in json.loads(metadata["figures"])["lost"]]
 
     @contextmanager
     def _decoding(self, file: Path) -> Iterator[None]:
-        try:
+        remedy = f"remove it to do that {self._kind} again"
+        with reading(f"{file} cannot be read", remedy, JournalError):
             yield
-        except (ValueError, TypeError, KeyError) as error:
-            raise JournalError(
-                f"{file} cannot be read ({error}); remove it to do that {self._kind} again"
-            ) from None

@@ -12,6 +12,8 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from layerweld.disk import writing
+from layerweld.errors import StorageError
+from layerweld.foreign_files import contents
 from layerweld.names import below
 from server.comparison_results import Entry
 from server.federation import Federation
@@ -19,6 +21,7 @@ from server.federation import Federation
 Facts = Mapping[str, Any]
 """What decides a result, as JSON values."""
 
+_LARGEST = 2**28  # bytes
 _ENTRY = TypeAdapter(Entry)
 _COMMON = ("calibration", "finetune", "evaluate", "merge")  # tables that every method depends on
 
@@ -42,8 +45,8 @@ class PlayedMethods:
         if not file.is_file():
             return None
         try:
-            return _ENTRY.validate_json(file.read_bytes())
-        except ValidationError:
+            return _ENTRY.validate_json(contents(file, StorageError, _LARGEST))
+        except (StorageError, ValidationError):
             return None  # cut short by a power failure, or of another version: played again
 
     def keep(self, facts: Facts, entry: Entry) -> None:

@@ -212,7 +212,7 @@ def test_an_initialisation_that_changes_the_base_is_refused(start, folder, bases
         ({"target_modules": None}, "save_pretrained"),
         ({"target_modules": "all-linear"}, "incomplete, save the adapter again"),
         ({"target_modules": ["query"]}, "PEFT would not load it"),
-        ({"layers_pattern": "layer"}, "contradicts itself: .*layers_to_transform"),
+        ({"layers_pattern": "layer"}, "contradicts itself .*layers_to_transform"),
         ({"modules_to_save": []}, "classifier.*neither a LoRA factor nor part of a head"),
         ({"lora_alpha": 0}, "was it trained"),
     ],

@@ -1,9 +1,14 @@
 """What is between rows and scores beside the model: batches, heads, accuracy."""
 
+import shutil
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from transformers import BitImageProcessorPil
 
-from client.batches import Preprocessor, batches
+from client.batches import Preprocessor, batches, load_tokenizer
 from client.data import make_rows
 from client.evaluate import accuracy
 from client.heads import ClassifierHead, load_head
@@ -112,3 +117,29 @@ def test_accuracy_matches_classes_by_name_not_by_position(text_base):
 def test_rows_that_cannot_be_scored_are_an_error(text_base, rows, remedy):
     with pytest.raises(DataError, match=remedy):
         accuracy(text_base, ClassifierHead(text_base.d_model, ROWS.classes), rows, EVALUATE)
+
+
+def test_a_token_without_an_embedding_is_named_and_never_looked_up(text_base, tmp_path):
+    shutil.copytree(text_base.folder, tmp_path / "base")
+    tokenizer = load_tokenizer(tmp_path / "base")
+    tokenizer.add_special_tokens({"pad_token": "<new>"})
+    tokenizer.save_pretrained(tmp_path / "base")
+    base = BaseModel(tmp_path / "base", text_base.backbone, "base")
+    with pytest.raises(ConfigError, match=r"token 11 \('<new>'\), but .* for 11 only; put"):
+        Preprocessor(base, 16)(["a red", "the warm red"])
+
+
+def test_images_one_by_one_are_the_batch_that_the_processor_makes(image_base, tmp_path):
+    shutil.copytree(image_base.folder, tmp_path / "base")
+    processor = BitImageProcessorPil(size={"shortest_edge": 32}, crop_size=28)
+    processor.save_pretrained(tmp_path / "base")
+    draw = np.random.default_rng(0)
+    images = [
+        Image.fromarray(draw.integers(0, 255, (30 + 9 * i, 40, 3), dtype=np.uint8))
+        for i in range(3)
+    ]
+    for i, image in enumerate(images):
+        image.save(tmp_path / f"{i}.png")
+    base = BaseModel(tmp_path / "base", image_base.backbone, "base")
+    ours = Preprocessor(base, 16)([tmp_path / f"{i}.png" for i in range(3)])["pixel_values"]
+    assert torch.equal(ours, processor(images=images, return_tensors="pt")["pixel_values"])

@@ -153,7 +153,7 @@ def test_a_weight_of_another_shape_is_refused(folder, bases):
 def test_a_file_that_was_cut_short_names_its_folder(folder, bases):
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(AdapterError, match=f"{folder} is damaged.*save it again"):
+    with pytest.raises(AdapterError, match=f"{file} is damaged.*save the model again"):
         read_checkpoint(folder, bases["bert"])
 
 

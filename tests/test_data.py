@@ -4,12 +4,16 @@ import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet
 import pytest
 from PIL import Image
 
 from client.data import make_rows, read_rows
+from client.images import read_image
+from client.packed_sizes import unpacked_pages
 from layerweld.config import CalibrationSettings
 from layerweld.errors import DataError
 
@@ -296,3 +300,96 @@ def test_images_beside_class_folders_are_an_error(tmp_path):
 def test_a_model_that_reads_images_wants_a_folder(tmp_path):
     with pytest.raises(DataError, match="give a folder of images"):
         read_rows(write_jsonl(tmp_path / "rows.jsonl"), STRICT, reads_images=True)
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl"])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be"])
+def test_utf16_is_called_that_with_the_way_out(tmp_path, name, encoding):
+    content = "text\na\n" if name == "rows.csv" else '{"text": "a"}\n'
+    (tmp_path / name).write_bytes(("\ufeff" if encoding != "utf-16" else "").encode(encoding) +
+                                  content.encode(encoding))  # fmt: skip
+    with pytest.raises(DataError, match=r"is UTF-16; convert it \(iconv -f utf-16 -t utf-8\)"):
+        read_rows(tmp_path / name, LENIENT, reads_images=False)
+
+
+@pytest.mark.parametrize("kind", ["date", "list", "decimal"])
+def test_a_column_that_nobody_reads_may_hold_what_python_cannot(tmp_path, kind):
+    other = {
+        "date": pa.array([253402297200] * 2, pa.timestamp("s", "+14:00")),
+        "list": pa.array([[[1]], None]),
+        "decimal": pa.array([1, 2], pa.decimal256(70, 60)),
+    }[kind]
+    table = pa.table({"text": ["a", "b"], "until": other})
+    pa.parquet.write_table(table, tmp_path / "rows.parquet")
+    rows = read_rows(tmp_path / "rows.parquet", STRICT, reads_images=False)
+    assert (list(rows.inputs), rows.labels) == (["a", "b"], None)
+
+
+def test_text_that_is_no_text_names_its_column(tmp_path):
+    pd.DataFrame({"text": [["a"], ["b"]]}).to_parquet(tmp_path / "rows.parquet")
+    with pytest.raises(DataError, match=r"rows\.parquet: column 'text' holds 'list<.*and no text"):
+        read_rows(tmp_path / "rows.parquet", STRICT, reads_images=False)
+
+
+def test_labels_of_every_parquet_kind_name_the_same_classes(tmp_path):
+    for number, labels in enumerate((["1", "0"], [1, 0], [1.0, 0.0], pd.Categorical(["1", "0"]))):
+        file = tmp_path / f"{number}.parquet"
+        pd.DataFrame({"text": ["a", "b"], "label": labels}).to_parquet(file)
+        assert read_rows(file, STRICT, reads_images=False).classes == ("0", "1")
+
+
+def test_the_first_unreadable_row_is_the_first_whatever_it_lacks(tmp_path):
+    source = jsonl(tmp_path, '{"text": "a", "label": 1}', '{"text": "a"}', '{"label": 1}')
+    with pytest.raises(DataError, match=r"2 of 3 .* line 2: no label in column 'label'"):
+        read_rows(source, STRICT, reads_images=False)
+
+
+def test_a_message_shows_few_columns_and_never_what_a_terminal_obeys(tmp_path):
+    keys = {f"key {i:04}": 1 for i in range(5000)} | {"\x1b[2J": 1, "a" * 999: 1}
+    with pytest.raises(DataError, match="and 980 more: set `calibration") as error:
+        read_rows(jsonl(tmp_path, json.dumps(keys)), STRICT, reads_images=False)
+    assert len(str(error.value)) < 1000
+    assert str(error.value).isprintable()
+
+
+def test_images_of_other_kinds_are_counted_and_named(tmp_path):
+    write_image(tmp_path / "a.png")
+    write_image(tmp_path / "b.tif")
+    with pytest.raises(DataError, match=r"1 of 2 .* file b.tif: .tif is not read here; convert"):
+        read_rows(tmp_path, STRICT, reads_images=True)
+    assert read_rows(tmp_path, LENIENT, reads_images=True).skipped == 1
+
+
+def test_an_animation_is_no_image(tmp_path):
+    frames = [Image.new("RGB", (9, 7), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "a.webp", save_all=True, append_images=frames[1:])
+    with pytest.raises(DataError, match=r"file a.webp: holds an animation"):
+        read_rows(tmp_path, STRICT, reads_images=True)
+
+
+def test_grey_values_of_16_bits_are_those_of_8(tmp_path):
+    deep = np.arange(0, 65_000, 1000, dtype=np.uint16).reshape(5, 13)
+    Image.fromarray(deep).save(tmp_path / "a.png")
+    assert np.array_equal(np.asarray(read_image(tmp_path / "a.png"))[..., 0], deep >> 8)
+
+
+def test_a_name_in_a_saved_dataset_does_not_lead_out_of_its_folder(tmp_path):
+    folder = write_saved_dataset(tmp_path / "saved")
+    (tmp_path / "outside.arrow").write_bytes((folder / "data-00000-of-00001.arrow").read_bytes())
+    (folder / "state.json").write_text('{"_data_files": [{"filename": "../outside.arrow"}]}')
+    with pytest.raises(DataError, match=r"names '\.\./outside\.arrow', no file beside it"):
+        read_rows(folder, STRICT, reads_images=False)
+
+
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+@pytest.mark.parametrize("packing", ["none", "snappy", "zstd", "gzip", "brotli"])
+@pytest.mark.parametrize("dictionary", [True, False])
+def test_pages_unpack_to_what_an_honest_footer_says(tmp_path, version, packing, dictionary):
+    table = pa.table({"text": [f"row {i}" * (i % 40) for i in range(3000)]})
+    pa.parquet.write_table(
+        table, tmp_path / "rows.parquet", compression=packing, use_dictionary=dictionary,
+        data_page_version=version, data_page_size=10_000, write_page_checksum=True,
+    )  # fmt: skip
+    column = pa.parquet.read_metadata(tmp_path / "rows.parquet").row_group(0).column(0)
+    said = column.total_uncompressed_size  # the pages' own headers included
+    assert 0.9 * said < unpacked_pages(tmp_path / "rows.parquet", [column]) <= said

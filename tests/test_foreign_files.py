@@ -7,7 +7,8 @@ import pytest
 from client.data import read_rows
 from layerweld.base_model import load_base
 from layerweld.config import RunSettings
-from layerweld.errors import AdapterError, ConfigError, DataError
+from layerweld.errors import AdapterError, ConfigError, DataError, MemoryShortageError
+from layerweld.foreign_files import reading
 from layerweld.task_vectors import read_fine_tuned
 from tests.tiny_sites import make_sites
 
@@ -40,3 +41,44 @@ def test_a_file_that_may_not_be_read_is_named_with_the_way_out(sites, forbid, tm
         forbid(file)
         with pytest.raises(error, match=rf"{file.name} may not be read by this user; change its"):
             read()
+
+
+def test_a_pointer_of_git_lfs_is_called_that(sites, tmp_path):
+    pointer = (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"4d" * 32 + b"\nsize 9\n"
+    )
+    base = load_base(sites.base)
+    for file, error, read in (
+        (tmp_path / "ash.jsonl", DataError,
+         lambda: read_rows(tmp_path / "ash.jsonl", RunSettings().calibration, False)),
+        (tmp_path / "ash" / "adapter_model.safetensors", AdapterError,
+         lambda: read_fine_tuned(tmp_path / "ash", base)),
+        (sites.base / "model.safetensors", ConfigError, lambda: load_base(sites.base)),
+    ):  # fmt: skip
+        file.write_bytes(pointer)
+        with pytest.raises(error, match=rf"{file.name} is only Git LFS's pointer .*git lfs pull"):
+            read()
+
+
+class PanicException(BaseException):
+    """As libraries in Rust raise it."""
+
+
+@pytest.mark.parametrize("raised", [RecursionError(), OverflowError("a"), PanicException("b\nc")])
+def test_whatever_a_library_raises_about_a_file_is_one_line_of_ours(raised):
+    with pytest.raises(DataError, match=r"^f is damaged \(.*\); mend it$") as caught:  # noqa: SIM117
+        with reading("f is damaged", "mend it", DataError):
+            raise raised
+    assert "\n" not in str(caught.value)
+
+
+def test_a_lack_of_memory_names_the_file_that_may_claim_too_much():
+    with pytest.raises(MemoryShortageError, match=r"out of memory.*or f is damaged"):  # noqa: SIM117
+        with reading("f is damaged", "mend it", DataError):
+            raise MemoryError
+
+
+@pytest.mark.parametrize("raised", [KeyboardInterrupt, SystemExit])
+def test_an_interruption_is_no_damage(raised):
+    with pytest.raises(raised), reading("f is damaged", "mend it", DataError):
+        raise raised

@@ -199,7 +199,8 @@ def test_a_tokenizer_with_any_entry_of_a_wrong_kind_is_read_or_refused(tmp_path)
 def test_a_model_with_any_setting_of_a_wrong_kind_is_read_or_refused(tmp_path, base):
     shutil.copytree(base.folder, tmp_path / "model")
     found = refusals(tmp_path / "model/config.json", lambda: load_base(tmp_path / "model"))
-    assert all("no model that transformers itself can load" in str(error) for error in found)
+    said = r"no model that transformers itself can load|config\.json holds no JSON object"
+    assert all(re.search(said, str(error)) for error in found)
     assert len(found) > 50
 
 
@@ -209,7 +210,8 @@ def test_an_image_processor_with_any_entry_of_a_wrong_kind_is_read_or_refused(tm
     BitImageProcessorPil().save_pretrained(tmp_path)
     file = tmp_path / "preprocessor_config.json"
     found = refusals(file, lambda: Preprocessor(base, 16))
-    assert all("no image processor that can be read" in str(error) for error in found)
+    said = r"no image processor that can be read|holds no JSON object"
+    assert all(re.search(said, str(error)) for error in found)
     assert len(found) > 3
 
 

@@ -31,8 +31,9 @@ class Counted:
     def __init__(self, monkeypatch):
         self.reads = self.hashed = 0
         store, prefix = app_module("client.store"), app_module("layerweld.prefix")
-        self._open = store.safe_open
-        monkeypatch.setattr(store, "safe_open", self.safe_open)
+        files = app_module("layerweld.foreign_tensors")
+        self._open = files.safe_open
+        monkeypatch.setattr(files, "safe_open", self.safe_open)
         for module in (store, prefix):
             monkeypatch.setattr(module, "hashlib", self)
 

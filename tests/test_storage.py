@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from safetensors import SafetensorError
 
 from layerweld import disk
 from layerweld.disk import only_here, writing
@@ -198,7 +199,7 @@ def test_a_site_whose_disk_fills_up_resumes_with_the_run(writes, sites, tmp_path
         left[0] -= 1
         if left[0] < 0:
             Path(file).write_bytes(b"half")
-            raise store.SafetensorError("I/O error: No space left on device (os error 28)")
+            raise SafetensorError("I/O error: No space left on device (os error 28)")
         save_file(tensors, file, metadata=metadata)
 
     with monkeypatch.context() as patch:
@@ -242,6 +243,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 HOLD = """
 import sys, time
 from filelock import FileLock
+from safetensors import SafetensorError
 with FileLock(sys.argv[1]):
     print("held", flush=True)
     time.sleep(60)
@@ -322,5 +324,7 @@ def test_a_damaged_header_of_a_journal_is_refused(sites, tmp_path):
     (tmp_path / "out/journal").mkdir(parents=True)
     for text in ("{", "[]", json.dumps({"run": 3})[:-3]):
         (tmp_path / "out/journal/run.json").write_text(text)
-        with pytest.raises(JournalError, match=r"run\.json is damaged"):
+        with pytest.raises(
+            JournalError, match=r"run\.json (is damaged|cannot be read|holds no JSON)"
+        ):
             play(sites, tmp_path / "out")

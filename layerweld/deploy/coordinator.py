@@ -18,11 +18,15 @@ from layerweld.deploy.files import PRIVATE, new_folder, read_toml, write_toml, w
 from layerweld.deploy.processes import Program
 from layerweld.deploy.units import unit
 from layerweld.errors import DeployError
+from layerweld.foreign_files import contents, reading
 from layerweld.names import SITE_NAME
+from layerweld.outside_text import quoted
 from layerweld.settings import Settings
 
 CONNECTION = "here"
 _HOST = r"^([A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|[0-9A-Fa-f]*:[0-9A-Fa-f:]+)$"
+_LARGEST_PEM = 2**20  # bytes, chain and all
+_RESTORE = "put it back from a copy"
 _LOOPBACK = ("localhost", "127.0.0.1")
 _MADE_BY = "layerweld coordinator init NAME --host HOST"
 
@@ -95,10 +99,13 @@ class Coordinator:
             DeployError: there is no base model, or the name cannot name a folder.
         """
         file = self.folder / "run.toml"
-        settings = validate_settings(read_toml(file, _MADE_BY))
+        settings = validate_settings(read_toml(file, _MADE_BY), file)
         chosen = name or settings.name
         if not re.fullmatch(SITE_NAME, chosen):
-            raise DeployError(f"{chosen!r} cannot name a run; use letters, digits and `._-`")
+            where = "" if name else f"{file}: "
+            raise DeployError(
+                f"{where}{quoted(chosen)} cannot name a run; use letters, digits and `._-`"
+            )
         if not settings.base:
             raise DeployError(f"{file} names no base model; set `base` to its folder")
         base = (self.folder / Path(settings.base).expanduser()).resolve()
@@ -260,10 +267,7 @@ def _write_certificates(folder: Path, file: CoordinatorFile, own: OwnCertificate
         return
     copies = (("server.crt", own.certificate), ("server.key", own.key), ("ca.crt", own.authority))
     for name, source in copies:
-        try:
-            write_whole(folder / name, source.read_bytes(), PRIVATE)
-        except OSError as error:
-            raise DeployError(f"{source} cannot be read: {error.strerror}") from None
+        write_whole(folder / name, contents(source, DeployError, _LARGEST_PEM), PRIVATE)
 
 
 def _write_identity(folder: Path, stem: str, identity: Identity) -> None:
@@ -276,8 +280,12 @@ def _read_identity(folder: Path, stem: str) -> Identity:
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-    certificate = x509.load_pem_x509_certificate((folder / f"{stem}.crt").read_bytes())
-    key = load_pem_private_key((folder / f"{stem}.key").read_bytes(), password=None)
+    files = folder / f"{stem}.crt", folder / f"{stem}.key"
+    public, private = (contents(file, DeployError, _LARGEST_PEM) for file in files)
+    with reading(f"{files[0]} is no certificate", _RESTORE, DeployError):
+        certificate = x509.load_pem_x509_certificate(public)
+    with reading(f"{files[1]} is no private key", _RESTORE, DeployError):
+        key = load_pem_private_key(private, password=None)
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise DeployError(f"{folder / stem}.key was not made by layerweld; sign by hand")
     return Identity(certificate, key)
@@ -286,4 +294,4 @@ def _read_identity(folder: Path, stem: str) -> Identity:
 def _problem(error: ValidationError) -> str:
     problem = error.errors()[0]
     where: Sequence[str | int] = problem["loc"]
-    return f"{'.'.join(map(str, where))} = {problem['input']!r}: {problem['msg']}"
+    return f"{'.'.join(map(str, where))} = {quoted(problem['input'])}: {problem['msg']}"

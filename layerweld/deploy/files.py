@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import tomli_w
 
-from layerweld import disk
+from layerweld import disk, foreign_text
 from layerweld.errors import DeployError, StorageError
 
 PRIVATE = 0o600
@@ -48,14 +47,9 @@ def read_toml(file: Path, made_by: str) -> dict[str, Any]:
     Raises:
         DeployError: it is missing, or no TOML.
     """
-    try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DeployError(
-            f"{file} does not exist; give `--folder`, or make one with `{made_by}`"
-        ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise DeployError(f"{file} is no TOML file: {error}; mend that line") from None
+    if not file.exists():
+        raise DeployError(f"{file} does not exist; give `--folder`, or make one with `{made_by}`")
+    return foreign_text.read_toml(file, DeployError)
 
 
 @contextmanager

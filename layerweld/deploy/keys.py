@@ -6,7 +6,6 @@ import base64
 import hashlib
 from pathlib import Path
 
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -18,6 +17,9 @@ from cryptography.hazmat.primitives.serialization import (
 
 from layerweld.deploy.files import PRIVATE, write_whole
 from layerweld.errors import DeployError
+from layerweld.foreign_files import contents, reading
+
+_LARGEST = 65_536  # bytes
 
 
 def make_key(file: Path) -> str:
@@ -48,19 +50,15 @@ def read_public_key(file: Path) -> bytes:
     Raises:
         DeployError: it is missing, private, or no ECDSA key on P-384.
     """
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise DeployError(f"{file} cannot be read: {error.strerror}") from None
+    content = contents(file, DeployError, _LARGEST)
     if b"PRIVATE KEY" in content:
         raise DeployError(
             f"{file} is a private key, which must never leave its site; ask for the file that "
             f"ends in .pub, and let the site make a new key"
         )
-    try:
+    with reading(f"{file} is no SSH public key", "ask the site again", DeployError):
         key = load_ssh_public_key(content)
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise DeployError(f"{file} is no SSH public key ({error}); ask the site again") from None
+        fingerprint(content)
     if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name != "secp384r1":
         raise DeployError(
             f"{file} is no ECDSA P-384 key; `layerweld site init` makes one, or "

@@ -13,6 +13,8 @@ from layerweld.deploy.files import write_whole
 from layerweld.deploy.flower import ask, flwr
 from layerweld.deploy.keys import fingerprint, read_public_key
 from layerweld.errors import DeployError
+from layerweld.foreign_files import reading
+from layerweld.foreign_text import read_json
 from layerweld.names import SITE_NAME
 
 _NODE = re.compile(r"\bnode (\d+)\b")
@@ -80,8 +82,16 @@ def remove_member(coordinator: Coordinator, name: str) -> Member:
 
 def members(coordinator: Coordinator) -> tuple[Member, ...]:
     """The registered sites, by name."""
-    files = sorted(coordinator.sites.glob("*.json"))
-    return tuple(Member(**json.loads(file.read_text())) for file in files)
+    return tuple(_read_member(file) for file in sorted(coordinator.sites.glob("*.json")))
+
+
+def _read_member(file: Path) -> Member:
+    remedy = f"remove it and {file.stem}.pub beside it, and add the site again"
+    found = read_json(file, DeployError, remedy)
+    with reading(f"{file} describes no site", remedy, DeployError):
+        if not all(isinstance(value, str) for value in found.values()):
+            raise TypeError("its entries should be texts")
+        return Member(**found)
 
 
 def node_states(coordinator: Coordinator) -> dict[str, str]:

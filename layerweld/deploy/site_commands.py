@@ -206,7 +206,7 @@ def _settings(file: Path | None) -> RunSettings:
 
     if file is None:
         return RunSettings()
-    return validate_settings(read_toml(file, "layerweld coordinator init"))
+    return validate_settings(read_toml(file, "layerweld coordinator init"), file)
 
 
 def _authority(site: Site, chosen: Path | None) -> Path | None:
