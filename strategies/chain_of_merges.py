@@ -21,8 +21,15 @@ from layerweld.pool import GroupPool, GroupSolution
 from layerweld.prefix import extend_prefix, first_prefix
 from layerweld.schedule import Step, schedule
 from layerweld.statistics import ProductForm
-from layerweld.transport.arrays import num_bytes, to_arrays
-from layerweld.transport.chain import decode_statistics, decode_subject, encode_question
+from layerweld.transport.arrays import num_bytes, numpy_arrays
+from layerweld.transport.chain import (
+    decode_statistics,
+    decode_subject,
+    encode_question,
+    require_no_statistics,
+    statistics_budget,
+)
+from layerweld.transport.layout import Budget
 from layerweld.transport.messages import Answer, Question
 from layerweld.updates import Update
 from strategies.catching_up import CatchUp
@@ -152,7 +159,7 @@ class ChainOfMerges(Strategy):
             "condition": max(solution.condition for solution in solved.solutions),
             "residual": max(solution.residual for solution in solved.solutions),
         }
-        return to_arrays(update_tensors(solved.updates)), MetricRecord(metrics)
+        return numpy_arrays(update_tensors(solved.updates)), MetricRecord(metrics)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -211,7 +218,9 @@ class _Round:
     ) -> None:
         what = f"statistics of step {step.index + 1}"
         self.step = step
-        self.inquiry = Inquiry(grid, cohort, "train.statistics", what, self._content, self._read)
+        self.inquiry = Inquiry(
+            grid, cohort, "train.statistics", what, self._content, self._read, self._budget
+        )
         self._cohort = cohort
         self._question = question
         self._remainder = remainder
@@ -247,6 +256,7 @@ class _Round:
         answer = decode_subject(content)
         self._check_subject(site, answer)
         if answer.need_from is not None:
+            require_no_statistics(content)
             self._catch_up.note(site, answer.need_from)
             return None
         answer = replace(answer, statistics=decode_statistics(content, self._shapes(site)))
@@ -256,6 +266,9 @@ class _Round:
         for statistics in answer.statistics:
             self._pools[statistics.group].check(site, statistics)
         return answer
+
+    def _budget(self, site: str) -> Budget:
+        return statistics_budget(self._shapes(site))
 
     def _shapes(self, site: str) -> Mapping[str, tuple[int, ...]]:
         introduction = self._cohort.introductions[site]

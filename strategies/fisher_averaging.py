@@ -13,10 +13,9 @@ from layerweld.expected import fisher_shapes
 from layerweld.merging.fisher import FisherPool
 from layerweld.merging.one_round import Merge
 from layerweld.plan import MergePlan
-from layerweld.transport.arrays import read_arrays
+from layerweld.transport.fisher import decode_fisher, fisher_budget
 from layerweld.transport.messages import ModelToMeasure
 from layerweld.transport.model import encode_model
-from layerweld.transport.untrusted import refusing_malformed
 from strategies.cohort import Cohort
 from strategies.kept_rounds import Traffic
 from strategies.round_by_round import Round
@@ -45,8 +44,15 @@ class FisherAveraging:
 
     def next_round(self) -> Round[OfOneSite]:
         """Ask about the layers that are merged, in each site's individual model."""
-        asked = encode_model(self._model)
-        return Round("train.fisher", "Fisher sums", lambda _site: asked, self._read, self._merge)
+        asked, budget = encode_model(self._model), fisher_budget(fisher_shapes(self.plan))
+        return Round(
+            "train.fisher",
+            "Fisher sums",
+            lambda _site: asked,
+            self._read,
+            lambda _site: budget,
+            self._merge,
+        )
 
     def _merge(self, answers: Iterator[tuple[str, OfOneSite]]) -> None:
         """Add each reply and forget it; divide when all are there."""
@@ -58,11 +64,14 @@ class FisherAveraging:
         self.played = 1
 
     def _read(self, _site: str, content: RecordDict) -> OfOneSite:
-        with refusing_malformed():
-            sums = read_arrays(content.array_records["fisher"], fisher_shapes(self.plan))
-        for name, values in sums.items():
-            if not bool((values.abs() < LIMIT).all()):  # False for NaN too
-                raise RefusedReplyError(f"{name!r} is not finite, or beyond 2⁴²")
-            if name.startswith("importance/") and bool((values < 0).any()):
-                raise RefusedReplyError(f"{name!r}: a squared gradient is negative")
+        sums = decode_fisher(content, fisher_shapes(self.plan))
+        _require_sums(sums)
         return sums
+
+
+def _require_sums(sums: OfOneSite) -> None:
+    for name, values in sums.items():
+        if not bool((values.abs() < LIMIT).all()):  # False for NaN too
+            raise RefusedReplyError(f"{name!r} is not finite, or beyond 2⁴²")
+        if name.startswith("importance/") and bool((values < 0).any()):
+            raise RefusedReplyError(f"{name!r}: a squared gradient is negative")

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from layerweld.merging.one_round import Merge
 from layerweld.named_tensors import update_tensors
-from layerweld.transport.arrays import num_bytes, to_arrays
+from layerweld.transport.arrays import num_bytes, numpy_arrays
+from layerweld.transport.layout import Budget
 from strategies.cohort import Cohort
 from strategies.inquiry import Inquiry
 from strategies.kept_rounds import Traffic
@@ -26,7 +27,8 @@ class Round(Generic[T]):
     """One question to all sites, and what becomes of the answers.
 
     Attributes:
-        message_type, what, content, read: as :class:`strategies.inquiry.Inquiry` takes them.
+        message_type, what, content, read, budget: as :class:`strategies.inquiry.Inquiry` takes
+            them.
         fold: takes every answer as it comes; when it returns the round is over.
     """
 
@@ -34,6 +36,7 @@ class Round(Generic[T]):
     what: str
     content: Callable[[str], RecordDict]
     read: Callable[[str, RecordDict], T | None]
+    budget: Callable[[str], Budget]
     fold: Callable[[Iterator[tuple[str, T]]], None]
 
 
@@ -113,7 +116,7 @@ class RoundByRound(Strategy):
         asked, inquiry = self._asked
         self._finish(asked, inquiry.answers(replies))
         updates = self.rounds.merged.updates
-        return to_arrays(update_tensors(updates)), MetricRecord({"layers": len(updates)})
+        return numpy_arrays(update_tensors(updates)), MetricRecord({"layers": len(updates)})
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -148,4 +151,5 @@ class RoundByRound(Strategy):
                 traffic.up += num_bytes(received)
             return answer
 
-        return Inquiry(grid, self.cohort, asked.message_type, asked.what, content, read)
+        kind, what = asked.message_type, asked.what
+        return Inquiry(grid, self.cohort, kind, what, content, read, asked.budget)

@@ -8,13 +8,12 @@ from flwr.app import RecordDict
 
 from layerweld.errors import RefusedReplyError
 from layerweld.exact_sum import LIMIT
-from layerweld.expected import update_shapes
+from layerweld.expected import Shapes, update_shapes
 from layerweld.merging.one_round import SiteUpdates
-from layerweld.named_tensors import updates_from
 from layerweld.plan import MergePlan
-from layerweld.transport.arrays import read_arrays
+from layerweld.transport.layout import Budget
 from layerweld.transport.run import encode_run
-from layerweld.transport.untrusted import refusing_malformed
+from layerweld.transport.updates import decode_updates, updates_budget
 from layerweld.updates import LowRankUpdate, Update
 from strategies.cohort import Cohort
 from strategies.round_by_round import Round
@@ -35,21 +34,22 @@ def updates_round(
     """
     asked = encode_run(cohort.run)
 
-    def read(site: str, content: RecordDict) -> OfOneSite:
+    def shapes(site: str) -> Shapes:
         introduction = cohort.introductions[site]
-        ranks = dict(zip(introduction.layers, introduction.ranks, strict=True))
-        with refusing_malformed():
-            record = content.array_records["updates"]
-            updates = updates_from(read_arrays(record, update_shapes(plan, ranks)))
-        for layer, update in updates.items():
-            if not _bound(update) < LIMIT:  # False for NaN too
-                raise RefusedReplyError(f"the update of {layer!r} is not finite, or beyond 2⁴²")
+        return update_shapes(plan, dict(zip(introduction.layers, introduction.ranks, strict=True)))
+
+    def read(site: str, content: RecordDict) -> OfOneSite:
+        updates = decode_updates(content, shapes(site))
+        _require_bounded(updates)
         return updates
+
+    def budget(site: str) -> Budget:
+        return updates_budget(shapes(site))
 
     def fold(answers: Iterator[tuple[str, OfOneSite]]) -> None:
         use(dict(answers))
 
-    return Round("train.adapter", "updates", lambda _site: asked, read, fold)
+    return Round("train.adapter", "updates", lambda _site: asked, read, budget, fold)
 
 
 def side_by_side(plan: MergePlan, cohort: Cohort, by_site: Mapping[str, OfOneSite]) -> SiteUpdates:
@@ -63,6 +63,12 @@ def side_by_side(plan: MergePlan, cohort: Cohort, by_site: Mapping[str, OfOneSit
         {site: cohort.introductions[site].rows for site in names},
         {layer: updates for layer, updates in layers.items() if updates},
     )
+
+
+def _require_bounded(updates: OfOneSite) -> None:
+    for layer, update in updates.items():
+        if not _bound(update) < LIMIT:  # False for NaN too
+            raise RefusedReplyError(f"the update of {layer!r} is not finite, or beyond 2⁴²")
 
 
 def _bound(update: Update) -> float:
