@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from client.merged_prefix import merged_prefix
+from client.merged_prefix import merged_prefix, step_asked
 from client.merged_steps import LacksMerged
 from client.state import SiteState
 from layerweld.collect import HiddenStates, ReplayableModel, collect, entering_first
@@ -48,7 +48,7 @@ class _ChainSite:
         self.plan = state.plan.restricted_to(question.layers)
         self.settings = settings_for(question.method, state.settings)
         self.steps = schedule(self.plan, self.settings.merge)
-        self.step = self.steps[question.step]
+        self.step = step_asked(self.steps, question.step)
         self.model = ReplayableModel(state.base.backbone, self.plan)
         self.store = state.store(question.method)
 

@@ -135,7 +135,7 @@ def merged_prefix(
             f"the server merges by plan {question.plan[:12]}, this site's base model gives "
             f"{plan[:12]}: the models differ"
         )
-    step = steps[question.step]
+    step = step_asked(steps, question.step)
     remainder = _remainder(question, store)
     first = first_prefix(plan, settings, remainder)
     merged = MergedSteps(step.needs, first, question.merged, store)
@@ -150,6 +150,17 @@ def merged_prefix(
         store.save_remainder(question.remainder)
     merged.save_received()
     return MergedPrefix(remainder, step, steps, merged, store)
+
+
+def step_asked(steps: Sequence[Step], index: int) -> Step:
+    """The step that a question is about.
+
+    Raises:
+        RefusedReplyError: this site's model and settings give no such step.
+    """
+    if not 0 <= index < len(steps):
+        raise RefusedReplyError(f"step {index} is asked about, of a chain of {len(steps)}")
+    return steps[index]
 
 
 def _remainder(question: AsksBehind, store: SiteStore) -> dict[str, Tensor]:
