@@ -35,6 +35,10 @@ class Budget:
     objects: int
 
 
+_LEAST = Budget(2**16, 64)
+"""No message gets less, so that a small one about something else is still told from a lie."""
+
+
 @dataclass(frozen=True)
 class Text:
     """A string of at most this many characters."""
@@ -166,7 +170,8 @@ class Layout:
         names = sum(len(name) for shapes in self.arrays.values() for name in shapes or {})
         pieces = sum(1 + size // _CHUNK for size in sizes)
         objects = 2 + len(entries) + len(self.arrays) + len(sizes) + pieces
-        return Budget(sum(sizes) + words + 6 * names + _AROUND * objects, objects)
+        num_bytes = sum(sizes) + words + 6 * names + _AROUND * objects
+        return Budget(max(num_bytes, _LEAST.num_bytes), max(objects, _LEAST.objects))
 
 
 def check_record(
