@@ -262,7 +262,7 @@ class _Round:
         answer = replace(answer, statistics=decode_statistics(content, self._shapes(site)))
         sent = [statistics.group for statistics in answer.statistics]
         if sent != [group.name for group in self.step.groups]:
-            raise RefusedReplyError(f"statistics of {sent}, in the order of other groups")
+            raise RefusedReplyError("its statistics are of other groups, or in another order")
         for statistics in answer.statistics:
             self._pools[statistics.group].check(site, statistics)
         return answer

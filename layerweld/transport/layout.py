@@ -41,7 +41,7 @@ _LEAST = Budget(2**16, 64)
 
 @dataclass(frozen=True)
 class Text:
-    """A string of at most this many characters."""
+    """A string of at most this many characters, none of which moves a cursor or ends a line."""
 
     longest: int = 200
 
@@ -49,6 +49,8 @@ class Text:
         """Refuse anything else, by ``ValueError``."""
         if not isinstance(value, str) or len(value) > self.longest:
             raise ValueError(f"should be a text of at most {self.longest} characters")
+        if not value.isprintable():
+            raise ValueError("should be a text of printable characters")
 
     @property
     def num_bytes(self) -> int:

@@ -83,6 +83,8 @@ class Receiver:
         if reply is None:
             return []
         self.forget(message_id)
+        if reply.metadata.reply_to_message_id != message_id:
+            raise UnreadableReplyError("inside, it says that it answers something else")
         return [reply]
 
     def forget(self, message_id: str) -> None:
