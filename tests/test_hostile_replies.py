@@ -7,10 +7,10 @@ import sys
 import tracemalloc
 from collections import Counter
 from dataclasses import replace
-from functools import cache, partial
-from hashlib import sha256
+from functools import partial
 from pathlib import Path
 
+import httpx
 import pytest
 from flwr.app import ConfigRecord, MetricRecord, RecordDict
 
@@ -21,9 +21,10 @@ from layerweld.transport.score import decode_score
 from layerweld.transport.shift import decode_shifts
 from layerweld.transport.subject import with_subject
 from tests.faulty_grid import Faults, none
-from tests.honest_messages import SITE, SUBJECT
+from tests.honest_messages import SUBJECT
+from tests.hostile_objects import ATTACKS, given_up, never_there, with_records_nobody_asked_for
 from tests.made_up_results import made_up_results
-from tests.mutations import HUGE_VARINT, NASTY_NUMBERS, Mutator
+from tests.mutations import NASTY_NUMBERS
 from tests.stub_sites import NODES, PLAN, StubApp, digest_of, new_chain, settings
 from tests.test_faults import play_without, raises
 from tests.wire_grid import WireGrid, as_it_is
@@ -44,94 +45,6 @@ def test_no_mutated_message_ends_a_process_or_is_anything_but_refused():
     print(f"\n{totals.total()} messages: {dict(totals)}, {found['grown_kib']} KiB more memory")
     assert all(counts["refused"] for counts in found["outcomes"].values())
     assert found["grown_kib"] < 64 * 1024
-
-
-# What one site sends in place of its reply, as objects.
-
-
-def parents_renamed(objects, root, old, content):
-    return objects, Mutator(0)._renamed(objects, root, old, content)
-
-
-def of_kind(objects, kind):
-    return next(k for k, content in objects.items() if content.startswith(kind + b" "))
-
-
-def with_body(objects, root, kind, change):
-    """Another body in the first object of a kind, its head made to fit."""
-    old = of_kind(objects, kind)
-    head, _, body = objects.pop(old).partition(b"\0")
-    body = change(body)
-    head = head.rpartition(b" ")[0] + b" %d" % len(body)
-    return parents_renamed(objects, root, old, head + b"\0" + body)
-
-
-def chunk(number, size):
-    body = number.to_bytes(8, "little") * (size // 8)
-    return b"ArrayChunk  %d\0" % len(body) + body
-
-
-@cache
-def piece_id(number, size):
-    return sha256(chunk(number, size)).hexdigest()
-
-
-def with_records_nobody_asked_for(_message, objects, root, count=160, size=5 * 2**20):
-    """One more record of an array in as many pieces; each is made when it is pulled."""
-    pieces = {piece_id(n, size): partial(chunk, n, size) for n in range(count)}
-    about = {"dtype": "float32", "shape": [1], "stype": "layerweld.raw"}
-    array = json.dumps(about | {"arraychunk_ids": list(range(count))}).encode()
-    array = b"Array %s %d\0" % (",".join(pieces).encode(), len(array)) + array
-    key = sha256(array).hexdigest()
-    record = json.dumps({"x": key}).encode()
-    record = b"ArrayRecord %s %d\0" % (key.encode(), len(record)) + record
-    name = sha256(record).hexdigest()
-    old = of_kind(objects, b"RecordDict")
-    head, _, body = objects.pop(old).partition(b"\0")
-    kind, children, _ = head.split(b" ")
-    body = body[:-1] + b', "zz": "%s"}' % name.encode()
-    content = b"%s %s,%s %d\0%s" % (kind, name.encode(), children, len(body), body)
-    objects, root = parents_renamed(objects, root, old, content)
-    return {**objects, **pieces, key: array, name: record}, root
-
-
-def never_there(_message, objects, root):
-    objects[of_kind(objects, b"ArrayChunk")] = lambda: None
-    return objects, root
-
-
-def given_up(_message, objects, root):
-    del objects[of_kind(objects, b"ArrayChunk")]
-    return objects, root
-
-
-def body_of(kind, change):
-    return lambda _message, objects, root: with_body(objects, root, kind, change)
-
-
-ATTACKS = {
-    "a date in the header": body_of(b"Array", lambda b: b.replace(b"float32", b"<M8[s/0]")),
-    "no protobuf": body_of(b"ConfigRecord", lambda b: b"\x0a" + HUGE_VARINT + b),
-    "no JSON": body_of(b"ArrayRecord", lambda b: b[1:]),
-    "brackets": body_of(b"ArrayRecord", lambda _: b"[" * 20_000),
-    "pieces without end": body_of(
-        b"Array", lambda b: b.replace(b'_ids": [0', b'_ids": [' + b"0, " * 50_000 + b"0")
-    ),
-    "800 MB of records": with_records_nobody_asked_for,
-    "30 MB of text": body_of(b"ConfigRecord", lambda b: b + b"x" * (30 * 2**20)),
-    "no message": lambda _m, objects, _root: (objects, of_kind(objects, b"RecordDict")),
-    "no object": lambda _m, _objects, _root: ({"0" * 64: b"nothing"}, "0" * 64),
-    "another object": lambda _m, objects, root: (
-        {**objects, of_kind(objects, b"ArrayChunk"): chunk(7, 8)},
-        root,
-    ),
-    "a million children": lambda _m, objects, root: parents_renamed(
-        objects,
-        root,
-        of_kind(objects, b"Array"),
-        b"Array " + b",".join([b"0" * 64] * 10**5) + b" 0\0",
-    ),
-}
 
 
 def play_wire(clock, spoil=as_it_is, app=None, faults=None, **entries):
@@ -206,9 +119,7 @@ def test_memory_stays_flat_whatever_a_site_offers(clock):
     assert peak < 4 * 5 * 2**20  # a piece, and what made it
 
 
-def test_what_two_sites_tell_of_themselves_is_bounded_by_the_site_that_is_named(clock):
-    """A reply to what somebody else was asked is not taken for the answer."""
-
+def test_a_reply_to_what_somebody_else_was_asked_is_nobodys(clock):
     class Crossing(WireGrid):
         def PullMessages(self, request):
             named = super().PullMessages(request)
@@ -291,5 +202,60 @@ def test_no_number_that_is_not_finite_gets_into_a_results_file(tmp_path):
     assert not (tmp_path / "results.json").exists()
 
 
-def test_honest_messages_are_of_the_site_that_sends_them():
-    assert SITE == SUBJECT.site == "birch"
+class Failing(WireGrid):
+    """The SuperLink answers one site's messages with a status."""
+
+    status = 500
+
+    def PullMessages(self, request):
+        message = self._pushed.get(request.message_ids[0])
+        node = message.metadata.dst_node_id if message else 0
+        if node in self._contexts and self._contexts[node].node_config["name"] == "birch":
+            self._pushed.pop(request.message_ids[0])
+            asked = httpx.Request("POST", "http://superlink")
+            raise httpx.HTTPStatusError("", request=asked, response=httpx.Response(self.status))
+        return super().PullMessages(request)
+
+
+def test_a_reply_at_which_the_superlink_fails_is_its_sites_refusal(clock):
+    chosen = settings()
+    with pytest.raises(RefusedReplyError, match=r"^birch, asked 3 times: the SuperLink cannot"):
+        new_chain(chosen).play(Failing(StubApp(), NODES, chosen, none(), clock))
+
+
+def test_a_superlink_that_knows_the_run_no_more_ends_it(clock):
+    class Unknown(Failing):
+        status = 401
+
+    chosen = settings()
+    with pytest.raises(httpx.HTTPStatusError):
+        new_chain(chosen).play(Unknown(StubApp(), NODES, chosen, none(), clock))
+
+
+def test_a_stranger_whose_introduction_cannot_be_read_is_turned_away(clock, monkeypatch):
+    """A node that nobody knows is greeted while a site is missing; it may be anybody."""
+    said = []
+    monkeypatch.setattr(app_module("strategies.notices"), "log", lambda _level, t: said.append(t))
+
+    class Stranger(WireGrid):
+        def _kept(self, message_id, reply):
+            root = super()._kept(message_id, reply)
+            if reply.metadata.message_type != "query.handshake":
+                return root
+            objects, root = ATTACKS["no protobuf"](message_id, self._objects.pop(root), root)
+            self._objects[root] = objects
+            return root
+
+    chosen = settings(deadline=60.0)
+    faults = Faults(seed=1, rate=1.0, most=1, kinds=("moved",))
+    with pytest.raises(LostSiteError, match="ash: its node is not reachable"):
+        new_chain(chosen).play(Stranger(StubApp(), NODES, chosen, faults, clock))
+    assert any("is turned away: a reply that cannot be read" in text for text in said)
+
+
+def test_nothing_is_left_at_the_superlink_of_a_reply_that_was_refused(clock):
+    chosen = settings(**{"lost-site": "continue", "deadline": 60.0})
+    grid = WireGrid(StubApp(), NODES, chosen, none(), clock, ATTACKS["30 MB of text"])
+    new_chain(chosen).play(grid)
+    assert not grid._objects
+    assert grid.most_pulled < 31 * 2**20
