@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from flwr.superlink.grid.http_grid import HttpGrid
 
 _LOST = 4  # Flower's code of a reply whose objects never came
-_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0  # seconds, doubling
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 60.0  # seconds, doubling
 _ITS_FAULT = (413, 500)  # statuses of a reply that the SuperLink itself cannot hand over
 
 
