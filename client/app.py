@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Context, Message, RecordDict
 
 from client.guard import SiteApp
 
@@ -33,44 +33,42 @@ def finetune(message: Message, context: Context) -> Message:
 @app.train("remainder")
 def remainder(message: Message, context: Context) -> Message:
     """Send what full fine-tuning changed outside of the linear layers."""
-    from layerweld.transport.arrays import to_arrays
+    from layerweld.transport.remainder import encode_remainder
 
     state = _state(message, context)
-    arrays = to_arrays(state.adapter.task_vector.remainder)
-    return Message(RecordDict({"remainder": arrays}), reply_to=message)
+    return Message(encode_remainder(state.adapter.task_vector.remainder), reply_to=message)
 
 
 @app.train("adapter")
 def adapter(message: Message, context: Context) -> Message:
     """Send this site's updates as they are: for methods that need no statistics."""
-    from layerweld.named_tensors import update_tensors
-    from layerweld.transport.arrays import to_arrays
+    from layerweld.transport.updates import encode_updates
 
     state = _state(message, context)
-    arrays = to_arrays(update_tensors(state.adapter.task_vector.updates))
-    return Message(RecordDict({"updates": arrays}), reply_to=message)
+    return Message(encode_updates(state.adapter.task_vector.updates), reply_to=message)
 
 
 @app.train("fisher")
 def fisher(message: Message, context: Context) -> Message:
     """Send the diagonal Fisher information of this site's own model, and its product with ΔW."""
     from client.fisher import fisher_sums
-    from layerweld.transport.arrays import to_arrays
-    from layerweld.transport.model import decode_model
+    from client.questions import model_to_measure
+    from layerweld.transport.fisher import encode_fisher
 
     state = _state(message, context)
-    arrays = to_arrays(fisher_sums(state, decode_model(message.content).layers))
-    return Message(RecordDict({"fisher": arrays}), reply_to=message)
+    sums = fisher_sums(state, model_to_measure(state, message.content).layers)
+    return Message(encode_fisher(sums), reply_to=message)
 
 
 @app.train("entropy")
 def entropy(message: Message, context: Context) -> Message:
     """Send the gradient, by every coefficient, of the entropy of this site's own head."""
     from client.entropy import answer
-    from layerweld.transport.descent import decode_coefficients, encode_gradient
+    from client.questions import coefficient_question
+    from layerweld.transport.descent import encode_gradient
 
     state = _state(message, context)
-    reply = answer(state, decode_coefficients(message.content))
+    reply = answer(state, coefficient_question(state, message.content))
     return Message(encode_gradient(reply), reply_to=message)
 
 
@@ -78,10 +76,11 @@ def entropy(message: Message, context: Context) -> Message:
 def distillation(message: Message, context: Context) -> Message:
     """Send the gradient, by one block's weights, of its distance to this site's own block."""
     from client.distillation import answer
-    from layerweld.transport.descent import decode_block, encode_block_gradients
+    from client.questions import block_question
+    from layerweld.transport.descent import encode_block_gradients
 
     state = _state(message, context)
-    reply = answer(state, decode_block(message.content))
+    reply = answer(state, block_question(state, message.content))
     return Message(encode_block_gradients(reply), reply_to=message)
 
 
@@ -89,10 +88,11 @@ def distillation(message: Message, context: Context) -> Message:
 def statistics(message: Message, context: Context) -> Message:
     """Send the Gram matrices and products of one step's groups."""
     from client.chain import answer
-    from layerweld.transport.chain import decode_question, encode_answer
+    from client.questions import chain_question
+    from layerweld.transport.chain import encode_answer
 
     state = _state(message, context)
-    reply = answer(state, decode_question(message.content))
+    reply = answer(state, chain_question(state, message.content))
     return Message(encode_answer(reply), reply_to=message)
 
 
@@ -100,24 +100,24 @@ def statistics(message: Message, context: Context) -> Message:
 def evaluate(message: Message, context: Context) -> Message:
     """Measure one model's accuracy on this site's held-out rows, with this site's own head."""
     from client.measure import held_out_accuracy
-    from layerweld.transport.model import decode_model
+    from client.questions import model_to_measure
+    from layerweld.transport.score import encode_score
 
     state = _state(message, context)
-    accuracy, samples = held_out_accuracy(state, decode_model(message.content))
-    metrics = MetricRecord({"accuracy": accuracy, "num-examples": samples})
-    return Message(RecordDict({"metrics": metrics}), reply_to=message)
+    found = held_out_accuracy(state, model_to_measure(state, message.content))
+    return Message(encode_score(*found), reply_to=message)
 
 
 @app.query("shift")
 def shift(message: Message, context: Context) -> Message:
     """Measure eq. 8 of one merged model per layer group, and send that one number each."""
     from client.measure import shift_per_group
-    from layerweld.transport.model import decode_model
+    from client.questions import model_to_measure
+    from layerweld.transport.shift import encode_shifts
 
     state = _state(message, context)
-    shifts = shift_per_group(state, decode_model(message.content))
-    record = ConfigRecord({"groups": list(shifts), "shifts": list(shifts.values())})
-    return Message(RecordDict({"shift": record}), reply_to=message)
+    shifts = shift_per_group(state, model_to_measure(state, message.content))
+    return Message(encode_shifts(shifts), reply_to=message)
 
 
 @app.query("finished")

@@ -70,6 +70,10 @@ class StaleReplyError(RefusedReplyError):
     """A reply to another question than the one asked: late, or played again."""
 
 
+class UnreadableReplyError(RefusedReplyError):
+    """A reply that cannot be put together from what was sent, or is larger than it may be."""
+
+
 class JournalError(LayerweldError):
     """The journal of an earlier run is damaged, or belongs to other settings."""
 

@@ -109,7 +109,7 @@ class Recorder:
         self._state = replace(state, waiting=waiting, updated=now)
         if not self._file.parent.is_dir():
             return
-        text = json.dumps(asdict(self._state), indent=2, ensure_ascii=False)
+        text = json.dumps(asdict(self._state), indent=2, ensure_ascii=False, allow_nan=False)
         with writing(self._file) as partial:
             partial.write_text(text + "\n", encoding="utf-8")
 

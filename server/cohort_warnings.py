@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import combinations
 
 from layerweld.plan import MergePlan
@@ -19,6 +20,7 @@ def warnings_of(introductions: Sequence[Introduction], plan: MergePlan) -> Itera
     for found in (_too_few_tokens(introductions, plan), _not_evaluated(introductions)):
         if found:
             yield found
+    yield from _names_that_differ(introductions)
     yield from _twins(introductions)
     yield from _passed_over(introductions)
 
@@ -49,6 +51,30 @@ def _not_evaluated(introductions: Sequence[Introduction]) -> str | None:
         f"no accuracy will be measured, since {', '.join(bare)} cannot: a site needs labelled "
         f"rows in `held-out`, and a head (`head`, or one that it trains itself)"
     )
+
+
+def of_most(names: Iterable[str]) -> str:
+    """What more than half of the sites' adapters call it; empty where no name has as many.
+
+    One site alone could otherwise change what the merged adapter's layers are called.
+    """
+    counted = Counter(names)
+    name, sites = max(counted.items(), key=lambda item: item[1])
+    return name if 2 * sites > counted.total() else ""
+
+
+def _names_that_differ(introductions: Sequence[Introduction]) -> Iterator[str]:
+    """Adapters that were trained on the base model inside of another class, or for another task."""
+    bring = [one for one in introductions if one.kind == "lora"]
+    for field, what in (("prefix", "beginning of layer names is"), ("task", "PEFT task is")):
+        by_site = {one.site: getattr(one, field) for one in bring}
+        if len(set(by_site.values())) > 1:
+            chosen = of_most(getattr(one, field) for one in introductions)
+            said = ", ".join(f"{site}: {name or 'none'}" for site, name in sorted(by_site.items()))
+            yield (
+                f"the {what} not the same everywhere ({said}); the merged adapter has "
+                f"{chosen or 'none'}. Train all on the same class of model to be sure that it loads"
+            )
 
 
 def _twins(introductions: Sequence[Introduction]) -> Iterator[str]:

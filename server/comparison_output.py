@@ -41,7 +41,7 @@ def write_comparison(comparison: Comparison, folder: Path) -> None:
     write_csv_files(comparison, folder)
     with writing(folder / "comparison.md") as partial:
         partial.write_text(comparison_markdown(comparison), encoding="utf-8")
-    values = json.dumps(asdict(comparison), indent=2, sort_keys=True, default=str)
+    values = json.dumps(asdict(comparison), indent=2, sort_keys=True, default=str, allow_nan=False)
     with writing(folder / "comparison.json") as partial:
         partial.write_text(values + "\n", encoding="utf-8")
     write_comparison_report(comparison, folder / "comparison.html")

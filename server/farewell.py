@@ -7,7 +7,9 @@ import time
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from layerweld.transport.run import encode_run
+from layerweld.errors import UnreadableReplyError
+from layerweld.transport.receiving import Receiver
+from layerweld.transport.run import FAREWELL, encode_run
 from strategies.cohort import Cohort
 
 _SECONDS = 30.0
@@ -22,13 +24,20 @@ def dismiss(grid: Grid, cohort: Cohort) -> None:
         for message_id in grid.push_messages([_goodbye(cohort, site)])
         if message_id
     }
-    until = time.monotonic() + _SECONDS
+    receiver, until = Receiver(grid), time.monotonic() + _SECONDS
     while waiting and time.monotonic() < until:
         for message_id in tuple(waiting):
-            if list(grid.pull_messages([message_id])):
+            if _has_answered(receiver, message_id):
                 waiting.remove(message_id)
         if waiting:
             time.sleep(_POLL_SECONDS)
+
+
+def _has_answered(receiver: Receiver, message_id: str) -> bool:
+    try:
+        return bool(receiver.pull(message_id, FAREWELL))
+    except UnreadableReplyError:  # the run is over: whatever it was, nobody needs it
+        return True
 
 
 def _goodbye(cohort: Cohort, site: str) -> Message:

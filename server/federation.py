@@ -15,7 +15,7 @@ from layerweld.bounds import out_of_bounds, part_of
 from layerweld.config import RunSettings
 from layerweld.demo import demo_name
 from layerweld.discover import discover_plan
-from layerweld.errors import CohortError, LostSiteError, UnusableMergeError
+from layerweld.errors import CohortError, LostSiteError, RefusedReplyError, UnusableMergeError
 from layerweld.exact_sum import ExactSum
 from layerweld.merging.compression import compressed
 from layerweld.methods import Method, methods_of, settings_for
@@ -23,9 +23,13 @@ from layerweld.plan import MergePlan
 from layerweld.progress import report_progress
 from layerweld.proportion import OutOfProportionError, Part
 from layerweld.statistics import ProductForm
+from layerweld.transport.introduction import BUDGET as INTRODUCTION
 from layerweld.transport.messages import Introduction, ModelToMeasure
 from layerweld.transport.model import encode_model
+from layerweld.transport.remainder import remainder_budget
 from layerweld.transport.run import encode_run
+from layerweld.transport.score import BUDGET as SCORE
+from layerweld.transport.shift import decode_shifts, shifts_budget
 from server.handshake import check_cohort, check_layers, merged_layers
 from server.journal import RunJournal
 from server.merged_model import MergedModel, made_by_chain
@@ -33,7 +37,6 @@ from server.replies import (
     read_introduction,
     read_remainder,
     read_score,
-    read_shifts,
     read_trained,
 )
 from server.results import Score
@@ -107,7 +110,15 @@ class Federation:
         self.cohort = unnamed
         came: dict[str, Introduction] = {}
         about = encode_run(self.run)
-        answers = ask(self.grid, unnamed, "query.handshake", "handshake", about, read_introduction)
+        answers = ask(
+            self.grid,
+            unnamed,
+            "query.handshake",
+            "handshake",
+            about,
+            read_introduction,
+            INTRODUCTION,
+        )
         for node, introduction in answers:
             came[node] = introduction
             report_progress("handshake", len(came), len(nodes))
@@ -117,6 +128,7 @@ class Federation:
             tokenizer=tokenizer_fingerprint(self.base.folder),
             plan=self.whole_plan,
             settings=self.settings.digest(),
+            prefix=self.base.prefix,
         )
         at = {introduction.site: nodes[node] for node, introduction in came.items()}
         known = {introduction.site: introduction for introduction in came.values()}
@@ -147,7 +159,15 @@ class Federation:
         if all(introduction.kind != "none" for introduction in self.introductions):
             return
         about = encode_run(self.run)
-        answers = ask(self.grid, self.cohort, "train.finetune", "fine-tuning", about, self._trained)
+        answers = ask(
+            self.grid,
+            self.cohort,
+            "train.finetune",
+            "fine-tuning",
+            about,
+            self._trained,
+            INTRODUCTION,
+        )
         trained = dict(answers)
         self.cohort.introductions |= trained
         self.introductions = _sorted(
@@ -192,19 +212,26 @@ class Federation:
         return mean
 
     def _mean_remainder(self) -> dict[str, Tensor]:
-        parameters = {n: tuple(p.shape) for n, p in self.base.backbone.named_parameters()}
+        parameters, nothing = self._parameters_outside_of_layers(), dict[str, tuple[int, ...]]()
+        changed = {one.site for one in self.introductions if one.kind == "full"}
         sums: dict[str, ExactSum] = {}
         sizes: dict[str, dict[str, Part]] = {}
         about = encode_run(self.run)
         for site, tensors in ask(
             self.grid, self.cohort, "train.remainder", "remainder", about,
-            lambda _site, content: read_remainder(content, parameters),
+            lambda one, found: read_remainder(found, parameters if one in changed else nothing),
+            remainder_budget(parameters),
         ):  # fmt: skip
             sizes[site] = {name: part_of(values) for name, values in tensors.items()}
             for name, values in tensors.items():
                 sums.setdefault(name, ExactSum(tuple(values.shape))).add(values.double())
         self.cohort.require_proportion(sizes, "what its fine-tuning changed")
         return {name: (total.total() / len(sizes)).float() for name, total in sorted(sums.items())}
+
+    def _parameters_outside_of_layers(self) -> dict[str, tuple[int, ...]]:
+        weights = {f"{layer}.weight" for layer in self.whole_plan.layer_names}
+        parameters = self.base.backbone.named_parameters()
+        return {name: tuple(p.shape) for name, p in parameters if name not in weights}
 
     def merge(self, method: Method, remainder: Mapping[str, Tensor]) -> MergedModel:
         """Play one method."""
@@ -235,8 +262,9 @@ class Federation:
         content = encode_model(self._model(kind, merged))
         scores: dict[str, Score] = {}
         for site, score in ask(
-            self.grid, self.cohort, "evaluate.model", f"evaluation of {label}", content, read_score
-        ):
+            self.grid, self.cohort, "evaluate.model", f"evaluation of {label}", content, read_score,
+            SCORE,
+        ):  # fmt: skip
             scores[site] = score
             report_progress(f"evaluating {label}", len(scores), len(self.cohort.names))
         return dict(sorted(scores.items()))
@@ -253,7 +281,8 @@ class Federation:
             "query.shift",
             what,
             content,
-            lambda _site, found: read_shifts(found, groups),
+            lambda _site, found: decode_shifts(found, groups),
+            shifts_budget(groups),
         )
         for done, (site, shifts) in enumerate(answers, start=1):
             for group, value in shifts.items():
@@ -298,7 +327,10 @@ class Federation:
 
     def _trained(self, site: str, content: RecordDict) -> Introduction:
         introduction = read_trained(content, self.cohort.introductions[site])
-        check_layers(introduction, self.whole_plan)
+        try:
+            check_layers(introduction, self.whole_plan, self.base.prefix)
+        except CohortError as error:  # of one reply: it is asked for again before that is the end
+            raise RefusedReplyError(str(error)) from error
         return introduction
 
     def _wait_for_nodes(self, begun_with: int) -> list[int]:

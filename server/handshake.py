@@ -22,6 +22,7 @@ def check_cohort(
     tokenizer: str,
     plan: MergePlan,
     settings: str,
+    prefix: str,
 ) -> None:
     """Refuse a mixed cohort, by name of the site and of the field.
 
@@ -31,6 +32,7 @@ def check_cohort(
         tokenizer: fingerprint of its tokenizer or image processor.
         plan: of the whole model.
         settings: digest of the settings.
+        prefix: what a head class puts before the names of the base model's layers.
 
     Raises:
         CohortError: two sites of one name, or one that differs in anything that must be equal.
@@ -64,15 +66,20 @@ def check_cohort(
                     f"{means[field]}"
                 )
     for introduction in introductions:
-        check_layers(introduction, plan)
+        check_layers(introduction, plan, prefix)
     _check_versions(introductions)
     _check_rows(introductions)
 
 
-def check_layers(introduction: Introduction, plan: MergePlan) -> None:
-    """Refuse layers that the model does not have, and ranks that no LoRA needs.
+def check_layers(introduction: Introduction, plan: MergePlan, prefix: str) -> None:
+    """Refuse layers that the model does not have, ranks that no LoRA needs, and foreign names.
 
-    They decide how much a site may send later.
+    They decide how much a site may send later, and what the merged adapter's layers are called.
+
+    Args:
+        introduction: of the site.
+        plan: of the whole model.
+        prefix: what a head class puts before the names of its layers.
 
     Raises:
         CohortError: as said.
@@ -85,6 +92,12 @@ def check_layers(introduction: Introduction, plan: MergePlan) -> None:
     if introduction.task not in ("", *TASKS):
         raise CohortError(
             f"site {introduction.site}, task: {introduction.task!r} is unknown; {_SAME_APP}"
+        )
+    if introduction.prefix not in ("", prefix):
+        raise CohortError(
+            f"site {introduction.site}, prefix: {introduction.prefix!r} before its layers' names, "
+            f"where this base model has {prefix!r} or nothing; give the site an adapter of this "
+            f"base model"
         )
     if len(introduction.layers) != len(introduction.ranks):
         raise CohortError(

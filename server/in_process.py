@@ -8,7 +8,6 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -16,6 +15,10 @@ from layerweld.config import RunSettings, Scalar, read_run_settings
 from layerweld.errors import ConfigError
 from layerweld.incidents import raising_here
 from layerweld.launch import app_module
+from layerweld.transport.layout import Budget
+from layerweld.transport.objects import assembled
+
+_ANY_SIZE = Budget(2**62, 2**31)  # it is in this process's memory already
 
 
 class InProcessGrid(Grid):
@@ -118,11 +121,13 @@ class InProcessGrid(Grid):
 
 
 def _through_the_wire(message: Message) -> Message:
-    """What the other side would receive: serialised object by object, and put together again."""
+    """What the other side would receive: serialised object by object, and put together again.
+
+    Raises:
+        UnreadableReplyError: it is no message that could be sent.
+    """
     object_id = message.object_id
     contents = {key: part.deflate() for key, part in get_all_nested_objects(message).items()}
-    received = inflate_object_from_contents(object_id, contents)
-    if not isinstance(received, Message):
-        raise TypeError(f"a message came back as a {type(received).__name__}")
-    received.metadata.__dict__["_message_id"] = object_id
+    received = assembled(object_id, _ANY_SIZE, lambda key: contents.pop(key, None))
+    assert received is not None, "every object of it is here"
     return received

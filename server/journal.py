@@ -88,7 +88,7 @@ class RunJournal:
             JournalError: the journal on disk is of other sites, settings or models.
         """
         if not self._facts:
-            text = json.dumps(facts, sort_keys=True)
+            text = json.dumps(facts, sort_keys=True, allow_nan=False)
             with writing(self._folder / _HEADER) as partial:
                 partial.write_text(text, encoding="utf-8")
             self._facts = json.loads(text)

@@ -95,7 +95,9 @@ class NumberedFiles(Generic[N]):
         """
         tensors, figures = self._encode(kept)
         file = self._folder / f"{self._kind}-{kept.index:05d}.safetensors"
-        write_hashed(file, tensors, {"figures": json.dumps(figures, sort_keys=True)})
+        write_hashed(
+            file, tensors, {"figures": json.dumps(figures, sort_keys=True, allow_nan=False)}
+        )
 
     @property
     def _files(self) -> list[Path]:

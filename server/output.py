@@ -143,7 +143,7 @@ def write_manifest(
         "files": dict(files),
         "figures": dict(merged.figures),
     } | ({"lost": list(merged.lost)} if merged.lost else {})
-    text = json.dumps(manifest, indent=2, sort_keys=True) + "\n"
+    text = json.dumps(manifest, indent=2, sort_keys=True, allow_nan=False) + "\n"
     (folder / "manifest.json").write_text(text, encoding="utf-8")
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -197,7 +197,7 @@ def _missing(merged: MergedModel) -> dict[str, list[str]]:
 
 def write_results(folder: Path, results: RunResults) -> None:
     """Write ``results.json``, ``accuracy.csv`` and ``report.html``."""
-    text = json.dumps(asdict(results), indent=2, sort_keys=True, default=str)
+    text = json.dumps(asdict(results), indent=2, sort_keys=True, default=str, allow_nan=False)
     (folder / "results.json").write_text(text + "\n", encoding="utf-8")
     if any(method.scores for method in results.methods):
         write_accuracy_csv(results, folder / "accuracy.csv")

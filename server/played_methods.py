@@ -59,7 +59,7 @@ class PlayedMethods:
             partial.write_bytes(_ENTRY.dump_json(entry, indent=1) + b"\n")
 
     def _file(self, name: str, facts: Facts) -> Path:
-        text = json.dumps(facts, sort_keys=True)
+        text = json.dumps(facts, sort_keys=True, allow_nan=False)
         return below(self._folder, f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json")
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 from flwr.app import RecordDict
 from torch import Tensor
 
 from layerweld.bounds import LARGEST_WEIGHT, is_usable
 from layerweld.errors import RefusedReplyError
-from layerweld.transport.arrays import read_arrays
 from layerweld.transport.introduction import decode_introduction
 from layerweld.transport.messages import FOUND_OUT_BY_TRAINING, Introduction
-from layerweld.transport.untrusted import read, read_list, refusing_malformed
+from layerweld.transport.remainder import decode_remainder
+from layerweld.transport.score import decode_score
 from server.results import Score
 
 
@@ -50,9 +50,7 @@ def read_remainder(
     Raises:
         RefusedReplyError: an unknown parameter, another shape, or numbers that cannot be summed.
     """
-    with refusing_malformed():
-        record = content.array_records["remainder"]
-        tensors = read_arrays(record, {name: parameters[name] for name in record})
+    tensors = decode_remainder(content, parameters)
     for name, values in tensors.items():
         if not is_usable(values):
             raise RefusedReplyError(
@@ -61,30 +59,10 @@ def read_remainder(
     return tensors
 
 
-def read_shifts(content: RecordDict, groups: Collection[str]) -> dict[str, float]:
-    """Eq. 8 at one site, by group.
-
-    Raises:
-        RefusedReplyError: the groups are not these.
-    """
-    with refusing_malformed():
-        record = content.config_records["shift"]
-        names, values = read_list(record, "groups", str), read_list(record, "shifts", float)
-        shifts = dict(zip(names, values, strict=True))
-    if shifts.keys() != {*groups}:
-        raise RefusedReplyError("the shifts are of other groups than those of the plan")
-    return shifts
-
-
 def read_score(_site: str, content: RecordDict) -> Score:
     """Held-out accuracy at one site.
 
     Raises:
         RefusedReplyError: no share, or no number of rows.
     """
-    with refusing_malformed():
-        metrics = content.metric_records["metrics"]
-        accuracy, samples = read(metrics, "accuracy", float), read(metrics, "num-examples", int)
-    if not 0 <= accuracy <= 1 or samples < 0:
-        raise RefusedReplyError(f"an accuracy of {accuracy} over {samples} rows")
-    return Score(accuracy, samples)
+    return Score(*decode_score(content))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -14,7 +13,7 @@ from layerweld.disk import lock_of, only_here
 from layerweld.memory import naming_memory
 from layerweld.methods import measuring_shift
 from layerweld.run_state import Recorder, recording
-from server.cohort_warnings import warnings_of
+from server.cohort_warnings import of_most, warnings_of
 from server.farewell import dismiss
 from server.federation import Federation
 from server.journal import RunJournal
@@ -128,8 +127,8 @@ def _write(
     output: Path,
 ) -> RunResults:
     chosen = merges[0][0]
-    prefix = _shared(introduction.prefix for introduction in federation.introductions)
-    task = _shared(introduction.task for introduction in federation.introductions)
+    prefix = of_most(introduction.prefix for introduction in federation.introductions)
+    task = of_most(introduction.task for introduction in federation.introductions)
     sites, settings, base = federation.introductions, federation.settings, federation.base
     methods = [*references, *(result for _, result in merges)]
     scores: dict[str, dict[str, Score]] = {
@@ -155,9 +154,3 @@ def _write(
         )
         write_results(folder, results)
     return results
-
-
-def _shared(names: Iterable[str]) -> str:
-    """What all sites' adapters call it; empty where they differ."""
-    found = set(names)
-    return found.pop() if len(found) == 1 else ""

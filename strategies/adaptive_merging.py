@@ -17,8 +17,13 @@ from layerweld.merging.one_round import Merge, SiteUpdates
 from layerweld.named_tensors import site_tensors, updates_by_site
 from layerweld.plan import MergePlan
 from layerweld.prefix import first_prefix, prefix_of_sites
-from layerweld.transport.descent import decode_gradient, encode_coefficients
+from layerweld.transport.descent import (
+    decode_gradient,
+    encode_coefficients,
+    gradient_budget,
+)
 from layerweld.transport.descent_messages import CoefficientAnswer, CoefficientQuestion
+from layerweld.transport.layout import Budget
 from strategies.cohort import Cohort
 from strategies.kept_rounds import KeptRound, RoundJournal, RoundLedger, Traffic
 from strategies.round_by_round import Round
@@ -100,7 +105,7 @@ class AdaptiveMerging:
         )
         asked = _GradientRound(question, self._received, self.remainder, self._lacking)
         what = f"gradient of round {self.played}"
-        return Round("train.entropy", what, asked.content, asked.read, self._step)
+        return Round("train.entropy", what, asked.content, asked.read, asked.budget, self._step)
 
     def _collected(self, received: Mapping[str, OfOneSite]) -> None:
         self._begin(received)
@@ -163,6 +168,10 @@ class _GradientRound:
         """The coefficients, and the updates to a site that lacks them."""
         return self._whole() if site in self._lacking else self._usual
 
+    def budget(self, _site: str) -> Budget:
+        """What an answer may take."""
+        return gradient_budget((len(self._question.sites), len(self._question.layers)))
+
     def read(self, site: str, content: RecordDict) -> CoefficientAnswer | None:
         """A gradient that may be added; None where the site must be sent the updates first."""
         asked = self._question
@@ -177,9 +186,13 @@ class _GradientRound:
         if answer.lacks:
             self._lacking.add(site)
             return None
-        if not bool((answer.gradient.abs() < LIMIT).all()):  # False for NaN too
-            raise RefusedReplyError("its gradient is not finite, or beyond 2⁴²")
-        if not 0 <= answer.entropy <= _LARGEST_ENTROPY:
-            raise RefusedReplyError(f"an entropy of {answer.entropy}")
+        _require_bounded(answer)
         self._lacking.discard(site)
         return answer
+
+
+def _require_bounded(answer: CoefficientAnswer) -> None:
+    if not bool((answer.gradient.abs() < LIMIT).all()):  # False for NaN too
+        raise RefusedReplyError("its gradient is not finite, or beyond 2⁴²")
+    if not 0 <= answer.entropy <= _LARGEST_ENTROPY:
+        raise RefusedReplyError(f"an entropy of {answer.entropy}")

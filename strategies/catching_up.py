@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 
 from flwr.app import RecordDict
 
 from layerweld.errors import RefusedReplyError
 from layerweld.schedule import Step
+
+_MOST = 3  # times that a site is sent what it lacks of one step; honest ones need two at most
 
 
 class CatchUp:
@@ -24,6 +27,7 @@ class CatchUp:
         self._encode = encode
         self._usual = encode(range(max(0, usual), step.index), usual < 0)
         self._behind: dict[str, int] = {}  # first step that a site lacks, by site
+        self._times: Counter[str] = Counter()  # that each one was sent it
 
     def content(self, site: str) -> RecordDict:
         """The usual, or all from the step that the site has named."""
@@ -36,11 +40,17 @@ class CatchUp:
         """A site lacks the updates of this step and later ones (-1: the remainder too).
 
         Raises:
-            RefusedReplyError: it was sent these before.
+            RefusedReplyError: it was sent these before, or something else it lacked too often.
         """
         if self._behind.get(site, self._step.index) <= first:
             raise RefusedReplyError(
                 f"it still lacks merged updates after it was sent all from step {first + 1}; is "
                 f"its cache folder writable, and its disk not full?"
             )
+        if self._times[site] == _MOST:
+            raise RefusedReplyError(
+                f"it lacks more each time that it is sent what it lacked, {_MOST} times by now; is "
+                f"its cache folder its own, and its disk in order?"
+            )
+        self._times[site] += 1
         self._behind[site] = first

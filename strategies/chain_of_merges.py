@@ -23,8 +23,15 @@ from layerweld.prefix import extend_prefix, first_prefix
 from layerweld.proportion import OutOfProportionError
 from layerweld.schedule import Step, schedule
 from layerweld.statistics import ProductForm
-from layerweld.transport.arrays import num_bytes, to_arrays
-from layerweld.transport.chain import decode_statistics, decode_subject, encode_question
+from layerweld.transport.arrays import num_bytes, numpy_arrays
+from layerweld.transport.chain import (
+    decode_statistics,
+    decode_subject,
+    encode_question,
+    require_no_statistics,
+    statistics_budget,
+)
+from layerweld.transport.layout import Budget
 from layerweld.transport.messages import Answer, Question
 from layerweld.updates import Update
 from strategies.catching_up import CatchUp
@@ -154,7 +161,7 @@ class ChainOfMerges(Strategy):
             "condition": max(solution.condition for solution in solved.solutions),
             "residual": max(solution.residual for solution in solved.solutions),
         }
-        return to_arrays(update_tensors(solved.updates)), MetricRecord(metrics)
+        return numpy_arrays(update_tensors(solved.updates)), MetricRecord(metrics)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -218,7 +225,9 @@ class _Round:
         what = f"statistics of step {step.index + 1}"
         self.step = step
         self.grid = grid
-        self.inquiry = Inquiry(grid, cohort, "train.statistics", what, self._content, self._read)
+        self.inquiry = Inquiry(
+            grid, cohort, "train.statistics", what, self._content, self._read, self._budget
+        )
         self._cohort = cohort
         self._question = question
         self._remainder = remainder
@@ -255,12 +264,16 @@ class _Round:
         answer = decode_subject(content)
         self._check_subject(site, answer)
         if answer.need_from is not None:
+            require_no_statistics(content)
             self._catch_up.note(site, answer.need_from)
             return None
         sent = decode_statistics(content, self._shapes(site))
         if [one.group for one in sent] != [group.name for group in self.step.groups]:
             raise RefusedReplyError("its statistics are of other groups, or in another order")
         return [self._pools[one.group].check(site, one) for one in sent]
+
+    def _budget(self, site: str) -> Budget:
+        return statistics_budget(self._shapes(site))
 
     def _shapes(self, site: str) -> Mapping[str, tuple[int, ...]]:
         introduction = self._cohort.introductions[site]

@@ -14,10 +14,9 @@ from layerweld.merging.fisher import Fisher, FisherPool, implied_update, problem
 from layerweld.merging.one_round import Merge
 from layerweld.plan import MergePlan
 from layerweld.proportion import Part
-from layerweld.transport.arrays import read_arrays
+from layerweld.transport.fisher import decode_fisher, fisher_budget
 from layerweld.transport.messages import ModelToMeasure
 from layerweld.transport.model import encode_model
-from layerweld.transport.untrusted import refusing_malformed
 from strategies.cohort import Cohort
 from strategies.kept_rounds import Traffic
 from strategies.round_by_round import Round
@@ -55,8 +54,15 @@ class FisherAveraging:
 
     def next_round(self) -> Round[OfOneSite]:
         """Ask about the layers that are merged, in each site's individual model."""
-        asked = encode_model(self._model)
-        return Round("train.fisher", "Fisher sums", lambda _site: asked, self._read, self._merge)
+        asked, budget = encode_model(self._model), fisher_budget(fisher_shapes(self.plan))
+        return Round(
+            "train.fisher",
+            "Fisher sums",
+            lambda _site: asked,
+            self._read,
+            lambda _site: budget,
+            self._merge,
+        )
 
     def _merge(self, answers: Iterator[tuple[str, OfOneSite]]) -> None:
         """Add each reply and forget it; divide when all are there."""
@@ -73,8 +79,11 @@ class FisherAveraging:
         self.played = 1
 
     def _read(self, _site: str, content: RecordDict) -> OfOneSite:
-        with refusing_malformed():
-            sums = read_arrays(content.array_records["fisher"], fisher_shapes(self.plan))
+        sums = decode_fisher(content, fisher_shapes(self.plan))
+        self._require_sums(sums)
+        return sums
+
+    def _require_sums(self, sums: OfOneSite) -> None:
         importance = {k: sums[f"importance/{k}"] for k in self.plan.layer_names}
         problem = problem_with(importance, self.settings.floor)
         if problem:
@@ -85,4 +94,3 @@ class FisherAveraging:
                     f"only an update with numbers that are not finite, or beyond "
                     f"{LARGEST_WEIGHT:.0f}, has these sums of {layer!r}"
                 )
-        return sums

@@ -7,9 +7,10 @@ from collections.abc import Callable, Collection
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from layerweld.errors import RefusedReplyError, StaleReplyError
-from layerweld.transport.introduction import decode_introduction
+from layerweld.errors import RefusedReplyError, StaleReplyError, UnreadableReplyError
+from layerweld.transport.introduction import BUDGET, decode_introduction
 from layerweld.transport.messages import Subject
+from layerweld.transport.receiving import Receiver
 from layerweld.transport.run import encode_run
 from layerweld.transport.subject import require_subject
 from strategies.cohort import Cohort
@@ -52,6 +53,14 @@ class Greeter:
         for node in sorted(unknown - greeted):
             self._greet(node, now)
 
+    def pull(self, receiver: Receiver, message_id: str) -> list[Message]:
+        """The reply to a handshake, if there is one; who sends what is none is turned away."""
+        try:
+            return receiver.pull(message_id, BUDGET)
+        except UnreadableReplyError as error:
+            self._turn_away(self._greeted.pop(message_id)[0], error)
+            return []
+
     def meet(self, reply: Message) -> str | None:
         """The site whose node this handshake's reply is from, noted as such; None for nobody's."""
         node = self._greeted.pop(reply.metadata.reply_to_message_id)[0]
@@ -64,11 +73,14 @@ class Greeter:
             self._cohort.ignored["stale"] += 1
             return None  # likewise
         except RefusedReplyError as error:
-            self._cohort.turn_away(node)
-            self._say(f"node {node} is turned away: {error}")
+            self._turn_away(node, error)
             return None
         self._cohort.note(site, node)
         return site
+
+    def _turn_away(self, node: int, error: RefusedReplyError) -> None:
+        self._cohort.turn_away(node)
+        self._say(f"node {node} is turned away: {error}")
 
     def _greet(self, node: int, now: float) -> None:
         kind, question = _HANDSHAKE

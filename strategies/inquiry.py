@@ -10,11 +10,19 @@ from typing import Generic, TypeVar
 from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
 
-from layerweld.errors import LostSiteError, RefusedReplyError, StaleReplyError
-from layerweld.incidents import parse_incident
+from layerweld.errors import (
+    LostSiteError,
+    RefusedReplyError,
+    StaleReplyError,
+    UnreadableReplyError,
+)
+from layerweld.transport.layout import Budget
 from layerweld.transport.messages import Subject
+from layerweld.transport.receiving import Receiver
 from layerweld.transport.subject import require_subject
+from layerweld.transport.untrusted import refusing_malformed
 from strategies.cohort import Cohort
+from strategies.failures import UNREACHABLE, why_it_failed
 from strategies.greeting import Greeter
 from strategies.notices import notice
 from strategies.silence import Silence
@@ -24,18 +32,7 @@ T = TypeVar("T")
 _POLL_SECONDS = 0.1
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 60.0  # seconds before a failed site is asked again, doubling
 _STRIKES = 3  # refused answers after which asking again is pointless
-
-# What Flower itself says, by error code. Its own texts may quote an exception and are not shown.
-_FLOWER_ERRORS = {
-    1: "it cannot load this application, or has another one installed: see `layerweld site check`",
-    2: "its app raised an error",
-    3: "the message expired before it was answered",
-    4: "its reply was lost",
-    5: "its node is not reachable",
-    7: "it refused the app bundle",
-    8: "its process died",
-}
-_LASTING = (1, 7)  # of these: nothing changes until somebody at the site acts
+_LONGEST_REASON = 500  # characters
 
 
 @dataclass
@@ -63,8 +60,8 @@ class Inquiry(Generic[T]):
     A site that fails, dies, becomes unreachable or lets its message's time pass is asked again,
     after a pause that doubles from 1 to 60 seconds, with one message out at a time. What replies
     nobody waits for, or that answer another question, is dropped and counted. An answer that is
-    refused is asked for again twice. What happens to a site that never answers well is the
-    cohort's :class:`~strategies.cohort.Patience`.
+    refused, or cannot even be put together, is asked for again twice. What happens to a site that
+    never answers well is the cohort's :class:`~strategies.cohort.Patience`.
 
     Args:
         grid: Flower's grid.
@@ -74,7 +71,9 @@ class Inquiry(Generic[T]):
         content: what to send to a site; called each time it is asked.
         read: an answer from what a site sent. None: ask it again at once (``content`` knows more
             now). It raises ``StaleReplyError`` for an answer to something else, and
-            ``RefusedReplyError`` for one that must not be used.
+            ``RefusedReplyError`` for one that must not be used; so is one at which it raises
+            anything that is no :class:`~layerweld.errors.LayerweldError`.
+        budget: what a site's answer may take; it is weighed before it is decoded.
     """
 
     def __init__(
@@ -85,6 +84,7 @@ class Inquiry(Generic[T]):
         what: str,
         content: Callable[[str], RecordDict],
         read: Callable[[str, RecordDict], T | None],
+        budget: Callable[[str], Budget],
     ) -> None:
         self._grid = grid
         self._cohort = cohort
@@ -92,6 +92,8 @@ class Inquiry(Generic[T]):
         self._what = what
         self._content = content
         self._read = read
+        self._budget = budget
+        self._receiver = Receiver(grid)
         self._open: dict[str, _Asked] = {}
         self._sent: dict[str, tuple[str, int]] = {}  # site and node of every message ever sent
         self._unanswered: list[str] = []  # those of them without a reply
@@ -142,10 +144,23 @@ class Inquiry(Generic[T]):
     def _arrivals(self) -> Iterator[tuple[str, T]]:
         """Pull message by message, so that no reply has to wait in memory for another."""
         for message_id in [*self._greeter.messages, *self._unanswered]:
-            for reply in self._grid.pull_messages([message_id]):
+            for reply in self._pull(message_id):
                 found = self._sort(reply)
                 if found is not None:
                     yield found
+
+    def _pull(self, message_id: str) -> list[Message]:
+        """The reply, if there is one; what cannot be put together is its site's refusal."""
+        if message_id in self._greeter.messages:
+            return self._greeter.pull(self._receiver, message_id)
+        site = self._sent[message_id][0]
+        try:
+            return self._receiver.pull(message_id, self._budget(site))
+        except UnreadableReplyError as error:
+            if message_id in self._unanswered:
+                self._unanswered.remove(message_id)
+                self._strike(site, error)
+            return []
 
     def _sort(self, reply: Message) -> tuple[str, T] | None:
         message_id = reply.metadata.reply_to_message_id
@@ -181,18 +196,15 @@ class Inquiry(Generic[T]):
     def _take(self, site: str, reply: Message) -> T | None:
         asked = self._open[site]
         try:
-            require_subject(reply.content, self._subject(site, reply.metadata.src_node_id))
-            answer = self._read(site, reply.content)
+            with refusing_malformed():
+                require_subject(reply.content, self._subject(site, reply.metadata.src_node_id))
+                answer = self._read(site, reply.content)
         except StaleReplyError as error:
             self._cohort.ignored["stale"] += 1
             self._ask_later(site, str(error))
             return None
         except RefusedReplyError as error:
-            self._cohort.ignored["refused"] += 1
-            asked.strikes += 1
-            self._ask_later(site, str(error))
-            if asked.strikes >= _STRIKES:
-                self._refuse(site, error)
+            self._strike(site, error)
             return None
         if answer is None:
             asked.message, asked.until = "", 0.0
@@ -200,13 +212,25 @@ class Inquiry(Generic[T]):
         self._close(site)
         return answer
 
+    def _strike(self, site: str, error: RefusedReplyError) -> None:
+        """An answer of a site was refused; after a few the policy says what becomes of it."""
+        self._cohort.ignored["refused"] += 1
+        asked = self._open[site]
+        asked.strikes += 1
+        why = str(error)[:_LONGEST_REASON]
+        self._ask_later(site, why)
+        if asked.strikes >= _STRIKES:
+            self._refuse(site, why, error)
+
     def _subject(self, site: str, node: int) -> Subject:
         known = site if site in self._cohort.introductions else ""
         return Subject(self._cohort.run, self._message_type, self._what, str(node), known)
 
     def _close(self, site: str) -> None:
         del self._open[site], self._cohort.waiting[site]
-        self._unanswered = [m for m in self._unanswered if self._sent[m][0] != site]
+        for message_id in [m for m in self._unanswered if self._sent[m][0] == site]:
+            self._unanswered.remove(message_id)
+            self._receiver.forget(message_id)
 
     def _keep_asking(self) -> None:
         now = time.monotonic()
@@ -225,7 +249,7 @@ class Inquiry(Generic[T]):
         asked, node = self._open[site], self._cohort.node_of(site)
         pushed = list(self._grid.push_messages([self._message(site, node)]))
         if not pushed or not pushed[0]:
-            self._pause(site, _FLOWER_ERRORS[5])
+            self._pause(site, UNREACHABLE)
             return
         asked.message = pushed[0]
         asked.until = time.monotonic() + self._cohort.patience.timeout
@@ -237,13 +261,7 @@ class Inquiry(Generic[T]):
         return Message(self._content(site), node, self._message_type, ttl=ttl, group_id=self._what)
 
     def _fail(self, site: str, error: Error) -> None:
-        incident = parse_incident(error.reason)
-        if incident is None:
-            why = _FLOWER_ERRORS.get(error.code, f"Flower's error {error.code}")
-            is_lasting = error.code in _LASTING
-        else:
-            why = f"{incident.code.meaning} ({incident}; its log has the details)"
-            is_lasting = incident.code.is_lasting
+        why, is_lasting = why_it_failed(error)
         if self._cohort.patience.fails_fast and is_lasting:
             raise LostSiteError(f"{site} failed at the {self._what}: {why}")
         self._pause(site, why)
@@ -276,10 +294,10 @@ class Inquiry(Generic[T]):
             self._cohort.move(site)
             asked.message, asked.until = "", 0.0
 
-    def _refuse(self, site: str, error: RefusedReplyError) -> None:
+    def _refuse(self, site: str, why: str, error: RefusedReplyError) -> None:
         if self._cohort.patience.lost_site != "continue":
-            raise RefusedReplyError(f"{site}, asked {_STRIKES} times: {error}") from error
-        self._lose(site, str(error))
+            raise RefusedReplyError(f"{site}, asked {_STRIKES} times: {why}") from error
+        self._lose(site, why)
 
     def _give_up(self, silent: list[str]) -> None:
         """The deadline is over."""
@@ -307,6 +325,8 @@ def ask(
     what: str,
     content: RecordDict,
     read: Callable[[str, RecordDict], T | None],
+    budget: Budget,
 ) -> Iterator[tuple[str, T]]:
     """The same content for every site, and each one's answer as it comes; see :class:`Inquiry`."""
-    return Inquiry(grid, cohort, message_type, what, lambda _site: content, read).answers()
+    sent, allowed = (lambda _site: content), (lambda _site: budget)
+    return Inquiry(grid, cohort, message_type, what, sent, read, allowed).answers()

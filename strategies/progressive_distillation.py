@@ -20,7 +20,11 @@ from layerweld.named_tensors import site_tensors, update_tensors, updates_by_sit
 from layerweld.plan import MergePlan
 from layerweld.prefix import extend_prefix, first_prefix
 from layerweld.schedule import block_steps
-from layerweld.transport.descent import decode_block_gradients, encode_block
+from layerweld.transport.descent import (
+    block_gradients_budget,
+    decode_block_gradients,
+    encode_block,
+)
 from layerweld.transport.descent_messages import BlockAnswer, BlockQuestion
 from layerweld.updates import Update
 from strategies.catching_up import CatchUp
@@ -106,7 +110,15 @@ class ProgressiveDistillation:
         catch_up = CatchUp(step, partial(self._encoded, question), usual)
         what = f"gradient {self._round + 1} of block {step.index + 1}"
         read = partial(_read, question, catch_up)
-        return Round("train.distillation", what, catch_up.content, read, self._descend)
+        budget = block_gradients_budget(_shapes(question))
+        return Round(
+            "train.distillation",
+            what,
+            catch_up.content,
+            read,
+            lambda _site: budget,
+            self._descend,
+        )
 
     def _encoded(self, question: BlockQuestion, steps: range, with_remainder: bool) -> RecordDict:
         remainder = self.remainder if with_remainder else {}
@@ -168,20 +180,27 @@ class ProgressiveDistillation:
         self.played = 1 + kept.index * self._settings.steps
 
 
+def _shapes(asked: BlockQuestion) -> Shapes:
+    return {layer: update.shape for layer, update in asked.updates.items()}
+
+
 def _read(
     asked: BlockQuestion, catch_up: CatchUp, site: str, content: RecordDict
 ) -> BlockAnswer | None:
     """Gradients that may be added; None where the site must catch up first."""
-    shapes: Shapes = {layer: update.shape for layer, update in asked.updates.items()}
-    answer = decode_block_gradients(content, shapes)
+    answer = decode_block_gradients(content, _shapes(asked))
     if (answer.site, answer.question) != (site, asked.digest):
         raise StaleReplyError("it answered another question")
     if answer.need_from is not None:
         catch_up.note(site, answer.need_from)
         return None
+    _require_bounded(answer)
+    return answer
+
+
+def _require_bounded(answer: BlockAnswer) -> None:
     for layer, gradient in answer.gradients.items():
         if not bool((gradient.abs() < LIMIT).all()):  # False for NaN too
             raise RefusedReplyError(f"the gradient of {layer!r} is not finite, or beyond 2⁴²")
     if not 0 <= answer.distance < LIMIT:
         raise RefusedReplyError(f"a distance of {answer.distance}")
-    return answer

@@ -14,7 +14,8 @@ from torch import Tensor
 from layerweld.merging.one_round import Merge
 from layerweld.named_tensors import update_tensors
 from layerweld.proportion import OutOfProportionError
-from layerweld.transport.arrays import num_bytes, to_arrays
+from layerweld.transport.arrays import num_bytes, numpy_arrays
+from layerweld.transport.layout import Budget
 from strategies.cohort import Cohort
 from strategies.inquiry import Inquiry
 from strategies.kept_rounds import Traffic
@@ -27,7 +28,8 @@ class Round(Generic[T]):
     """One question to all sites, and what becomes of the answers.
 
     Attributes:
-        message_type, what, content, read: as :class:`strategies.inquiry.Inquiry` takes them.
+        message_type, what, content, read, budget: as :class:`strategies.inquiry.Inquiry` takes
+            them.
         fold: takes every answer as it comes; when it returns the round is over. Where it raises
             ``OutOfProportionError`` nothing has changed, and the same round is asked again without
             the sites that it names, if the run goes on without them.
@@ -37,6 +39,7 @@ class Round(Generic[T]):
     what: str
     content: Callable[[str], RecordDict]
     read: Callable[[str, RecordDict], T | None]
+    budget: Callable[[str], Budget]
     fold: Callable[[Iterator[tuple[str, T]]], None]
 
 
@@ -117,7 +120,7 @@ class RoundByRound(Strategy):
         grid, asked, inquiry = self._asked
         self._finish(grid, asked, inquiry.answers(replies))
         updates = self.rounds.merged.updates
-        return to_arrays(update_tensors(updates)), MetricRecord({"layers": len(updates)})
+        return numpy_arrays(update_tensors(updates)), MetricRecord({"layers": len(updates)})
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -157,4 +160,5 @@ class RoundByRound(Strategy):
                 traffic.up += num_bytes(received)
             return answer
 
-        return Inquiry(grid, self.cohort, asked.message_type, asked.what, content, read)
+        kind, what = asked.message_type, asked.what
+        return Inquiry(grid, self.cohort, kind, what, content, read, asked.budget)

@@ -8,14 +8,14 @@ from flwr.app import RecordDict
 
 from layerweld.bounds import LARGEST_WEIGHT, out_of_bounds, part_of
 from layerweld.errors import RefusedReplyError
-from layerweld.expected import update_shapes
+from layerweld.expected import Shapes, update_shapes
 from layerweld.merging.one_round import SiteUpdates
-from layerweld.named_tensors import update_tensors, updates_from
+from layerweld.named_tensors import update_tensors
 from layerweld.plan import MergePlan
 from layerweld.proportion import Part
-from layerweld.transport.arrays import read_arrays
+from layerweld.transport.layout import Budget
 from layerweld.transport.run import encode_run
-from layerweld.transport.untrusted import refusing_malformed
+from layerweld.transport.updates import decode_updates, updates_budget
 from layerweld.updates import Update
 from strategies.cohort import Cohort
 from strategies.round_by_round import Round
@@ -43,19 +43,17 @@ def updates_round(
     """
     asked = encode_run(cohort.run)
 
-    def read(site: str, content: RecordDict) -> OfOneSite:
+    def shapes(site: str) -> Shapes:
         introduction = cohort.introductions[site]
-        ranks = dict(zip(introduction.layers, introduction.ranks, strict=True))
-        with refusing_malformed():
-            record = content.array_records["updates"]
-            updates = updates_from(read_arrays(record, update_shapes(plan, ranks)))
-        layer = out_of_bounds(updates)
-        if layer:
-            raise RefusedReplyError(
-                f"the update of {layer!r} has numbers that are not finite, or beyond "
-                f"{LARGEST_WEIGHT:.0f}, and no model's has"
-            )
+        return update_shapes(plan, dict(zip(introduction.layers, introduction.ranks, strict=True)))
+
+    def read(site: str, content: RecordDict) -> OfOneSite:
+        updates = decode_updates(content, shapes(site))
+        _require_bounded(updates)
         return updates
+
+    def budget(site: str) -> Budget:
+        return updates_budget(shapes(site))
 
     def fold(answers: Iterator[tuple[str, OfOneSite]]) -> None:
         by_site = dict(answers)
@@ -65,7 +63,7 @@ def updates_round(
             cohort.require_proportion(factors, "its factor")
         use(by_site)
 
-    return Round("train.adapter", "updates", lambda _site: asked, read, fold)
+    return Round("train.adapter", "updates", lambda _site: asked, read, budget, fold)
 
 
 def side_by_side(plan: MergePlan, cohort: Cohort, by_site: Mapping[str, OfOneSite]) -> SiteUpdates:
@@ -79,6 +77,15 @@ def side_by_side(plan: MergePlan, cohort: Cohort, by_site: Mapping[str, OfOneSit
         {site: cohort.introductions[site].rows for site in names},
         {layer: updates for layer, updates in layers.items() if updates},
     )
+
+
+def _require_bounded(updates: OfOneSite) -> None:
+    layer = out_of_bounds(updates)
+    if layer:
+        raise RefusedReplyError(
+            f"the update of {layer!r} has numbers that are not finite, or beyond "
+            f"{LARGEST_WEIGHT:.0f}, and no model's has"
+        )
 
 
 def _parts(updates: OfOneSite) -> dict[str, Part]:

@@ -193,35 +193,43 @@ def statistics(content):
 def with_about(content, **changes):
     about = type(content["about"])(dict(content["about"]))
     for key, change in changes.items():
-        about[key.replace("_", "-")] = change(about[key.replace("_", "-")])
+        about[key.replace("_", "-")] = change(about.get(key.replace("_", "-")))
     return RecordDict(dict(content) | {"about": about})
 
 
+def numbers_of(array):
+    return np.frombuffer(array.data, "<f4").reshape(array.shape).copy()
+
+
+def array_of(numbers, dtype="float32", stype="layerweld.raw"):
+    return Array(dtype, tuple(numbers.shape), stype, numbers.tobytes())
+
+
 def times(factor):
-    return lambda array: Array((array.numpy() * factor).astype(np.float32))
+    return lambda array: array_of((numbers_of(array) * factor).astype(np.float32))
 
 
 def to(dtype):
-    return lambda array: Array(array.numpy().astype(dtype))
+    return lambda array: array_of(numbers_of(array).astype(dtype), dtype=np.dtype(dtype).name)
 
 
 def first(value):
     def change(array):
-        values = array.numpy().copy()
+        values = numbers_of(array)
         values.flat[0] = value
-        return Array(values)
+        return array_of(values)
 
     return change
 
 
 def swapped(array):
-    values = array.numpy().copy()
+    values = numbers_of(array)
     values[:2] = values[1::-1]
-    return Array(values)
+    return array_of(values)
 
 
 def claiming(shape, data_shape=None):
-    """A header that asks for memory which the data does not fill."""
+    """A header of numpy's that asks for memory which the data does not fill."""
 
     def change(array):
         header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {data_shape or shape}, }}"
@@ -232,12 +240,18 @@ def claiming(shape, data_shape=None):
     return change
 
 
-def big_endian(array):
-    return Array("float32", array.shape, array.stype, array.data.replace(b"<f4", b">f4"))
+def named(**fields):
+    """Another name of a format, or another shape, over the same bytes."""
+
+    def change(array):
+        kept = {"dtype": array.dtype, "shape": array.shape, "stype": array.stype}
+        return Array(**(kept | fields), data=array.data)
+
+    return change
 
 
-def pickled(array):
-    return Array("float32", array.shape, array.stype, array.data.replace(b"'<f4'", b"'|O' "))
+def cut(end):
+    return lambda array: Array(array.dtype, array.shape, array.stype, array.data[:end])
 
 
 CORRUPTIONS = {
@@ -250,22 +264,34 @@ CORRUPTIONS = {
     "indefinite": lambda c: with_arrays(c, gram=swapped),
     "float64": lambda c: with_arrays(c, gram=to(np.float64)),
     "integers": lambda c: with_arrays(c, left=to(np.int32)),
-    "big endian": lambda c: with_arrays(c, gram=big_endian),
-    "pickle": lambda c: with_arrays(c, gram=pickled),
-    "oversized": lambda c: with_arrays(c, gram=claiming((10**9, 10**9))),
+    "float64 by another name": lambda c: with_arrays(
+        c, gram=lambda a: array_of(numbers_of(a).astype(np.float64))
+    ),
+    "big endian": lambda c: with_arrays(c, gram=named(dtype=">f4")),
+    "pickle": lambda c: with_arrays(c, gram=named(stype="pickle")),
+    "Flower's own": lambda c: with_arrays(c, gram=lambda a: Array(numbers_of(a))),
+    "a date": lambda c: with_arrays(c, gram=named(stype="numpy.ndarray", dtype="<M8[s/0]")),
+    "oversized": lambda c: with_arrays(c, gram=named(shape=(10**9, 10**9))),
+    "numpy's header": lambda c: with_arrays(c, gram=claiming((10**9, 10**9))),
     "oversized inside": lambda c: with_arrays(
         c, gram=lambda a: claiming(tuple(a.shape), (10**9, 10**9))(a)
     ),
-    "cut short": lambda c: with_arrays(
-        c, gram=lambda a: Array("float32", a.shape, a.stype, a.data[:-5])
-    ),
-    "empty": lambda c: with_arrays(c, gram=lambda a: Array("float32", a.shape, a.stype, b"")),
-    "fortran": lambda c: with_arrays(c, left=lambda a: Array(np.asfortranarray(a.numpy()))),
+    "cut short": lambda c: with_arrays(c, gram=cut(-5)),
+    "empty": lambda c: with_arrays(c, gram=cut(0)),
+    "transposed": lambda c: with_arrays(c, left=lambda a: array_of(numbers_of(a).T)),
+    "negative shape": lambda c: with_arrays(c, gram=lambda a: named(shape=(-a.shape[0], -1))(a)),
     "missing": lambda c: with_arrays(c, left=lambda _: None),
-    "other width": lambda c: with_arrays(c, right=lambda a: Array(a.numpy()[:, 1:])),
+    "other width": lambda c: with_arrays(c, right=lambda a: array_of(numbers_of(a)[:, 1:])),
     "other record": lambda c: RecordDict({"about": c["about"]}),
     "tokens": lambda c: with_about(c, tokens=lambda t: [0 for _ in t]),
     "huge width": lambda c: with_about(c, widths=lambda w: [2**40 for _ in w]),
     "group": lambda c: with_about(c, groups=lambda g: ["0.zzz" for _ in g]),
+    "another record": lambda c: RecordDict(dict(c) | {"more": c["statistics"]}),
+    "another entry": lambda c: with_about(c, more=lambda _: "x"),
+    "long text": lambda c: with_about(c, prefix=lambda _: "x" * 10**6),
+    "long list": lambda c: with_about(c, tokens=lambda t: t * 10**5),
+    "energy that is no number": lambda c: with_about(
+        c, energies=lambda e: [float("nan") for _ in e]
+    ),
     "types": lambda c: with_about(c, step=lambda _: "0"),
 }

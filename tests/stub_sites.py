@@ -6,20 +6,19 @@ from dataclasses import replace
 from functools import cache
 
 import torch
-from flwr.app import Message, RecordDict
+from flwr.app import Message
 
 from layerweld.config import validate_settings
 from layerweld.gram import GramAccumulator
 from layerweld.launch import app_module
-from layerweld.named_tensors import update_tensors
 from layerweld.plan import LayerGroup, LayerShape, MergePlan
 from layerweld.statistics import ProductForm, group_statistics
-from layerweld.transport.arrays import to_arrays
 from layerweld.transport.chain import decode_question, encode_answer
 from layerweld.transport.introduction import encode_introduction
 from layerweld.transport.messages import Answer, Introduction, Subject
 from layerweld.transport.run import decode_run
 from layerweld.transport.subject import with_subject
+from layerweld.transport.updates import encode_updates
 from layerweld.updates import LowRankUpdate
 
 PLAN = MergePlan(
@@ -110,9 +109,7 @@ class StubApp:
         content = {
             "query.handshake": lambda: encode_introduction(introduction_of(name)),
             "train.statistics": lambda: self.statistics(name, message),
-            "train.adapter": lambda: RecordDict(
-                {"updates": to_arrays(update_tensors(updates_of(name)))}
-            ),
+            "train.adapter": lambda: encode_updates(updates_of(name)),
         }[message.metadata.message_type]()
         return reply_with(content, message, context)
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from layerweld.plan import LayerGroup, LayerShape, MergePlan
-from server.cohort_warnings import warnings_of
+from server.cohort_warnings import of_most, warnings_of
 from tests.stub_sites import NAMES, PLAN, introduction_of
 
 WIDE = MergePlan(("0",), (LayerGroup("0.in", 0, 50, (LayerShape("0.q", 3),)), *PLAN.groups))
@@ -38,3 +38,18 @@ def test_rows_that_were_passed_over_are_counted():
     one, *others = sites()
     (found,) = warnings_of([replace(one, skipped=3), *others], PLAN)
     assert found.startswith("ash has 3 rows that cannot be read")
+
+
+@pytest.mark.parametrize("field", ["prefix", "task"])
+def test_one_site_alone_does_not_rename_the_merged_adapter_and_is_named(field):
+    assert not list(warnings_of([replace(one, **{field: "same"}) for one in sites()], PLAN))
+    one, *others = (replace(one, **{field: "bert."}) for one in sites())
+    cohort = [replace(one, **{field: ""}), *others]
+    (found,) = warnings_of(cohort, PLAN)
+    assert "(ash: none, birch: bert., cedar: bert.); the merged adapter has bert.." in found
+    assert of_most(getattr(one, field) for one in cohort) == "bert."
+
+
+def test_names_that_are_as_frequent_as_others_name_nothing():
+    assert of_most(["", "bert."]) == of_most(["a", "b", "c"]) == ""
+    assert of_most(["bert."] * 3) == of_most(["bert.", "bert.", "a"]) == "bert."

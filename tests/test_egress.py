@@ -47,7 +47,7 @@ def play(sites, settings, output):
             if reply.metadata.src_node_id == 1:
                 kind = reply.metadata.message_type
                 arrays = [a for r in reply.content.array_records.values() for a in r.values()]
-                sent[kind] += sum(array.numpy().nbytes for array in arrays)
+                sent[kind] += sum(len(array.data) for array in arrays)
                 replies[kind] += 1
         return arrived
 

@@ -19,6 +19,10 @@ REFUSED = {
     "settings": ({"settings": "other"}, f"settings: other instead of s; .*{SAME_APP}"),
     "kind": ({"kind": "prefix"}, f"kind: 'prefix' is unknown; {SAME_APP}"),
     "task": ({"task": "SEQ_CLS"}, f"task: 'SEQ_CLS' is unknown; {SAME_APP}"),
+    "prefix": (
+        {"prefix": "model.evil."},
+        r"prefix: 'model\.evil\.' before its layers' names, where this base model has 'bert\.' or",
+    ),
     "rank missing": ({"ranks": (1,)}, f"ranks: 1 for {len(PLAN.layer_names)} layers; {SAME_APP}"),
     "rank below": (
         {"layers": (FIRST,), "ranks": (-1,)},
@@ -58,7 +62,7 @@ def sites(**changes):
 
 def check(introductions):
     app_module("server.handshake").check_cohort(
-        introductions, base="b", tokenizer="t", plan=PLAN, settings="s"
+        introductions, base="b", tokenizer="t", plan=PLAN, settings="s", prefix="bert."
     )
 
 

@@ -7,6 +7,7 @@ from flwr.app import ConfigRecord, RecordDict
 
 from layerweld.errors import LostSiteError
 from layerweld.launch import app_module
+from layerweld.transport.introduction import BUDGET
 from layerweld.transport.run import encode_run
 from tests.faulty_grid import Faults, FaultyGrid
 from tests.stub_sites import NAMES, NODES, RUN, StubApp, new_chain, reply_with, settings
@@ -21,7 +22,8 @@ def shake_hands(faults, clock):
     grid = FaultyGrid(StubApp(), NODES[:2], chosen, faults, clock)
     ask = app_module("strategies.inquiry").ask
     read = app_module("server.replies").read_introduction
-    return dict(ask(grid, nodes, "query.handshake", "handshake", encode_run(RUN), read))
+    about = encode_run(RUN)
+    return dict(ask(grid, nodes, "query.handshake", "handshake", about, read, BUDGET))
 
 
 @pytest.mark.parametrize(("code", "says"), [(1, "another one installed"), (7, "refused the app")])
@@ -64,7 +66,9 @@ def test_a_reply_about_an_earlier_model_is_refused_and_counted(kind, clock):
         grid = FaultyGrid(EchoApp(), NODES, chosen, faults, clock)
         for number in range(4):
             content = RecordDict({"about": ConfigRecord({"run": RUN, "model": number})})
-            answers = dict(ask(grid, cohort, kind, f"model {number}", content, _what_was_found))
+            answers = dict(
+                ask(grid, cohort, kind, f"model {number}", content, _what_was_found, BUDGET)
+            )
             assert answers == dict.fromkeys(NAMES, number), f"seed {seed}: {faults.met}"
         ignored.update(cohort.ignored)
     assert {"stale", "foreign", "duplicate"} <= ignored.keys()

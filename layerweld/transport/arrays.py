@@ -1,28 +1,49 @@
-"""Tensors as Flower arrays; what arrives is checked by its header before memory is taken."""
+"""Tensors as Flower arrays, in one closed format: little-endian float32 in C order, nothing else.
+
+No parser reads what arrives. Flower's :class:`Array` names the format and the shape; both are
+compared with what is expected, and the number of bytes with the shape, before memory is taken.
+"""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
+from math import prod
 
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, RecordDict
 from torch import Tensor
 
+_STYPE, _DTYPE = "layerweld.raw", "float32"
+_WIDTH = 4  # bytes of one number
+_MOST_DIMENSIONS = 8  # no parameter of a model has as many
+
 
 def to_arrays(tensors: Mapping[str, Tensor]) -> ArrayRecord:
     """Tensors as Flower arrays. numpy has no bfloat16, so everything travels as float32."""
+    return ArrayRecord({name: _array(tensor) for name, tensor in tensors.items()})
+
+
+def numpy_arrays(tensors: Mapping[str, Tensor]) -> ArrayRecord:
+    """As Flower itself would make them, for what a strategy returns to Flower; never sent."""
     return ArrayRecord({k: Array(t.float().contiguous().numpy()) for k, t in tensors.items()})
 
 
 def from_arrays(record: ArrayRecord) -> dict[str, Tensor]:
-    """Flower arrays as float32 tensors of their own memory."""
-    return {key: torch.from_numpy(array.numpy().copy()).float() for key, array in record.items()}
+    """Arrays of whatever names and shapes they say, as float32 tensors of their own memory.
+
+    For questions, whose ranks a site does not know beforehand: the caller compares the shapes.
+
+    Raises:
+        ValueError: one is in another format, or has another number of bytes than its shape says.
+    """
+    for name, array in record.items():
+        _check(name, array, tuple(array.shape))
+    return {name: _tensor(array) for name, array in record.items()}
 
 
 def read_arrays(record: ArrayRecord, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """As :func:`from_arrays`, for arrays that nobody vouches for.
+    """As :func:`from_arrays`, of exactly these names and shapes.
 
     Args:
         record: as it came over the network.
@@ -32,32 +53,48 @@ def read_arrays(record: ArrayRecord, shapes: Mapping[str, tuple[int, ...]]) -> d
         ValueError: one is missing, is not expected, or is anything but little-endian float32 in
             C order of that shape and of just as many bytes. Nothing was allocated then.
     """
-    missing, surplus = sorted(shapes.keys() - record.keys()), sorted(record.keys() - shapes.keys())
-    if missing or surplus:
+    check_arrays(record, shapes)
+    return {name: _tensor(record[name]) for name in shapes}
+
+
+def check_arrays(record: ArrayRecord, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """What :func:`read_arrays` raises, without reading."""
+    if record.keys() != shapes.keys():
+        missing, surplus = shapes.keys() - record.keys(), record.keys() - shapes.keys()
         kind, names = ("missing", missing) if missing else ("unexpected", surplus)
-        raise ValueError(f"array {names[0]!r} (of {len(names)} such) is {kind}")
+        raise ValueError(f"array {min(names)[:100]!a} (of {len(names)} such) is {kind}")
     for name, shape in shapes.items():
-        _check_header(name, record[name], shape)
-    return from_arrays(record)
-
-
-def _check_header(name: str, array: Array, shape: tuple[int, ...]) -> None:
-    """What numpy would believe when it allocates: the header inside the data, not Flower's."""
-    if array.stype != "numpy.ndarray" or array.dtype != "float32":
-        raise ValueError(f"{name!r} is {array.stype} of {array.dtype}, not numpy float32")
-    opened = io.BytesIO(array.data)
-    if np.lib.format.read_magic(opened) != (1, 0):
-        raise ValueError(f"{name!r} has a header of another version")
-    found, fortran, dtype = np.lib.format.read_array_header_1_0(opened)
-    if tuple(array.shape) != shape or found != shape:
-        raise ValueError(f"{name!r} is {found}, not {shape}")
-    if dtype.str != "<f4" or (fortran and min(shape, default=1) > 1):
-        raise ValueError(f"{name!r} is {dtype.str} in another order than C")
-    numbers, rest = int(np.prod(shape, dtype=object)), len(array.data) - opened.tell()
-    if rest != 4 * numbers:
-        raise ValueError(f"{name!r} has {rest} bytes for {numbers} numbers")
+        _check(name, record[name], shape)
 
 
 def num_bytes(content: RecordDict) -> int:
     """Bytes of all arrays in a message; the few words around them are not counted."""
     return sum(len(a.data) for record in content.array_records.values() for a in record.values())
+
+
+def _array(tensor: Tensor) -> Array:
+    values = tensor.detach().cpu().float().contiguous().numpy().astype("<f4", copy=False)
+    return Array(dtype=_DTYPE, shape=tuple(values.shape), stype=_STYPE, data=values.tobytes())
+
+
+def _check(name: str, array: Array, shape: tuple[int, ...]) -> None:
+    name = name[:100]
+    if array.stype != _STYPE or array.dtype != _DTYPE:
+        raise ValueError(
+            f"{name!a} is {array.stype[:40]!a} of {array.dtype[:40]!a}, not float32 as it is"
+        )
+    found = tuple(array.shape)
+    if len(found) > _MOST_DIMENSIONS or found != shape:
+        raise ValueError(f"{name!a} is {found[:_MOST_DIMENSIONS]}, not {shape[:_MOST_DIMENSIONS]}")
+    if any(type(size) is not int or not 0 <= size < 2**40 for size in found):
+        raise ValueError(f"{name!a} has no shape that an array can have")
+    if len(array.data) != _WIDTH * prod(found):
+        raise ValueError(f"{name!a} has {len(array.data)} bytes for {prod(found)} numbers")
+
+
+def _tensor(array: Array) -> Tensor:
+    shape = tuple(array.shape)
+    if not array.data:
+        return torch.empty(shape)
+    values = np.frombuffer(array.data, dtype="<f4").astype(np.float32)  # a copy, in native order
+    return torch.from_numpy(values).reshape(shape)

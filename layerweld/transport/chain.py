@@ -8,7 +8,7 @@ from flwr.app import ConfigRecord, RecordDict
 from torch import Tensor
 
 from layerweld.gram import pack_symmetric, unpack_symmetric
-from layerweld.named_tensors import update_tensors, updates_from
+from layerweld.named_tensors import update_tensors
 from layerweld.statistics import (
     DenseProduct,
     GroupStatistics,
@@ -17,11 +17,37 @@ from layerweld.statistics import (
     ProductForm,
 )
 from layerweld.transport.arrays import from_arrays, read_arrays, to_arrays
+from layerweld.transport.layout import (
+    Budget,
+    Entries,
+    Flag,
+    Layout,
+    Many,
+    Real,
+    Shapes,
+    Text,
+    Whole,
+    check_record,
+)
 from layerweld.transport.messages import Answer, Question
 from layerweld.transport.run import ABOUT
+from layerweld.transport.subject import reply_layout
 from layerweld.transport.untrusted import read, read_list, refusing_malformed
+from layerweld.transport.updates import all_updates
 
 _MERGED, _REMAINDER, _STATISTICS = "merged", "remainder", "statistics"
+_MOST_STEPS, _MOST_LAYERS, _NAME = 2**16, 2**15, Text(300)
+_QUESTION = Layout(
+    {
+        ABOUT: {
+            **dict.fromkeys(("run", "method", "plan", "prefix"), Text()),
+            **dict.fromkeys(("dense", "with-updates", "averaged"), Flag()),
+            "step": Whole(high=_MOST_STEPS),
+            "layers": Many(_NAME, _MOST_LAYERS),
+        }
+    },
+    {_MERGED: None, _REMAINDER: None},
+)
 
 
 def encode_question(question: Question) -> RecordDict:
@@ -54,24 +80,30 @@ def encode_question(question: Question) -> RecordDict:
 
 
 def decode_question(content: RecordDict) -> Question:
-    """Inverse of :func:`encode_question`."""
-    about = content.config_records[ABOUT]
-    by_step: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in from_arrays(content.array_records[_MERGED]).items():
-        step, _, rest = name.partition("/")
-        by_step.setdefault(int(step), {})[rest] = tensor
-    return Question(
-        run=read(about, "run", str),
-        method=read(about, "method", str),
-        step=read(about, "step", int),
-        layers=tuple(read_list(about, "layers", str)),
-        plan=read(about, "plan", str),
-        prefix=read(about, "prefix", str),
-        form=ProductForm(read(about, "dense", bool), read(about, "with-updates", bool)),
-        averaged=read(about, "averaged", bool),
-        remainder=from_arrays(content.array_records[_REMAINDER]),
-        merged={step: updates_from(tensors) for step, tensors in by_step.items()},
-    )
+    """Inverse of :func:`encode_question`; whether the updates fit the model is not looked at.
+
+    Raises:
+        RefusedReplyError: it is no such question.
+    """
+    with refusing_malformed():
+        _QUESTION.check(content)
+        about = content.config_records[ABOUT]
+        by_step: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in from_arrays(content.array_records[_MERGED]).items():
+            step, _, rest = name.partition("/")
+            by_step.setdefault(int(step), {})[rest] = tensor
+        return Question(
+            run=read(about, "run", str),
+            method=read(about, "method", str),
+            step=read(about, "step", int),
+            layers=tuple(read_list(about, "layers", str)),
+            plan=read(about, "plan", str),
+            prefix=read(about, "prefix", str),
+            form=ProductForm(read(about, "dense", bool), read(about, "with-updates", bool)),
+            averaged=read(about, "averaged", bool),
+            remainder=from_arrays(content.array_records[_REMAINDER]),
+            merged={step: all_updates(tensors) for step, tensors in by_step.items()},
+        )
 
 
 def encode_answer(answer: Answer) -> RecordDict:
@@ -102,10 +134,11 @@ def decode_subject(content: RecordDict) -> Answer:
     """What an answer is about, without its statistics: to be compared before more is read.
 
     Raises:
-        RefusedReplyError: a field is missing or has the wrong type.
+        RefusedReplyError: a field is missing, unexpected, too long, or has the wrong type.
     """
     with refusing_malformed():
         about = content.config_records[ABOUT]
+        check_record(ABOUT, about, _about({}, _MOST_LAYERS))
         step, need_from = read(about, "step", int), read(about, "need-from", int)
         return Answer(
             site=read(about, "site", str),
@@ -117,9 +150,22 @@ def decode_subject(content: RecordDict) -> Answer:
         )
 
 
-def decode_statistics(
-    content: RecordDict, shapes: Mapping[str, tuple[int, ...]]
-) -> tuple[GroupStatistics, ...]:
+def statistics_budget(shapes: Shapes) -> Budget:
+    """What an answer with these arrays may take."""
+    return _answer(shapes).budget
+
+
+def require_no_statistics(content: RecordDict) -> None:
+    """Refuse an answer that asks for merged updates, and brings something along.
+
+    Raises:
+        RefusedReplyError: as said.
+    """
+    with refusing_malformed():
+        _answer({}).check(content)
+
+
+def decode_statistics(content: RecordDict, shapes: Shapes) -> tuple[GroupStatistics, ...]:
     """The statistics of an answer that does not ask for merged updates instead.
 
     Args:
@@ -128,12 +174,32 @@ def decode_statistics(
 
     Raises:
         RefusedReplyError: a record is missing, has the wrong type, or does not fit the others; an
-            array is missing, unexpected, or not what its place needs. That is seen on the headers,
-            before memory is taken for any number.
+            array is missing, unexpected, or not what its place needs, or something else came
+            along. That is seen before memory is taken for any number.
     """
     with refusing_malformed():
+        _answer(shapes).check(content)
         about = content.config_records[ABOUT]
         return _all_statistics(about, read_arrays(content.array_records[_STATISTICS], shapes))
+
+
+def _answer(shapes: Shapes) -> Layout:
+    return reply_layout(Layout({ABOUT: _about(shapes, len(shapes))}, {_STATISTICS: shapes}))
+
+
+def _about(shapes: Shapes, most: int) -> Entries:
+    longest = max(map(len, shapes), default=_NAME.longest)
+    names, counts = Many(Text(longest), most), Many(Whole(), most)
+    return {
+        **dict.fromkeys(("site", "run", "plan", "prefix"), Text()),
+        "step": Whole(high=_MOST_STEPS),
+        "need-from": Whole(-1, _MOST_STEPS),
+        "groups": Many(_NAME, most),
+        "widths": counts,
+        "tokens": counts,
+        "energy-of": names,
+        "energies": Many(Real(), most),
+    }
 
 
 def _all_statistics(

@@ -8,9 +8,27 @@ from typing import Any
 
 from flwr.app import ConfigRecord, RecordDict
 
+from layerweld.transport.layout import Budget, Entries, Flag, Layout, Many, Text, Whole
 from layerweld.transport.messages import Introduction
 from layerweld.transport.run import ABOUT
+from layerweld.transport.subject import reply_layout
 from layerweld.transport.untrusted import read, read_list, refusing_malformed
+
+_MOST_LAYERS = 2**15  # more than any mixture of experts has
+_ABOUT: Entries = {
+    **dict.fromkeys(("site", "base", "tokenizer", "plan", "settings", "kind"), Text()),
+    **dict.fromkeys(("prefix", "task", "factors", "adapter", "holdings"), Text()),
+    **dict.fromkeys(("rows", "samples", "tokens", "skipped"), Whole(low=-1)),
+    **dict.fromkeys(("evaluates", "classifies", "labelled"), Flag()),
+    "layers": Many(Text(300), _MOST_LAYERS),
+    "ranks": Many(Whole(low=-1), _MOST_LAYERS),
+    "versions": Many(Text(100), 64),
+}
+
+_LAYOUT = reply_layout(Layout({ABOUT: _ABOUT}))
+
+BUDGET = Budget(4 * 2**20, 8)
+"""What an introduction may take; no plan says yet how many layers a site has."""
 
 
 def encode_introduction(introduction: Introduction) -> RecordDict:
@@ -23,9 +41,11 @@ def decode_introduction(content: RecordDict) -> Introduction:
     """Inverse of :func:`encode_introduction`, with every field's type checked.
 
     Raises:
-        RefusedReplyError: a field is missing or has another type.
+        RefusedReplyError: a field is missing, has another type or is too long, or something else
+            came along.
     """
     with refusing_malformed():
+        _LAYOUT.check(content)
         return introduction_from(content.config_records[ABOUT])
 
 

@@ -8,10 +8,15 @@ from flwr.app import ConfigRecord, RecordDict
 
 from layerweld.errors import RefusedReplyError
 from layerweld.names import SITE_NAME
+from layerweld.outside_text import quoted
+from layerweld.transport.layout import Budget
 from layerweld.transport.untrusted import read, refusing_malformed
 
 ABOUT = "about"
 """The record that says what a message is about."""
+
+FAREWELL = Budget(2**16, 8)
+"""What the reply to the last message may take, which nobody reads."""
 
 
 def encode_run(run: str) -> RecordDict:
@@ -28,5 +33,5 @@ def decode_run(content: RecordDict) -> str:
     with refusing_malformed():
         run = read(content.config_records[ABOUT], "run", str)
     if not re.fullmatch(SITE_NAME, run):
-        raise RefusedReplyError(f"a run cannot be called {run!r}: its name is a folder's")
+        raise RefusedReplyError(f"a run cannot be called {quoted(run)}: its name is a folder's")
     return run

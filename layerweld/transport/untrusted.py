@@ -6,15 +6,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from layerweld.errors import RefusedReplyError
+from layerweld.errors import LayerweldError, RefusedReplyError
 from layerweld.memory import naming_memory
+from layerweld.outside_text import quoted, shown
 
 T = TypeVar("T")
 
 
 @contextmanager
 def refusing_malformed() -> Iterator[None]:
-    """Whatever cannot be read as what it should be is a refused reply.
+    """Whatever goes wrong while something that arrived is read is a refusal of it.
+
+    Everything is caught, because what a sender can make a library raise is no list that ends. The
+    sizes are compared with the bytes that are there before memory is taken, so running out of it
+    is this process's own lack.
 
     Raises:
         RefusedReplyError: as said.
@@ -23,21 +28,25 @@ def refusing_malformed() -> Iterator[None]:
     try:
         with naming_memory():
             yield
-    except (KeyError, ValueError, TypeError, EOFError, RuntimeError, OverflowError) as error:
-        raise RefusedReplyError(f"a reply that cannot be read: {error}") from error
+    except LayerweldError:
+        raise
+    except Exception as error:
+        raise RefusedReplyError(f"a reply that cannot be read: {shown(error)}") from error
 
 
 def read(record: Mapping[str, Any], key: str, kind: type[T]) -> T:
     """One typed value of a record that came over the network."""
     value = record[key]
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise TypeError(f"record entry {key!r} should be a {kind.__name__}, not {value!r}")
+        raise TypeError(f"record entry {key!r} should be a {kind.__name__}, not {quoted(value)}")
     return value
 
 
 def read_list(record: Mapping[str, Any], key: str, kind: type[T]) -> Sequence[T]:
     """One typed list of a record that came over the network."""
     values: Any = record[key]
-    if not isinstance(values, list) or not all(isinstance(v, kind) for v in values):
+    if not isinstance(values, list) or not all(
+        isinstance(v, kind) and not (kind is int and isinstance(v, bool)) for v in values
+    ):
         raise TypeError(f"record entry {key!r} should be a list of {kind.__name__}")
     return values

@@ -1,0 +1,136 @@
+"""What a site is asked by whoever took its coordinator over: a code and a number, and no more."""
+
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+
+from layerweld.incidents import Code, parse_incident
+from layerweld.launch import app_module
+from layerweld.statistics import ProductForm
+from layerweld.transport.arrays import to_arrays
+from layerweld.transport.chain import encode_question
+from layerweld.transport.descent import encode_block, encode_coefficients
+from layerweld.transport.descent_messages import BlockQuestion, CoefficientQuestion
+from layerweld.transport.messages import ModelToMeasure, Question
+from layerweld.transport.model import encode_model
+from layerweld.updates import DenseUpdate, LowRankUpdate
+from tests.mutations import NASTY_TEXTS, Mutator
+from tests.tiny_sites import make_labelled_sites
+
+RUN = "0" * 16
+FORM = ProductForm(dense=False, with_updates=False)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """One site's app, its context, and its merge plan."""
+    made = make_labelled_sites(tmp_path_factory.mktemp("sites"))
+    context = Context(1, 1, dict(made.nodes[0]), RecordDict(), dict(made.settings().flat()))
+    base = app_module("layerweld.base_model").load_base(made.base)
+    plan = app_module("layerweld.discover").discover_plan(base.backbone)
+    return app_module("client.app").app, context, plan
+
+
+def asked(site, kind, content):
+    """The code that a question ends in; 0 where it is answered."""
+    app, context, _ = site
+    reply = app(Message(content, 1, kind, ttl=60.0, group_id="hostile"), context)
+    if not reply.has_error():
+        return 0
+    incident = parse_incident(reply.error.reason)
+    assert incident is not None, reply.error.reason
+    return incident.code
+
+
+def questions(plan, updates, remainder, step=0):
+    """One of every kind that carries updates, about the same."""
+    names = plan.layer_names
+    learnt = CoefficientQuestion(
+        RUN, "adamerging", 1, names, ("ash",), "h", False, torch.ones(1, len(names)),
+        {"ash": updates}, remainder,
+    )  # fmt: skip
+    merged = {step: updates}
+    chain = Question(RUN, "com", step + 1, names, plan.digest, "x", FORM, False, remainder, merged)
+    block = BlockQuestion(
+        RUN, "prodistill", step, 0, names, plan.digest, "x", False, updates, remainder
+    )
+    return {
+        "train.statistics": encode_question(chain),
+        "train.entropy": encode_coefficients(learnt),
+        "train.distillation": encode_block(block),
+        "evaluate.model": encode_model(ModelToMeasure(RUN, "merged", names, updates, remainder)),
+        "query.shift": encode_model(ModelToMeasure(RUN, "merged", names, updates, remainder)),
+    }
+
+
+def misfits(plan):
+    """Updates and remainders that no model of this plan has."""
+    group = plan.groups[0]
+    layer, d_out, d_in = group.layers[0].name, group.layers[0].d_out, group.d_in
+    huge = 20 * d_out * d_in // (d_out + d_in)
+    return {
+        "another layer": ({"lm_head": DenseUpdate(torch.ones(d_out, d_in))}, {}),
+        "another shape": ({layer: DenseUpdate(torch.ones(d_out + 1, d_in))}, {}),
+        "one dimension": ({layer: DenseUpdate(torch.ones(d_out))}, {}),
+        "a rank without end": (
+            {layer: LowRankUpdate(torch.ones(d_out, huge), torch.ones(huge, d_in))},
+            {},
+        ),
+        "another parameter": ({}, {"norm.weight": torch.ones(3)}),
+        "another parameter's shape": ({}, {f"{layer}.bias": torch.ones(d_out + 1)}),
+    }
+
+
+@pytest.mark.parametrize("name", ["another layer", "another shape", "one dimension",
+                                  "a rank without end", "another parameter",
+                                  "another parameter's shape"])  # fmt: skip
+def test_what_does_not_fit_the_sites_model_is_not_taken(name, site):
+    updates, remainder = misfits(site[2])[name]
+    for kind, content in questions(site[2], updates, remainder).items():
+        assert asked(site, kind, content) is Code.QUESTION, kind
+
+
+def test_a_step_that_the_chain_does_not_have_is_refused(site):
+    steps = len(site[2].groups)
+    for step in (steps - 1, 2**16 - 1):
+        content = questions(site[2], {}, {}, step)
+        assert asked(site, "train.statistics", content["train.statistics"]) is Code.QUESTION
+
+
+@pytest.mark.parametrize("dtype", ["<M8[s/0]", "O", "float32\n", "float64"])
+@pytest.mark.parametrize("stype", ["numpy.ndarray", "layerweld.raw", "torch"])
+def test_no_array_of_a_question_is_parsed(dtype, stype, site):
+    header = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': (4,), }}".encode()
+    data = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + b"\0" * 16
+    array = Array(dtype, (4,), stype, data)
+    for kind, content in questions(site[2], {}, {}).items():
+        for name in content.array_records:
+            changed = RecordDict(dict(content) | {name: ArrayRecord({"x/left": array})})
+            assert asked(site, kind, changed) is Code.QUESTION, (kind, name)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_mutated_question_is_answered_or_is_an_incident(seed, site):
+    mutator, codes = Mutator(seed), set()
+    layer = site[2].groups[0].layers[0].name
+    updates = {layer: DenseUpdate(torch.ones(site[2].groups[0].layers[0].d_out, 3))}
+    for kind, content in questions(site[2], updates, {}).items():
+        for _ in range(20):
+            changed = mutated(mutator, content)
+            codes.add(asked(site, kind, changed))
+    assert Code.QUESTION in codes
+    assert Code.MEMORY not in codes
+
+
+def mutated(mutator, content):
+    while True:
+        try:
+            return mutator.content(content)
+        except (TypeError, ValueError, KeyError):
+            continue  # Flower has no such record
+
+
+@pytest.mark.parametrize("text", NASTY_TEXTS)
+def test_a_run_whose_name_is_none_is_refused_and_what_it_says_is_cut(text, site):
+    content = RecordDict({"about": ConfigRecord({"run": f"{text}/"}), "x": to_arrays({})})
+    assert asked(site, "query.handshake", content) is Code.QUESTION
