@@ -290,8 +290,5 @@ CORRUPTIONS = {
     "another entry": lambda c: with_about(c, more=lambda _: "x"),
     "long text": lambda c: with_about(c, prefix=lambda _: "x" * 10**6),
     "long list": lambda c: with_about(c, tokens=lambda t: t * 10**5),
-    "energy that is no number": lambda c: with_about(
-        c, energies=lambda e: [float("nan") for _ in e]
-    ),
     "types": lambda c: with_about(c, step=lambda _: "0"),
 }

@@ -24,8 +24,10 @@ FORM = ProductForm(dense=False, with_updates=False)
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     """One site's app, its context, and its merge plan."""
-    made = make_labelled_sites(tmp_path_factory.mktemp("sites"))
-    context = Context(1, 1, dict(made.nodes[0]), RecordDict(), dict(made.settings().flat()))
+    folder = tmp_path_factory.mktemp("sites")
+    made = make_labelled_sites(folder)
+    own = {"base": str(made.base), "cache": str(folder / "own"), "min-rows": 1}
+    context = Context(1, 1, dict(made.nodes[0]) | own, RecordDict(), dict(made.settings().flat()))
     base = app_module("layerweld.base_model").load_base(made.base)
     plan = app_module("layerweld.discover").discover_plan(base.backbone)
     return app_module("client.app").app, context, plan

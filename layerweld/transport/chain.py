@@ -23,7 +23,6 @@ from layerweld.transport.layout import (
     Flag,
     Layout,
     Many,
-    Real,
     Shapes,
     Text,
     Whole,
@@ -138,7 +137,7 @@ def decode_subject(content: RecordDict) -> Answer:
     """
     with refusing_malformed():
         about = content.config_records[ABOUT]
-        check_record(ABOUT, about, _about({}, _MOST_LAYERS))
+        check_record(ABOUT, about, _about(_MOST_LAYERS))
         step, need_from = read(about, "step", int), read(about, "need-from", int)
         return Answer(
             site=read(about, "site", str),
@@ -184,12 +183,11 @@ def decode_statistics(content: RecordDict, shapes: Shapes) -> tuple[GroupStatist
 
 
 def _answer(shapes: Shapes) -> Layout:
-    return reply_layout(Layout({ABOUT: _about(shapes, len(shapes))}, {_STATISTICS: shapes}))
+    return reply_layout(Layout({ABOUT: _about(len(shapes))}, {_STATISTICS: shapes}))
 
 
-def _about(shapes: Shapes, most: int) -> Entries:
-    longest = max(map(len, shapes), default=_NAME.longest)
-    names, counts = Many(Text(longest), most), Many(Whole(), most)
+def _about(most: int) -> Entries:
+    counts = Many(Whole(), most)
     return {
         **dict.fromkeys(("site", "run", "plan", "prefix"), Text()),
         "step": Whole(high=_MOST_STEPS),
@@ -197,8 +195,6 @@ def _about(shapes: Shapes, most: int) -> Entries:
         "groups": Many(_NAME, most),
         "widths": counts,
         "tokens": counts,
-        "energy-of": names,
-        "energies": Many(Real(), most),
     }
 
 
