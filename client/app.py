@@ -27,7 +27,9 @@ def finetune(message: Message, context: Context) -> Message:
     state = _state(message, context)
     what = f"fine-tuning {state.site.name}"
     fine_tune_site(state, lambda done, total: report_progress(what, done, total))
-    return _introduced(state, message)
+    introduced = _introduced(state, message)
+    state.require_trained()  # nobody has taken it away meanwhile
+    return introduced
 
 
 @app.train("remainder")

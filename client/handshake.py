@@ -11,7 +11,7 @@ from client.state import SiteState
 from layerweld import __version__
 from layerweld.base_model import tokenizer_fingerprint
 from layerweld.collect import ReplayableModel
-from layerweld.errors import AdapterError, DataError
+from layerweld.errors import AdapterError, AdapterLostError, DataError
 from layerweld.transport.messages import Introduction
 from layerweld.updates import LowRankUpdate
 
@@ -23,7 +23,8 @@ def introduce(state: SiteState) -> Introduction:
         LayerweldError: one of them cannot be used for what the run will ask of it. It is said here,
             before anything is computed, and not once everything is merged.
     """
-    if state.must_fine_tune:
+    is_untrained = state.must_fine_tune
+    if is_untrained:
         check_trainable(state.data.rows)
     _check_head(state)
     classes = state.classes
@@ -36,7 +37,7 @@ def introduce(state: SiteState) -> Introduction:
     tokens = sum(int(batch.keep.sum()) for batch in recording)
     if tokens == 0:
         raise DataError(f"{state.site.name}: no calibration token in {len(state.data.rows)} rows")
-    return Introduction(
+    introduction = Introduction(
         site=state.site.name,
         base=state.base.fingerprint,
         tokenizer=tokenizer_fingerprint(state.base.folder),
@@ -59,6 +60,9 @@ def introduce(state: SiteState) -> Introduction:
         holdings=_digest_of_holdings(state),
         versions=(f"layerweld={__version__}", *_versions("torch", "transformers", "peft", "flwr")),
     )
+    if state.must_fine_tune != is_untrained:
+        raise AdapterLostError(f"{state.site.name} lost its adapter while it introduced itself")
+    return introduction
 
 
 def _check_head(state: SiteState) -> None:

@@ -31,6 +31,10 @@ class AdapterError(LayerweldError):
     next_step = "give the site another adapter and type the same command again"
 
 
+class AdapterLostError(AdapterError):
+    """An adapter that the site trained itself is missing or damaged: it can train it again."""
+
+
 class DataError(LayerweldError):
     """A site's data cannot be read, or holds nothing to calibrate on."""
 

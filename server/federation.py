@@ -38,7 +38,7 @@ from server.results import Score
 from server.step_progress import StepProgress
 from strategies.by_method import Play, rounds_of
 from strategies.chain_of_merges import ChainOfMerges
-from strategies.cohort import Cohort, Patience
+from strategies.cohort import Cohort, Patience, require_same_training
 from strategies.inquiry import ask
 from strategies.notices import notice
 from strategies.round_by_round import RoundByRound
@@ -282,6 +282,9 @@ class Federation:
     def _trained(self, site: str, content: RecordDict) -> Introduction:
         introduction = read_trained(content, self.cohort.introductions[site])
         check_layers(introduction, self.whole_plan)
+        begun = self.journal.introduction_of(site)
+        if begun is not None:
+            require_same_training(begun, introduction)
         return introduction
 
     def _wait_for_nodes(self, begun_with: int) -> list[int]:

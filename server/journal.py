@@ -55,9 +55,20 @@ class RunJournal:
         Raises:
             JournalError: what the journal says of them cannot be read.
         """
-        sites = self._facts.get("sites", {})
+        sites = {*self._facts.get("sites", {})}
+        return [self._introduction_of(name) for name in sorted(sites - {*came})]
+
+    def introduction_of(self, site: str) -> Introduction | None:
+        """What a site said of itself when the interrupted run began; None where it was not there.
+
+        Raises:
+            JournalError: what the journal says of it cannot be read.
+        """
+        return self._introduction_of(site) if site in self._facts.get("sites", {}) else None
+
+    def _introduction_of(self, site: str) -> Introduction:
         try:
-            return [introduction_from(sites[name]) for name in sorted({*sites} - {*came})]
+            return introduction_from(self._facts["sites"][site])
         except (KeyError, TypeError) as error:
             raise JournalError(f"{self._folder / _HEADER} is damaged: {error}") from None
 

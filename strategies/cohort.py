@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from layerweld.config import LostSite, RunSettings
 from layerweld.errors import LostSiteError, RefusedReplyError
-from layerweld.transport.messages import FOUND_OUT_BY_TRAINING, Introduction
+from layerweld.transport.messages import FOUND_OUT_BY_TRAINING, Introduction, differing
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,9 @@ class Cohort:
         self.ignored: Counter[str] = Counter()
         """Replies that were dropped, by kind: ``foreign``, ``duplicate``, ``stale`` (an answer to
         another question), ``refused``, ``unknown site``."""
+        self.untrained: set[str] = set()
+        """Sites that have lost the adapter that they trained: each trains it again before anything
+        else is asked of it."""
         self._nodes = dict(nodes)
         self._strangers: set[int] = set()
         self._second_homes: dict[str, int] = {}
@@ -103,23 +106,44 @@ class Cohort:
     def recognise(self, introduction: Introduction) -> str:
         """Whose introduction a node's is.
 
+        A site that has lost the adapter that it trained is recognised by all else, and is one of
+        the :attr:`untrained` until :meth:`trained_again`.
+
         Raises:
             RefusedReplyError: nobody's, or a site of that name said something else at first.
         """
         known = self.introductions.get(introduction.site)
         if known is None or introduction.site in self.lost:
             raise RefusedReplyError(f"{introduction.site!r} is no site of this run")
-        if known.kind == "none" and introduction.kind != "none":
-            # It fine-tuned before its first answer was lost.
+        is_untrained = known.kind != "none" and introduction.kind == "none"
+        if (known.kind == "none") != (introduction.kind == "none"):
+            # It fine-tuned before its first answer was lost, or has lost what it trained.
             known_only = {name: getattr(known, name) for name in FOUND_OUT_BY_TRAINING}
             introduction = replace(introduction, **known_only)
-        differing = [k for k, v in vars(known).items() if v != getattr(introduction, k)]
-        if differing:
+        others = differing(known, introduction)
+        if others:
             raise RefusedReplyError(
-                f"{introduction.site} came back with another {', '.join(differing)} than it began "
+                f"{introduction.site} came back with another {', '.join(others)} than it began "
                 f"with; start it with the same model, rows, adapter and versions"
             )
+        if is_untrained:
+            self.untrained.add(introduction.site)
         return introduction.site
+
+    def lost_adapter(self, site: str) -> None:
+        """A site says so. Before it has trained it for the first time, it is asked to anyway."""
+        known = self.introductions.get(site)
+        if known is not None and known.kind != "none":
+            self.untrained.add(site)
+
+    def trained_again(self, introduction: Introduction, site: str) -> None:
+        """A site has trained the adapter anew that it had lost: it must be the same, to the bit.
+
+        Raises:
+            RefusedReplyError: it is another one.
+        """
+        require_same_training(self.introductions[site], introduction)
+        self.untrained.discard(site)
 
     def note(self, site: str, node: int) -> None:
         """A site introduced itself at another node than the one it was at."""
@@ -144,3 +168,18 @@ class Cohort:
                 f"{site}: {why}; {len(self.names)} sites would be left, and min-sites is "
                 f"{self.patience.min_sites}"
             )
+
+
+def require_same_training(begun: Introduction, now: Introduction) -> None:
+    """Refuse a site that lost the adapter which it had trained, and has trained another one.
+
+    Raises:
+        RefusedReplyError: as said; the message says what to do.
+    """
+    others = differing(begun, now)
+    if others:
+        raise RefusedReplyError(
+            f"it lost the adapter that it had trained for this run, and trained another one (other "
+            f"{', '.join(others)}), as other hardware or versions do: put its cache folder back "
+            f"from a copy and type the same command, or begin the run anew"
+        )

@@ -11,8 +11,10 @@ from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
 
 from layerweld.errors import LostSiteError, RefusedReplyError, StaleReplyError
-from layerweld.incidents import parse_incident
+from layerweld.incidents import Code, parse_incident
+from layerweld.transport.introduction import decode_introduction
 from layerweld.transport.messages import Subject
+from layerweld.transport.run import encode_run
 from layerweld.transport.subject import require_subject
 from strategies.cohort import Cohort
 from strategies.greeting import Greeter
@@ -35,6 +37,7 @@ _FLOWER_ERRORS = {
     7: "it refused the app bundle",
     8: "its process died",
 }
+_TRAINING = ("train.finetune", "fine-tuning again")
 _LASTING = (1, 7)  # of these: nothing changes until somebody at the site acts
 
 
@@ -94,6 +97,7 @@ class Inquiry(Generic[T]):
         self._read = read
         self._open: dict[str, _Asked] = {}
         self._sent: dict[str, tuple[str, int]] = {}  # site and node of every message ever sent
+        self._trainings: set[str] = set()  # those of them that have a lost adapter trained again
         self._unanswered: list[str] = []  # those of them without a reply
         self._greeter = Greeter(grid, cohort, notice)
 
@@ -180,9 +184,14 @@ class Inquiry(Generic[T]):
 
     def _take(self, site: str, reply: Message) -> T | None:
         asked = self._open[site]
+        trained = reply.metadata.reply_to_message_id in self._trainings
         try:
-            require_subject(reply.content, self._subject(site, reply.metadata.src_node_id))
-            answer = self._read(site, reply.content)
+            require_subject(reply.content, self._subject(site, reply, trained))
+            if trained:
+                self._cohort.trained_again(decode_introduction(reply.content), site)
+                answer = None
+            else:
+                answer = self._read(site, reply.content)
         except StaleReplyError as error:
             self._cohort.ignored["stale"] += 1
             self._ask_later(site, str(error))
@@ -200,9 +209,10 @@ class Inquiry(Generic[T]):
         self._close(site)
         return answer
 
-    def _subject(self, site: str, node: int) -> Subject:
+    def _subject(self, site: str, reply: Message, trained: bool) -> Subject:
         known = site if site in self._cohort.introductions else ""
-        return Subject(self._cohort.run, self._message_type, self._what, str(node), known)
+        kind, what = _TRAINING if trained else (self._message_type, self._what)
+        return Subject(self._cohort.run, kind, what, str(reply.metadata.src_node_id), known)
 
     def _close(self, site: str) -> None:
         del self._open[site], self._cohort.waiting[site]
@@ -223,21 +233,34 @@ class Inquiry(Generic[T]):
 
     def _ask(self, site: str) -> None:
         asked, node = self._open[site], self._cohort.node_of(site)
-        pushed = list(self._grid.push_messages([self._message(site, node)]))
+        trains = site in self._cohort.untrained
+        message = self._training(node) if trains else self._message(site, node)
+        pushed = list(self._grid.push_messages([message]))
         if not pushed or not pushed[0]:
             self._pause(site, _FLOWER_ERRORS[5])
             return
         asked.message = pushed[0]
         asked.until = time.monotonic() + self._cohort.patience.timeout
         self._sent[asked.message] = (site, node)
+        if trains:
+            self._trainings.add(asked.message)
         self._unanswered.append(asked.message)
 
     def _message(self, site: str, node: int) -> Message:
         ttl = self._cohort.patience.timeout
         return Message(self._content(site), node, self._message_type, ttl=ttl, group_id=self._what)
 
+    def _training(self, node: int) -> Message:
+        """For a site that has lost the adapter that it trained, before it is asked again."""
+        (kind, what), ttl = _TRAINING, self._cohort.patience.timeout
+        return Message(encode_run(self._cohort.run), node, kind, ttl=ttl, group_id=what)
+
     def _fail(self, site: str, error: Error) -> None:
         incident = parse_incident(error.reason)
+        if incident is not None and incident.code is Code.ADAPTER_LOST:
+            self._cohort.lost_adapter(site)
+            self._ask_later(site, f"{incident.code.meaning} ({incident}): it trains it again")
+            return
         if incident is None:
             why = _FLOWER_ERRORS.get(error.code, f"Flower's error {error.code}")
             is_lasting = error.code in _LASTING

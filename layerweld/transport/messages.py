@@ -70,6 +70,11 @@ FOUND_OUT_BY_TRAINING = (
 """What a site that fine-tunes first can only say of itself afterwards."""
 
 
+def differing(one: Introduction, other: Introduction) -> list[str]:
+    """The fields in which a site says something else of itself."""
+    return [field for field, value in vars(one).items() if value != getattr(other, field)]
+
+
 @dataclass(frozen=True)
 class Subject:
     """What a reply is about, as the site understood it: no other reply has the same.
