@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from layerweld.deploy import coordinator_commands, site_commands
-from layerweld.errors import LayerweldError
-from layerweld.interruptions import INTERRUPTED, RESUMES, ending_on_signals
-from layerweld.memory import naming_memory
+from layerweld.endings import run_and_end
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -258,26 +255,8 @@ def plan(base: Base) -> None:
 
 
 def main() -> None:
-    """Run a command; expected ends are a line, what to type next, and their own exit code."""
-    ending_on_signals()
-    try:
-        with naming_memory():
-            app()
-    except LayerweldError as error:
-        notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
-        _say_end(f"{error}{notes}", error.next_step)
-        sys.exit(error.exit_code)
-    except SystemExit as end:
-        if end.code in INTERRUPTED:
-            _say_end(INTERRUPTED[end.code], RESUMES)
-        raise
-
-
-def _say_end(cause: str, next_step: str) -> None:
-    from layerweld.terminal import errors
-
-    errors.print(f"layerweld: {cause}", style="red", highlight=False, soft_wrap=True)
-    errors.print(f"next: {next_step}", highlight=False, soft_wrap=True)
+    """Run a command; however it ends, that has an exit code, a cause and a next step."""
+    run_and_end(app)
 
 
 def _is_typed(context: typer.Context, parameter: str) -> bool:

@@ -238,12 +238,16 @@ def _open(folder: Path, name: str) -> tuple[Coordinator, RunSettings]:
 def _follow(coordinator: Coordinator, settings: RunSettings, run_id: str) -> None:
     from layerweld.deploy.runs import follow_run, output_of
     from layerweld.deploy.speak import say
+    from layerweld.interruptions import INTERRUPTED, Left
 
     try:
         follow_run(coordinator, run_id, output_of(coordinator, settings), say)
-    except KeyboardInterrupt:
-        say("the run goes on; `layerweld coordinator resume` follows it again")
-        raise typer.Exit(130) from None
+    except (KeyboardInterrupt, SystemExit) as end:
+        code = end.code if isinstance(end, SystemExit) else 130
+        if code not in INTERRUPTED:
+            raise
+        goes_on = "the run goes on; `layerweld coordinator resume` follows it again"
+        raise Left(code, goes_on) from None
     _report(coordinator, settings)
 
 
