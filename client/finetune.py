@@ -124,7 +124,8 @@ def fine_tune(
 
     The folder holds ``adapter`` (as PEFT saves it), ``head.safetensors``, which label words do
     without, and the hashes of all; it appears complete or not at all. Training curves go to
-    ``logs`` beside it. The base model is left exactly as it was: a copy is trained. The same seed and number of threads give the same bytes on one machine.
+    ``logs`` beside it. The base model is left exactly as it was: a copy is trained. The same seed
+    and number of threads give the same bytes on one machine.
 
     Args:
         base: the model to adapt.

@@ -66,7 +66,7 @@ def test_up_prints_flowers_commands(here):
     printed = lw("coordinator", "up", "--folder", "fed", "--print").output.splitlines()
     assert printed[0].startswith("export ")
     assert "flower-superlink --host 127.0.0.1" in printed[1]
-    assert "flower-superexec --runtime-api-address 127.0.0.1:18444" in printed[2]
+    assert "superexec.py --runtime-api-address 127.0.0.1:18444" in printed[2]
 
 
 @pytest.mark.parametrize("taken", [0, 1])

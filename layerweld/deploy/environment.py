@@ -15,8 +15,9 @@ SWITCHES = {
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "HF_HUB_OFFLINE": "1",
-    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",  # seconds; Flower's own one adds up over rounds
 }
+SUPEREXEC = (sys.executable, "-P", str(Path(__file__).with_name("superexec.py")))
+"""In place of Flower's own ``flower-superexec``; takes the same arguments."""
 
 
 def programs() -> Path:
