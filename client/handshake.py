@@ -12,6 +12,7 @@ from layerweld import __version__
 from layerweld.base_model import tokenizer_fingerprint
 from layerweld.collect import ReplayableModel
 from layerweld.errors import AdapterError, AdapterLostError, DataError
+from layerweld.numerics import numeric_environment
 from layerweld.transport.messages import Introduction
 from layerweld.updates import LowRankUpdate
 
@@ -37,6 +38,7 @@ def introduce(state: SiteState) -> Introduction:
     tokens = sum(int(batch.keep.sum()) for batch in recording)
     if tokens == 0:
         raise DataError(f"{state.site.name}: no calibration token in {len(state.data.rows)} rows")
+    here = numeric_environment(state.settings.calibration.device)
     introduction = Introduction(
         site=state.site.name,
         base=state.base.fingerprint,
@@ -59,6 +61,7 @@ def introduce(state: SiteState) -> Introduction:
         adapter="" if state.must_fine_tune else state.adapter.digest,
         holdings=_digest_of_holdings(state),
         versions=(f"layerweld={__version__}", *_versions("torch", "transformers", "peft", "flwr")),
+        environment=tuple(f"{name}={value}" for name, value in here.items()),
     )
     if state.must_fine_tune != is_untrained:
         raise AdapterLostError(f"{state.site.name} lost its adapter while it introduced itself")

@@ -130,6 +130,37 @@ def compare(
 
 
 @app.command()
+def compare_runs(
+    one: Annotated[Path, typer.Argument(help="Output folder of a run.")],
+    other: Annotated[Path, typer.Argument(help="Output folder of the same run elsewhere.")],
+    tolerance: Annotated[
+        float, typer.Option(min=0, help="Largest difference of a layer, as a share of its size.")
+    ] = 1e-3,
+) -> None:
+    """Did two runs make the same merge? Equal bits, equal up to rounding, or different.
+
+    Machines of one kind make equal bits; on another kind (`environment.json` in each folder) the
+    last digits differ.
+
+    Example: `layerweld compare-runs here/merged there/merged`
+    """
+    from layerweld.same_runs import environment_differences, layer_differences, require_within
+    from layerweld.terminal import console, one_line
+
+    found = layer_differences(one, other)
+    for layer in found:
+        console.print(
+            f"{layer.relative:8.1e}  {one_line(layer.name)}", highlight=False, soft_wrap=True
+        )
+    for line in environment_differences(one, other):
+        console.print(f"another machine: {one_line(line)}", highlight=False, soft_wrap=True)
+    require_within(found, tolerance)
+    same = all(layer.same_bits for layer in found)
+    verdict = "equal bits" if same else f"equal within {tolerance:g}"
+    console.print(f"{len(found)} layers: {verdict}", highlight=False)
+
+
+@app.command()
 def merge(
     context: typer.Context,
     base: Base,

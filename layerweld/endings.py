@@ -102,18 +102,13 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _say(code: int, cause: str, next_step: str) -> int:
-    from layerweld.terminal import errors
+    from layerweld.terminal import errors, one_line
 
     with suppress(OSError, SystemExit):  # nobody reads that either: the code says it
-        for line in (f"layerweld: {_one_line(cause)}", f"next: {_one_line(next_step)}"):
+        for line in (f"layerweld: {one_line(cause)}", f"next: {one_line(next_step)}"):
             style = "red" if line.startswith("layerweld") else None
             errors.print(line, style=style, highlight=False, soft_wrap=True)
     return code
-
-
-def _one_line(text: str) -> str:
-    """Whoever reads the last two lines must find the whole of each in its own."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _flush(stream: object) -> None:

@@ -124,3 +124,10 @@ class MemoryShortageError(LayerweldError):
         "give it more memory and type the same command: the run resumes; or begin "
         "anew with a smaller `calibration.batch-size`"
     )
+
+
+class DifferentMergeError(LayerweldError):
+    """Two runs made merges that differ by more than the tolerance."""
+
+    exit_code = 17
+    next_step = "look at what differs in their machines, settings and sites, or raise `--tolerance`"

@@ -25,6 +25,11 @@ errors = Console(stderr=True, markup=False)
 """Names of sites, files and folders may hold brackets: nothing printed here is taken for markup."""
 
 
+def one_line(text: str) -> str:
+    """A text with whatever would begin a line, or steer a terminal, escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 @contextmanager
 def showing_progress() -> Iterator[None]:
     """Show what is reported as one bar per kind of work; plain lines where nobody watches."""

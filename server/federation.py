@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
 
 from flwr.app import RecordDict
 from flwr.serverapp import Grid
@@ -21,7 +20,7 @@ from layerweld.methods import Method, methods_of, settings_for
 from layerweld.plan import MergePlan
 from layerweld.progress import report_progress
 from layerweld.statistics import ProductForm
-from layerweld.transport.messages import Introduction, ModelToMeasure
+from layerweld.transport.messages import Introduction, ModelToMeasure, facts_of
 from layerweld.transport.model import encode_model
 from layerweld.transport.run import encode_run
 from server.handshake import check_cohort, check_layers, merged_layers
@@ -166,7 +165,7 @@ class Federation:
                     for key, value in self.settings.flat().items()
                     if key.partition(".")[0] in {m.table for m in self.methods if m.learns}
                 },
-                "sites": {one.site: asdict(one) for one in self.introductions},
+                "sites": {one.site: facts_of(one) for one in self.introductions},
             }
         )
 

@@ -30,7 +30,7 @@ def kinds():
 
 def test_every_kind_of_error_has_its_own_exit_code():
     codes = [kind.exit_code for kind in kinds()]
-    assert len({*codes}) == len(codes) == 14
+    assert len({*codes}) == len(codes) == 15
     assert not {*codes} & {0, errors.UNFORESEEN, 2, 129, 130, 141, 143}
 
 

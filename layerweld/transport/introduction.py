@@ -58,4 +58,5 @@ def introduction_from(about: Mapping[str, Any]) -> Introduction:
         layers=tuple(read_list(about, "layers", str)),
         ranks=tuple(read_list(about, "ranks", int)),
         versions=tuple(read_list(about, "versions", str)),
+        environment=tuple(read_list(about, "environment", str)) if "environment" in about else (),
     )
