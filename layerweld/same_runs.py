@@ -99,7 +99,8 @@ def _norm(left: Tensor, right: Tensor) -> Tensor:
     """‖left · right‖ without the product: by the triangular factors of both."""
     upper = torch.linalg.qr(left.double(), mode="r").R
     lower = torch.linalg.qr(right.double().T, mode="r").R
-    return torch.linalg.matrix_norm(upper @ lower.T)
+    size: Tensor = torch.linalg.matrix_norm(upper @ lower.T)
+    return size
 
 
 def _bits(tensor: Tensor) -> Tensor:

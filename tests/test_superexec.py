@@ -3,7 +3,7 @@
 import pytest
 from flwr.supercore.superexec import run_superexec
 
-from layerweld.deploy.superexec import Pace, keep_pace
+from client.superexec import Pace, keep_pace
 
 
 class Clock:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from layerweld.errors import DeployError
+from layerweld.launch import app_folder
 
 SWITCHES = {
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
@@ -16,7 +17,7 @@ SWITCHES = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "HF_HUB_OFFLINE": "1",
 }
-SUPEREXEC = (sys.executable, "-P", str(Path(__file__).with_name("superexec.py")))
+SUPEREXEC = (sys.executable, "-P", str(app_folder() / "client" / "superexec.py"))
 """In place of Flower's own ``flower-superexec``; takes the same arguments."""
 
 

@@ -96,7 +96,7 @@ class Site:
         Flower starts a task by the name of a program: ``flwr-clientapp`` for a ClientApp, others
         for servers, agents and simulations. Programs of these names go before Flower's own on the
         SuperNode's search path; the first checks, and the others refuse. So does what asks for
-        tasks, ``flower-superexec``; see :mod:`layerweld.deploy.superexec`.
+        tasks, ``flower-superexec``; see :mod:`client.superexec`.
         """
         checks = (sys.executable, "-P", str(app_folder() / "client" / "pinned.py"), application)
         programs = self.folder / "bin"
