@@ -5,9 +5,10 @@ import random
 import shutil
 
 import pytest
+from flwr.app import Error, Message
 
 from client import state as site_states
-from layerweld.errors import RefusedReplyError
+from layerweld.errors import LostSiteError, RefusedReplyError
 from layerweld.launch import app_module
 from tests.deployed import digest_in
 from tests.dying_server import killed_after
@@ -107,6 +108,25 @@ def test_a_resumed_run_goes_on_with_sites_that_have_lost_all(play, whole, tmp_pa
         play(nothing)
     _, digest = play(lambda _n, question, _site: "all" if question == "query.handshake" else "")
     assert digest == whole
+
+
+def test_a_site_that_says_so_for_ever_is_asked_ever_less_often_and_ends_the_run_by_name(
+    sites, tmp_path, clock
+):
+    class LiesAboutIt(LosingGrid):
+        def _answer(self, message):
+            if message.metadata.message_type == "train.statistics":
+                self.asked.append("train.statistics")
+                return Message(Error(204, f"E204 incident {'a' * 16}"), reply_to=message)
+            return super()._answer(message)
+
+    chosen = training_settings(sites, deadline=600.0)
+    grid = LiesAboutIt(sites.nodes, chosen, nothing)
+    with pytest.raises(LostSiteError, match=r"ash: the adapter that it trained is gone .*E204"):
+        app_module("server.run").play(grid, chosen, str(sites.base), tmp_path / "out")
+    assert clock.now < 700
+    assert 3 * 5 < grid.asked.count("train.statistics") < 3 * 20
+    assert grid.asked.count("train.finetune") < 3 * 20
 
 
 class TestAnotherAdapter:
