@@ -73,9 +73,9 @@ class Cohort:
         self.ignored: Counter[str] = Counter()
         """Replies that were dropped, by kind: ``foreign``, ``duplicate``, ``stale`` (an answer to
         another question), ``refused``, ``unknown site``."""
-        self.untrained: set[str] = set()
-        """Sites that have lost the adapter that they trained: each trains it again before anything
-        else is asked of it."""
+        self.untrained: set[int] = set()
+        """Nodes of sites that have lost the adapter that they trained: each trains it again, and
+        is the same then, before anything else is asked of it."""
         self._nodes = dict(nodes)
         self._strangers: set[int] = set()
         self._second_homes: dict[str, int] = {}
@@ -106,8 +106,7 @@ class Cohort:
     def recognise(self, introduction: Introduction) -> str:
         """Whose introduction a node's is.
 
-        A site that has lost the adapter that it trained is recognised by all else, and is one of
-        the :attr:`untrained` until :meth:`trained_again`.
+        A site that has lost the adapter that it trained is recognised by all else.
 
         Raises:
             RefusedReplyError: nobody's, or a site of that name said something else at first.
@@ -115,7 +114,6 @@ class Cohort:
         known = self.introductions.get(introduction.site)
         if known is None or introduction.site in self.lost:
             raise RefusedReplyError(f"{introduction.site!r} is no site of this run")
-        is_untrained = known.kind != "none" and introduction.kind == "none"
         if (known.kind == "none") != (introduction.kind == "none"):
             # It fine-tuned before its first answer was lost, or has lost what it trained.
             known_only = {name: getattr(known, name) for name in FOUND_OUT_BY_TRAINING}
@@ -126,28 +124,34 @@ class Cohort:
                 f"{introduction.site} came back with another {', '.join(others)} than it began "
                 f"with; start it with the same model, rows, adapter and versions"
             )
-        if is_untrained:
-            self.untrained.add(introduction.site)
         return introduction.site
 
     def lost_adapter(self, site: str) -> None:
         """A site says so. Before it has trained it for the first time, it is asked to anyway."""
-        known = self.introductions.get(site)
-        if known is not None and known.kind != "none":
-            self.untrained.add(site)
+        if self._has_trained(site):
+            self.untrained.add(self.node_of(site))
 
-    def trained_again(self, introduction: Introduction, site: str) -> None:
+    def trained_again(self, introduction: Introduction, site: str, node: int) -> None:
         """A site has trained the adapter anew that it had lost: it must be the same, to the bit.
 
         Raises:
             RefusedReplyError: it is another one.
         """
         require_same_training(self.introductions[site], introduction)
-        self.untrained.discard(site)
+        self.untrained.discard(node)
 
-    def note(self, site: str, node: int) -> None:
-        """A site introduced itself at another node than the one it was at."""
-        self._second_homes[site] = node
+    def note(self, introduction: Introduction, node: int) -> None:
+        """A site introduced itself at another node than the one it was at.
+
+        Where it has lost the adapter that it trained, the node is one of the :attr:`untrained`.
+        """
+        self._second_homes[introduction.site] = node
+        if introduction.kind == "none" and self._has_trained(introduction.site):
+            self.untrained.add(node)
+
+    def _has_trained(self, site: str) -> bool:
+        known = self.introductions.get(site)
+        return known is not None and known.kind != "none"
 
     def move(self, site: str) -> bool:
         """Use the node that :meth:`note` has noted from now on, if there is one."""

@@ -59,7 +59,8 @@ class Greeter:
             return None  # greeted again at the next look
         try:
             require_subject(reply.content, Subject(self._cohort.run, *_HANDSHAKE, str(node), ""))
-            site = self._cohort.recognise(decode_introduction(reply.content))
+            introduction = decode_introduction(reply.content)
+            site = self._cohort.recognise(introduction)
         except StaleReplyError:
             self._cohort.ignored["stale"] += 1
             return None  # likewise
@@ -67,7 +68,7 @@ class Greeter:
             self._cohort.turn_away(node)
             self._say(f"node {node} is turned away: {error}")
             return None
-        self._cohort.note(site, node)
+        self._cohort.note(introduction, node)
         return site
 
     def _greet(self, node: int, now: float) -> None:

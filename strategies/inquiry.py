@@ -188,7 +188,8 @@ class Inquiry(Generic[T]):
         try:
             require_subject(reply.content, self._subject(site, reply, trained))
             if trained:
-                self._cohort.trained_again(decode_introduction(reply.content), site)
+                introduction = decode_introduction(reply.content)
+                self._cohort.trained_again(introduction, site, reply.metadata.src_node_id)
                 answer = None
             else:
                 answer = self._read(site, reply.content)
@@ -233,7 +234,7 @@ class Inquiry(Generic[T]):
 
     def _ask(self, site: str) -> None:
         asked, node = self._open[site], self._cohort.node_of(site)
-        trains = site in self._cohort.untrained
+        trains = node in self._cohort.untrained
         message = self._training(node) if trains else self._message(site, node)
         pushed = list(self._grid.push_messages([message]))
         if not pushed or not pushed[0]:

@@ -3,6 +3,7 @@
 import os
 import random
 import shutil
+from dataclasses import replace
 
 import pytest
 from flwr.app import Error, Message
@@ -13,6 +14,7 @@ from layerweld.launch import app_module
 from tests.deployed import digest_in
 from tests.dying_server import killed_after
 from tests.losing_caches import PARTS, LosingGrid, make_training_sites, training_settings
+from tests.stub_sites import introduction_of
 
 pytestmark = pytest.mark.usefixtures("one_thread", "clock")
 RUNS = int(os.environ.get("LAYERWELD_LOSING_RUNS", "3"))
@@ -127,6 +129,20 @@ def test_a_site_that_says_so_for_ever_is_asked_ever_less_often_and_ends_the_run_
     assert clock.now < 700
     assert 3 * 5 < grid.asked.count("train.statistics") < 3 * 20
     assert grid.asked.count("train.finetune") < 3 * 20
+
+
+def test_a_node_that_comes_without_its_adapter_must_train_it_even_if_the_sites_old_node_has():
+    known = replace(introduction_of("ash"), adapter="a", holdings="h")
+    bare = replace(known, kind="none", adapter="", holdings="x", factors="")
+    cohort = app_module("strategies.cohort").Cohort({"ash": 1}, {"ash": known}, "run", None)
+    assert cohort.recognise(bare) == "ash"
+    cohort.note(bare, 2)
+    cohort.lost_adapter("ash")
+    assert cohort.untrained == {1, 2}
+    cohort.trained_again(known, "ash", 1)
+    assert cohort.untrained == {2}
+    with pytest.raises(RefusedReplyError, match="trained another one"):
+        cohort.trained_again(replace(known, adapter="b"), "ash", 2)
 
 
 class TestAnotherAdapter:
