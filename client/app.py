@@ -27,7 +27,9 @@ def finetune(message: Message, context: Context) -> Message:
     state = _state(message, context)
     what = f"fine-tuning {state.site.name}"
     fine_tune_site(state, lambda done, total: report_progress(what, done, total))
-    return _introduced(state, message)
+    introduced = _introduced(state, message)
+    state.require_trained()  # nobody has taken it away meanwhile
+    return introduced
 
 
 @app.train("remainder")
@@ -141,14 +143,13 @@ def _introduced(state: "SiteState", message: Message) -> Message:
 
 def _state(message: Message, context: Context) -> "SiteState":
     """The site's state; torch and transformers take seconds to import: not at start-up."""
-    import torch
-
     from client.site import site_of_node
     from client.state import site_state
     from layerweld.config import read_run_settings
+    from layerweld.numerics import use_threads
     from layerweld.transport.run import decode_run
 
     settings = read_run_settings(context.run_config)
-    torch.set_num_threads(settings.calibration.threads)
+    use_threads(settings.calibration.threads)
     site = site_of_node(context.node_config, settings)
     return site_state(site, settings, decode_run(message.content))

@@ -24,6 +24,7 @@ from client.heads import ClassifierHead
 from client.label_words import LabelWordHead, label_word_head
 from client.labels import check_trainable
 from client.parcels import Parcels
+from client.trained import seal
 from client.training_logger import training_logger
 from layerweld.base_model import BaseModel
 from layerweld.config import FinetuneSettings
@@ -140,10 +141,10 @@ def fine_tune(
 ) -> None:
     """Train a LoRA and a head on a site's rows, and write both.
 
-    The folder holds ``adapter`` (as PEFT saves it) and ``head.safetensors``, which label words do
-    without; it appears complete or
-    not at all. Training curves go to ``logs`` beside it. The base model is left exactly as it was:
-    a copy is trained. The same seed and number of threads give the same bytes on one machine.
+    The folder holds ``adapter`` (as PEFT saves it), ``head.safetensors``, which label words do
+    without, and the hashes of all; it appears complete or not at all. Training curves go to
+    ``logs`` beside it. The base model is left exactly as it was: a copy is trained. The same seed
+    and number of threads give the same bytes on one machine.
 
     Args:
         base: the model to adapt.
@@ -246,6 +247,7 @@ def _write(tuner: LoraFineTuner, folder: Path) -> None:
         model.save_pretrained(partial / "adapter", save_embedding_layers=False)
         if isinstance(tuner.head, ClassifierHead):
             tuner.head.save(partial / "head.safetensors")
+        seal(partial)
 
 
 @contextmanager

@@ -13,7 +13,8 @@ from flwr.clientapp import ClientApp
 from rich.filesize import decimal
 
 from client.answers_log import note_answer
-from layerweld.incidents import raises_here, record_incident
+from layerweld.errors import AdapterLostError
+from layerweld.incidents import Incident, raises_here, record_incident
 
 
 class SiteApp(ClientApp):
@@ -27,14 +28,17 @@ class SiteApp(ClientApp):
     def __call__(self, message: Message, context: Context) -> Message:
         """Handle one message; only what is no ``Exception`` gets out."""
         if raises_here():
-            return self._alone(message, context)
+            try:
+                return self._alone(message, context)
+            except AdapterLostError as error:  # no failure: the site is asked to train it again
+                return _failed(message, record_incident(error, _logs(context)))
         logs, started = _logs(context), time.monotonic()
         try:
             reply = self._alone(message, context)
             answered = _size(reply)
         except Exception as error:  # noqa: BLE001  # whatever it is, its text must not leave
             incident = record_incident(error, logs)
-            reply = Message(Error(int(incident.code), str(incident)), reply_to=message)
+            reply = _failed(message, incident)
             answered = f"failed, {incident}"
         asked = message.metadata.group_id or message.metadata.message_type
         note_answer(logs, asked, answered, time.monotonic() - started)
@@ -78,6 +82,10 @@ def watchdog(seconds: float, folder: Path) -> Iterator[None]:
             yield
         finally:
             faulthandler.cancel_dump_traceback_later()
+
+
+def _failed(message: Message, incident: Incident) -> Message:
+    return Message(Error(int(incident.code), str(incident)), reply_to=message)
 
 
 def _size(reply: Message) -> str:

@@ -11,7 +11,8 @@ from client.state import SiteState
 from layerweld import __version__
 from layerweld.base_model import tokenizer_fingerprint
 from layerweld.collect import ReplayableModel
-from layerweld.errors import AdapterError, DataError
+from layerweld.errors import AdapterError, AdapterLostError, DataError
+from layerweld.numerics import numeric_environment
 from layerweld.transport.messages import Introduction
 from layerweld.updates import LowRankUpdate
 
@@ -23,7 +24,8 @@ def introduce(state: SiteState) -> Introduction:
         LayerweldError: one of them cannot be used for what the run will ask of it. It is said here,
             before anything is computed, and not once everything is merged.
     """
-    if state.must_fine_tune:
+    is_untrained = state.must_fine_tune
+    if is_untrained:
         check_trainable(state.data.training_rows.rows)
     _check_head(state)
     classes = state.classes
@@ -36,7 +38,8 @@ def introduce(state: SiteState) -> Introduction:
     tokens = sum(int(batch.keep.sum()) for batch in recording)
     if tokens == 0:
         raise DataError(f"{state.site.name}: no calibration token in {len(state.data.rows)} rows")
-    return Introduction(
+    here = numeric_environment(state.settings.calibration.device)
+    introduction = Introduction(
         site=state.site.name,
         base=state.base.fingerprint,
         tokenizer=tokenizer_fingerprint(state.base.folder),
@@ -58,7 +61,11 @@ def introduce(state: SiteState) -> Introduction:
         adapter="" if state.must_fine_tune else state.adapter.digest,
         holdings=_digest_of_holdings(state),
         versions=(f"layerweld={__version__}", *_versions("torch", "transformers", "peft", "flwr")),
+        environment=tuple(f"{name}={value}" for name, value in here.items()),
     )
+    if state.must_fine_tune != is_untrained:
+        raise AdapterLostError(f"{state.site.name} lost its adapter while it introduced itself")
+    return introduction
 
 
 def _check_head(state: SiteState) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property, lru_cache
@@ -17,13 +18,14 @@ from client.label_words import LabelWordHead, label_word_head
 from client.site import cache_folder
 from client.site_rows import SiteRows
 from client.store import SiteStore
+from client.trained import is_whole
 from layerweld.adapters import Adapter
 from layerweld.base_model import BaseModel, device_named, load_base
 from layerweld.collect import ReplayableModel
 from layerweld.config import FinetuneSettings, RunSettings
 from layerweld.demo import base_folder
 from layerweld.discover import discover_plan
-from layerweld.errors import AdapterError, ConfigError
+from layerweld.errors import AdapterError, AdapterLostError, ConfigError
 from layerweld.linear import shifted
 from layerweld.names import below
 from layerweld.plan import MergePlan
@@ -110,9 +112,11 @@ class SiteState:
 
         Raises:
             AdapterError: there is no head file, or a damaged one.
+            AdapterLostError: as :attr:`adapter`; a head is trained with it.
             ConfigError: the classes have no label words that tell them apart.
         """
         if not self.settings.calibration.prompt_end:
+            self.require_trained(needed=not self.site.head)
             return load_head(self.head_file)
         return label_word_head(self.base, self._classes)
 
@@ -136,6 +140,7 @@ class SiteState:
         """What the head's answers depend on: its file, or the prompt's end and the label words."""
         prompt_end = self.settings.calibration.prompt_end
         if not prompt_end:
+            self.require_trained(needed=not self.site.head)
             return self.head_file.read_bytes()
         return "\n".join([prompt_end, *self._classes]).encode()
 
@@ -146,8 +151,20 @@ class SiteState:
 
     @property
     def must_fine_tune(self) -> bool:
-        """Whether the site has data but no adapter yet."""
-        return not self.site.adapter and not self.adapter_folder.is_dir()
+        """Whether the site has data but no adapter yet, or not any more."""
+        return not self.site.adapter and not is_whole(self.adapter_folder.parent)
+
+    def require_trained(self, *, needed: bool = True) -> None:
+        """Refuse to go on without what the site has trained itself.
+
+        Raises:
+            AdapterLostError: it is missing or damaged. The coordinator then has it trained again.
+        """
+        if needed and self.must_fine_tune:
+            raise AdapterLostError(
+                f"{self.adapter_folder.parent}, which {self.site.name} has trained, is missing or "
+                f"damaged"
+            )
 
     @cached_property
     def adapter(self) -> Adapter:
@@ -155,8 +172,10 @@ class SiteState:
 
         Raises:
             AdapterError: there is none, or it cannot be read.
+            AdapterLostError: the site trained it itself, and it is missing or damaged.
             PlanError: it changes a linear layer outside of the model's blocks.
         """
+        self.require_trained()
         if not self.adapter_folder.is_dir():
             raise AdapterError(f"{self.adapter_folder} does not exist; {self.site.name} needs it")
         adapter = read_fine_tuned(self.adapter_folder, self.base)
@@ -238,10 +257,12 @@ class SiteState:
 
 
 def fine_tune_site(state: SiteState, on_step: Callable[[int, int], None] | None = None) -> None:
-    """Train the site's adapter where it has none yet."""
+    """Train the site's adapter where it has none yet, or not all of it any more."""
     from client.finetune import fine_tune
 
     if state.must_fine_tune:
+        state.__dict__.pop("adapter", None)  # what it was before it was lost proves nothing
+        shutil.rmtree(state.adapter_folder.parent, ignore_errors=True)
         fine_tune(
             state.base,
             state.targets,

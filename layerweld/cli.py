@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from layerweld.deploy import coordinator_commands, site_commands
-from layerweld.errors import LayerweldError
-from layerweld.interruptions import INTERRUPTED, RESUMES, ending_on_signals
-from layerweld.memory import naming_memory
+from layerweld.endings import run_and_end
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -130,6 +127,38 @@ def compare(
         console.print(line, highlight=False)
     console.print(f"report  {output / 'comparison.html'}", highlight=False)
     console.print(f"tables  {output / 'methods.csv'}, sites.csv, comparison.md", highlight=False)
+
+
+@app.command()
+def compare_runs(
+    one: Annotated[Path, typer.Argument(help="Output folder of a run.")],
+    other: Annotated[Path, typer.Argument(help="Output folder of the same run elsewhere.")],
+    tolerance: Annotated[
+        float, typer.Option(min=0, help="Largest difference of a layer, as a share of its size.")
+    ] = 1e-3,
+) -> None:
+    """Did two runs make the same merge? Equal bits, equal up to rounding, or different.
+
+    Machines of one kind make equal bits; on another kind (`environment.json` in each folder) the
+    last digits differ.
+
+    Example: `layerweld compare-runs here/merged there/merged`
+    """
+    from layerweld.outside_text import shown
+    from layerweld.same_runs import environment_differences, layer_differences, require_within
+    from layerweld.terminal import console
+
+    found = layer_differences(one, other)
+    for layer in found:
+        console.print(
+            f"{layer.relative:8.1e}  {shown(layer.name)}", highlight=False, soft_wrap=True
+        )
+    for line in environment_differences(one, other):
+        console.print(f"another machine: {shown(line)}", highlight=False, soft_wrap=True)
+    require_within(found, tolerance)
+    same = all(layer.same_bits for layer in found)
+    verdict = "equal bits" if same else f"equal within {tolerance:g}"
+    console.print(f"{len(found)} layers: {verdict}", highlight=False)
 
 
 @app.command()
@@ -259,27 +288,8 @@ def plan(base: Base) -> None:
 
 
 def main() -> None:
-    """Run a command; expected ends are a line, what to type next, and their own exit code."""
-    ending_on_signals()
-    try:
-        with naming_memory():
-            app()
-    except LayerweldError as error:
-        notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
-        _say_end(f"{error}{notes}", error.next_step)
-        sys.exit(error.exit_code)
-    except SystemExit as end:
-        if end.code in INTERRUPTED:
-            _say_end(INTERRUPTED[end.code], RESUMES)
-        raise
-
-
-def _say_end(cause: str, next_step: str) -> None:
-    from layerweld.outside_text import shown
-    from layerweld.terminal import errors
-
-    errors.print(f"layerweld: {shown(cause, 4000)}", style="red", highlight=False, soft_wrap=True)
-    errors.print(f"next: {next_step}", highlight=False, soft_wrap=True)
+    """Run a command; however it ends, that has an exit code, a cause and a next step."""
+    run_and_end(app)
 
 
 def _is_typed(context: typer.Context, parameter: str) -> bool:

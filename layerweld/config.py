@@ -126,8 +126,9 @@ class CalibrationSettings(Settings):
     device: WordText = "auto"
     """Where sites run the model: ``cpu``, ``cuda:1``; ``auto`` is a GPU where there is one."""
     threads: Annotated[int, Field(ge=1, le=256)] = 2
-    """Threads per site, whatever ``OMP_NUM_THREADS`` says; 1 where the cores are busy. The same
-    number everywhere gives the same bits everywhere."""
+    """Threads per site, whatever ``OMP_NUM_THREADS`` says; 1 where the cores are busy. On machines
+    of one kind (processor, packages, the variables in ``environment.json``) the same number gives
+    the same bits; on another kind the last digits differ."""
     validation: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of a site's rows that is set aside to choose settings on: neither fine-tuning nor
     calibration sees it."""

@@ -31,6 +31,10 @@ class AdapterError(LayerweldError):
     next_step = "give the site another adapter and type the same command again"
 
 
+class AdapterLostError(AdapterError):
+    """An adapter that the site trained itself is missing or damaged: it can train it again."""
+
+
 class DataError(LayerweldError):
     """A site's data cannot be read, or holds nothing to calibrate on."""
 
@@ -134,3 +138,10 @@ class UnusableMergeError(LayerweldError):
         "look into the named site, or raise `merge.ridge`, and type the same command again; "
         "what was solved before is kept"
     )
+
+
+class DifferentMergeError(LayerweldError):
+    """Two runs made merges that differ by more than the tolerance."""
+
+    exit_code = 18
+    next_step = "look at what differs in their machines, settings and sites, or raise `--tolerance`"

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from layerweld.errors import (
     AdapterError,
+    AdapterLostError,
     CohortError,
     ConfigError,
     DataError,
@@ -44,6 +45,7 @@ class Code(IntEnum):
     ADAPTER = 201
     DATA = 202
     MODEL = 203
+    ADAPTER_LOST = 204
     QUESTION = 301
     NETWORK = 401
     DISK_FULL = 501
@@ -61,7 +63,7 @@ class Code(IntEnum):
     @property
     def is_lasting(self) -> bool:
         """Whether the site will fail again until one of its people changes something."""
-        return self // 100 in (1, 2, 6)
+        return self // 100 in (1, 2, 6) and self is not Code.ADAPTER_LOST
 
 
 _MEANINGS = {
@@ -69,6 +71,7 @@ _MEANINGS = {
     Code.ADAPTER: "its adapter or model folder cannot be used",
     Code.DATA: "its data cannot be used",
     Code.MODEL: "its base model cannot be cut into layer groups as asked",
+    Code.ADAPTER_LOST: "the adapter that it trained is gone from its cache, or damaged",
     Code.QUESTION: "what it was asked does not fit its model or its state",
     Code.NETWORK: "its connection failed",
     Code.DISK_FULL: "its disk is full",
@@ -82,6 +85,7 @@ _MEANINGS = {
 # The first entry that fits counts: subclasses before their bases.
 _KINDS: tuple[tuple[type[BaseException], Code], ...] = (
     (ConfigError, Code.CONFIGURATION),
+    (AdapterLostError, Code.ADAPTER_LOST),
     (AdapterError, Code.ADAPTER),
     (DataError, Code.DATA),
     (PlanError, Code.MODEL),

@@ -16,6 +16,14 @@ INTERRUPTED: dict[object, str] = {
 RESUMES = "type the same command: the run resumes"
 
 
+class Left(SystemExit):
+    """A command was interrupted, and what it had begun goes on: the next step is another one."""
+
+    def __init__(self, code: object, next_step: str) -> None:
+        super().__init__(code)
+        self.next_step = next_step
+
+
 def ending_on_signals() -> None:
     """Let the signals of Slurm, Docker and closed terminals end the command in order.
 

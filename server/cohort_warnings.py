@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 
 from layerweld.plan import MergePlan
 from layerweld.transport.messages import Introduction
 
+_SHOWN = ("cpu", "kernels", "threads", "torch", "mkl", "onednn", "libc", "gpu", "cuda")
 
-def warnings_of(introductions: Sequence[Introduction], plan: MergePlan) -> Iterator[str]:
+
+def warnings_of(
+    introductions: Sequence[Introduction], plan: MergePlan, here: Mapping[str, str]
+) -> Iterator[str]:
     """One sentence each, with the way out.
 
     Args:
         introductions: of the whole cohort.
         plan: of the layers that are merged.
+        here: the coordinator's numeric environment.
     """
     for found in (_too_few_tokens(introductions, plan), _not_evaluated(introductions)):
         if found:
@@ -23,6 +28,7 @@ def warnings_of(introductions: Sequence[Introduction], plan: MergePlan) -> Itera
     yield from _names_that_differ(introductions)
     yield from _twins(introductions)
     yield from _passed_over(introductions)
+    yield from _other_kinds(introductions, here)
 
 
 def _too_few_tokens(introductions: Sequence[Introduction], plan: MergePlan) -> str | None:
@@ -94,4 +100,23 @@ def _passed_over(introductions: Sequence[Introduction]) -> Iterator[str]:
             yield (
                 f"{one.site} has {one.skipped} rows that cannot be read and were passed over; "
                 f"calibration.max-unreadable = 0 makes it an error that names the first"
+            )
+
+
+def _other_kinds(introductions: Sequence[Introduction], here: Mapping[str, str]) -> Iterator[str]:
+    """Sites whose machine rounds otherwise than the coordinator's: no fault, but other last digits.
+
+    What a site's variables are called is its own text, and stays out of the sentence.
+    """
+    for one in introductions:
+        there = dict(entry.partition("=")[::2] for entry in one.environment)
+        differ = {name for name in {*there, *here} if there.get(name) != here.get(name)}
+        others = [name for name in _SHOWN if name in differ]
+        if differ - {*_SHOWN}:
+            others.append("variables")
+        if there and others:
+            yield (
+                f"{one.site} computes with another {', '.join(others)} than the coordinator: the "
+                f"merge is as good, but its last digits are others than on machines of one kind; "
+                f"environment.json will have both, `layerweld compare-runs` compares"
             )

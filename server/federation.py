@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
 
 from flwr.app import RecordDict
 from flwr.serverapp import Grid
@@ -24,7 +23,7 @@ from layerweld.progress import report_progress
 from layerweld.proportion import OutOfProportionError, Part
 from layerweld.statistics import ProductForm
 from layerweld.transport.introduction import BUDGET as INTRODUCTION
-from layerweld.transport.messages import Introduction, ModelToMeasure
+from layerweld.transport.messages import Introduction, ModelToMeasure, facts_of
 from layerweld.transport.model import encode_model
 from layerweld.transport.remainder import remainder_budget
 from layerweld.transport.run import encode_run
@@ -43,7 +42,7 @@ from server.results import Score
 from server.step_progress import StepProgress
 from strategies.by_method import Play, rounds_of
 from strategies.chain_of_merges import ChainOfMerges
-from strategies.cohort import Cohort, Patience
+from strategies.cohort import Cohort, Patience, require_same_training
 from strategies.inquiry import ask
 from strategies.notices import notice
 from strategies.round_by_round import RoundByRound
@@ -188,7 +187,7 @@ class Federation:
                     for key, value in self.settings.flat().items()
                     if key.partition(".")[0] in {m.table for m in self.methods if m.learns}
                 },
-                "sites": {one.site: asdict(one) for one in self.introductions},
+                "sites": {one.site: facts_of(one) for one in self.introductions},
             }
         )
 
@@ -331,6 +330,9 @@ class Federation:
             check_layers(introduction, self.whole_plan, self.base.prefix)
         except CohortError as error:  # of one reply: it is asked for again before that is the end
             raise RefusedReplyError(str(error)) from error
+        begun = self.journal.introduction_of(site)
+        if begun is not None:
+            require_same_training(begun, introduction)
         return introduction
 
     def _wait_for_nodes(self, begun_with: int) -> list[int]:

@@ -62,10 +62,21 @@ class RunJournal:
         Raises:
             JournalError: what the journal says of them cannot be read.
         """
-        sites = self._facts.get("sites", {})
+        sites = {*self._facts.get("sites", {})}
+        return [self._introduction_of(name) for name in sorted(sites - {*came})]
+
+    def introduction_of(self, site: str) -> Introduction | None:
+        """What a site said of itself when the interrupted run began; None where it was not there.
+
+        Raises:
+            JournalError: what the journal says of it cannot be read.
+        """
+        return self._introduction_of(site) if site in self._facts.get("sites", {}) else None
+
+    def _introduction_of(self, site: str) -> Introduction:
         problem = f"{self._folder / _HEADER} is damaged"
         with reading(problem, f"remove {self._folder}", JournalError):
-            return [introduction_from(sites[name]) for name in sorted({*sites} - {*came})]
+            return introduction_from(self._facts["sites"][site])
 
     def remaining(self) -> set[str]:
         """Names of the sites that the interrupted run goes on with; nobody for a new run."""

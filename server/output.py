@@ -22,6 +22,7 @@ from layerweld.export import write_adapter, write_model
 from layerweld.influence import opposed, outliers
 from layerweld.methods import METHODS, Method, methods_of, settings_for
 from layerweld.model_card import Sent, write_model_card
+from layerweld.numerics import numeric_environment
 from layerweld.run_state import is_state
 from layerweld.transport.messages import Introduction
 from layerweld.updates import LowRankUpdate
@@ -31,9 +32,14 @@ from server.results import Form, MethodResult, RunResults, Score, SiteSummary
 from server.tables import write_accuracy_csv
 
 JOURNAL = "journal"
+ENVIRONMENTS = "environment.json"
+"""What decided the last digits, at the coordinator and at each site."""
 
 # In the order in which they are moved into the folder; the manifest says that all of them are.
-_PRODUCTS = ("adapter", "model", "accuracy.csv", "results.json", "report.html", "manifest.json")
+_PRODUCTS = (
+    "adapter", "model", "accuracy.csv", "results.json", "report.html", ENVIRONMENTS,
+    "manifest.json",
+)  # fmt: skip
 
 
 def check_output_folder(folder: Path) -> None:
@@ -121,8 +127,9 @@ def write_manifest(
 ) -> str:
     """Write ``manifest.json``: what was merged, how, and what came out.
 
-    It holds no time, no path and no run number: the same merge gives the same bytes, wherever and
-    however often interrupted it is played.
+    It holds no time, no path, no run number and no processor: the same merge gives the same bytes,
+    wherever and however often interrupted it is played. What it was computed with is in
+    ``environment.json`` (:func:`write_environments`).
 
     Returns:
         SHA-256 of the manifest.
@@ -146,6 +153,16 @@ def write_manifest(
     text = json.dumps(manifest, indent=2, sort_keys=True, allow_nan=False) + "\n"
     (folder / "manifest.json").write_text(text, encoding="utf-8")
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def write_environments(folder: Path, sites: Sequence[Introduction], settings: RunSettings) -> None:
+    """Write ``environment.json``: where another run's bits may differ from this one's."""
+    environments = {
+        "coordinator": numeric_environment(settings.calibration.device),
+        "sites": {one.site: list(one.environment) for one in sites},
+    }
+    text = json.dumps(environments, indent=2, sort_keys=True) + "\n"
+    (folder / ENVIRONMENTS).write_text(text, encoding="utf-8")
 
 
 def write_card(

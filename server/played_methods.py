@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from layerweld.disk import writing
 from layerweld.errors import StorageError
 from layerweld.foreign_files import contents
 from layerweld.names import below
+from layerweld.transport.messages import facts_of
 from server.comparison_results import Entry
 from server.federation import Federation
 
@@ -76,6 +76,6 @@ def deciding_facts(federation: Federation, name: str, tables: tuple[str, ...]) -
         "name": name,
         "base": federation.base.fingerprint,
         "plan": federation.plan.digest,
-        "sites": [asdict(introduction) for introduction in federation.introductions],
+        "sites": [facts_of(introduction) for introduction in federation.introductions],
         "settings": {table: settings[table] for table in {*_COMMON, *tables}},
     }

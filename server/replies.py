@@ -10,7 +10,7 @@ from torch import Tensor
 from layerweld.bounds import LARGEST_WEIGHT, is_usable
 from layerweld.errors import RefusedReplyError
 from layerweld.transport.introduction import decode_introduction
-from layerweld.transport.messages import FOUND_OUT_BY_TRAINING, Introduction
+from layerweld.transport.messages import FOUND_OUT_BY_TRAINING, Introduction, differing
 from layerweld.transport.remainder import decode_remainder
 from layerweld.transport.score import decode_score
 from server.results import Score
@@ -28,13 +28,11 @@ def read_trained(content: RecordDict, before: Introduction) -> Introduction:
         RefusedReplyError: it is another one, or has no adapter still.
     """
     introduction = decode_introduction(content)
-    differing = [
-        field
-        for field, value in vars(before).items()
-        if field not in FOUND_OUT_BY_TRAINING and vars(introduction)[field] != value
+    others = [
+        field for field in differing(before, introduction) if field not in FOUND_OUT_BY_TRAINING
     ]
-    if differing or introduction.kind == "none":
-        raise RefusedReplyError(f"after fine-tuning it has another {', '.join(differing)}")
+    if others or introduction.kind == "none":
+        raise RefusedReplyError(f"after fine-tuning it has another {', '.join(others)}")
     return introduction
 
 

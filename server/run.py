@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-import torch
 from flwr.serverapp import Grid
 
 from layerweld.config import RunSettings
 from layerweld.disk import lock_of, only_here
 from layerweld.memory import naming_memory
 from layerweld.methods import measuring_shift
+from layerweld.numerics import numeric_environment, use_threads
 from layerweld.run_state import Recorder, recording
 from server.cohort_warnings import of_most, warnings_of
 from server.farewell import dismiss
@@ -26,6 +26,7 @@ from server.output import (
     method_result,
     run_results,
     write_card,
+    write_environments,
     write_manifest,
     write_merge,
     write_results,
@@ -65,13 +66,14 @@ def play(grid: Grid, settings: RunSettings, base: str, output: Path) -> RunResul
 def _play(
     grid: Grid, settings: RunSettings, base: str, output: Path, recorder: Recorder
 ) -> RunResults:
-    torch.set_num_threads(settings.calibration.threads)
+    use_threads(settings.calibration.threads)
     journal = RunJournal(output / JOURNAL)
     federation = Federation(grid, settings, base, journal)
     recorder.waiting_for = federation.waiting_for
     federation.introduce()
     check_methods(federation.methods, settings, federation.introductions)
-    for warning in warnings_of(federation.introductions, federation.plan):
+    here = numeric_environment(settings.calibration.device)
+    for warning in warnings_of(federation.introductions, federation.plan, here):
         notice(f"warning: {warning}")
     federation.fine_tune()
     federation.begin_journal()
@@ -153,4 +155,5 @@ def _write(
             task,
         )
         write_results(folder, results)
+        write_environments(folder, sites, settings)
     return results

@@ -13,7 +13,7 @@ from layerweld.proportion import (
     Part,
     refuse_parts_out_of_proportion,
 )
-from layerweld.transport.messages import FOUND_OUT_BY_TRAINING, Introduction
+from layerweld.transport.messages import FOUND_OUT_BY_TRAINING, Introduction, differing
 from strategies.notices import notice
 
 
@@ -87,6 +87,9 @@ class Cohort:
         self.ignored: Counter[str] = Counter()
         """Replies that were dropped, by kind: ``foreign``, ``duplicate``, ``stale`` (an answer to
         another question), ``refused``, ``unknown site``."""
+        self.untrained: set[int] = set()
+        """Nodes of sites that have lost the adapter that they trained: each trains it again, and
+        is the same then, before anything else is asked of it."""
         self._nodes = dict(nodes)
         self._strangers: set[int] = set()
         self._second_homes: dict[str, int] = {}
@@ -117,27 +120,52 @@ class Cohort:
     def recognise(self, introduction: Introduction) -> str:
         """Whose introduction a node's is.
 
+        A site that has lost the adapter that it trained is recognised by all else.
+
         Raises:
             RefusedReplyError: nobody's, or a site of that name said something else at first.
         """
         known = self.introductions.get(introduction.site)
         if known is None or introduction.site in self.lost:
             raise RefusedReplyError(f"{introduction.site!r} is no site of this run")
-        if known.kind == "none" and introduction.kind != "none":
-            # It fine-tuned before its first answer was lost.
+        if (known.kind == "none") != (introduction.kind == "none"):
+            # It fine-tuned before its first answer was lost, or has lost what it trained.
             known_only = {name: getattr(known, name) for name in FOUND_OUT_BY_TRAINING}
             introduction = replace(introduction, **known_only)
-        differing = [k for k, v in vars(known).items() if v != getattr(introduction, k)]
-        if differing:
+        others = differing(known, introduction)
+        if others:
             raise RefusedReplyError(
-                f"{introduction.site} came back with another {', '.join(differing)} than it began "
+                f"{introduction.site} came back with another {', '.join(others)} than it began "
                 f"with; start it with the same model, rows, adapter and versions"
             )
         return introduction.site
 
-    def note(self, site: str, node: int) -> None:
-        """A site introduced itself at another node than the one it was at."""
-        self._second_homes[site] = node
+    def lost_adapter(self, site: str) -> None:
+        """A site says so. Before it has trained it for the first time, it is asked to anyway."""
+        if self._has_trained(site):
+            self.untrained.add(self.node_of(site))
+
+    def trained_again(self, introduction: Introduction, site: str, node: int) -> None:
+        """A site has trained the adapter anew that it had lost: it must be the same, to the bit.
+
+        Raises:
+            RefusedReplyError: it is another one.
+        """
+        require_same_training(self.introductions[site], introduction)
+        self.untrained.discard(node)
+
+    def note(self, introduction: Introduction, node: int) -> None:
+        """A site introduced itself at another node than the one it was at.
+
+        Where it has lost the adapter that it trained, the node is one of the :attr:`untrained`.
+        """
+        self._second_homes[introduction.site] = node
+        if introduction.kind == "none" and self._has_trained(introduction.site):
+            self.untrained.add(node)
+
+    def _has_trained(self, site: str) -> bool:
+        known = self.introductions.get(site)
+        return known is not None and known.kind != "none"
 
     def move(self, site: str) -> bool:
         """Use the node that :meth:`note` has noted from now on, if there is one."""
@@ -181,3 +209,18 @@ class Cohort:
         for site, why in sorted(error.reasons.items()):
             self.lose(site, why)
             notice(f"going on without {site}: {why}")
+
+
+def require_same_training(begun: Introduction, now: Introduction) -> None:
+    """Refuse a site that lost the adapter which it had trained, and has trained another one.
+
+    Raises:
+        RefusedReplyError: as said; the message says what to do.
+    """
+    others = differing(begun, now)
+    if others:
+        raise RefusedReplyError(
+            f"it lost the adapter that it had trained for this run, and trained another one (other "
+            f"{', '.join(others)}), as other hardware or versions do: put its cache folder back "
+            f"from a copy and type the same command, or begin the run anew"
+        )

@@ -68,14 +68,15 @@ class Greeter:
             return None  # greeted again at the next look
         try:
             require_subject(reply.content, Subject(self._cohort.run, *_HANDSHAKE, str(node), ""))
-            site = self._cohort.recognise(decode_introduction(reply.content))
+            introduction = decode_introduction(reply.content)
+            site = self._cohort.recognise(introduction)
         except StaleReplyError:
             self._cohort.ignored["stale"] += 1
             return None  # likewise
         except RefusedReplyError as error:
             self._turn_away(node, error)
             return None
-        self._cohort.note(site, node)
+        self._cohort.note(introduction, node)
         return site
 
     def _turn_away(self, node: int, error: RefusedReplyError) -> None:

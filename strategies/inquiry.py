@@ -16,9 +16,13 @@ from layerweld.errors import (
     StaleReplyError,
     UnreadableReplyError,
 )
+from layerweld.incidents import Code, parse_incident
+from layerweld.transport.introduction import BUDGET as INTRODUCTION
+from layerweld.transport.introduction import decode_introduction
 from layerweld.transport.layout import Budget
 from layerweld.transport.messages import Subject
 from layerweld.transport.receiving import Receiver
+from layerweld.transport.run import encode_run
 from layerweld.transport.subject import require_subject
 from layerweld.transport.untrusted import refusing_malformed
 from strategies.cohort import Cohort
@@ -33,6 +37,7 @@ _POLL_SECONDS = 0.1
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 60.0  # seconds before a failed site is asked again, doubling
 _STRIKES = 3  # refused answers after which asking again is pointless
 _LONGEST_REASON = 500  # characters
+_TRAINING = ("train.finetune", "fine-tuning again")
 
 
 @dataclass
@@ -96,6 +101,7 @@ class Inquiry(Generic[T]):
         self._receiver = Receiver(grid)
         self._open: dict[str, _Asked] = {}
         self._sent: dict[str, tuple[str, int]] = {}  # site and node of every message ever sent
+        self._trainings: set[str] = set()  # those of them that have a lost adapter trained again
         self._unanswered: list[str] = []  # those of them without a reply
         self._greeter = Greeter(grid, cohort, notice)
 
@@ -155,7 +161,8 @@ class Inquiry(Generic[T]):
             return self._greeter.pull(self._receiver, message_id)
         site = self._sent[message_id][0]
         try:
-            return self._receiver.pull(message_id, self._budget(site))
+            trains = message_id in self._trainings
+            return self._receiver.pull(message_id, INTRODUCTION if trains else self._budget(site))
         except UnreadableReplyError as error:
             if message_id in self._unanswered:
                 self._unanswered.remove(message_id)
@@ -195,10 +202,13 @@ class Inquiry(Generic[T]):
 
     def _take(self, site: str, reply: Message) -> T | None:
         asked = self._open[site]
+        trained = reply.metadata.reply_to_message_id in self._trainings
         try:
             with refusing_malformed():
-                require_subject(reply.content, self._subject(site, reply.metadata.src_node_id))
-                answer = self._read(site, reply.content)
+                require_subject(reply.content, self._subject(site, reply, trained))
+                answer = None if trained else self._read(site, reply.content)
+                if trained:
+                    self._trained_again(site, reply)
         except StaleReplyError as error:
             self._cohort.ignored["stale"] += 1
             self._ask_later(site, str(error))
@@ -212,6 +222,11 @@ class Inquiry(Generic[T]):
         self._close(site)
         return answer
 
+    def _trained_again(self, site: str, reply: Message) -> None:
+        """A site has its adapter again: it is asked what it could not answer."""
+        introduction = decode_introduction(reply.content)
+        self._cohort.trained_again(introduction, site, reply.metadata.src_node_id)
+
     def _strike(self, site: str, error: RefusedReplyError) -> None:
         """An answer of a site was refused; after a few the policy says what becomes of it."""
         self._cohort.ignored["refused"] += 1
@@ -222,9 +237,10 @@ class Inquiry(Generic[T]):
         if asked.strikes >= _STRIKES:
             self._refuse(site, why, error)
 
-    def _subject(self, site: str, node: int) -> Subject:
+    def _subject(self, site: str, reply: Message, trained: bool) -> Subject:
         known = site if site in self._cohort.introductions else ""
-        return Subject(self._cohort.run, self._message_type, self._what, str(node), known)
+        kind, what = _TRAINING if trained else (self._message_type, self._what)
+        return Subject(self._cohort.run, kind, what, str(reply.metadata.src_node_id), known)
 
     def _close(self, site: str) -> None:
         del self._open[site], self._cohort.waiting[site]
@@ -247,20 +263,33 @@ class Inquiry(Generic[T]):
 
     def _ask(self, site: str) -> None:
         asked, node = self._open[site], self._cohort.node_of(site)
-        pushed = list(self._grid.push_messages([self._message(site, node)]))
+        trains = node in self._cohort.untrained
+        message = self._training(node) if trains else self._message(site, node)
+        pushed = list(self._grid.push_messages([message]))
         if not pushed or not pushed[0]:
             self._pause(site, UNREACHABLE)
             return
         asked.message = pushed[0]
         asked.until = time.monotonic() + self._cohort.patience.timeout
         self._sent[asked.message] = (site, node)
+        if trains:
+            self._trainings.add(asked.message)
         self._unanswered.append(asked.message)
 
     def _message(self, site: str, node: int) -> Message:
         ttl = self._cohort.patience.timeout
         return Message(self._content(site), node, self._message_type, ttl=ttl, group_id=self._what)
 
+    def _training(self, node: int) -> Message:
+        """For a site that has lost the adapter that it trained, before it is asked again."""
+        (kind, what), ttl = _TRAINING, self._cohort.patience.timeout
+        return Message(encode_run(self._cohort.run), node, kind, ttl=ttl, group_id=what)
+
     def _fail(self, site: str, error: Error) -> None:
+        if (incident := parse_incident(error.reason)) and incident.code is Code.ADAPTER_LOST:
+            self._cohort.lost_adapter(site)
+            self._ask_later(site, f"{incident.code.meaning} ({incident}): it trains it again")
+            return
         why, is_lasting = why_it_failed(error)
         if self._cohort.patience.fails_fast and is_lasting:
             raise LostSiteError(f"{site} failed at the {self._what}: {why}")

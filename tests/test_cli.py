@@ -33,9 +33,14 @@ def own_cache(tmp_path, monkeypatch):
 def test_merge_writes_an_adapter_a_manifest_and_a_report(sites, tmp_path):
     result = merge(sites, tmp_path / "out", "--ridge", "0.1", "--samples", "10")
     assert result.exit_code == 0, result.output
-    assert {"adapter", "manifest.json", "report.html", "results.json", "state.json"} == {
-        p.name for p in (tmp_path / "out").iterdir()
-    }
+    assert {
+        "adapter",
+        "environment.json",
+        "manifest.json",
+        "report.html",
+        "results.json",
+        "state.json",
+    } == {p.name for p in (tmp_path / "out").iterdir()}
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
     assert manifest["settings"]["merge"]["ridge"] == 0.1
     assert [site["samples"] for site in manifest["sites"]] == [10, 10, 10]

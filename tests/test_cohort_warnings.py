@@ -19,7 +19,7 @@ def sites():
 @pytest.mark.parametrize(("tokens", "warns"), [(1, True), (33, True), (34, False), (99, False)])
 def test_fewer_tokens_than_twice_the_widest_groups_features_are_warned_of(tokens, warns):
     few = [replace(one, tokens=each) for one, each in zip(sites(), (33, 33, tokens), strict=True)]
-    found = list(warnings_of(few, WIDE))
+    found = list(warnings_of(few, WIDE, {}))
     assert bool(found) == warns
     if warns:
         assert f"{66 + tokens} calibration tokens over all sites for 50 features" in found[0]
@@ -28,15 +28,17 @@ def test_fewer_tokens_than_twice_the_widest_groups_features_are_warned_of(tokens
 
 def test_two_sites_with_one_adapter_are_named():
     one, other, third = sites()
-    assert not list(warnings_of(sites(), PLAN))  # none brings an adapter yet: nothing to compare
+    assert not list(
+        warnings_of(sites(), PLAN, {})
+    )  # none brings an adapter yet: nothing to compare
     same = [replace(one, adapter="a"), replace(other, adapter="b"), replace(third, adapter="a")]
-    (found,) = warnings_of(same, PLAN)
+    (found,) = warnings_of(same, PLAN, {})
     assert "ash and cedar bring the same adapter" in found
 
 
 def test_rows_that_were_passed_over_are_counted():
     one, *others = sites()
-    (found,) = warnings_of([replace(one, skipped=3), *others], PLAN)
+    (found,) = warnings_of([replace(one, skipped=3), *others], PLAN, {})
     assert found.startswith("ash has 3 rows that cannot be read")
 
 
@@ -53,3 +55,25 @@ def test_one_site_alone_does_not_rename_the_merged_adapter_and_is_named(field):
 def test_names_that_are_as_frequent_as_others_name_nothing():
     assert of_most(["", "bert."]) == of_most(["a", "b", "c"]) == ""
     assert of_most(["bert."] * 3) == of_most(["bert.", "bert.", "a"]) == "bert."
+
+
+@pytest.mark.parametrize(
+    ("there", "says"),
+    [
+        ((), ""),
+        (("cpu=A", "threads=2"), ""),
+        (("cpu=B", "threads=2"), "another cpu than"),
+        (("cpu=B", "threads=1"), "another cpu, threads than"),
+        (("cpu=A", "threads=2", "$OMP_PLACES=\x1b[2J"), "another variables than"),
+        (("cpu=A", "threads=2", "\x1b[2J=1"), "another variables than"),
+        (("\x1b[2J",), "another cpu, threads, variables than"),
+    ],
+)
+def test_a_site_of_another_kind_of_machine_is_named_with_what_differs(there, says):
+    one, *others = sites()
+    here = {"cpu": "A", "threads": "2"}
+    found = list(warnings_of([replace(one, environment=there), *others], PLAN, here))
+    assert len(found) == bool(says)
+    if says:
+        assert found[0].startswith(f"{one.site} computes with {says} the coordinator")
+        assert "\x1b" not in found[0]

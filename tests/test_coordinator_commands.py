@@ -19,6 +19,7 @@ from layerweld.errors import (
     LostSiteError,
 )
 from layerweld.run_state import recording
+from tests.test_certificate_clocks import organisation
 from tests.tiny_sites import make_sites
 from tests.typed_commands import init_coordinator, is_private, lw
 
@@ -66,7 +67,7 @@ def test_up_prints_flowers_commands(here):
     printed = lw("coordinator", "up", "--folder", "fed", "--print").output.splitlines()
     assert printed[0].startswith("export ")
     assert "flower-superlink --host 127.0.0.1" in printed[1]
-    assert "flower-superexec --runtime-api-address 127.0.0.1:18444" in printed[2]
+    assert "superexec.py --runtime-api-address 127.0.0.1:18444" in printed[2]
 
 
 @pytest.mark.parametrize("taken", [0, 1])
@@ -119,14 +120,19 @@ def test_renewed_certificates_verify_with_the_same_authority(here):
 
 
 def test_an_organisations_own_certificate_is_taken(here):
+    assert init_coordinator(*organisation(here)).exit_code == 0
+    key = here / "fed/certificates/server.key"
+    assert key.read_bytes() == (here / "org.key").read_bytes()
+    assert not (here / "fed/certificates/ca.key").exists()
+
+
+def test_what_is_no_certificate_is_refused_and_no_folder_is_made(here):
     for name in ("s.crt", "s.key", "chain.crt"):
         (here / name).write_text(name)
     own = ("--certificate", "s.crt", "--key", "s.key", "--authority", "chain.crt")
-    assert init_coordinator(*own).exit_code == 0
-    assert (here / "fed/certificates/server.key").read_text() == "s.key"
-    assert not (here / "fed/certificates/ca.key").exists()
-    with pytest.raises(DeployError, match=r"replace server\.crt"):
-        lw("coordinator", "renew", "--folder", "fed")
+    with pytest.raises(DeployError, match="are no certificate and its unencrypted private key"):
+        init_coordinator(*own)
+    assert not (here / "fed").exists()
 
 
 def test_a_run_named_by_hand_is_written_out_for_flower(here, sites):

@@ -67,7 +67,7 @@ def test_another_authority_does_not(folder):
 
 
 def check_certificate(folder, authority):
-    """What ``site check`` finds at a server with the folder's certificate."""
+    """All that ``site check`` finds at a server with the folder's certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(folder / "server.crt", folder / "server.key")
 
@@ -84,7 +84,7 @@ def check_certificate(folder, authority):
         server.start()
         found = check_coordinator(f"localhost:{listener.getsockname()[1]}", authority)
         server.join()
-    return found[-1]
+    return found
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_a_site_says_why_it_does_not_trust_a_certificate(
     (tmp_path / "server.crt").write_bytes(server.certificate_pem)
     (tmp_path / "server.key").write_bytes(server.key_pem)
     ours = tmp_path / "ca.crt" if end < 0 else folder / "stranger.crt"
-    check = check_certificate(tmp_path, ours)
+    check = check_certificate(tmp_path, ours)[-1]
     assert check.name == "TLS"
     assert re.search(found, check.found)
     assert remedy in check.remedy

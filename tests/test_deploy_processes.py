@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+from layerweld.deploy import processes
 from layerweld.deploy.processes import Program, Supervisor
 
 _SUPERVISE = """
@@ -98,3 +99,19 @@ def test_a_log_does_not_fill_the_disk(tmp_path, monkeypatch):
     Supervisor([Program("child", ["/bin/sh", "-c", script], os.environ)], tmp_path, say).run()
     assert (tmp_path / "child.log").read_text() == "the end\n"
     assert (tmp_path / "child.older.log").stat().st_size == 2000
+
+
+def test_what_must_be_started_again_is_at_the_daily_look_and_nothing_else_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "_DAY", 0.5)
+    asked, said = [], []
+
+    def tend():
+        asked.append(len(asked))
+        if len(asked) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return {"a"} if len(asked) == 1 else set()
+
+    programs = [Program(name, ["/bin/sleep", "600"], os.environ) for name in ("a", "b")]
+    Supervisor(programs, tmp_path, said.append, tend).run()
+    assert [line.split()[0] for line in said] == ["a", "b", "a"]
+    assert gone(*(int(line.split("process ")[1].split(",")[0]) for line in said))

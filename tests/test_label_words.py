@@ -124,7 +124,7 @@ def test_training_moves_the_next_word_and_writes_no_head(base, tmp_path):
     after, rows = accuracy(adapted, head, ROWS, EVALUATE, END)
     assert rows == len(ROWS)
     assert before <= 0.8 < 0.95 < after
-    assert {file.name for file in (tmp_path / "site").iterdir()} == {"adapter"}
+    assert {file.name for file in (tmp_path / "site").iterdir()} == {"adapter", "hashes.json"}
 
 
 def test_a_site_with_label_words_evaluates_without_a_head_file(base, tmp_path):

@@ -84,8 +84,8 @@ def test_all_products_are_on_the_disk_before_the_journal_goes(sites, disk, tmp_p
     monkeypatch.setattr(RunJournal, "remove", remove)
     play(sites, output)
     assert names == {
-        "accuracy.csv", "adapter", "journal", "manifest.json", "report.html", "results.json",
-        "state.json",
+        "accuracy.csv", "adapter", "environment.json", "journal", "manifest.json", "report.html",
+        "results.json", "state.json",
     }  # fmt: skip
     assert lost == []
 

@@ -84,6 +84,7 @@ def test_a_pinned_site_runs_one_application_and_no_other_kind_of_task(here, site
     runner = (site.folder / "bin/flwr-clientapp").read_text()
     assert "pinned.py" in runner
     assert "0" * 64 in runner
+    assert "superexec.py" in (site.folder / "bin/flower-superexec").read_text()
     for name in ("flwr-serverapp", "flwr-agentapp", "flwr-simulation"):
         assert subprocess.run([site.folder / "bin" / name], check=False).returncode == 1
     environment = site.supernode("localhost:1", None, 2).environment

@@ -35,10 +35,27 @@ class Identity:
         return self.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
+def now() -> datetime:
+    """The time by which certificates are made and judged."""
+    return datetime.now(UTC)
+
+
 def make_authority(name: str) -> Identity:
     """A certificate authority for one federation, ECDSA P-384, valid for ten years."""
     key = ec.generate_private_key(ec.SECP384R1())
-    subject = _named(f"{name} certificate authority")
+    return _authority(_named(f"{name} certificate authority"), key)
+
+
+def prolonged(authority: Identity) -> Identity:
+    """The same authority for ten years from now.
+
+    Its name and key are the same, so whoever has the old certificate verifies with that as before,
+    until that one ends.
+    """
+    return _authority(authority.certificate.subject, authority.key)
+
+
+def _authority(subject: x509.Name, key: ec.EllipticCurvePrivateKey) -> Identity:
     usage = x509.KeyUsage(
         digital_signature=True,
         key_cert_sign=True,
@@ -51,7 +68,7 @@ def make_authority(name: str) -> Identity:
         decipher_only=False,
     )
     builder = (
-        _builder(subject, subject, key, AUTHORITY_DAYS)
+        _builder(subject, subject, key, now() + timedelta(days=AUTHORITY_DAYS))
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(usage, critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
@@ -67,9 +84,11 @@ def make_server(authority: Identity, hosts: Sequence[str]) -> Identity:
         hosts: DNS names and IP addresses under which clients reach the server.
     """
     key = ec.generate_private_key(ec.SECP384R1())
+    end = now() + timedelta(days=SERVER_DAYS)
+    end = min(end, authority.certificate.not_valid_after_utc)  # beyond it nobody verifies
     signer = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.key.public_key())
     builder = (
-        _builder(_named(hosts[0]), authority.certificate.subject, key, SERVER_DAYS)
+        _builder(_named(hosts[0]), authority.certificate.subject, key, end)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .add_extension(
@@ -92,15 +111,14 @@ def _alternative(host: str) -> x509.GeneralName:
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, days: int
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, end: datetime
 ) -> x509.CertificateBuilder:
-    now = datetime.now(UTC)
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(issuer)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(hours=1))  # a site's clock may be behind
-        .not_valid_after(now + timedelta(days=days))
+        .not_valid_before(min(now(), end) - timedelta(hours=1))  # a site's clock may be behind
+        .not_valid_after(end)
     )

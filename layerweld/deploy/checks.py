@@ -16,6 +16,7 @@ from typing import Any
 
 from layerweld.deploy.application import application_hash
 from layerweld.deploy.front import ABOUT
+from layerweld.deploy.life import life_of
 from layerweld.errors import DeployError
 
 _TIMEOUT = 10.0  # seconds for one answer
@@ -34,11 +35,13 @@ class Check:
         name: what was looked at.
         found: what was found.
         remedy: what to do; empty where all is well.
+        is_fatal: whether nothing after it can be looked at.
     """
 
     name: str
     found: str
     remedy: str = ""
+    is_fatal: bool = False
 
 
 def parse_address(address: str) -> tuple[str, int]:
@@ -79,6 +82,10 @@ def check_coordinator(address: str, authority: Path | None) -> list[Check]:
         remedy = "ask whether the coordinator is up; open this port outbound in the firewall"
         return [Check("connection", f"{address}: {error.strerror or error}", remedy)]
     found = [Check("connection", f"{address} answers")]
+    if authority is not None and (ending := _authority_end(authority)):
+        found.append(ending)
+        if ending.is_fatal:
+            return found
     try:
         answer = _ask(host, port, authority)
     except ssl.SSLError as error:
@@ -186,6 +193,18 @@ def _expiry(certificate: Mapping[str, Any] | None) -> Check:
     days = int((ends - time.time()) // 86400)
     remedy = "" if days >= _EXPIRES_SOON else "ask for `layerweld coordinator renew`"
     return Check("TLS", f"verified, expires in {days} days", remedy)
+
+
+def _authority_end(file: Path) -> Check | None:
+    """Of the coordinator's authority, as this site has it; None while it is good for long."""
+    life = life_of(file)
+    if not life.trouble:
+        return None
+    remedy = (
+        "ask the coordinator for the ca.crt of today; it is prolonged by `layerweld coordinator "
+        "renew`"
+    )
+    return Check("authority", life.trouble, remedy, is_fatal=life.is_over)
 
 
 def _why(error: ssl.SSLError) -> str:

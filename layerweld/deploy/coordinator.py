@@ -13,9 +13,10 @@ from pydantic import Field, ValidationError
 
 from layerweld.config import RunSettings, validate_settings
 from layerweld.deploy.certificates import Identity, make_authority, make_server
-from layerweld.deploy.environment import flower_environment, program
+from layerweld.deploy.environment import SUPEREXEC, flower_environment, program
 from layerweld.deploy.files import PRIVATE, new_folder, read_toml, write_toml, write_whole
 from layerweld.deploy.processes import Program
+from layerweld.deploy.rehearsal import require_verified
 from layerweld.deploy.units import unit
 from layerweld.errors import DeployError
 from layerweld.foreign_files import contents, reading
@@ -27,7 +28,7 @@ CONNECTION = "here"
 _HOST = r"^([A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|[0-9A-Fa-f]*:[0-9A-Fa-f:]+)$"
 _LARGEST_PEM = 2**20  # bytes, chain and all
 _RESTORE = "put it back from a copy"
-_LOOPBACK = ("localhost", "127.0.0.1")
+LOOPBACK = ("localhost", "127.0.0.1")
 _MADE_BY = "layerweld coordinator init NAME --host HOST"
 
 
@@ -125,7 +126,8 @@ class Coordinator:
             *("--isolation", "process", *secret, "--disable-runtime-dependency-installation"),
         ]
         superexec = [
-            *(program("flower-superexec"), "--runtime-api-address", self.superlink),
+            *SUPEREXEC,
+            *("--runtime-api-address", self.superlink),
             *("--root-certificates", str(self.inside_authority), *secret),
         ]
         door = [sys.executable, "-m", "layerweld.deploy.door", str(self.folder)]
@@ -213,24 +215,6 @@ def check_file(**entries: str | int) -> CoordinatorFile:
     return file
 
 
-def renew(coordinator: Coordinator) -> None:
-    """Sign new server certificates with the folder's own authorities; sites notice nothing.
-
-    Raises:
-        DeployError: the organisation's own certificate is in use.
-    """
-    certificates = coordinator.folder / "certificates"
-    if not (certificates / "ca.key").is_file():
-        raise DeployError(
-            f"{certificates} holds your organisation's certificate; replace server.crt and "
-            f"server.key there, and start `layerweld coordinator up` again"
-        )
-    outside = _read_identity(certificates, "ca")
-    _write_identity(certificates, "server", make_server(outside, _hosts(coordinator.file)))
-    inside = _read_identity(certificates, "inside-ca")
-    _write_identity(certificates, "inside", make_server(inside, _LOOPBACK))
-
-
 def unit_name(file: CoordinatorFile) -> str:
     """Name of the systemd unit."""
     return f"layerweld-coordinator-{file.name}.service"
@@ -251,31 +235,54 @@ def _unit(folder: Path, file: CoordinatorFile) -> str:
     return unit(f"layerweld coordinator {file.name}", arguments, folder)
 
 
-def _hosts(file: CoordinatorFile) -> list[str]:
+def hosts_of(file: CoordinatorFile) -> list[str]:
     """A federation on one machine is tried out under both names of loopback."""
-    return [*_LOOPBACK] if file.host in _LOOPBACK else [file.host]
+    return [*LOOPBACK] if file.host in LOOPBACK else [file.host]
 
 
 def _write_certificates(folder: Path, file: CoordinatorFile, own: OwnCertificate | None) -> None:
     inside = make_authority(f"{file.name} loopback")
-    _write_identity(folder, "inside-ca", inside)
-    _write_identity(folder, "inside", make_server(inside, _LOOPBACK))
+    write_identity(folder, "inside-ca", inside)
+    write_identity(folder, "inside", make_server(inside, LOOPBACK))
     if own is None:
         authority = make_authority(file.name)
-        _write_identity(folder, "ca", authority)
-        _write_identity(folder, "server", make_server(authority, _hosts(file)))
+        write_identity(folder, "ca", authority)
+        write_identity(folder, "server", make_server(authority, hosts_of(file)))
         return
-    copies = (("server.crt", own.certificate), ("server.key", own.key), ("ca.crt", own.authority))
-    for name, source in copies:
-        write_whole(folder / name, contents(source, DeployError, _LARGEST_PEM), PRIVATE)
+    install_own(folder, file, own)
 
 
-def _write_identity(folder: Path, stem: str, identity: Identity) -> None:
+def install_own(folder: Path, file: CoordinatorFile, own: OwnCertificate) -> None:
+    """Take the organisation's certificate over, once it has been seen to work.
+
+    Args:
+        folder: of the certificates.
+        file: settings of the coordinator.
+        own: the organisation's certificate.
+
+    Raises:
+        DeployError: a file cannot be read, or sites would refuse the certificate.
+    """
+    copies = {"server.crt": own.certificate, "server.key": own.key, "ca.crt": own.authority}
+    found = {name: contents(path, DeployError, _LARGEST_PEM) for name, path in copies.items()}
+    for host in hosts_of(file):
+        require_verified(own.certificate, own.key, own.authority, host)
+    for name, content in found.items():
+        write_whole(folder / name, content, PRIVATE)
+
+
+def write_identity(folder: Path, stem: str, identity: Identity) -> None:
+    """Keep a certificate and its key in ``stem.crt`` and ``stem.key``."""
     write_whole(folder / f"{stem}.key", identity.key_pem, PRIVATE)
     write_whole(folder / f"{stem}.crt", identity.certificate_pem)
 
 
-def _read_identity(folder: Path, stem: str) -> Identity:
+def read_identity(folder: Path, stem: str) -> Identity:
+    """Inverse of :func:`write_identity`.
+
+    Raises:
+        DeployError: the key is of another kind than those that are made here.
+    """
     from cryptography import x509
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.serialization import load_pem_private_key

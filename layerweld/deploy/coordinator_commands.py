@@ -50,11 +50,10 @@ def init(
     from layerweld.deploy.speak import say
     from layerweld.deploy.units import how_to_install
 
-    own = None
-    if certificate and key and authority:
-        own = OwnCertificate(certificate, key, authority)
-    elif certificate or key or authority:
+    given = (certificate, key, authority)
+    if any(given) and not all(given):
         raise typer.BadParameter("give --certificate, --key and --authority together, or none")
+    own = OwnCertificate(certificate, key, authority) if certificate and key and authority else None
     file = check_file(
         name=name, host=host, port=port, superlink_port=superlink_port or port + 1, bind=bind
     )
@@ -76,6 +75,7 @@ def up(folder: Folder = HERE, only_print: Print = False) -> None:
     from layerweld.deploy.ports import require_free
     from layerweld.deploy.processes import Supervisor
     from layerweld.deploy.speak import print_commands, say
+    from layerweld.deploy.validity import require_alive, tend
     from layerweld.disk import only_here
 
     coordinator = open_coordinator(folder)
@@ -85,9 +85,14 @@ def up(folder: Folder = HERE, only_print: Print = False) -> None:
         print_commands(coordinator.environment, *commands)
         return
     with only_here(coordinator.folder / "up.lock", str(coordinator.folder)):
+        tend(coordinator, say)
+        require_alive(coordinator)
         require_free("127.0.0.1", coordinator.file.superlink_port)
         require_free(coordinator.file.bind, coordinator.file.port)
-        Supervisor(programs, coordinator.folder / "logs", say).run()
+        supervisor = Supervisor(
+            programs, coordinator.folder / "logs", say, lambda: tend(coordinator, say)
+        )
+        supervisor.run()
 
 
 @app.command()
@@ -130,17 +135,42 @@ def remove(
 
 
 @app.command()
-def renew(folder: Folder = HERE) -> None:
+def renew(
+    folder: Folder = HERE,
+    certificate: Annotated[
+        Path | None, typer.Option(help="Your organisation's new server certificate, with chain.")
+    ] = None,
+    key: Annotated[Path | None, typer.Option(help="Its private key.")] = None,
+    authority: Annotated[
+        Path | None, typer.Option(help="What sites verify it with, where that is another one now.")
+    ] = None,
+) -> None:
     """Sign new server certificates; sites keep theirs. Then start `up` again.
+
+    Your organisation's own is signed elsewhere: give the new one with `--certificate` and `--key`.
 
     Example: `layerweld coordinator renew`
     """
-    from layerweld.deploy.coordinator import open_coordinator
-    from layerweld.deploy.coordinator import renew as renew_certificates
+    from layerweld.deploy.coordinator import OwnCertificate, install_own, open_coordinator
     from layerweld.deploy.speak import say
+    from layerweld.deploy.validity import is_own
+    from layerweld.deploy.validity import renew as renew_certificates
+    from layerweld.errors import DeployError
 
-    renew_certificates(open_coordinator(folder))
-    say("renewed; stop `layerweld coordinator up` and start it again, a run goes on by itself")
+    coordinator = open_coordinator(folder)
+    if certificate and key:
+        if is_own(coordinator):
+            raise DeployError(
+                f"{coordinator.folder} has an authority of its own, which sites trust; make a new "
+                f"folder with `layerweld coordinator init` to use your organisation's"
+            )
+        own = OwnCertificate(certificate, key, authority or coordinator.authority)
+        install_own(coordinator.authority.parent, coordinator.file, own)
+    elif certificate or key or authority:
+        raise typer.BadParameter("give --certificate and --key together, or none")
+    for line in renew_certificates(coordinator):
+        say(line)
+    say("stop `layerweld coordinator up` and start it again, a run goes on by itself")
 
 
 @app.command()
@@ -156,6 +186,7 @@ def run(folder: Folder = HERE, name: RunName = "", only_print: Print = False) ->
     if only_print:
         print_commands(coordinator.environment, run_command(coordinator, settings))
         return
+    _warn(coordinator)
     run_id = start_run(coordinator, settings)
     say(f"run {run_id} started, into {output_of(coordinator, settings)}")
     _follow(coordinator, settings, run_id)
@@ -174,6 +205,7 @@ def status(folder: Folder = HERE) -> None:
     from layerweld.deploy.speak import say
 
     coordinator = open_coordinator(folder)
+    _warn(coordinator)
     for line in account(coordinator):
         say(line)
     states = node_states(coordinator)
@@ -196,6 +228,7 @@ def resume(folder: Folder = HERE, name: RunName = "") -> None:
     from layerweld.errors import DeployError
 
     coordinator, settings = _open(folder, name)
+    _warn(coordinator)
     run_id = active_run(coordinator)
     if run_id is None:
         output = output_of(coordinator, settings)
@@ -235,15 +268,28 @@ def _open(folder: Path, name: str) -> tuple[Coordinator, RunSettings]:
     return coordinator, coordinator.settings(name)
 
 
+def _warn(coordinator: Coordinator) -> None:
+    """Of certificates that have ended, or will within a month."""
+    from layerweld.deploy.speak import say
+    from layerweld.deploy.validity import warnings_of
+
+    for line in warnings_of(coordinator):
+        say(f"warning: {line}")
+
+
 def _follow(coordinator: Coordinator, settings: RunSettings, run_id: str) -> None:
     from layerweld.deploy.runs import follow_run, output_of
     from layerweld.deploy.speak import say
+    from layerweld.interruptions import INTERRUPTED, Left
 
     try:
         follow_run(coordinator, run_id, output_of(coordinator, settings), say)
-    except KeyboardInterrupt:
-        say("the run goes on; `layerweld coordinator resume` follows it again")
-        raise typer.Exit(130) from None
+    except (KeyboardInterrupt, SystemExit) as end:
+        code = end.code if isinstance(end, SystemExit) else 130
+        if code not in INTERRUPTED:
+            raise
+        goes_on = "the run goes on; `layerweld coordinator resume` follows it again"
+        raise Left(code, goes_on) from None
     _report(coordinator, settings)
 
 

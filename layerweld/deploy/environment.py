@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from layerweld.errors import DeployError
+from layerweld.launch import app_folder
 
 SWITCHES = {
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
@@ -15,8 +16,9 @@ SWITCHES = {
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "HF_HUB_OFFLINE": "1",
-    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",  # seconds; Flower's own one adds up over rounds
 }
+SUPEREXEC = (sys.executable, "-P", str(app_folder() / "client" / "superexec.py"))
+"""In place of Flower's own ``flower-superexec``; takes the same arguments."""
 
 
 def programs() -> Path:

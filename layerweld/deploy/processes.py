@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -19,6 +19,7 @@ from layerweld.errors import DeployError
 _LOOK = 0.2  # seconds between looks at the programs
 _GRACE = 10.0  # seconds between SIGTERM and SIGKILL
 _LONGEST_PAUSE = 15.0  # seconds before a program that dies at once is started again
+_DAY = 86400.0  # seconds
 _STEADY = 60.0  # seconds after which a program counts as having started well
 
 
@@ -58,12 +59,22 @@ class Supervisor:
         programs: in the order in which they are started; they end in the reverse order.
         logs: folder that gets one appended file per program.
         say: told what happens, one line at a time.
+        tend: called once a day; gives the names of programs that must be started again.
     """
 
-    def __init__(self, programs: Sequence[Program], logs: Path, say: Callable[[str], None]) -> None:
-        self._watched = [
-            _Watched(program, logs / f"{program.name}.log", say) for program in programs
-        ]
+    def __init__(
+        self,
+        programs: Sequence[Program],
+        logs: Path,
+        say: Callable[[str], None],
+        tend: Callable[[], Collection[str]] = tuple,
+    ) -> None:
+        self._watched = {
+            program.name: _Watched(program, logs / f"{program.name}.log", say)
+            for program in programs
+        }
+        self._tend = tend
+        self._next_tend = time.monotonic() + _DAY
         self._stopping = False
         logs.mkdir(parents=True, exist_ok=True)
 
@@ -72,14 +83,22 @@ class Supervisor:
         before = {s: signal.signal(s, self._stop) for s in (signal.SIGTERM, signal.SIGINT)}
         try:
             while not self._stopping:
-                for watched in self._watched:
+                self._tend_daily()
+                for watched in self._watched.values():
                     watched.look()
                 time.sleep(_LOOK)
         finally:
-            for watched in reversed(self._watched):
+            for watched in reversed(self._watched.values()):
                 watched.end()
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def _tend_daily(self) -> None:
+        if time.monotonic() < self._next_tend:
+            return
+        self._next_tend = time.monotonic() + _DAY
+        for name in self._tend():
+            self._watched[name].end()  # and the next look starts it
 
     def _stop(self, _number: int, _frame: FrameType | None) -> None:
         self._stopping = True

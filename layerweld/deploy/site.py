@@ -13,7 +13,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from layerweld.deploy.checks import skew
-from layerweld.deploy.environment import flower_environment, program
+from layerweld.deploy.environment import SUPEREXEC, flower_environment, program
 from layerweld.deploy.files import new_folder, read_toml, write_toml, write_whole
 from layerweld.deploy.keys import make_key, public_file
 from layerweld.deploy.processes import Program
@@ -95,7 +95,8 @@ class Site:
 
         Flower starts a task by the name of a program: ``flwr-clientapp`` for a ClientApp, others
         for servers, agents and simulations. Programs of these names go before Flower's own on the
-        SuperNode's search path; the first checks, and the others refuse.
+        SuperNode's search path; the first checks, and the others refuse. So does what asks for
+        tasks, ``flower-superexec``; see :mod:`client.superexec`.
         """
         checks = (sys.executable, "-P", str(app_folder() / "client" / "pinned.py"), application)
         programs = self.folder / "bin"
@@ -105,6 +106,8 @@ class Site:
             if flowers.name == "flwr-clientapp":
                 script = f'#!/bin/sh\nexec {shlex.join(checks)} "$@"\n'
             write_whole(programs / flowers.name, script.encode(), mode=0o755)
+        superexec = f'#!/bin/sh\nexec {shlex.join(SUPEREXEC)} "$@"\n'
+        write_whole(programs / "flower-superexec", superexec.encode(), mode=0o755)
         # A bundle whose unpacking was interrupted would be taken for whole: unpack it anew.
         shutil.rmtree(self.folder / "flower" / "apps", ignore_errors=True)
 

@@ -101,6 +101,7 @@ def check(
     from layerweld.deploy.checks import check_coordinator, disk, gpu
     from layerweld.deploy.egress import measure
     from layerweld.deploy.site import open_site
+    from layerweld.errors import DeployError
     from layerweld.terminal import showing_progress
 
     site = open_site(folder)
@@ -111,8 +112,8 @@ def check(
     found.append(gpu())
     for one in found:
         _say_check(one)
-    if any(one.remedy for one in found):
-        raise typer.Exit(1)
+    if amiss := [one for one in found if one.remedy]:
+        raise DeployError(f"{amiss[0].name}: {amiss[0].found}; {amiss[0].remedy}")
 
 
 @app.command()

@@ -23,6 +23,7 @@ _ABOUT: Entries = {
     "layers": Many(Text(300), _MOST_LAYERS),
     "ranks": Many(Whole(low=-1), _MOST_LAYERS),
     "versions": Many(Text(100), 64),
+    "environment": Many(Text(300), 64),
 }
 
 _LAYOUT = reply_layout(Layout({ABOUT: _ABOUT}))
@@ -78,4 +79,5 @@ def introduction_from(about: Mapping[str, Any]) -> Introduction:
         layers=tuple(read_list(about, "layers", str)),
         ranks=tuple(read_list(about, "ranks", int)),
         versions=tuple(read_list(about, "versions", str)),
+        environment=tuple(read_list(about, "environment", str)) if "environment" in about else (),
     )

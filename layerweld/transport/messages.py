@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 from torch import Tensor
 
@@ -38,6 +39,8 @@ class Introduction:
         adapter: digest of the adapter or model that the site brings; empty where it has none yet.
         holdings: digest of all its rows, held-out rows and head together.
         versions: ``name=version`` of the packages that matter.
+        environment: ``name=value`` of what decides the last digits there. It is recorded and never
+            compared: a site may come back on another machine.
     """
 
     site: str
@@ -61,6 +64,7 @@ class Introduction:
     adapter: str
     holdings: str
     versions: tuple[str, ...]
+    environment: tuple[str, ...] = field(default=(), compare=False)
 
 
 FOUND_OUT_BY_TRAINING = (
@@ -68,6 +72,18 @@ FOUND_OUT_BY_TRAINING = (
     "adapter", "holdings",
 )  # fmt: skip
 """What a site that fine-tunes first can only say of itself afterwards."""
+
+
+def differing(one: Introduction, other: Introduction) -> list[str]:
+    """The fields in which a site says something else of itself."""
+    return [name for name, value in facts_of(one).items() if value != getattr(other, name)]
+
+
+def facts_of(introduction: Introduction) -> dict[str, Any]:
+    """What stays the same of a site for as long as a run takes, by field."""
+    return {
+        one.name: getattr(introduction, one.name) for one in fields(introduction) if one.compare
+    }
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,71 @@
+"""Flower's ``flower-superexec``, which asks for tasks often in a run and seldom between runs.
+
+Flower asks in one interval for ever. The 0.2 s that a run wants, since a site has one task a
+message, keep a SuperLink and every SuperNode answering five empty questions a second for months.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+from flwr.supercore.cli import flower_superexec
+from flwr.supercore.superexec import run_superexec
+
+_BUSY, _IDLE = 0.2, 2.0  # seconds between two questions
+_CLOCK = "time"  # the module by which Flower's loop pauses
+_BUSY_FOR = 120.0  # seconds after a task in which the next one is expected at any time
+
+
+class Pace:
+    """How long to pause before the next question.
+
+    Args:
+        clock: seconds that only grow.
+        sleep: pause for so many seconds.
+    """
+
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._clock = clock
+        self._sleep = sleep
+        self._last_task = -_BUSY_FOR
+
+    def note_task(self) -> None:
+        """A task has come."""
+        self._last_task = self._clock()
+
+    def pause(self, _seconds: float = 0.0) -> None:
+        """Pause as long as is right now, whatever Flower would."""
+        is_busy = self._clock() - self._last_task < _BUSY_FOR
+        self._sleep(_BUSY if is_busy else _IDLE)
+
+
+def keep_pace(pace: Pace) -> None:
+    """From now on Flower's loop pauses as ``pace`` says.
+
+    Raises:
+        AttributeError: this version of Flower has another loop; nothing may run.
+    """
+    handle = run_superexec._handle_launch_result
+    getattr(run_superexec, _CLOCK)
+
+    def note_and_handle(*launched: Any) -> None:
+        pace.note_task()
+        handle(*launched)
+
+    for name, ours in (
+        ("_handle_launch_result", note_and_handle),
+        (_CLOCK, SimpleNamespace(sleep=pace.pause)),
+    ):
+        setattr(run_superexec, name, ours)
+
+
+if __name__ == "__main__":
+    keep_pace(Pace())
+    flower_superexec()

@@ -1,0 +1,78 @@
+"""From when to when a certificate file is good, and what is wrong with it today."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+
+from layerweld.deploy import certificates
+from layerweld.errors import DeployError
+
+SOON = timedelta(days=30)
+
+
+@dataclass(frozen=True)
+class Life:
+    """From when to when a certificate file is good.
+
+    Attributes:
+        file: of the certificate.
+        begins: the first moment.
+        ends: the last.
+    """
+
+    file: Path
+    begins: datetime
+    ends: datetime
+
+    @property
+    def trouble(self) -> str:
+        """What is wrong with it, or will be within a month; empty where all is well."""
+        at = certificates.now()
+        if at > self.ends:
+            return f"{self.file} ended on {self.ends:%Y-%m-%d}"
+        if at < self.begins:
+            return (
+                f"{self.file} begins on {self.begins:%Y-%m-%d} only: is this machine's date right?"
+            )
+        if self.ends - at < SOON:
+            return f"{self.file} ends in {(self.ends - at).days} days, on {self.ends:%Y-%m-%d}"
+        return ""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nobody trusts it any more."""
+        return certificates.now() > self.ends
+
+
+def life_of(file: Path) -> Life:
+    """When a server certificate, with its chain, or a bundle of authorities is good.
+
+    A chain is as good as its shortest-lived part; of several authorities one is enough.
+
+    Raises:
+        DeployError: the file is missing, or no certificate.
+    """
+    try:
+        held = x509.load_pem_x509_certificates(file.read_bytes())
+    except OSError as error:
+        raise DeployError(f"{file} cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise DeployError(f"{file} is no PEM certificate; put it back from a copy") from None
+    is_chain = not _signs(held[0])
+    begins = [one.not_valid_before_utc for one in held]
+    ends = [one.not_valid_after_utc for one in held]
+    if is_chain:
+        return Life(file, max(begins), min(ends))
+    longest = ends.index(max(ends))
+    return Life(file, begins[longest], ends[longest])
+
+
+def _signs(certificate: x509.Certificate) -> bool:
+    try:
+        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except x509.ExtensionNotFound:
+        return False
