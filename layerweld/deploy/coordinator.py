@@ -18,6 +18,7 @@ from layerweld.deploy.files import PRIVATE, new_folder, read_toml, write_toml, w
 from layerweld.deploy.processes import Program
 from layerweld.deploy.units import unit
 from layerweld.errors import DeployError
+from layerweld.launch import app_folder
 from layerweld.settings import Settings
 from layerweld.sites import SITE_NAME
 
@@ -108,7 +109,9 @@ class Coordinator:
         """SuperLink, SuperExec and the door, in the layout that survives a killed SuperLink."""
         certificates = self.folder / "certificates"
         secret = ["--superexec-auth-secret-file", str(self.folder / "superexec.secret")]
+        bound = app_folder() / "server" / "bound_superlink.py"
         superlink = [
+            *(sys.executable, "-P", str(bound)),
             *(program("flower-superlink"), "--host", "127.0.0.1"),
             *("--port", str(self.file.superlink_port)),
             *("--ssl-ca-certfile", str(self.inside_authority)),
@@ -121,7 +124,7 @@ class Coordinator:
             *(program("flower-superexec"), "--runtime-api-address", self.superlink),
             *("--root-certificates", str(self.inside_authority), *secret),
         ]
-        door = [sys.executable, "-m", "layerweld.deploy.door", str(self.folder)]
+        door = [sys.executable, "-P", "-m", "layerweld.deploy.door", str(self.folder)]
         commands = {"superlink": superlink, "superexec": superexec, "door": door}
         return [Program(name, command, self.environment) for name, command in commands.items()]
 
