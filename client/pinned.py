@@ -23,6 +23,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
 from flwr.clientapp.client_app import LoadClientAppError
+from flwr.supercore.utils import get_flwr_home
 from flwr.supernode.cli.flwr_clientapp import flwr_clientapp
 from flwr.supernode.runtime import run_clientapp
 
@@ -66,7 +67,7 @@ class _Application:
                 f"install the same layerweld at the coordinator and at the site"
             )
         sys.dont_write_bytecode = True  # the folder goes with this process
-        self._folder = unpack(bundle, Path(os.environ["FLWR_HOME"]) / _FOLDER)
+        self._folder = unpack(bundle, get_flwr_home() / _FOLDER)
         return self._folder
 
     def folder(self, *_names: str) -> Path:

@@ -8,6 +8,7 @@ address, and a message that no SuperLink would send to this node is dropped with
 
 import hashlib
 import importlib
+import inspect
 import math
 import re
 import sys
@@ -21,14 +22,16 @@ import httpx
 from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.supercore import log
 from flwr.supercore.constant import TaskType
-from flwr.supercore.protobuf.client import ProtobufClient
 from flwr.supercore.run import RunNotRunningException
+from flwr.supernode.fleet_http_client import FleetHttpClient
 
 LARGEST_ANSWER = 64 * 2**20  # bytes; Flower cuts tensors into pieces of 5 MiB
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_APPLICATION = re.compile(r"[A-Za-z0-9._/-]{1,200}")  # its id, version and hash
 _LONGEST_QUESTION = 300  # characters; a message's question goes into the log as it is
 
 _LOOP = "flwr.supernode.start_client_internal"
+_CONNECTION = "flwr.supernode.fleet_http_connection"
 _COMMAND = "flwr.supernode.cli.flower_supernode"
 
 
@@ -52,20 +55,22 @@ def accept_only(pinned: str) -> None:
         "start_client_internal",
         lambda start: lambda **options: start(**options | {"runtime_dependency_install": False}),
     )
-    bound_answers()
+    _replace(
+        importlib.import_module(_CONNECTION),
+        "http_request_response",
+        "FleetHttpClient",
+        lambda _flowers: BoundedClient,
+    )
 
 
-def bound_answers() -> None:
-    """From now on Flower's clients follow no redirect, and read no answer of unknown length."""
-    initialise = ProtobufClient.__init__
+class BoundedClient(FleetHttpClient):
+    """Follows no redirect; reads no answer of unknown length, or longer than any of Flower's."""
 
-    def bounded(client: ProtobufClient, *arguments: Any, **options: Any) -> None:
-        initialise(client, *arguments, **options)
-        client._client.follow_redirects = False
-        client._client.headers["accept-encoding"] = "identity"
-        client._client.event_hooks = {"response": [_refuse_unbounded]}
-
-    ProtobufClient.__init__ = bounded  # type: ignore[method-assign]
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._client.follow_redirects = False
+        self._client.headers["accept-encoding"] = "identity"
+        self._client.event_hooks = {"response": [_refuse_unbounded]}
 
 
 def is_instruction(message: Any, node: int) -> bool:
@@ -81,6 +86,12 @@ def is_instruction(message: Any, node: int) -> bool:
         and len(about.group_id) <= _LONGEST_QUESTION
         and about.group_id.isprintable()
     )
+
+
+def is_plain(run: Any) -> bool:
+    """Whether a run is of a ServerApp, and its application's names are no more than names."""
+    names = (run.fab_id, run.fab_version, run.fab_hash)
+    return run.primary_task_type == TaskType.SERVER_APP and all(map(_APPLICATION.fullmatch, names))
 
 
 def _settings(read: Callable[..., Any], pinned: str, bundle: bytes, run: Any) -> Any:
@@ -107,7 +118,7 @@ def _guarded(connect: Callable[..., Any]) -> Callable[..., Any]:
 
             def asked_run(run_id: int) -> Any:
                 run = get_run(run_id)
-                if run.run_id != run_id or run.primary_task_type == TaskType.AGENT_APP:
+                if run.run_id != run_id or not is_plain(run):
                     log(ERROR, "dropped a message of a run that is not this application's")
                     raise RunNotRunningException
                 return run
@@ -127,7 +138,7 @@ def _refuse_unbounded(response: httpx.Response) -> None:
 
 def _replace(module: ModuleType, user: str, name: str, by: Callable[[Any], Any]) -> None:
     """Put something in the place of what one of Flower's functions calls by this name."""
-    if name not in getattr(module, user).__code__.co_names:
+    if name not in inspect.unwrap(getattr(module, user)).__code__.co_names:
         raise AttributeError(f"this Flower does not call {name}: layerweld does not know it")
     setattr(module, name, by(getattr(module, name)))
 

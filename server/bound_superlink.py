@@ -1,10 +1,10 @@
 """Flower's ``flower-superlink``, with each Fleet call bound to the node that makes it.
 
-Run as a program, with Flower's own command line as its arguments. Flower verifies which node calls, and then takes
-that node's word for the rest: who sent the message that it pushes and to whom, and whose objects
-it pulls and deletes. One site could so instruct another in the coordinator's name. Here a node
-pushes replies of its own to what it was asked, pulls what belongs to what it was asked, and
-deletes nothing else.
+Run as a program, with Flower's own command line as its arguments. Flower verifies which node
+calls, and then takes that node's word for the rest: who sent the message that it pushes and to
+whom, and whose objects it pulls and deletes. One site could so instruct another in the
+coordinator's name. Here a node pushes replies of its own to what it was asked, pulls what belongs
+to what it was asked, and deletes nothing else.
 """
 
 import importlib

@@ -19,9 +19,9 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, 
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supercore.protobuf.client import ProtobufRequestContext
 from flwr.supercore.task_identity import TaskIdentity
-from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from flwr.superlink.main import create_app
 from flwr.superlink.servicer.fleet import fleet_handlers
+from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from server import bound_superlink
 
@@ -90,7 +90,9 @@ class SuperLink:
         return message, set(objects)
 
     def pulled(self, node):
-        answer = self.call(node, "pull-messages", fleet_pb2.PullMessagesRequest(node=Node(node_id=node)))
+        answer = self.call(
+            node, "pull-messages", fleet_pb2.PullMessagesRequest(node=Node(node_id=node))
+        )
         return fleet_pb2.PullMessagesResponse.FromString(answer.content).messages_list
 
     def push(self, caller, metadata, tree=None, **changed):
@@ -126,7 +128,9 @@ def superlink(tmp_path, monkeypatch):
 
 def test_a_site_pulls_what_it_was_asked_and_pushes_its_reply(superlink):
     message, objects = superlink.instruct(superlink.ash)
-    assert [one.metadata.message_id for one in superlink.pulled(superlink.ash)] == [message.object_id]
+    assert [one.metadata.message_id for one in superlink.pulled(superlink.ash)] == [
+        message.object_id
+    ]
     node = Node(node_id=superlink.ash)
     for name in objects:
         pull = message_pb2.PullObjectRequest(node=node, run_id=superlink.run, object_id=name)
