@@ -100,6 +100,7 @@ class Listener(socket.socket):
         self._connections = connections
         self.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.bind((host, port))
+        self.listen(MOST)
         self.setblocking(False)
 
     def accept(self) -> tuple[socket.socket, Any]:

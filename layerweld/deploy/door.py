@@ -51,7 +51,7 @@ async def serve(app: App, listener: Listener, connections: Connections, folder: 
 
     Args:
         app: ASGI.
-        listener: bound.
+        listener: listens already.
         connections: those of the listener.
         folder: with ``server.crt`` and ``server.key``.
     """
