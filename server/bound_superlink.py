@@ -17,6 +17,7 @@ from fastapi import HTTPException
 from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.server.superlink.linkstate.linkstate import LinkState
 from flwr.supercore.error import FlowerError
+from flwr.supercore.inflatable.inflatable_object import is_valid_sha256_hash
 from flwr.supercore.object_store import NoObjectInStoreError
 from flwr.supercore.state.schema.linkstate_models import MessageIns
 from flwr.supercore.state.schema.objectstore_models import ObjectChild
@@ -75,6 +76,17 @@ def _own_session(request: Any, _state: Any) -> None:
     """
     if not request.session_id:
         raise HTTPException(403, "an object comes with the session of its reply")
+    _require_hash(request.object_id)
+
+
+def _named_by_hash(request: Any, _state: Any) -> None:
+    """A bundle; what is asked for goes into the SuperLink's log as it is."""
+    _require_hash(request.hash_str)
+
+
+def _require_hash(name: str) -> None:
+    if not is_valid_sha256_hash(name):
+        raise HTTPException(400, "objects and bundles are named by their SHA-256")
 
 
 def _asked_for(request: Any, state: Any) -> None:
@@ -115,6 +127,7 @@ def _sent_to(state: Any, messages: Iterable[str], node: int) -> bool:
 _REQUIRED: dict[str, Callable[[Any, Any], None]] = {
     "push_messages": _own_reply,
     "push_object": _own_session,
+    "get_fab": _named_by_hash,
     "pull_object": _asked_for,
     "confirm_message_received": _received,
 }

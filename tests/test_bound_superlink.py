@@ -13,6 +13,7 @@ from flwr.app.message import remove_content_from_message
 from flwr.common.constant import NOOP_ACCOUNT_NAME, NOOP_FLWR_AID, SUPERLINK_NODE_ID
 from flwr.common.serde import message_to_proto
 from flwr.proto import fleet_pb2, message_pb2
+from flwr.proto.fab_pb2 import GetFabRequest
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.constant import NOOP_FEDERATION_ID, TaskType
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
@@ -220,6 +221,18 @@ def test_an_object_without_the_session_of_its_reply_is_refused(superlink):
         push.session_id = "00000000-0000-4000-8000-000000000000"
         answer = superlink.call(superlink.ash, "push-object", push)
         assert not message_pb2.PushObjectResponse.FromString(answer.content).stored
+
+
+def test_a_name_that_is_no_hash_reaches_no_log(superlink, caplog):
+    node, odd = Node(node_id=superlink.ash), "line\nFaked [INFO] line \x1b[2J"
+    calls = {
+        "get-fab": GetFabRequest(node=node, run_id=superlink.run, hash_str=odd),
+        "push-object": message_pb2.PushObjectRequest(node=node, object_id=odd, session_id="x"),
+        "pull-object": message_pb2.PullObjectRequest(node=node, object_id=odd),
+    }
+    for path, request in calls.items():
+        assert superlink.call(superlink.ash, path, request).status_code in {400, 403}
+    assert "Faked" not in caplog.text
 
 
 def test_another_nodes_number_is_refused_by_the_key(superlink):
