@@ -127,7 +127,7 @@ def require_private(folder: Path) -> None:
         if writable or found.st_uid not in (0, os.geteuid()) or not stat.S_ISDIR(found.st_mode):
             raise ForeignApplicationError(
                 f"others may write into {place}, and could put code there: "
-                f"`chmod go-w {place}`, or make it this user's own"
+                f"`chmod go-w {place}`, or use a folder below one of your own"
             )
 
 

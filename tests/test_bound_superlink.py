@@ -164,7 +164,8 @@ def test_flower_alone_would_pass_on_an_instruction_in_the_coordinators_name(tmp_
     assert superlink.pulled(superlink.birch), "then binding calls is not needed any more"
 
 
-def test_no_site_speaks_in_anothers_name(superlink):
+@pytest.mark.parametrize("count", [200, pytest.param(5000, marks=pytest.mark.slow)])
+def test_no_site_speaks_in_anothers_name(superlink, count):
     message, _ = superlink.instruct(superlink.ash)
     _other, _ = superlink.instruct(superlink.birch)
     draw = random.Random(0)
@@ -172,7 +173,7 @@ def test_no_site_speaks_in_anothers_name(superlink):
     ids = (0, SUPERLINK_NODE_ID, superlink.ash, superlink.birch, 2**64 - 1)
     replied = ("", message.object_id, _other.object_id, "0" * 64, "nothing")
     tried = 0
-    while tried < 200:
+    while tried < count:
         changed = {
             "src_node_id": draw.choice(ids),
             "dst_node_id": draw.choice(ids),
@@ -241,7 +242,8 @@ def test_another_nodes_number_is_refused_by_the_key(superlink):
     assert superlink.call(superlink.ash, "pull-messages", ask).status_code == 401
 
 
-def test_no_body_of_a_registered_site_is_an_error_of_the_superlink(superlink):
+@pytest.mark.parametrize("count", [300, pytest.param(20_000, marks=pytest.mark.slow)])
+def test_no_body_of_a_registered_site_is_an_error_of_the_superlink(superlink, count):
     message, _ = superlink.instruct(superlink.ash)
     metadata, tree, _ = reply_to(message, superlink.ash)
     node = Node(node_id=superlink.ash)
@@ -266,7 +268,7 @@ def test_no_body_of_a_registered_site_is_an_error_of_the_superlink(superlink):
         "get-fab": message_pb2.PullObjectRequest(node=node, object_id="0" * 64),
     }  # fmt: skip
     draw = random.Random(0)
-    for _ in range(300):
+    for _ in range(count):
         path, request = draw.choice(list(whole.items()))
         body = bytearray(request.SerializeToString())
         for _ in range(draw.randrange(4)):

@@ -388,8 +388,11 @@ def odd_scope(folder, draw):
     }
 
 
-def test_no_request_is_an_error_of_the_application(folder):
-    draw = random.Random(0)
+@pytest.mark.parametrize(
+    ("seed", "count"), [(0, 3000), pytest.param(1, 100_000, marks=pytest.mark.slow)]
+)
+def test_no_request_is_an_error_of_the_application(folder, seed, count):
+    draw = random.Random(seed)
     front = Front(f"https://127.0.0.1:{free_port()}", folder / "ca.crt", {"application": "abc"})
     app = RegisteredOnly(front, folder / "sites")
 
@@ -412,7 +415,7 @@ def test_no_request_is_an_error_of_the_application(folder):
         return said[0] if said else None
 
     async def main():
-        return {await play(odd_scope(folder, draw)) for _ in range(3000)}
+        return {await play(odd_scope(folder, draw)) for _ in range(count)}
 
     statuses = asyncio.run(main())
     assert statuses <= {None, 200, 401, 404, 412, 413, 431, 503}

@@ -139,10 +139,11 @@ def named_places(site, draw, shorthash):
     return f"{publisher}/{name}", version, draw.choice(hashes)
 
 
-def test_whatever_a_superlink_calls_it_a_site_executes_its_own_bundle_or_nothing(site):
+@pytest.mark.parametrize("count", [300, pytest.param(3000, marks=pytest.mark.slow)])
+def test_whatever_a_superlink_calls_it_a_site_executes_its_own_bundle_or_nothing(site, count):
     draw = random.Random(0)
     executed, unpinned = [], []
-    for number in range(300):
+    for number in range(count):
         bundle = site.bundle(f"pinned_app_{number}")
         fab_id, version, said = named_places(site, draw, hashlib.sha256(bundle).hexdigest()[:8])
         place = get_project_dir(fab_id, version, said)

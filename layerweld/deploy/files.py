@@ -95,5 +95,5 @@ def require_private(folder: Path) -> None:
         if writable or found.st_uid not in (0, os.geteuid()):
             raise DeployError(
                 f"others may write into {place}, and so decide what runs in {folder}: "
-                f"`chmod go-w {place}`, or make it this user's own"
+                f"`chmod go-w {place}`, or use a folder below one of your own"
             )
