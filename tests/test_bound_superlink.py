@@ -236,6 +236,27 @@ def test_a_name_that_is_no_hash_reaches_no_log(superlink, caplog):
     assert "Faked" not in caplog.text
 
 
+def test_objects_that_are_not_what_they_are_called_are_the_callers_fault(superlink):
+    message, _ = superlink.instruct(superlink.ash)
+    metadata, tree, own = reply_to(message, superlink.ash)
+    twice = message_pb2.ObjectTree(object_id=tree.object_id, children=[tree.children[0]] * 2)
+    unnamed = message_pb2.ObjectTree(
+        object_id=tree.object_id, children=[message_pb2.ObjectTree(object_id="nothing")]
+    )
+    for wrong in (twice, unnamed):
+        assert superlink.push(superlink.ash, metadata, wrong).status_code == 400
+    answer = superlink.push(superlink.ash, metadata, tree)
+    session = fleet_pb2.PushMessagesResponse.FromString(answer.content).session_id
+    for name, held in own.items():
+        for content in (b"", b"x", held.deflate() + b"x"):
+            push = message_pb2.PushObjectRequest(
+                node=Node(node_id=superlink.ash), run_id=superlink.run, object_id=name,
+                object_content=content, session_id=session,
+            )  # fmt: skip
+            answer = superlink.call(superlink.ash, "push-object", push)
+            assert not message_pb2.PushObjectResponse.FromString(answer.content).stored
+
+
 def test_another_nodes_number_is_refused_by_the_key(superlink):
     superlink.instruct(superlink.birch)
     ask = fleet_pb2.PullMessagesRequest(node=Node(node_id=superlink.birch))
