@@ -14,7 +14,9 @@ from flwr.common.constant import NOOP_ACCOUNT_NAME, NOOP_FLWR_AID, SUPERLINK_NOD
 from flwr.common.serde import message_to_proto
 from flwr.proto import fleet_pb2, message_pb2
 from flwr.proto.fab_pb2 import GetFabRequest
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.node_pb2 import Node
+from flwr.proto.run_pb2 import GetRunRequest
 from flwr.supercore.constant import NOOP_FEDERATION_ID, TaskType
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
@@ -283,10 +285,14 @@ def test_no_body_of_a_registered_site_is_an_error_of_the_superlink(superlink, co
         "confirm-message-received": message_pb2.ConfirmMessageReceivedRequest(
             node=node, run_id=superlink.run, message_object_id=tree.object_id
         ),
-        "send-node-heartbeat": fleet_pb2.PullMessagesRequest(node=node),
+        "send-node-heartbeat": SendNodeHeartbeatRequest(node=node, heartbeat_interval=30.0),
+        "activate-node": fleet_pb2.ActivateNodeRequest(
+            public_key=superlink.signs[superlink.ash]._public_key_bytes, heartbeat_interval=30.0
+        ),
+        "deactivate-node": fleet_pb2.DeactivateNodeRequest(node_id=superlink.ash),
         "pull-messages": fleet_pb2.PullMessagesRequest(node=node),
-        "get-run": message_pb2.PullObjectRequest(node=node, run_id=superlink.run),
-        "get-fab": message_pb2.PullObjectRequest(node=node, object_id="0" * 64),
+        "get-run": GetRunRequest(node=node, run_id=superlink.run),
+        "get-fab": GetFabRequest(node=node, run_id=superlink.run, hash_str="0" * 64),
     }  # fmt: skip
     draw = random.Random(0)
     for _ in range(count):

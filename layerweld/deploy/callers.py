@@ -60,7 +60,7 @@ class RegisteredOnly:
     def __init__(self, app: App, keys: Path) -> None:
         self._app = app
         self._keys = _RegisteredKeys(keys)
-        self._used: dict[tuple[bytes, bytes, int], float] = {}
+        self._used: dict[int, float] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -91,10 +91,10 @@ class RegisteredOnly:
             key.verify(signature, stamp, ec.ECDSA(SHA256()))
         except InvalidSignature:
             raise UnprovenCallError from None
-        self._use_once((name, stamp, decode_dss_signature(signature)[0]), now)
+        self._use_once(decode_dss_signature(signature)[0], now)
 
-    def _use_once(self, used: tuple[bytes, bytes, int], now: float) -> None:
-        # Of a signature (r, s) anybody can make (r, -s), so r alone is remembered.
+    def _use_once(self, used: int, now: float) -> None:
+        # Of a signature (r, s) anybody can make (r, -s); r is 384 random bits, and enough.
         while self._used and next(iter(self._used.values())) < now:
             del self._used[next(iter(self._used))]
         if used in self._used:
