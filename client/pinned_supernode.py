@@ -28,7 +28,8 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 LARGEST_ANSWER = 64 * 2**20  # bytes; Flower cuts tensors into pieces of 5 MiB
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _APPLICATION = re.compile(r"[A-Za-z0-9._/-]{1,200}")  # its id, version and hash
-_LONGEST_QUESTION = 300  # characters; a message's question goes into the log as it is
+_LENGTH = re.compile(r"[0-9]{1,9}")
+_LONGEST_QUESTION = 2000  # characters; a message's question goes into the log as it is
 
 _LOOP = "flwr.supernode.start_client_internal"
 _CONNECTION = "flwr.supernode.fleet_http_connection"
@@ -130,7 +131,7 @@ def _guarded(connect: Callable[..., Any]) -> Callable[..., Any]:
 
 def _refuse_unbounded(response: httpx.Response) -> None:
     length = response.headers.get("content-length", "")
-    if "content-encoding" in response.headers or not (length.isdigit() and len(length) < 10):
+    if "content-encoding" in response.headers or not _LENGTH.fullmatch(length):
         raise httpx.RemoteProtocolError("the coordinator's answer does not say how long it is")
     if int(length) > LARGEST_ANSWER:
         raise httpx.RemoteProtocolError(f"the coordinator's answer has over {LARGEST_ANSWER} bytes")

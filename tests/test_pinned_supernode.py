@@ -77,7 +77,7 @@ def test_an_instruction_of_the_superlink_to_this_node_is_taken():
 
 
 def not_instructions(draw):
-    text = draw.choice(("\x1b[2J", "a\nb", "a\r", "\u202e", "\x00", "x" * 301, "\u2028"))
+    text = draw.choice(("\x1b[2J", "a\nb", "a\r", "\u202e", "\x00", "x" * 2001, "\u2028"))
     return draw.choice(
         (
             {"src_node_id": draw.choice((0, 2, NODE, 2**64 - 1))},
@@ -220,6 +220,8 @@ def test_an_answer_without_an_end_or_with_a_wrapping_is_not_read():
         ({"content-length": "9" * 5000}, zeros),
         ({"content-length": "-1"}, zeros),
         ({"content-length": "1e3"}, zeros),
+        ([(b"content-length", "\u00b2".encode("latin-1"))], zeros),
+        ([(b"content-length", "\u0663".encode())], zeros),
         ({"content-length": str(len(packed)), "content-encoding": "gzip"}, packed),
         ({"content-length": str(len(packed)), "content-encoding": "x"}, packed),
     ):
