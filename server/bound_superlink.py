@@ -45,7 +45,7 @@ def _bound(handle: Callable[..., Any], require: Callable[[Any, Any], None]) -> C
             return handle(request=request, state=state, **others)
         except (FlowerError, HTTPException):
             raise
-        except (ValueError, NoObjectInStoreError) as error:
+        except (ValueError, TypeError, NoObjectInStoreError) as error:
             raise HTTPException(400, f"not a call that a SuperNode makes: {error}") from None
 
     return answer
@@ -58,7 +58,10 @@ def _own_reply(request: Any, _state: Any) -> None:
     """
     if (len(request.messages_list), len(request.message_object_trees)) != (1, 1):
         raise HTTPException(400, "a SuperNode pushes one message at a time")
-    about = request.messages_list[0].metadata
+    message = request.messages_list[0]
+    about = message.metadata
+    if message.HasField("content") == message.HasField("error") or message.content.ByteSize():
+        raise HTTPException(400, "a message has an error, or content that comes as objects")
     if (about.src_node_id, about.dst_node_id) != (request.node.node_id, SUPERLINK_NODE_ID):
         raise HTTPException(403, "a SuperNode sends messages of its own to the SuperLink only")
     root = request.message_object_trees[0].object_id

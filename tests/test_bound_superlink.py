@@ -13,6 +13,7 @@ from flwr.app.message import remove_content_from_message
 from flwr.common.constant import NOOP_ACCOUNT_NAME, NOOP_FLWR_AID, SUPERLINK_NODE_ID
 from flwr.common.serde import message_to_proto
 from flwr.proto import fleet_pb2, message_pb2
+from flwr.proto.error_pb2 import Error
 from flwr.proto.fab_pb2 import GetFabRequest
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.node_pb2 import Node
@@ -27,7 +28,6 @@ from flwr.superlink.servicer.fleet import fleet_handlers
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from server import bound_superlink
-
 
 _LONG = 1800.0  # seconds for which a node counts as online without a word
 
@@ -112,6 +112,14 @@ class SuperLink:
             message_object_trees=[tree or message_pb2.ObjectTree(object_id=metadata.message_id)],
         )
         return self.call(caller, "push-messages", request)
+
+
+def test_flowers_own_replies_come_without_their_content(superlink):
+    message, _ = superlink.instruct(superlink.ash)
+    reply = Message(RecordDict({"y": ArrayRecord([np.ones(2)])}), reply_to=message)
+    sent = message_to_proto(remove_content_from_message(reply))
+    assert sent.HasField("content")
+    assert not sent.content.ByteSize()
 
 
 def reply_to(message, caller):
@@ -241,6 +249,22 @@ def test_a_name_that_is_no_hash_reaches_no_log(superlink, caplog):
     assert "Faked" not in caplog.text
 
 
+def test_a_message_without_content_or_with_content_of_its_own_is_the_callers_fault(superlink):
+    message, _ = superlink.instruct(superlink.ash)
+    metadata, tree, _ = reply_to(message, superlink.ash)
+    node = Node(node_id=superlink.ash)
+    for wrong in range(4):
+        request = fleet_pb2.PushMessagesRequest(node=node, message_object_trees=[tree])
+        pushed = request.messages_list.add(metadata=metadata)
+        if wrong in {1, 2}:
+            pushed.content.items.add(key="x").config_record.SetInParent()
+        if wrong in {2, 3}:
+            pushed.error.code = 1
+        if wrong == 3:
+            pushed.content.SetInParent()
+        assert superlink.call(superlink.ash, "push-messages", request).status_code == 400
+
+
 def test_objects_that_are_not_what_they_are_called_are_the_callers_fault(superlink):
     message, _ = superlink.instruct(superlink.ash)
     metadata, tree, own = reply_to(message, superlink.ash)
@@ -275,7 +299,7 @@ def test_no_body_of_a_registered_site_is_an_error_of_the_superlink(superlink, co
     node = Node(node_id=superlink.ash)
     whole = {
         "push-messages": fleet_pb2.PushMessagesRequest(
-            node=node, messages_list=[message_pb2.Message(metadata=metadata)],
+            node=node, messages_list=[message_pb2.Message(metadata=metadata, error=Error(code=1))],
             message_object_trees=[tree],
         ),
         "push-object": message_pb2.PushObjectRequest(
