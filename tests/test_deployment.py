@@ -197,7 +197,9 @@ def test_one_site_cannot_instruct_another_through_the_door(federation):
 def push_in_the_coordinators_name(caller, victim):
     """A call of one node's with an instruction for another."""
     request = PushMessagesRequest(node=Node(node_id=caller))
-    about = request.messages_list.add().metadata
+    message = request.messages_list.add()
+    message.content.SetInParent()
+    about = message.metadata
     about.src_node_id, about.dst_node_id, about.message_id = 1, victim, "0" * 64
     request.message_object_trees.add(object_id="0" * 64)
     return request
