@@ -35,7 +35,7 @@ from layerweld.errors import DeployError
 _KEY, _TIME, _SIGNATURE = b"flwr-public-key", b"flwr-timestamp", b"flwr-signature"
 _LONGEST = 1024  # bytes of one of these headers
 _AHEAD, _BEHIND = 5.0, 305.0  # seconds, as Flower has them
-_LOOK = 1.0  # seconds between two looks at the registered keys
+_LOOK = 0.2  # seconds between two looks at the registered keys
 _ACTIVATE = "/v1/fleet/activate-node"
 # In Flower's words, by which a SuperNode says that its key is not registered.
 _NOT_ACTIVATED = json.dumps({"code": 2004, "detail": "Failed to activate SuperNode."}).encode()
