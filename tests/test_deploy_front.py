@@ -16,6 +16,7 @@ import uvicorn
 from typer.testing import CliRunner
 
 from layerweld import cli
+from layerweld.deploy import checks
 from layerweld.deploy import front as front_module
 from layerweld.deploy.certificates import make_authority, make_server
 from layerweld.deploy.checks import check_coordinator
@@ -203,3 +204,51 @@ def test_a_site_does_not_join_with_a_skewed_clock(folder, seconds, tmp_path, mon
         with pytest.raises(DeployError, match=r"clock is .* the coordinator's; .*timedatectl"):
             CliRunner().invoke(cli.app, [*command, *authority], catch_exceptions=False)
     assert not list((tmp_path / "ash/logs").iterdir())
+
+
+def test_no_answer_of_a_door_is_an_error_of_the_check():
+    good = {name: version(name) for name in ("layerweld", "flwr", "torch", "transformers")}
+    good |= {"application": "abc", "time": time.time()}
+    odd = (
+        "1'; curl x | sh; '",
+        "\x1b[2J",
+        "a\nb",
+        "",
+        "9" * 81,
+        1,
+        None,
+        ["1"],
+        {"a": 1},
+        1e999,
+        -1e999,
+    )
+    bodies = [json.dumps(good | {name: value}) for name in good for value in odd]
+    bodies += ["", "[]", "[" * 5000, "null", '{"time": 1}', '"' + "x" * 2**17, "{}", "\xff"]
+    for body in bodies:
+        about, theirs = checks._read_about(body.encode())
+        assert about == {}, body
+        assert abs(theirs - time.time()) < 60
+    assert checks._read_about(json.dumps(good).encode())[0]
+
+
+@pytest.mark.parametrize("said", [b"", b"SSH-2.0-x\r\n", b"HTTP/1.1 200 OK\r\n" + b"a" * 70000])
+def test_a_port_that_speaks_something_else_is_named(folder, said):
+    async def talk(_reader, writer):
+        writer.write(said)
+        writer.close()
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "server.crt", folder / "server.key")
+    loop = asyncio.new_event_loop()
+    server = loop.run_until_complete(asyncio.start_server(talk, "127.0.0.1", 0, ssl=context))
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    try:
+        port = server.sockets[0].getsockname()[1]
+        found = check_coordinator(f"127.0.0.1:{port}", folder / "ca.crt")
+        assert any(one.remedy for one in found)
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        server.close()
+        loop.close()

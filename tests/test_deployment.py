@@ -8,8 +8,14 @@ import subprocess
 import sys
 from contextlib import suppress
 
+import httpx
 import pytest
 import tomli_w
+from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+from flwr.proto.fleet_pb2 import PullMessagesRequest, PushMessagesRequest
+from flwr.proto.node_pb2 import Node
+from flwr.supernode.fleet_http_client import FleetHttpClient
+from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from layerweld.deploy.application import application_hash
 from layerweld.deploy.environment import flower_environment
@@ -159,10 +165,44 @@ def test_a_site_refuses_another_application_before_unpacking_it(federation, tmp_
         "a refusal as the run's final state",
     )
     assert not (tmp_path / "executed").exists()
-    pinned = application_hash()[:8]
     for site in ("ash", "birch", "cedar"):
-        unpacked = (federation.folder / site / "flower/apps").glob("*")
-        assert all(app.name.endswith(pinned) for app in unpacked)
+        assert "it stays closed" in (federation.folder / site / "logs/supernode.log").read_text()
+
+
+def test_one_site_cannot_instruct_another_through_the_door(federation):
+    node = federation.sites.nodes[0]
+    given = ("--model", federation.sites.base, "--adapter", node["adapter"], "--data", node["data"])
+    federation.init_site("mallory", *given)
+    folder = federation.folder / "mallory"
+    federation.lw("coordinator", "add", "mallory", str(folder / "mallory.pub"))
+    nodes = federation.registered()
+    try:
+        for victim in ("ash", "birch", "cedar"):
+            forged = push_in_the_coordinators_name(int(nodes["mallory"]), int(nodes[victim]))
+            key = load_ssh_private_key((folder / "mallory").read_bytes(), None)
+            with FleetHttpClient.from_server_address(
+                federation.door.address,
+                insecure=False,
+                root_certificates=(folder / "ca.crt").read_bytes(),
+                interceptors=[NodeAuthHttpInterceptor(key, key.public_key())],
+            ) as door:
+                with pytest.raises(httpx.HTTPStatusError, match="403"):
+                    door.PushMessages(forged)
+                with pytest.raises(httpx.HTTPStatusError, match="401"):
+                    door.PullMessages(PullMessagesRequest(node=Node(node_id=int(nodes[victim]))))
+    finally:
+        federation.lw("coordinator", "remove", "mallory")
+
+
+def push_in_the_coordinators_name(caller, victim):
+    """A call of one node's with an instruction for another."""
+    request = PushMessagesRequest(node=Node(node_id=caller))
+    message = request.messages_list.add()
+    message.content.SetInParent()
+    about = message.metadata
+    about.src_node_id, about.dst_node_id, about.message_id = 1, victim, "0" * 64
+    request.message_object_trees.add(object_id="0" * 64)
+    return request
 
 
 def test_runs_cannot_be_started_through_the_door(federation, tmp_path):

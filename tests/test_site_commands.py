@@ -85,26 +85,25 @@ def test_a_pinned_site_runs_one_application_and_no_other_kind_of_task(here, site
     assert "pinned.py" in runner
     assert "0" * 64 in runner
     assert "superexec.py" in (site.folder / "bin/flower-superexec").read_text()
+    supernode = site.supernode("localhost:1", None, 2).command[0]
+    assert f"pinned_supernode.py {'0' * 64}" in Path(supernode).read_text()
     for name in ("flwr-serverapp", "flwr-agentapp", "flwr-simulation"):
         assert subprocess.run([site.folder / "bin" / name], check=False).returncode == 1
     environment = site.supernode("localhost:1", None, 2).environment
     assert environment["PATH"].startswith(f"{site.folder}/bin:")
 
 
-def test_another_application_is_refused_before_it_is_unpacked(monkeypatch):
-    from flwr.supernode.runtime import run_clientapp
-
-    from client.pinned import ForeignApplicationError, refuse_others
-
-    unpacked = []
-    monkeypatch.setattr(
-        run_clientapp, "install_from_fab", lambda bundle, **_: unpacked.append(bundle)
-    )
-    refuse_others("ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad")
-    run_clientapp.install_from_fab(b"abc", skip_prompt=True)
-    with pytest.raises(ForeignApplicationError, match="install the same layerweld"):
-        run_clientapp.install_from_fab(b"abcd", skip_prompt=True)
-    assert unpacked == [b"abc"]
+def test_a_site_that_others_may_write_into_does_not_join(here, sites):
+    init_site(sites)
+    site = open_site(here / "hospital-a")
+    for place in (site.folder, here):
+        before = place.stat().st_mode
+        for mode in (0o770, 0o707, 0o777):
+            place.chmod(mode)
+            with pytest.raises(DeployError, match=f"chmod go-w {place}"):
+                site.pin("0" * 64)
+        place.chmod(before)
+    site.pin("0" * 64)
 
 
 def test_one_process_per_site(here, sites):

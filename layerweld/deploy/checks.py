@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import shutil
 import socket
 import ssl
@@ -25,6 +26,11 @@ _HAS_EXPIRED = 10  # OpenSSL's X509_V_ERR_CERT_HAS_EXPIRED
 _BEHIND, _AHEAD = 290.0, 4.0  # seconds; Flower refuses 300 s behind, and 5 s ahead
 _SPARE = 2**28  # bytes of disk that must stay free
 _PACKAGES = ("flwr", "torch", "transformers")
+_LATEST = 2**40  # seconds; no clock shows that
+_LARGEST_ANSWER = 2**16  # bytes; a door says two hundred
+_WORD = re.compile(
+    r"[0-9A-Za-z.+!_-]{1,80}"
+)  # a version or hash: people paste remedies into shells
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,8 @@ class _Answer:
     Attributes:
         certificate: the door's, verified.
         status: of HTTP.
-        about: versions, and the hash of the application; empty unless the status is 200.
+        about: versions, and the hash of the application; empty unless the status is 200, and
+            they are all there.
         ahead: seconds that this machine's clock is ahead of the coordinator's; 0 if unknown.
     """
 
@@ -93,10 +100,10 @@ def check_coordinator(address: str, authority: Path | None) -> list[Check]:
     except OSError as error:
         return [*found, Check("TLS", str(error), "this port speaks no TLS; is it the right one?")]
     found.append(_expiry(answer.certificate))
-    if answer.status != http.client.OK:
+    about = answer.about
+    if not about:
         remedy = "this is no layerweld coordinator; is it the right port?"
         return [*found, Check("coordinator", f"answers {answer.status} to {ABOUT}", remedy)]
-    about = answer.about
     return [*found, clock(answer.ahead), *versions(about), _application(about)]
 
 
@@ -122,14 +129,30 @@ def _ask(host: str, port: int, authority: Path | None) -> _Answer:
         started = time.time()
         connection.request("GET", ABOUT)
         response = connection.getresponse()
-        body = response.read()
+        body = response.read(_LARGEST_ANSWER)
         middle = (started + time.time()) / 2
+    except http.client.HTTPException as error:
+        raise ConnectionError(f"{host}:{port} speaks no HTTP ({error!r})") from None
     finally:
         connection.close()
-    if response.status != http.client.OK:
-        return _Answer(certificate, response.status, {}, 0.0)
-    about: dict[str, Any] = json.loads(body)
-    return _Answer(certificate, response.status, about, middle - about["time"])
+    about, their_time = _read_about(body) if response.status == http.client.OK else ({}, middle)
+    return _Answer(certificate, response.status, about, middle - their_time)
+
+
+def _read_about(body: bytes) -> tuple[dict[str, str], float]:
+    """What a door says of itself, and its time; nothing of it if a word of it is out of place."""
+    try:
+        said = json.loads(body)
+    except (ValueError, RecursionError):
+        said = None
+    known = said if isinstance(said, dict) else {}
+    names = ("application", "layerweld", *_PACKAGES)
+    words = {name: str(known.get(name, "")) for name in names}
+    theirs = known.get("time")
+    told = all(map(_WORD.fullmatch, words.values()))
+    if not told or not isinstance(theirs, int | float) or not 0 < theirs < _LATEST:
+        return {}, time.time()
+    return words, float(theirs)
 
 
 def clock(ahead: float) -> Check:

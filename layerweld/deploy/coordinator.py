@@ -20,6 +20,7 @@ from layerweld.deploy.rehearsal import require_verified
 from layerweld.deploy.units import unit
 from layerweld.errors import DeployError
 from layerweld.foreign_files import contents, reading
+from layerweld.launch import app_folder
 from layerweld.names import SITE_NAME
 from layerweld.outside_text import quoted
 from layerweld.settings import Settings
@@ -116,7 +117,9 @@ class Coordinator:
         """SuperLink, SuperExec and the door, in the layout that survives a killed SuperLink."""
         certificates = self.folder / "certificates"
         secret = ["--superexec-auth-secret-file", str(self.folder / "superexec.secret")]
+        bound = app_folder() / "server" / "bound_superlink.py"
         superlink = [
+            *(sys.executable, "-P", str(bound)),
             *(program("flower-superlink"), "--host", "127.0.0.1"),
             *("--port", str(self.file.superlink_port)),
             *("--ssl-ca-certfile", str(self.inside_authority)),
@@ -130,7 +133,7 @@ class Coordinator:
             *("--runtime-api-address", self.superlink),
             *("--root-certificates", str(self.inside_authority), *secret),
         ]
-        door = [sys.executable, "-m", "layerweld.deploy.door", str(self.folder)]
+        door = [sys.executable, "-P", "-m", "layerweld.deploy.door", str(self.folder)]
         commands = {"superlink": superlink, "superexec": superexec, "door": door}
         return [Program(name, command, self.environment) for name, command in commands.items()]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -15,6 +16,8 @@ from layerweld.errors import DeployError, StorageError
 
 PRIVATE = 0o600
 PUBLIC = 0o644
+
+_OTHERS_MAY_WRITE = 0o022
 
 
 def write_whole(file: Path, content: bytes, mode: int = PUBLIC) -> None:
@@ -68,3 +71,23 @@ def new_folder(folder: Path) -> Iterator[Path]:
         except StorageError as error:
             raise DeployError(f"{folder} cannot be created: {error.__cause__}") from None
         yield partial
+
+
+def require_private(folder: Path) -> None:
+    """Refuse a folder whose content others can change or exchange.
+
+    Raises:
+        DeployError: it, or a folder above it, is another person's or writable by others. Above
+            it, a sticky one (``/tmp``) is well: others cannot rename what is there.
+    """
+    real = folder.resolve()
+    for place in (real, *real.parents):
+        found = place.lstat()
+        writable = found.st_mode & _OTHERS_MAY_WRITE
+        if place != real and found.st_mode & stat.S_ISVTX:
+            writable = 0
+        if writable or found.st_uid not in (0, os.geteuid()):
+            raise DeployError(
+                f"others may write into {place}, and so decide what runs in {folder}: "
+                f"`chmod go-w {place}`, or use a folder below one of your own"
+            )

@@ -14,7 +14,13 @@ from pydantic import ValidationError
 
 from layerweld.deploy.checks import skew
 from layerweld.deploy.environment import SUPEREXEC, flower_environment, program
-from layerweld.deploy.files import new_folder, read_toml, write_toml, write_whole
+from layerweld.deploy.files import (
+    new_folder,
+    read_toml,
+    require_private,
+    write_toml,
+    write_whole,
+)
 from layerweld.deploy.keys import make_key, public_file
 from layerweld.deploy.processes import Program
 from layerweld.disk import is_held, only_here
@@ -24,6 +30,7 @@ from layerweld.sites import DEMO, SiteEntry, on_its_own
 
 _MADE_BY = "layerweld site init SITE --model … --data …"
 _REFUSE = "#!/bin/sh\necho 'this site runs ClientApps only' >&2\nexit 1\n"
+_CHECKING = {"flwr-clientapp": "pinned.py", "flower-supernode": "pinned_supernode.py"}
 _UNQUOTABLE = frozenset('"\\\n')  # Flower's node configuration has no way to write these
 
 
@@ -69,6 +76,11 @@ class Site:
         """Folder of the SuperNode's log."""
         return self.folder / "logs"
 
+    @property
+    def programs(self) -> Path:
+        """What stands in for Flower's programs here."""
+        return self.folder / "bin"
+
     def supernode(self, address: str, authority: Path | None, port: int) -> Program:
         """Flower's SuperNode.
 
@@ -77,12 +89,12 @@ class Site:
             authority: certificate to verify it with; None for the system's.
             port: loopback port through which the SuperNode and its ClientApp talk.
         """
-        command = [program("flower-supernode"), "--superlink", address]
+        command = [str(self.programs / "flower-supernode"), "--superlink", address]
         if authority is not None:
             command += ["--root-certificates", str(authority)]
         command += ["--auth-supernode-private-key", str(self.key), "--port", str(port)]
         command += ["--node-config", node_config(self.entry)]
-        environment = flower_environment(self.folder / "flower", self.folder / "bin")
+        environment = flower_environment(self.folder / "flower", self.programs)
 
         def explain(log: str) -> str:
             # Refused for its clock, a SuperNode ends with code 0 and says nothing.
@@ -96,20 +108,23 @@ class Site:
         Flower starts a task by the name of a program: ``flwr-clientapp`` for a ClientApp, others
         for servers, agents and simulations. Programs of these names go before Flower's own on the
         SuperNode's search path; the first checks, and the others refuse. So does what asks for
-        tasks, ``flower-superexec``; see :mod:`client.superexec`.
+        tasks, ``flower-superexec``; see :mod:`client.superexec`. The SuperNode itself is started
+        through one that checks, too.
+
+        Raises:
+            DeployError: others may write into the site's folder, and so decide what runs.
         """
-        checks = (sys.executable, "-P", str(app_folder() / "client" / "pinned.py"), application)
-        programs = self.folder / "bin"
-        programs.mkdir(exist_ok=True)
+        require_private(self.folder)
+        self.programs.mkdir(exist_ok=True)
         for flowers in Path(program("flwr-clientapp")).parent.glob("flwr-*"):
-            script = _REFUSE
-            if flowers.name == "flwr-clientapp":
-                script = f'#!/bin/sh\nexec {shlex.join(checks)} "$@"\n'
-            write_whole(programs / flowers.name, script.encode(), mode=0o755)
-        superexec = f'#!/bin/sh\nexec {shlex.join(SUPEREXEC)} "$@"\n'
-        write_whole(programs / "flower-superexec", superexec.encode(), mode=0o755)
-        # A bundle whose unpacking was interrupted would be taken for whole: unpack it anew.
-        shutil.rmtree(self.folder / "flower" / "apps", ignore_errors=True)
+            self._write_program(flowers.name, _REFUSE)
+        for name, checking in _CHECKING.items():
+            checks = (sys.executable, "-P", str(app_folder() / "client" / checking), application)
+            self._write_program(name, f'#!/bin/sh\nexec {shlex.join(checks)} "$@"\n')
+        self._write_program("flower-superexec", f'#!/bin/sh\nexec {shlex.join(SUPEREXEC)} "$@"\n')
+
+    def _write_program(self, name: str, script: str) -> None:
+        write_whole(self.programs / name, script.encode(), mode=0o755)
 
 
 def site_entry(
