@@ -51,6 +51,7 @@ class SiteApp(ClientApp):
         """
         from layerweld.disk import only_here
         from layerweld.names import below
+        from layerweld.transport.arrays import require_sendable
         from layerweld.transport.messages import Subject
         from layerweld.transport.run import decode_run
         from layerweld.transport.subject import with_subject
@@ -62,6 +63,7 @@ class SiteApp(ClientApp):
         guard = watchdog(asked.ttl, cache / "logs") if watched else nullcontext()
         with guard, only_here(below(cache, "locks", f"{name}.lock"), f"{cache}, as {site}"):
             reply = super().__call__(message, context)
+        require_sendable(reply.content)
         subject = Subject(run, asked.message_type, asked.group_id, str(context.node_id), site)
         reply.content = with_subject(reply.content, subject)
         return reply

@@ -29,6 +29,7 @@ from layerweld.errors import (
     PlanError,
     RefusedReplyError,
     StorageError,
+    UnusableMergeError,
 )
 from layerweld.memory import is_out_of_memory
 from layerweld.outside_text import shown_lines
@@ -46,6 +47,7 @@ class Code(IntEnum):
     DATA = 202
     MODEL = 203
     ADAPTER_LOST = 204
+    NOT_FINITE = 205
     QUESTION = 301
     NETWORK = 401
     DISK_FULL = 501
@@ -72,6 +74,7 @@ _MEANINGS = {
     Code.DATA: "its data cannot be used",
     Code.MODEL: "its base model cannot be cut into layer groups as asked",
     Code.ADAPTER_LOST: "the adapter that it trained is gone from its cache, or damaged",
+    Code.NOT_FINITE: "its model gives numbers on its rows that are not finite",
     Code.QUESTION: "what it was asked does not fit its model or its state",
     Code.NETWORK: "its connection failed",
     Code.DISK_FULL: "its disk is full",
@@ -86,6 +89,7 @@ _MEANINGS = {
 _KINDS: tuple[tuple[type[BaseException], Code], ...] = (
     (ConfigError, Code.CONFIGURATION),
     (AdapterLostError, Code.ADAPTER_LOST),
+    (UnusableMergeError, Code.NOT_FINITE),
     (AdapterError, Code.ADAPTER),
     (DataError, Code.DATA),
     (PlanError, Code.MODEL),

@@ -30,11 +30,12 @@ from client.store import MergedStep, SiteStore, StepHashes
 from layerweld.adapters import read_adapter
 from layerweld.base_model import load_base
 from layerweld.config import CalibrationSettings
-from layerweld.deploy.coordinator import check_file, create, open_coordinator, renew
+from layerweld.deploy.coordinator import check_file, create, open_coordinator
 from layerweld.deploy.keys import make_key, read_public_key
 from layerweld.deploy.members import members
 from layerweld.deploy.site import create as create_site
 from layerweld.deploy.site import open_site
+from layerweld.deploy.validity import renew
 from layerweld.errors import LayerweldError, MemoryShortageError
 from layerweld.run_state import Recorder, RunState, read_state
 from layerweld.sites import SiteEntry, read_run_file

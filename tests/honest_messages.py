@@ -7,6 +7,7 @@ import torch
 from client.questions import require_updates_of
 from layerweld.expected import fisher_shapes, statistics_shapes, update_shapes
 from layerweld.launch import app_module
+from layerweld.merging.fisher import Fisher
 from layerweld.statistics import ProductForm
 from layerweld.transport.chain import (
     decode_question,
@@ -108,9 +109,10 @@ def _updates():
 
 def _fisher():
     fisher = app_module("strategies.fisher_averaging").FisherAveraging
-    method = fisher(PLAN, new_chain(settings()).cohort, {})
+    method = fisher(PLAN, new_chain(settings()).cohort, {}, Fisher())
     shapes = fisher_shapes(PLAN)
-    return encode_fisher(_numbers(shapes)), method._read, fisher_budget(shapes)
+    sums = {name: torch.ones_like(values) for name, values in _numbers(shapes).items()}
+    return encode_fisher(sums), method._read, fisher_budget(shapes)
 
 
 def _coefficients():

@@ -14,6 +14,8 @@ import torch
 from flwr.app import Array, ArrayRecord, RecordDict
 from torch import Tensor
 
+from layerweld.errors import UnusableMergeError
+
 _STYPE, _DTYPE = "layerweld.raw", "float32"
 _WIDTH = 4  # bytes of one number
 _MOST_DIMENSIONS = 8  # no parameter of a model has as many
@@ -65,6 +67,21 @@ def check_arrays(record: ArrayRecord, shapes: Mapping[str, tuple[int, ...]]) -> 
         raise ValueError(f"array {min(names)[:100]!a} (of {len(names)} such) is {kind}")
     for name, shape in shapes.items():
         _check(name, record[name], shape)
+
+
+def require_sendable(content: RecordDict) -> None:
+    """No array of ours leaves with a number that is not finite: its receiver would refuse it.
+
+    Raises:
+        UnusableMergeError: one has.
+    """
+    for record in content.array_records.values():
+        for name, array in record.items():
+            if not np.isfinite(np.frombuffer(array.data, dtype="<f4")).all():
+                raise UnusableMergeError(
+                    f"{name[:100]} came out with numbers that are not finite, and is not sent; "
+                    f"does the model give such numbers on these rows, in another precision too?"
+                )
 
 
 def num_bytes(content: RecordDict) -> int:
