@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from layerweld.errors import DifferentMergeError, OutputError
+from layerweld.foreign_files import reading
+from layerweld.foreign_tensors import opened_tensors
+from layerweld.foreign_text import read_json
 from layerweld.layer_patterns import LayerPatterns
 from layerweld.lora_config import CONFIG_FILE, read_lora_config, scaling
 
 TOLERANCE = 1e-3
+_ANOTHER = "compare another copy"
 _WRAPPED = "base_model.model."  # before the names of layers in PEFT's files
 _FACTORS = (".lora_A.weight", ".lora_B.weight")
 _ENVIRONMENTS = "environment.json"
@@ -119,10 +120,8 @@ def _merge_in(folder: Path) -> dict[str, tuple[Tensor, ...]]:
         raise OutputError(f"{folder} holds no merged adapter or model; name a run's output folder")
     tensors: dict[str, Tensor] = {}
     for file in files:
-        try:
-            tensors |= load_file(file)
-        except SafetensorError as error:
-            raise OutputError(f"{file} is damaged ({error}); compare another copy") from None
+        with opened_tensors(file, _ANOTHER, OutputError) as opened:
+            tensors |= {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     if not tensors:
         raise OutputError(f"{inner} holds no tensor; compare another copy")
     if (inner / "adapter_config.json").is_file():
@@ -159,13 +158,11 @@ def _environments(folder: Path) -> dict[str, str]:
     file = folder / _ENVIRONMENTS
     if not file.is_file():
         return {}
-    try:
-        about = json.loads(file.read_text(encoding="utf-8"))
+    about = read_json(file, OutputError, _ANOTHER)
+    with reading(f"{file} is damaged", _ANOTHER, OutputError):
         found = {f"coordinator, {k}": str(v) for k, v in about["coordinator"].items()}
         for site, entries in about["sites"].items():
             for entry in entries:
                 name, _, value = str(entry).partition("=")
                 found[f"{site}, {name}"] = value
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise OutputError(f"{file} is damaged ({error}); compare another copy") from None
     return found

@@ -15,6 +15,7 @@ from layerweld.config import RunSettings, validate_settings
 from layerweld.deploy.certificates import Identity, make_authority, make_server
 from layerweld.deploy.environment import SUPEREXEC, flower_environment, program
 from layerweld.deploy.files import PRIVATE, new_folder, read_toml, write_toml, write_whole
+from layerweld.deploy.life import LARGEST_PEM
 from layerweld.deploy.processes import Program
 from layerweld.deploy.rehearsal import require_verified
 from layerweld.deploy.units import unit
@@ -27,7 +28,6 @@ from layerweld.settings import Settings
 
 CONNECTION = "here"
 _HOST = r"^([A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|[0-9A-Fa-f]*:[0-9A-Fa-f:]+)$"
-_LARGEST_PEM = 2**20  # bytes, chain and all
 _RESTORE = "put it back from a copy"
 LOOPBACK = ("localhost", "127.0.0.1")
 _MADE_BY = "layerweld coordinator init NAME --host HOST"
@@ -267,7 +267,7 @@ def install_own(folder: Path, file: CoordinatorFile, own: OwnCertificate) -> Non
         DeployError: a file cannot be read, or sites would refuse the certificate.
     """
     copies = {"server.crt": own.certificate, "server.key": own.key, "ca.crt": own.authority}
-    found = {name: contents(path, DeployError, _LARGEST_PEM) for name, path in copies.items()}
+    found = {name: contents(path, DeployError, LARGEST_PEM) for name, path in copies.items()}
     for host in hosts_of(file):
         require_verified(own.certificate, own.key, own.authority, host)
     for name, content in found.items():
@@ -291,7 +291,7 @@ def read_identity(folder: Path, stem: str) -> Identity:
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
     files = folder / f"{stem}.crt", folder / f"{stem}.key"
-    public, private = (contents(file, DeployError, _LARGEST_PEM) for file in files)
+    public, private = (contents(file, DeployError, LARGEST_PEM) for file in files)
     with reading(f"{files[0]} is no certificate", _RESTORE, DeployError):
         certificate = x509.load_pem_x509_certificate(public)
     with reading(f"{files[1]} is no private key", _RESTORE, DeployError):

@@ -10,8 +10,11 @@ from cryptography import x509
 
 from layerweld.deploy import certificates
 from layerweld.errors import DeployError
+from layerweld.foreign_files import contents, reading
 
 SOON = timedelta(days=30)
+LARGEST_PEM = 2**20
+"""Bytes of a certificate file, chain and all."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +59,9 @@ def life_of(file: Path) -> Life:
     Raises:
         DeployError: the file is missing, or no certificate.
     """
-    try:
-        held = x509.load_pem_x509_certificates(file.read_bytes())
-    except OSError as error:
-        raise DeployError(f"{file} cannot be read: {error.strerror}") from None
-    except ValueError:
-        raise DeployError(f"{file} is no PEM certificate; put it back from a copy") from None
+    held_bytes = contents(file, DeployError, LARGEST_PEM)
+    with reading(f"{file} is no PEM certificate", "put it back from a copy", DeployError):
+        held = x509.load_pem_x509_certificates(held_bytes)
     is_chain = not _signs(held[0])
     begins = [one.not_valid_before_utc for one in held]
     ends = [one.not_valid_after_utc for one in held]
