@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field, ValidationError
 
@@ -31,6 +32,7 @@ _HOST = r"^([A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|[0-9A-Fa-f]*:[0-9A-Fa-f:]+)$
 _RESTORE = "put it back from a copy"
 LOOPBACK = ("localhost", "127.0.0.1")
 _MADE_BY = "layerweld coordinator init NAME --host HOST"
+_BOUNDS = ("influence", "max_size", "max_weight")
 
 
 class CoordinatorFile(Settings):
@@ -228,9 +230,11 @@ Give the sites a copy: `layerweld site init --settings run.toml` checks with the
 docs/settings.md lists them all."""
 
 
-def _first_settings(file: CoordinatorFile, base: str) -> dict[str, str | int]:
+def _first_settings(file: CoordinatorFile, base: str) -> dict[str, Any]:
+    """What every run needs, and what bounds and shows how far one site moves the merge."""
     path = str(Path(base).expanduser().resolve()) if base else ""
-    return {"name": file.name, "base": path, "min-sites": 2, "methods": "chain"}
+    merge = RunSettings().merge.model_dump(by_alias=True, include={*_BOUNDS})
+    return {"name": file.name, "base": path, "min-sites": 2, "methods": "chain", "merge": merge}
 
 
 def _unit(folder: Path, file: CoordinatorFile) -> str:

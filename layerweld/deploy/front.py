@@ -39,7 +39,7 @@ FLEET_CALLS = frozenset(
         "confirm-message-received",
     )
 )
-LARGEST_CALL = 64 * 2**20  # bytes; Flower cuts tensors into pieces of 5 MiB
+LARGEST_CALL = 8 * 2**20  # bytes; Flower cuts tensors into pieces of 5 MiB
 LARGEST_HEAD = 16 * 2**10  # bytes of all headers; a SuperNode's have one
 
 _HOP_BY_HOP = frozenset({b"connection", b"host", b"keep-alive", b"transfer-encoding", b"upgrade"})
