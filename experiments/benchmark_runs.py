@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from experiments import backbones
 from layerweld.config import RunSettings
+from layerweld.incidents import raising_here
 from layerweld.launch import app_module, compare_in_process
 from layerweld.sites import read_run_file
 from layerweld.terminal import showing_progress
@@ -102,4 +103,5 @@ def federation(settings: RunSettings, nodes: Nodes) -> Iterator[Any]:
         played.introduce()
         played.fine_tune()
         yield played
-        app_module("client.site").forget_run(nodes, settings, played.run)
+        with raising_here():
+            app_module("client.site").forget_run(nodes, settings, played.run)

@@ -17,6 +17,7 @@ from experiments.figures import COLOURS, INK, legend_above, panels, save
 from layerweld.collect import ReplayableModel, collect
 from layerweld.config import RunSettings
 from layerweld.gram import off_diagonal_importance
+from layerweld.incidents import raising_here
 from layerweld.launch import app_module
 from layerweld.schedule import Step
 from layerweld.statistics import ProductForm
@@ -66,7 +67,8 @@ def on_the_base_model(
     with federation(settings, nodes) as played:
         layers = played.plan.layer_names
         for node in nodes:
-            site = app_module("client.site").site_of_node(node, settings)
+            with raising_here():
+                site = app_module("client.site").site_of_node(node, settings)
             state = app_module("client.state").site_state(site, settings, played.run)
             plan = state.plan.restricted_to(layers)
             model = ReplayableModel(state.base.backbone, plan)

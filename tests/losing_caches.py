@@ -35,8 +35,8 @@ def make_training_sites(folder) -> TinySites:
             "".join(json.dumps(r | {"label": drawn.choice("ab")}) + "\n" for r in lines)
         )
         del node["adapter"]
-        node |= {"held_out": str(rows), "cache": str(folder / "caches" / node["name"])}
-    return made
+        node |= {"held_out": str(rows)}
+    return made.on_their_own(folder / "caches")
 
 
 def training_settings(sites, methods="chain", **more):

@@ -44,10 +44,10 @@ def test_rows_that_were_passed_over_are_counted():
 
 @pytest.mark.parametrize("field", ["prefix", "task"])
 def test_one_site_alone_does_not_rename_the_merged_adapter_and_is_named(field):
-    assert not list(warnings_of([replace(one, **{field: "same"}) for one in sites()], PLAN))
+    assert not list(warnings_of([replace(one, **{field: "same"}) for one in sites()], PLAN, {}))
     one, *others = (replace(one, **{field: "bert."}) for one in sites())
     cohort = [replace(one, **{field: ""}), *others]
-    (found,) = warnings_of(cohort, PLAN)
+    (found,) = warnings_of(cohort, PLAN, {})
     assert "(ash: none, birch: bert., cedar: bert.); the merged adapter has bert.." in found
     assert of_most(getattr(one, field) for one in cohort) == "bert."
 

@@ -215,7 +215,7 @@ def test_no_answer_of_a_door_is_an_error_of_the_check():
         "a\nb",
         "",
         "9" * 81,
-        1,
+        -1,
         None,
         ["1"],
         {"a": 1},

@@ -25,7 +25,7 @@ sites_counts = st.integers(1, 4)
 
 
 def merge(sites, **entries):
-    chosen = MergeSettings(**{"max_weight": 0.0, "influence": False} | entries)
+    chosen = MergeSettings(**{"max_weight": 0.0, "max_size": 1e9, "influence": False} | entries)
     pool = GroupPool(GROUP, chosen)
     for site in sites:
         pool.add(site.name, statistics_of(site, chosen))
@@ -205,11 +205,11 @@ def test_sites_that_agree_merge_to_what_they_agree_on_up_to_the_ridge(anchor, co
 def test_a_huge_ridge_gives_the_anchor(products):
     sites = new_sites(3, seed=0)
     mean = sum(site.updates["q"].dense().double() for site in sites).numpy() / 3
-    to_mean = merge(sites, ridge=1e9, anchor="mean", products=products)
-    assert relative(merged_of(to_mean, "q"), mean) < 1e-6
-    # (R + λ 0)(S + λI)⁻¹ ≈ R / λ: nine orders below the updates
-    to_base = merge(sites, ridge=1e9, products=products)
-    assert float(merged_of(to_base, "q").norm()) < 1e-7 * np.linalg.norm(mean)
+    to_mean = merge(sites, ridge=1e6, anchor="mean", products=products)
+    assert relative(merged_of(to_mean, "q"), mean) < 1e-5
+    # (R + λ 0)(S + λI)⁻¹ ≈ R / λ: six orders below the updates
+    to_base = merge(sites, ridge=1e6, products=products)
+    assert float(merged_of(to_base, "q").norm()) < 1e-4 * np.linalg.norm(mean)
 
 
 @pytest.mark.parametrize("anchor", ["base", "mean"])

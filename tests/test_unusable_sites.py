@@ -26,7 +26,7 @@ class AskedGrid(InProcessGrid):
 
 @pytest.fixture
 def sites(tmp_path):
-    return make_labelled_sites(tmp_path)
+    return make_labelled_sites(tmp_path).on_their_own(tmp_path / "caches")
 
 
 def relabelled(node, field, label):

@@ -2,7 +2,7 @@
 
 import json
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -44,6 +44,14 @@ class TinySites:
         """Play the chain in this process; what it came to."""
         settings = self.settings(**merge)
         return app_module("server.run").play(self.grid(settings), settings, str(self.base), output)
+
+    def on_their_own(self, caches: Path) -> "TinySites":
+        """The same sites as they are in deployment, where no run says where their things lie."""
+        nodes = [
+            node | {"base": str(self.base), "cache": str(caches / node["name"]), "min-rows": 1}
+            for node in self.nodes
+        ]
+        return replace(self, nodes=nodes)
 
     def grid(self, settings: RunSettings):
         in_process = app_module("server.in_process")

@@ -147,10 +147,9 @@ def _read_about(body: bytes) -> tuple[dict[str, str], float]:
         said = None
     known = said if isinstance(said, dict) else {}
     names = ("application", "layerweld", *_PACKAGES)
-    words = {name: str(known.get(name, "")) for name in names}
+    words = {k: v for k in names if isinstance(v := known.get(k), str) and _WORD.fullmatch(v)}
     theirs = known.get("time")
-    told = all(map(_WORD.fullmatch, words.values()))
-    if not told or not isinstance(theirs, int | float) or not 0 < theirs < _LATEST:
+    if len(words) < len(names) or not isinstance(theirs, int | float) or not 0 < theirs < _LATEST:
         return {}, time.time()
     return words, float(theirs)
 
