@@ -32,7 +32,6 @@ _SENT: Mapping[Quantity, str] = {
     "B": "B: of each layer, scaled",
     "G": "G: the upper triangle of one Gram matrix a layer group",
     "ΔW·G": "ΔW·G: of each layer, of a LoRA as B and A·G",
-    "tr ΔW·G·ΔWᵀ": "tr ΔW·G·ΔWᵀ: one number a layer",
     "n": "n: how many tokens were measured",
     "F": "F: the mean squared gradient by each weight",
     "F⊙ΔW": "F⊙ΔW: of each layer",

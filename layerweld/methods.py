@@ -12,7 +12,7 @@ from layerweld.errors import ConfigError
 Data = Literal["none", "unlabelled", "labelled"]
 Need = Literal["lora", "equal ranks", "shared A", "labels", "head"]
 Quantity = Literal[
-    "ΔW", "A", "B", "G", "ΔW·G", "tr ΔW·G·ΔWᵀ", "n", "F", "F⊙ΔW", "H", "∂H/∂λ", "D", "∂D/∂W"
+    "ΔW", "A", "B", "G", "ΔW·G", "n", "F", "F⊙ΔW", "H", "∂H/∂λ", "D", "∂D/∂W"
 ]
 
 
@@ -71,7 +71,7 @@ class Method:
 
 _LINES = "+lines"
 _PLUS = "++"  # AdaMerging++ reads AdaMerging's settings: no TOML table has a plus in its name
-_GRAM: tuple[Quantity, ...] = ("G", "ΔW·G", "tr ΔW·G·ΔWᵀ", "n")
+_GRAM: tuple[Quantity, ...] = ("G", "ΔW·G", "n")
 _FACTORS: tuple[Quantity, ...] = ("A", "B")
 _ENTROPY: tuple[Quantity, ...] = ("ΔW", "H", "∂H/∂λ")
 
