@@ -14,6 +14,7 @@ from torch import nn
 from layerweld.errors import ConfigError
 from layerweld.foreign_files import reading
 from layerweld.model_folder import check_model_folder
+from layerweld.outside_text import quoted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -94,12 +95,19 @@ def load_base(folder: str | Path, name: str = "") -> BaseModel:
     check_model_folder(path, ConfigError)
     problem = f"{path} is no model that transformers itself can load"
     with reading(problem, "save it again with `model.save_pretrained(…)`", ConfigError):
-        backbone = AutoModel.from_pretrained(
+        backbone, report = AutoModel.from_pretrained(
             path,
             dtype=torch.float32,
             local_files_only=True,
             use_safetensors=True,
             trust_remote_code=False,
+            output_loading_info=True,
+        )
+    drawn = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
+    if drawn:  # transformers has just drawn them at random
+        raise ConfigError(
+            f"{path} lacks {len(drawn)} of its model's weights, {quoted(drawn[0])} for one; copy "
+            f"the whole folder again"
         )
     for name_of, parameter in backbone.named_parameters():
         if not torch.isfinite(parameter).all():

@@ -11,9 +11,7 @@ from layerweld.errors import ConfigError
 
 Data = Literal["none", "unlabelled", "labelled"]
 Need = Literal["lora", "equal ranks", "shared A", "labels", "head"]
-Quantity = Literal[
-    "ΔW", "A", "B", "G", "ΔW·G", "n", "F", "F⊙ΔW", "H", "∂H/∂λ", "D", "∂D/∂W"
-]
+Quantity = Literal["ΔW", "A", "B", "G", "ΔW·G", "n", "F", "F⊙ΔW", "H", "∂H/∂λ", "D", "∂D/∂W"]
 
 
 @dataclass(frozen=True)

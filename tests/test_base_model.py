@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from layerweld.base_model import TOKENIZER_FILES, device_named, tokenizer_fingerprint
+from layerweld.base_model import TOKENIZER_FILES, device_named, load_base, tokenizer_fingerprint
 from layerweld.errors import ConfigError
+from tests.tiny_peft import save_base
 
 
 def fingerprint_of(folder, **files):
@@ -42,3 +44,18 @@ def test_auto_is_a_gpu_where_there_is_one(monkeypatch):
     assert device_named("auto") == torch.device("cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert device_named("auto") == torch.device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("family", "layer"),
+    [("bert", "query.weight"), ("llama", "q_proj.weight"), ("gpt2", "c_attn.weight")],
+)
+def test_weights_that_a_folder_lacks_are_not_drawn_at_random(tmp_path, family, layer):
+    save_base(family, tmp_path, 2)
+    load_base(tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    lost = max(name for name in tensors if name.endswith(layer))
+    save_file({k: v for k, v in tensors.items() if k != lost}, file, metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match=rf"lacks 1 of its model's weights, .*{layer}"):
+        load_base(tmp_path)
