@@ -13,6 +13,7 @@ from layerweld.base_model import tokenizer_fingerprint
 from layerweld.collect import ReplayableModel
 from layerweld.errors import AdapterError, AdapterLostError, DataError
 from layerweld.numerics import numeric_environment
+from layerweld.shared_factor import digest_of_draw, digest_of_factors
 from layerweld.transport.messages import Introduction
 from layerweld.updates import LowRankUpdate
 
@@ -108,18 +109,11 @@ def _can_evaluate(state: SiteState) -> bool:
 
 
 def _digest_of_factors(state: SiteState) -> str:
-    """SHA-256 over the names and the ``A`` of all adapted layers, or over what draws it."""
+    """Of the site's own adapter, or of what draws the ``A`` that it will freeze."""
     finetune = state.settings.finetune
     if finetune.freeze_a and not state.site.adapter:
-        drawn = (state.settings.calibration.seed, finetune.rank, *state.targets)
-        return hashlib.sha256(repr(drawn).encode()).hexdigest()
-    if state.must_fine_tune or not state.adapter.task_vector.is_low_rank:
-        return ""
-    digest = hashlib.sha256()
-    for name, update in sorted(state.adapter.task_vector.updates.items()):
-        assert isinstance(update, LowRankUpdate)
-        digest.update(name.encode() + update.right.contiguous().numpy().tobytes())
-    return digest.hexdigest()
+        return digest_of_draw(state.settings.calibration.seed, finetune.rank, state.targets)
+    return "" if state.must_fine_tune else digest_of_factors(state.adapter.task_vector.updates)
 
 
 def _digest_of_holdings(state: SiteState) -> str:

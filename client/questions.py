@@ -11,6 +11,7 @@ from client.state import SiteState
 from layerweld.errors import RefusedReplyError
 from layerweld.outside_text import quoted
 from layerweld.plan import MergePlan
+from layerweld.ranks import most_sent
 from layerweld.transport.chain import decode_question
 from layerweld.transport.descent import decode_block, decode_coefficients
 from layerweld.transport.descent_messages import BlockQuestion, CoefficientQuestion
@@ -18,8 +19,6 @@ from layerweld.transport.messages import ModelToMeasure, Question
 from layerweld.transport.model import decode_model
 from layerweld.transport.untrusted import refusing_malformed
 from layerweld.updates import LowRankUpdate, Update
-
-_TIMES_DENSE = 16  # numbers of a factored update over those of its layer: hundreds of sites' ranks
 
 
 def chain_question(state: SiteState, content: RecordDict) -> Question:
@@ -76,8 +75,5 @@ def require_updates_of(plan: MergePlan, updates: Mapping[str, Update]) -> None:
     for layer, update in updates.items():
         if shapes.get(layer) != tuple(update.shape):
             raise RefusedReplyError(f"an update of {quoted(layer)} that does not fit this model")
-        rows, columns = update.shape
-        if isinstance(update, LowRankUpdate) and (
-            update.rank * (rows + columns) > _TIMES_DENSE * rows * columns
-        ):
+        if isinstance(update, LowRankUpdate) and update.rank > most_sent(*update.shape):
             raise RefusedReplyError(f"an update of {layer!r} of rank {update.rank}")

@@ -21,6 +21,7 @@ from layerweld.methods import Method, methods_of, settings_for
 from layerweld.plan import MergePlan
 from layerweld.progress import report_progress
 from layerweld.proportion import OutOfProportionError, Part
+from layerweld.ranks import within_ranks
 from layerweld.statistics import ProductForm
 from layerweld.transport.introduction import BUDGET as INTRODUCTION
 from layerweld.transport.messages import Introduction, ModelToMeasure, facts_of
@@ -29,7 +30,7 @@ from layerweld.transport.remainder import remainder_budget
 from layerweld.transport.run import encode_run
 from layerweld.transport.score import BUDGET as SCORE
 from layerweld.transport.shift import decode_shifts, shifts_budget
-from server.handshake import check_cohort, check_layers, merged_layers
+from server.handshake import check_cohort, check_layers, merged_layers, own_versions
 from server.journal import RunJournal
 from server.merged_model import MergedModel, made_by_chain
 from server.replies import (
@@ -128,6 +129,7 @@ class Federation:
             plan=self.whole_plan,
             settings=self.settings.digest(),
             prefix=self.base.prefix,
+            versions=own_versions(),
         )
         at = {introduction.site: nodes[node] for node, introduction in came.items()}
         known = {introduction.site: introduction for introduction in came.values()}
@@ -301,7 +303,8 @@ class Federation:
         )
         strategy.play(self.grid)
         merged = compressed(rounds.merged, self.settings.merge.rank)
-        layer = out_of_bounds(merged.updates)
+        updates = {name: within_ranks(update) for name, update in merged.updates.items()}
+        layer = out_of_bounds(updates)
         if layer:
             raise UnusableMergeError(
                 f"{method.label}: {layer} came out with numbers that are not finite or far too "
@@ -309,7 +312,7 @@ class Federation:
             )
         return MergedModel(
             method=method,
-            updates=merged.updates,
+            updates=updates,
             remainder=rounds.remainder,
             lost=strategy.lost,
             rounds=rounds.count,

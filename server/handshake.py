@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 
+from layerweld import __version__
 from layerweld.errors import CohortError
 from layerweld.lora_config import TASKS
 from layerweld.names import SITE_NAME
+from layerweld.outside_text import quoted
 from layerweld.plan import MergePlan
+from layerweld.ranks import most_claimed
 from layerweld.transport.messages import Introduction
 
 _SAME_VERSIONS = ("layerweld", "torch", "transformers")
@@ -23,6 +27,7 @@ def check_cohort(
     plan: MergePlan,
     settings: str,
     prefix: str,
+    versions: Mapping[str, str],
 ) -> None:
     """Refuse a mixed cohort, by name of the site and of the field.
 
@@ -33,6 +38,8 @@ def check_cohort(
         plan: of the whole model.
         settings: digest of the settings.
         prefix: what a head class puts before the names of the base model's layers.
+        versions: the server's own, by package. Like all else that must be equal they are compared
+            with the server's, since a site that lies would have the others named.
 
     Raises:
         CohortError: two sites of one name, or one that differs in anything that must be equal.
@@ -67,7 +74,8 @@ def check_cohort(
                 )
     for introduction in introductions:
         check_layers(introduction, plan, prefix)
-    _check_versions(introductions)
+    for introduction in introductions:
+        _check_versions(introduction, versions)
     _check_rows(introductions)
 
 
@@ -84,7 +92,6 @@ def check_layers(introduction: Introduction, plan: MergePlan, prefix: str) -> No
     Raises:
         CohortError: as said.
     """
-    widths = {s.name: max(s.d_out, g.d_in) for g in plan.groups for s in g.layers}
     if introduction.kind not in ("lora", "full", "none"):
         raise CohortError(
             f"site {introduction.site}, kind: {introduction.kind!r} is unknown; {_SAME_APP}"
@@ -104,38 +111,69 @@ def check_layers(introduction: Introduction, plan: MergePlan, prefix: str) -> No
             f"site {introduction.site}, ranks: {len(introduction.ranks)} for "
             f"{len(introduction.layers)} layers; {_SAME_APP}"
         )
-    for layer, rank in zip(introduction.layers, introduction.ranks, strict=True):
-        if layer not in widths:
+    _check_ranks(introduction, plan)
+
+
+def _check_ranks(introduction: Introduction, plan: MergePlan) -> None:
+    """Refuse layers that the model does not have or that come twice, and ranks of another kind.
+
+    A rank of 0 is that of a layer that changed as a whole: all are in a whole model, none is in
+    an adapter. The merge relies on it, since factored and dense products cannot be summed.
+    """
+    site, kind, layers = introduction.site, introduction.kind, introduction.layers
+    most = {s.name: most_claimed(s.d_out, g.d_in) for g in plan.groups for s in g.layers}
+    if not layers:
+        raise CohortError(
+            f"site {site}, layers: none, and every adapter or model has some; {_SAME_APP}"
+        )
+    stranger = next((layer for layer in layers if layer not in most), None)
+    if stranger is not None:
+        raise CohortError(
+            f"site {site}, layers: the model has no {quoted(stranger)} inside its blocks; "
+            f"give the site an adapter of the layers that `layerweld plan BASE` lists"
+        )
+    if len({*layers}) < len(layers):
+        raise CohortError(f"site {site}, layers: one comes twice; {_SAME_APP}")
+    for layer, rank in zip(layers, introduction.ranks, strict=True):
+        if kind == "full" and rank != 0:
             raise CohortError(
-                f"site {introduction.site}, layers: the model has no {layer!r} inside its blocks; "
-                f"give the site an adapter of the layers that `layerweld plan BASE` lists"
+                f"site {site}, ranks: {rank} for {layer!r}, where a whole model has 0; {_SAME_APP}"
             )
-        if not 0 <= rank <= widths[layer]:
+        if kind != "full" and not 1 <= rank <= most[layer]:
             raise CohortError(
-                f"site {introduction.site}, ranks: {rank} for {layer!r}, which is "
-                f"{widths[layer]} wide; give the site an adapter of a rank from 1 to that"
+                f"site {site}, ranks: {rank} for {layer!r}, for which it is at most "
+                f"{most[layer]}; give the site an adapter of a rank from 1 to that"
             )
+
+
+def own_versions() -> dict[str, str]:
+    """Of the packages that must be the same everywhere, at the server."""
+    others = _SAME_VERSIONS[1:]
+    return {"layerweld": __version__, **{package: version(package) for package in others}}
 
 
 def _short(digest: str) -> str:
     return digest[:12] or "none"
 
 
-def _check_versions(introductions: Sequence[Introduction]) -> None:
-    first = introductions[0]
+def _check_versions(introduction: Introduction, versions: Mapping[str, str]) -> None:
+    pairs = [entry.partition("=") for entry in introduction.versions]
     for package in _SAME_VERSIONS:
-        versions = {one.site: _minor(one.versions, package) for one in introductions}
-        for site, version in sorted(versions.items()):
-            if version != versions[first.site]:
-                raise CohortError(
-                    f"site {site}, {package}: version {version}, but {first.site} has "
-                    f"{versions[first.site]}; install the same one everywhere"
-                )
+        said = [value for name, _, value in pairs if name == package]
+        if len(said) != 1:
+            raise CohortError(
+                f"site {introduction.site}, {package}: {len(said)} versions instead of one; "
+                f"{_SAME_APP}"
+            )
+        if _minor(said[0]) != _minor(versions[package]):
+            raise CohortError(
+                f"site {introduction.site}, {package}: version {quoted(_minor(said[0]))} instead "
+                f"of {_minor(versions[package])!r}; install the server's everywhere"
+            )
 
 
-def _minor(versions: Sequence[str], package: str) -> str:
-    found: Mapping[str, str] = dict(e.split("=", 1) for e in versions if "=" in e)
-    return ".".join(found.get(package, "?").split("+")[0].split(".")[:2])
+def _minor(version_said: str) -> str:
+    return ".".join(version_said.split("+")[0].split(".")[:2])
 
 
 def _check_rows(introductions: Sequence[Introduction]) -> None:

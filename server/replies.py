@@ -33,7 +33,19 @@ def read_trained(content: RecordDict, before: Introduction) -> Introduction:
     ]
     if others or introduction.kind == "none":
         raise RefusedReplyError(f"after fine-tuning it has another {', '.join(others)}")
+    if before.kind == "none":
+        _require_planned(before, introduction)
     return introduction
+
+
+def _require_planned(before: Introduction, introduction: Introduction) -> None:
+    """What training makes is the LoRA that was announced: the run's methods were chosen for it."""
+    planned = dict(zip(before.layers, before.ranks, strict=True))
+    trained = list(zip(introduction.layers, introduction.ranks, strict=False))
+    if introduction.kind != "lora" or len(trained) != len(planned) or dict(trained) != planned:
+        raise RefusedReplyError(
+            "after fine-tuning it has no LoRA of the layers and ranks that it began with"
+        )
 
 
 def read_remainder(

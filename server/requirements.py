@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
 from layerweld.config import RunSettings
 from layerweld.errors import CohortError
@@ -10,6 +11,7 @@ from layerweld.methods import Method, Need
 from layerweld.transport.messages import Introduction
 
 Sites = Sequence[Introduction]
+_NAMED = 8  # sites in one sentence
 
 
 def check_methods(methods: Sequence[Method], settings: RunSettings, sites: Sites) -> None:
@@ -46,34 +48,52 @@ def _too_few(method: Method, settings: RunSettings, sites: Sites) -> str | None:
 
 
 def _lora(sites: Sites) -> str | None:
-    full = [one.site for one in sites if one.kind == "full"]
+    full = [one.site for one in sites if one.kind == "full" or 0 in one.ranks]
     return f"it works on LoRA factors, and {full[0]} brings a whole model" if full else None
 
 
 def _equal_ranks(sites: Sites) -> str | None:
-    first = sites[0]
-    for one in sites[1:]:
-        if (one.layers, one.ranks) != (first.layers, first.ranks):
-            return (
-                f"it averages factors entry by entry, and {one.site} adapted other layers than "
-                f"{first.site}, or with other ranks; `flora` and `flexlora` take any"
-            )
-    return None
+    unlike = _unlike({one.site: _ranks(one) for one in sites}, "others")
+    if not unlike:
+        return None
+    return (
+        f"it averages factors entry by entry, so it needs the same layers and ranks at all sites, "
+        f"and {unlike}; `flora` and `flexlora` take any"
+    )
 
 
 def _shared_factor(sites: Sites) -> str | None:
-    first = sites[0]
     for one in sites:
         if not one.factors:
             return (
                 f"it needs one frozen A at all sites, and {one.site} trains one of its own: "
                 f"fine-tune with finetune.freeze-a = true"
             )
-        if one.factors != first.factors:
-            return (
-                f"it needs one frozen A at all sites, and {one.site} has another than {first.site}"
-            )
-    return None
+    # The hash has no shapes in it: the ranks are part of what must be the same.
+    unlike = _unlike({one.site: (one.factors, _ranks(one)) for one in sites}, "another")
+    return f"it needs one frozen A at all sites, and {unlike}" if unlike else None
+
+
+def _ranks(one: Introduction) -> tuple[tuple[str, int], ...]:
+    return tuple(sorted(zip(one.layers, one.ranks, strict=True)))
+
+
+def _unlike(facts: Mapping[str, Hashable], others: str) -> str | None:
+    """Who has another fact than more than half of the sites; all, where no fact is that of so many.
+
+    No single site is the yardstick: one that lies would have an honest one named.
+    """
+    fact, count = Counter(facts.values()).most_common(1)[0]
+    if count == len(facts):
+        return None
+    if 2 * count <= len(facts):
+        return f"{_some(facts)} have different ones"
+    return f"{_some(site for site in facts if facts[site] != fact)} has {others} than most sites"
+
+
+def _some(sites: Iterable[str]) -> str:
+    names = sorted(sites)
+    return ", ".join(names[:_NAMED]) + (" and others" if len(names) > _NAMED else "")
 
 
 def _labels(sites: Sites) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -21,6 +21,7 @@ from layerweld.plan import MergePlan
 from layerweld.pool import GroupPool, GroupSolution
 from layerweld.prefix import extend_prefix, first_prefix
 from layerweld.proportion import OutOfProportionError
+from layerweld.ranks import within_ranks
 from layerweld.schedule import Step, schedule
 from layerweld.statistics import ProductForm
 from layerweld.transport.arrays import num_bytes, numpy_arrays
@@ -245,7 +246,7 @@ class _Round:
                 group = admitted.statistics.group
                 self._pools[group].fold(admitted)
                 bytes_up[group][site] = admitted.statistics.num_bytes
-        solutions = tuple(pool.solve() for pool in self._pools.values())
+        solutions = tuple(_for_sites(pool.solve()) for pool in self._pools.values())
         lost = tuple(sorted(self._cohort.lost))
         return SolvedStep(self.step.index, solutions, bytes_up, self._bytes_down, lost)
 
@@ -267,6 +268,8 @@ class _Round:
             require_no_statistics(content)
             self._catch_up.note(site, answer.need_from)
             return None
+        if not self._question.form.dense and 0 in self._cohort.introductions[site].ranks:
+            raise RefusedReplyError("it said that it brings whole layers, in a run of LoRA factors")
         sent = decode_statistics(content, self._shapes(site))
         if [one.group for one in sent] != [group.name for group in self.step.groups]:
             raise RefusedReplyError("its statistics are of other groups, or in another order")
@@ -286,6 +289,12 @@ class _Round:
         wanted = (site, asked.run, asked.step, asked.plan, asked.prefix)
         if about != wanted:
             raise StaleReplyError(f"it answered for another {_differing(about, wanted)}")
+
+
+def _for_sites(solution: GroupSolution) -> GroupSolution:
+    """With updates that every site takes, whatever ranks were stacked."""
+    updates = {layer: within_ranks(update) for layer, update in solution.updates.items()}
+    return replace(solution, updates=updates)
 
 
 def _differing(about: tuple[object, ...], wanted: tuple[object, ...]) -> str:

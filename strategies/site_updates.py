@@ -13,6 +13,7 @@ from layerweld.merging.one_round import SiteUpdates
 from layerweld.named_tensors import update_tensors
 from layerweld.plan import MergePlan
 from layerweld.proportion import Part
+from layerweld.shared_factor import require_claimed_factors
 from layerweld.transport.layout import Budget
 from layerweld.transport.run import encode_run
 from layerweld.transport.updates import decode_updates, updates_budget
@@ -50,6 +51,7 @@ def updates_round(
     def read(site: str, content: RecordDict) -> OfOneSite:
         updates = decode_updates(content, shapes(site))
         _require_bounded(updates)
+        require_claimed_factors(cohort.introductions[site].factors, updates)
         return updates
 
     def budget(site: str) -> Budget:

@@ -9,6 +9,7 @@ from torch import Tensor
 from layerweld.merging.lines import Lines
 from layerweld.merging.one_round import Merge, MergeMethod, SiteUpdates
 from layerweld.plan import MergePlan
+from layerweld.shared_factor import require_one_factor
 from strategies.cohort import Cohort
 from strategies.kept_rounds import Traffic
 from strategies.round_by_round import Round
@@ -50,6 +51,8 @@ class UpdateMerging:
         return updates_round(self.plan, self.cohort, self._merge, factors_too=factors_too)
 
     def _merge(self, by_site: Mapping[str, OfOneSite]) -> None:
+        if self.method.shares_factor:
+            require_one_factor(by_site)
         sites = side_by_side(self.plan, self.cohort, by_site)
         scale = self.method.remainder_scale(len(sites.sites))
         self.remainder = {name: values * scale for name, values in self.remainder.items()}

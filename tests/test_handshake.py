@@ -1,5 +1,6 @@
 """Which cohorts are refused before anything is computed, and what each refusal says."""
 
+import random
 from dataclasses import replace
 
 import pytest
@@ -26,27 +27,53 @@ REFUSED = {
     "rank missing": ({"ranks": (1,)}, f"ranks: 1 for {len(PLAN.layer_names)} layers; {SAME_APP}"),
     "rank below": (
         {"layers": (FIRST,), "ranks": (-1,)},
-        f"ranks: -1 for '{FIRST}', which is 4 wide; give the site an adapter of a rank",
+        f"ranks: -1 for '{FIRST}', for which it is at most 4; give the site an adapter of a rank",
     ),
     "rank above": (
         {"layers": (FIRST,), "ranks": (5,)},
-        f"ranks: 5 for '{FIRST}', which is 4 wide; give the site an adapter of a rank",
+        f"ranks: 5 for '{FIRST}', for which it is at most 4; give the site an adapter of a rank",
     ),
+    "lora of rank 0": (
+        {"ranks": (0,) * len(PLAN.layer_names)},
+        f"ranks: 0 for '{FIRST}', for which it is at most 4; give the site an adapter",
+    ),
+    "one of rank 0": (
+        {"ranks": (1, 1, 0, 1, 1)},
+        f"ranks: 0 for '{PLAN.layer_names[2]}', for which it is at most 4",
+    ),
+    "to be trained with rank 0": (
+        {"kind": "none", "ranks": (0,) * len(PLAN.layer_names)},
+        f"ranks: 0 for '{FIRST}', for which it is at most 4",
+    ),
+    "whole model with ranks": (
+        {"kind": "full"},
+        f"ranks: [12] for '{FIRST}', where a whole model has 0; {SAME_APP}",
+    ),
+    "no layers": ({"layers": (), "ranks": ()}, f"layers: none, and every .*; {SAME_APP}"),
+    "a layer twice": ({"layers": (FIRST, FIRST), "ranks": (1, 1)}, "layers: one comes twice"),
     "layer": (
         {"layers": ("lm_head",), "ranks": (1,)},
         "layers: the model has no 'lm_head' .*`layerweld plan BASE` lists",
     ),
     "layerweld": (
         {"versions": ("layerweld=1.1", *VERSIONS[1:])},
-        r"layerweld: version 1\.1, but ash has 1\.0; install the same one everywhere",
+        r"layerweld: version '1\.1' instead of '1\.0'; install the server's everywhere",
     ),
     "torch": (
         {"versions": (VERSIONS[0], "torch=2.7.0+cu128", VERSIONS[2])},
-        r"torch: version 2\.7, but ash has 2\.6; install the same one everywhere",
+        r"torch: version '2\.7' instead of '2\.6'; install the server's everywhere",
     ),
     "transformers": (
         {"versions": VERSIONS[:2]},
-        r"transformers: version \?, but ash has 5\.0; install the same one everywhere",
+        f"transformers: 0 versions instead of one; {SAME_APP}",
+    ),
+    "two of one": (
+        {"versions": (*VERSIONS, "torch=2.7.0")},
+        f"torch: 2 versions instead of one; {SAME_APP}",
+    ),
+    "no number": (
+        {"versions": ("layerweld", *VERSIONS[1:])},
+        r"layerweld: version '' instead of '1\.0'",
     ),
     "rows": ({"samples": 0}, "claims 0 calibration rows of 3 and 20 tokens; give the site rows"),
     "more rows than it has": ({"rows": 2}, "claims 3 calibration rows of 2 and 20 tokens"),
@@ -54,22 +81,44 @@ REFUSED = {
 }
 
 
-def sites(**changes):
-    """Three that belong together, but for what is changed at ``birch``."""
-    ash, birch, cedar = (replace(introduction_of(name), versions=VERSIONS) for name in NAMES)
-    return ash, replace(birch, **changes), cedar
+def sites(liar="birch", **changes):
+    """Three that belong together, but for what is changed at one."""
+    honest = (replace(introduction_of(name), versions=VERSIONS) for name in NAMES)
+    return tuple(replace(one, **changes) if one.site == liar else one for one in honest)
 
 
 def check(introductions):
     app_module("server.handshake").check_cohort(
-        introductions, base="b", tokenizer="t", plan=PLAN, settings="s", prefix="bert."
+        introductions,
+        base="b",
+        tokenizer="t",
+        plan=PLAN,
+        settings="s",
+        prefix="bert.",
+        versions=dict(entry.split("=") for entry in VERSIONS),
     )
 
 
+@pytest.mark.parametrize("liar", NAMES)
 @pytest.mark.parametrize(("changes", "message"), REFUSED.values(), ids=REFUSED.keys())
-def test_a_site_unlike_the_others_is_refused_by_name_and_with_a_way_out(changes, message):
-    with pytest.raises(CohortError, match=f"^site birch[, ].*{message}"):
-        check(sites(**changes))
+def test_a_site_unlike_the_server_is_refused_by_name_and_with_a_way_out(changes, message, liar):
+    with pytest.raises(CohortError, match=f"^site {liar}[, ].*{message}"):
+        check(sites(liar, **changes))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_whatever_one_site_claims_of_itself_no_other_is_named(seed):
+    draw = random.Random(seed)
+    liar = draw.choice(NAMES)
+    claims = [changes for changes, _ in REFUSED.values()]
+    changes = {key: value for one in draw.sample(claims, 3) for key, value in one.items()}
+    versions = draw.choices([*VERSIONS, "torch=9", "torch", "=", ""], k=draw.randrange(6))
+    came = list(sites(liar, **{"versions": tuple(versions)} | changes))
+    draw.shuffle(came)
+    with pytest.raises(CohortError) as refused:
+        check(came)
+    assert f"site {liar}" in str(refused.value)
+    assert not any(name in str(refused.value) for name in NAMES if name != liar)
 
 
 @pytest.mark.parametrize("name", ["", "../birch", "birch tree", "-birch", "b" * 64, "birch\n"])
@@ -88,7 +137,7 @@ def test_two_sites_of_one_name_are_refused():
     [
         {},
         {"kind": "full", "ranks": (0,) * len(PLAN.layer_names)},
-        {"kind": "none", "layers": (), "ranks": ()},
+        {"kind": "none", "layers": (FIRST,), "ranks": (2,)},
         {"layers": (FIRST,), "ranks": (4,)},
         {"versions": ("layerweld=1.0.7", "torch=2.6.1+cpu", "transformers=5.0.0", "peft=0.18")},
         {"skipped": 7, "evaluates": True, "labelled": True, "factors": "f", "prefix": "bert."},

@@ -134,9 +134,9 @@ def test_what_fedit_loses_is_in_the_report_and_in_the_results(sharing_sites, tmp
 
 
 REFUSED = [
-    ("fedit", {}, "birch adapted other layers than ash, or with other ranks"),
-    ("fedex-lora", {}, "other ranks"),
-    ("ffa-lora", {}, "birch has another than ash"),
+    ("fedit", {}, "the same layers and ranks at all sites, and ash, birch, cedar have different"),
+    ("fedex-lora", {}, "the same layers and ranks at all sites"),
+    ("ffa-lora", {}, "one frozen A at all sites, and ash, birch, cedar have different ones"),
     ("consensus", {"consensus.agreement": 4}, "needs 4 sites or more, and there are 3"),
 ]
 

@@ -72,6 +72,11 @@ class FfaLora(MergeMethod):
     weighting: Weighting = "samples"
     """Sites count by their training rows, or all alike."""
 
+    @property
+    def shares_factor(self) -> bool:
+        """That is what makes it exact."""
+        return True
+
     def merge(self, sites: SiteUpdates) -> Merge:
         """Exact, and of one site's rank: with ``A`` in common the mean is linear in ``B``.
 

@@ -85,6 +85,11 @@ class MergeMethod(Settings):
         """Whether ``A`` and ``B`` are averaged apart, so that the size of each counts."""
         return False
 
+    @property
+    def shares_factor(self) -> bool:
+        """Whether it has no meaning unless all sites have one and the same ``A``."""
+        return False
+
     def unscaled(self) -> "MergeMethod":
         """The same without its λ, for whom something else scales the merge."""
         has_scaling = "scaling" in type(self).model_fields

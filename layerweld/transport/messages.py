@@ -34,8 +34,8 @@ class Introduction:
         evaluates: whether the site can measure held-out accuracy.
         classifies: whether the site has a head.
         labelled: whether it has labels for its calibration rows as well.
-        factors: SHA-256 over all ``A`` of a LoRA, so that sites that share a frozen ``A`` are
-            known; empty otherwise.
+        factors: SHA-256 over all ``A`` of a LoRA, or over what draws it, so that sites that share
+            a frozen ``A`` are known (:mod:`layerweld.shared_factor`); empty otherwise.
         adapter: digest of the adapter or model that the site brings; empty where it has none yet.
         holdings: digest of all its rows, held-out rows and head together.
         versions: ``name=version`` of the packages that matter.
