@@ -28,7 +28,10 @@ def iso_cts(updates: Sequence[Update], common: float, scaling: float) -> Update:
     own = round((rank - int(rank * common)) / sites)
     shared = total.leading(rank - own * sites)
     outside = [_own_directions(update, shared.left).leading(own) for update in updates]
-    return _flat(updates, decorrelated([*outside, shared]), scaling)
+    parts = [*outside, shared]
+    if not any(len(part.values) for part in parts):  # every update is zero, whatever its factors
+        return iso_c(updates, scaling)
+    return _flat(updates, decorrelated(parts), scaling)
 
 
 def _own_directions(update: Update, basis: Float64[Tensor, "d_out k"]) -> Spectrum:

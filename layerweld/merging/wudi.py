@@ -18,14 +18,14 @@ def wudi(updates: Sequence[Update], ridge: float) -> Update:
     ``λ = ridge · tr(Σ G_i) / d_in``. Everything happens in the span of the updates' rows, which for
     LoRAs has ``Σ r_i`` dimensions.
     """
-    if all(update.is_zero for update in updates):
-        return updates[0]
     basis = spectrum(DenseUpdate(torch.cat([_rows(update) for update in updates]))).right
-    inside = [_columns(update, basis) for update in updates]
+    inside = [columns for u in updates if (columns := _columns(u, basis)).any()]
+    if not inside:  # every update is zero, whatever its factors
+        return updates[0]
     grams = torch.stack([columns.T @ columns / columns.square().sum() for columns in inside])
     products = (torch.stack(inside) @ grams).sum(dim=0)
     system = grams.sum(dim=0)
-    system += ridge * len(updates) / updates[0].shape[1] * torch.eye(len(system)).double()
+    system += ridge * len(inside) / updates[0].shape[1] * torch.eye(len(system)).double()
     return in_kind(updates, torch.linalg.solve(system, products.T).T, basis)
 
 
