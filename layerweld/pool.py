@@ -131,7 +131,11 @@ class GroupPool:
         Raises:
             OutOfProportionError: one is; solving would let it decide the merge.
         """
-        magnitudes = {site: one.magnitude for site, one in self._admitted.items()}
+        magnitudes = {
+            site: one.magnitude for site, one in self._admitted.items() if one.magnitude.square > 0
+        }
+        if len(magnitudes) == 2 < len(self._admitted):
+            return  # of two sites among many nobody can say which one is wrong: influence shows it
         name, most = self.group.name, self.settings.max_size
         energies = {site: found.energy**0.5 for site, found in magnitudes.items()}
         refuse_out_of_proportion(energies, most, f"what its update of {name} does to its tokens")
@@ -195,11 +199,11 @@ class GroupPool:
     def _require_usable(self, updates: Mapping[str, Update]) -> None:
         layer = out_of_bounds(updates)
         if layer:
-            squares = {site: one.magnitude.square for site, one in self._sorted()}
+            bounds = {site: one.magnitude.bound for site, one in self._sorted()}
             raise UnusableMergeError(
                 f"{layer} came out with numbers that are not finite, or beyond "
-                f"{LARGEST_WEIGHT:.0f}: no model can use it. The largest update in it is that of "
-                f"{max(squares, key=squares.__getitem__)}"
+                f"{LARGEST_WEIGHT:.0f}: no model can use it. The largest factors in it are those "
+                f"of {max(bounds, key=bounds.__getitem__)}"
             )
 
     def _scales(self) -> dict[str, float]:
