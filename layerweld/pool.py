@@ -197,9 +197,17 @@ class GroupPool:
         return max(0.0, residual)
 
     def _require_usable(self, updates: Mapping[str, Update]) -> None:
+        """No number is beyond a model's; if one is, a site out of proportion is to blame.
+
+        Raises:
+            OutOfProportionError: factors of a site are many times as large as the others'.
+            UnusableMergeError: a number is beyond a model's all the same.
+        """
         layer = out_of_bounds(updates)
         if layer:
             bounds = {site: one.magnitude.bound for site, one in self._sorted()}
+            what = f"the product of the factors that it sent for {self.group.name}"
+            refuse_out_of_proportion(bounds, self.settings.max_size, what)
             raise UnusableMergeError(
                 f"{layer} came out with numbers that are not finite, or beyond "
                 f"{LARGEST_WEIGHT:.0f}: no model can use it. The largest factors in it are those "
