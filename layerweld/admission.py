@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from layerweld.bounds import LARGEST_WEIGHT, largest
+from layerweld.bounds import LARGEST_WEIGHT, cancels, largest, largest_of_update
 from layerweld.config import MergeSettings
 from layerweld.errors import RefusedReplyError
 from layerweld.exact_sum import FLOOR, LIMIT
@@ -87,12 +87,21 @@ def admit(
 
 def _checked_magnitude(factor: GramFactor, product: Product, layer: str) -> Magnitude:
     found = factor.magnitude(product)
-    if not found.largest <= LARGEST_WEIGHT or not max(found.energy, found.square) < LIMIT:
+    if not found.bound <= LARGEST_WEIGHT or not max(found.energy, found.square) < LIMIT:
         raise RefusedReplyError(
-            f"{layer}: only an update with numbers up to {found.largest:.3g} and a norm of "
-            f"{found.square**0.5:.3g} has this product with the Gram matrix that was sent, and no "
-            f"model's has any beyond {LARGEST_WEIGHT:.0f}"
+            f"{layer}: only an update with numbers up to {found.bound:.3g} has this product with "
+            f"the Gram matrix that was sent, and no model's has any beyond {LARGEST_WEIGHT:.0f}"
         )
+    own = product.whole_update or factor.implied_update(product)
+    if cancels(own):
+        raise RefusedReplyError(f"{layer}: its factors cancel; no training leaves such an update")
+    if product.whole_update is not None:
+        if not largest_of_update(own) <= LARGEST_WEIGHT:
+            raise RefusedReplyError(
+                f"{layer}: the update that was sent along has numbers beyond {LARGEST_WEIGHT:.0f}, "
+                f"and no model's has"
+            )
+        found = replace(found, square=max(found.square, own.norm**2))
     if factor.carries_silence(product, found):
         raise RefusedReplyError(
             f"{layer}: features that never fire carry a part of the product: no update does that"

@@ -17,6 +17,10 @@ from layerweld.updates import LowRankUpdate, Update
 LARGEST_WEIGHT = 2.0**15
 """No entry of an update, of its factors, or of anything that is added to a parameter is larger:
 half of what float16 can hold, so that what is written can be served in it."""
+_CANCELLED = 100.0
+"""How many times the norm of an update a bound on one of its entries may be."""
+_NOTHING = 1e-20
+"""A product below it is that of a LoRA that was never trained, whatever its factors are."""
 
 
 def largest(values: Tensor) -> float:
@@ -40,9 +44,26 @@ def largest_of_update(update: Update) -> float:
     factors = max(largest(update.left), largest(update.right))
     if not factors <= LARGEST_WEIGHT:
         return factors
+    return max(factors, largest_entry(update))
+
+
+def cancels(update: Update) -> bool:
+    """Whether the factors of an update are far larger than their product.
+
+    They would bring nothing but rounding: 0.4 % of the factors' size where they are served in
+    bfloat16. The bound on a single entry is at most the rank times the norm of all where the
+    factors' directions are anything like those of a trained LoRA.
+    """
+    if not isinstance(update, LowRankUpdate) or not update.rank:
+        return False
+    return largest_entry(update) > _CANCELLED * update.norm + _NOTHING
+
+
+def largest_entry(update: LowRankUpdate) -> float:
+    """The longest row of ``left`` times the longest column of ``right``: no entry is larger."""
     rows = update.left.double().norm(dim=1).max()
     columns = update.right.double().norm(dim=0).max()
-    return max(factors, float(rows * columns))
+    return float(rows * columns)
 
 
 def out_of_bounds(updates: Mapping[str, Update]) -> str:
@@ -53,8 +74,8 @@ def out_of_bounds(updates: Mapping[str, Update]) -> str:
 
 
 def part_of(values: Tensor) -> Part:
-    """How large one tensor of a site is, to be compared with the others'."""
-    return Part(float(values.double().norm()), values.numel())
+    """How large one tensor of a site is, where it is anything, to be compared with the others'."""
+    return Part(float(values.double().norm()), int(values.count_nonzero()))
 
 
 def is_usable(values: Tensor) -> bool:

@@ -14,6 +14,7 @@ from layerweld.updates import DenseUpdate, LowRankUpdate, Update
 
 OUTLIER = 3.0
 """A site whose removal moves a group more than this many times the median site's is flagged."""
+_COSINE = 1.001
 OPPOSITE = -0.5
 """A site whose update has a cosine below this with the merge of the others is flagged."""
 
@@ -98,8 +99,11 @@ def agreement(
     """
     common = sum(_product_with(others[k], products[k]) for k in products if k in others)
     metric = with_diagonal(gram, silent)
-    scale = energy * sum(_square(update, metric) for update in others.values())
-    return common / scale**0.5 if scale > 0 else 0.0
+    theirs = sum(_square(update, metric) for update in others.values())
+    scale = energy**0.5 * theirs**0.5
+    if not abs(common) <= _COSINE * scale:
+        return 0.0  # beyond what Cauchy and Schwarz allow there is rounding, and nothing else
+    return common / scale if scale > 0 else 0.0
 
 
 def opposed(agreements: Mapping[str, float]) -> tuple[str, ...]:

@@ -131,7 +131,11 @@ class GroupPool:
         Raises:
             OutOfProportionError: one is; solving would let it decide the merge.
         """
-        magnitudes = {site: one.magnitude for site, one in self._admitted.items()}
+        magnitudes = {
+            site: one.magnitude for site, one in self._admitted.items() if one.magnitude.square > 0
+        }
+        if len(magnitudes) == 2 < len(self._admitted):
+            return  # of two sites among many nobody can say which one is wrong: influence shows it
         name, most = self.group.name, self.settings.max_size
         energies = {site: found.energy**0.5 for site, found in magnitudes.items()}
         refuse_out_of_proportion(energies, most, f"what its update of {name} does to its tokens")
@@ -193,13 +197,21 @@ class GroupPool:
         return max(0.0, residual)
 
     def _require_usable(self, updates: Mapping[str, Update]) -> None:
+        """No number is beyond a model's; if one is, a site out of proportion is to blame.
+
+        Raises:
+            OutOfProportionError: factors of a site are many times as large as the others'.
+            UnusableMergeError: a number is beyond a model's all the same.
+        """
         layer = out_of_bounds(updates)
         if layer:
-            squares = {site: one.magnitude.square for site, one in self._sorted()}
+            bounds = {site: one.magnitude.bound for site, one in self._sorted()}
+            what = f"the product of the factors that it sent for {self.group.name}"
+            refuse_out_of_proportion(bounds, self.settings.max_size, what)
             raise UnusableMergeError(
                 f"{layer} came out with numbers that are not finite, or beyond "
-                f"{LARGEST_WEIGHT:.0f}: no model can use it. The largest update in it is that of "
-                f"{max(squares, key=squares.__getitem__)}"
+                f"{LARGEST_WEIGHT:.0f}: no model can use it. The largest factors in it are those "
+                f"of {max(bounds, key=bounds.__getitem__)}"
             )
 
     def _scales(self) -> dict[str, float]:

@@ -137,6 +137,6 @@ def _root_mean_square(parts: Iterable[Part]) -> float:
 def _reason(what: str, times: float, most: float) -> str:
     return (
         f"{what} is {times:,.0f} times as large as the median of the other sites', and "
-        f"merge.max-size is {most:g}; look at the site's adapter (is its lora_alpha right?), or "
-        f"raise merge.max-size if it is meant to be"
+        f"merge.max-size is {most:g}; look at the site's adapter (is its lora_alpha right?) and at "
+        f"the others' (were they hardly trained?), or raise merge.max-size if it is meant to be"
     )

@@ -59,10 +59,12 @@ class RegularizedGram:
         direction, size = residual, _inner(residual, residual, metric)
         enough = _CONVERGED * _inner(rows, rows, metric)
         for _ in range(iterations):
-            if size <= enough:
-                break
             image = self._times(direction)
-            step = size / _inner(direction, image, metric)
+            curvature = _inner(direction, image, metric)
+            # Factors that cancel leave rounding, of either sign, in place of a sum of squares.
+            if not size > max(0.0, enough) or not curvature > 0:
+                break
+            step = size / curvature
             solution, residual = solution + step * direction, residual - step * image
             before, size = size, _inner(residual, residual, metric)
             direction = residual + size / before * direction

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from layerweld.gram import normalize, shrink
-from layerweld.updates import LowRankUpdate, Update
+from layerweld.updates import DenseUpdate, LowRankUpdate, Update
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,11 @@ class LowRankProduct:
         """The same before that, ``A``, where it is sent along."""
         return self.factor
 
+    @property
+    def whole_update(self) -> LowRankUpdate | None:
+        """``ΔW``, where all of it is sent."""
+        return None if self.factor is None else LowRankUpdate(self.left, self.factor)
+
 
 @dataclass(frozen=True)
 class DenseProduct:
@@ -67,6 +72,11 @@ class DenseProduct:
     def own_update(self) -> Tensor | None:
         """The same before that, ``ΔW``, where it is sent along."""
         return self.update
+
+    @property
+    def whole_update(self) -> DenseUpdate | None:
+        """``ΔW``, where all of it is sent."""
+        return None if self.update is None else DenseUpdate(self.update)
 
 
 Product = LowRankProduct | DenseProduct

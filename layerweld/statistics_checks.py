@@ -12,10 +12,11 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from layerweld.bounds import LARGEST_WEIGHT, is_usable, largest
+from layerweld.bounds import LARGEST_WEIGHT, is_usable, largest, largest_of_update
 from layerweld.errors import RefusedReplyError
 from layerweld.gram import shrink, with_diagonal
 from layerweld.statistics import GroupStatistics, LowRankProduct, Product
+from layerweld.updates import DenseUpdate, LowRankUpdate, Update
 
 SILENT = 1e-6
 """ε, as a share of tr G: what float32 leaves of a Gram matrix's smallest eigenvalues, 16 times
@@ -40,18 +41,17 @@ class Magnitude:
             an upper bound, in units of ω, of what the product moves in the metric of ``S + λI``.
         square: ``‖P (G + εI)⁻¹‖²``, Frobenius: of the smallest update that has this product; at
             most ``‖ΔW‖²``. A product outside of the range of ``G`` has a huge one.
-        largest: entry of the factor ``A`` of that update, or of the update where it is dense.
+        bound: on every number of that update and of its factors,
+            :func:`layerweld.bounds.largest_of_update`.
     """
 
     energy: float = 0.0
     square: float = 0.0
-    largest: float = 0.0
+    bound: float = 0.0
 
     def __add__(self, other: Magnitude) -> Magnitude:
         return Magnitude(
-            self.energy + other.energy,
-            self.square + other.square,
-            max(self.largest, other.largest),
+            self.energy + other.energy, self.square + other.square, max(self.bound, other.bound)
         )
 
 
@@ -84,21 +84,23 @@ class GramFactor:
         allowed = _DEAD_SHARE * self.silent * magnitude.energy
         return bool((columns.square().sum(dim=0) > allowed).any())
 
-    def magnitude(self, product: Product) -> Magnitude:
-        """How large the update is that has this product with G."""
-        if not isinstance(product, LowRankProduct):
-            dense = product.product.double()
-            update = self._divided(dense)
-            energy, square = (dense * update).sum(), update.square().sum()
-            return Magnitude(float(energy), float(square), largest(update))
-        left, right = product.left.double(), product.right.double()
-        metric, update = left.T @ left, self._divided(right)
-        energy, square = (metric * (right @ update.T)).sum(), (metric * (update @ update.T)).sum()
-        return Magnitude(float(energy), float(square), largest(update))
+    def implied_update(self, product: Product) -> Update:
+        """``P (G + εI)⁻¹``, in the product's own form, float64."""
+        rows = torch.cholesky_solve(product.formed.double().T, self._cholesky).T
+        if isinstance(product, LowRankProduct):
+            return LowRankUpdate(product.left.double(), rows)
+        return DenseUpdate(rows)
 
-    def _divided(self, rows: Float64[Tensor, "rows d_in"]) -> Float64[Tensor, "rows d_in"]:
-        """``rows (G + εI)⁻¹``."""
-        return torch.cholesky_solve(rows.T, self._cholesky).T
+    def magnitude(self, product: Product) -> Magnitude:
+        """How large the update is that has this product with G.
+
+        Everything is a sum of squares: factors that cancel leave next to nothing, and not less.
+        """
+        rows, update = product.formed.double(), self.implied_update(product)
+        if isinstance(product, LowRankProduct):
+            rows = torch.linalg.qr(product.left.double(), mode="r").R @ rows
+        half = torch.linalg.solve_triangular(self._cholesky, rows.T, upper=False)
+        return Magnitude(float(half.square().sum()), update.norm**2, largest_of_update(update))
 
 
 def check_statistics(statistics: GroupStatistics, d_in: int, normalization: str) -> GramFactor:

@@ -6,7 +6,6 @@ transpose; that is turned around where a module is touched (:mod:`layerweld.plan
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -54,10 +53,9 @@ class LowRankUpdate:
 
     @property
     def norm(self) -> float:
-        """``‖ΔW‖``, Frobenius, from matrices of the rank's size; in float64."""
-        left, right = self.left.double(), self.right.double()
-        square = float((left.T @ left * (right @ right.T)).sum())
-        return math.sqrt(max(0.0, square))  # rounding may leave less than nothing of nothing
+        """``‖ΔW‖``, Frobenius, without the product; in float64."""
+        triangle = torch.linalg.qr(self.left.double(), mode="r").R
+        return float((triangle @ self.right.double()).norm())
 
     def __mul__(self, factor: float) -> LowRankUpdate:
         return LowRankUpdate(self.left * factor, self.right)

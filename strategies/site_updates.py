@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from flwr.app import RecordDict
 
-from layerweld.bounds import LARGEST_WEIGHT, out_of_bounds, part_of
+from layerweld.bounds import LARGEST_WEIGHT, cancels, out_of_bounds, part_of
 from layerweld.errors import RefusedReplyError
 from layerweld.expected import Shapes, update_shapes
 from layerweld.merging.one_round import SiteUpdates
@@ -87,6 +87,11 @@ def _require_bounded(updates: OfOneSite) -> None:
         raise RefusedReplyError(
             f"the update of {layer!r} has numbers that are not finite, or beyond "
             f"{LARGEST_WEIGHT:.0f}, and no model's has"
+        )
+    layer = next((name for name, update in updates.items() if cancels(update)), "")
+    if layer:
+        raise RefusedReplyError(
+            f"the factors of the update of {layer!r} cancel; no training leaves such an update"
         )
 
 

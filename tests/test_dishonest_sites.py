@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from layerweld.config import MergeSettings
 from layerweld.errors import RefusedReplyError, UnusableMergeError
@@ -14,8 +16,9 @@ from layerweld.merging.sums import Mean
 from layerweld.named_tensors import update_tensors
 from layerweld.pool import GroupPool
 from layerweld.proportion import OutOfProportionError, Part, refuse_parts_out_of_proportion
+from layerweld.statistics_checks import check_statistics
 from layerweld.transport.arrays import to_arrays
-from layerweld.updates import LowRankUpdate
+from layerweld.updates import DenseUpdate, LowRankUpdate
 from tests.faulty_grid import FaultyGrid, none
 from tests.pooled_sites import GROUP, new_sites, statistics_of
 from tests.stub_sites import (
@@ -218,14 +221,91 @@ def test_a_fisher_sum_stands_for_an_update():
     assert implied_update(nothing, something).tolist() == [[0.0, float("inf")]]
 
 
-def test_a_solution_that_no_model_can_use_is_an_error_that_names_the_largest_update():
-    chosen = MergeSettings(max_size=1e9)
+def test_a_solution_that_no_model_can_use_is_an_error_that_names_the_largest_factors():
+    chosen = MergeSettings()
     pool = GroupPool(GROUP, chosen)
-    for site in new_sites(2, seed=0):
-        grown = {
-            layer: LowRankUpdate(update.left * 200, update.right * 200)
-            for layer, update in site.updates.items()
-        }
+    for site, size in zip(new_sites(3, seed=0), (1.0, 5.0, 2.0), strict=True):
+        grown = {layer: update * size for layer, update in site.updates.items()}
         pool.add(site.name, statistics_of(replace(site, updates=grown), chosen))
-    with pytest.raises(UnusableMergeError, match="no model can use it"):
+    for value in (float("nan"), float("inf"), 1e5):
+        with pytest.raises(UnusableMergeError, match=r"no model can use it.* those of b"):
+            pool._require_usable({"q": DenseUpdate(torch.full((2, 2), value))})
+
+
+def cancelling(update, size):
+    """Factors of this size whose product is next to nothing."""
+    left = torch.cat([update.left, 3 * update.left], dim=1) * size
+    return LowRankUpdate(left, torch.cat([3 * update.right, -update.right]))
+
+
+@pytest.mark.parametrize("size", [1.0, 30.0, 1e4])
+@pytest.mark.parametrize("solver", ["exact", "gradients"])
+@pytest.mark.parametrize("anchor", ["base", "mean"])
+def test_factors_that_cancel_are_refused(size, solver, anchor):
+    chosen = MergeSettings(solver=solver, anchor=anchor)
+    for site in new_sites(4, seed=1):
+        liar = {layer: cancelling(update, size) for layer, update in site.updates.items()}
+        with pytest.raises(RefusedReplyError, match=r"factors cancel|beyond 32768"):
+            GroupPool(GROUP, chosen).add("a", statistics_of(replace(site, updates=liar), chosen))
+        GroupPool(GROUP, chosen).add("a", statistics_of(site, chosen))
+
+
+def test_an_update_in_directions_that_no_token_excites_is_bounded_where_the_anchor_needs_it():
+    chosen = MergeSettings(anchor="mean")
+    sites = new_sites(4, seed=0, num_tokens=2)
+    pool = GroupPool(GROUP, chosen)
+    for site in sites:
+        statistics = statistics_of(site, chosen)
+        if site.name == "b":
+            silent = torch.linalg.eigh(statistics.gram.double())[1][:, 0].float()
+            lied = {
+                k: replace(p, factor=p.factor + 1e3 * silent)
+                for k, p in statistics.products.items()
+            }
+            statistics = replace(statistics, products=lied)
+        pool.add(site.name, statistics)
+    with pytest.raises(OutOfProportionError, match=r"^b: the update behind"):
         pool.solve()
+
+
+def test_a_group_of_two_among_more_sites_evicts_nobody():
+    chosen = MergeSettings()
+    for size in (1e-9, 1e-3, 1e3):
+        pool = GroupPool(GROUP, chosen)
+        for site in new_sites(4, seed=0):
+            grown = {"a": 1.0, "b": size, "c": 0.0, "d": 0.0}[site.name]
+            updates = {layer: update * grown for layer, update in site.updates.items()}
+            pool.add(site.name, statistics_of(replace(site, updates=updates), chosen))
+        assert pool.solve().updates
+
+
+@given(
+    seed=st.integers(0, 2**16),
+    rank=st.integers(1, 6),
+    scale=st.floats(-30, 8),
+    alike=st.floats(-1, 1),
+)
+def test_whatever_factors_are_sent_nothing_is_less_than_nothing(seed, rank, scale, alike):
+    generator = torch.Generator().manual_seed(seed)
+    left, right = (
+        torch.randn(4, rank, generator=generator),
+        torch.randn(rank, 6, generator=generator),
+    )
+    left[:, -1], right[-1] = alike * left[:, 0], -right[0]  # they may cancel, in part or wholly
+    site = replace(new_sites(1, seed=0)[0], updates={"q": LowRankUpdate(left * 2.0**scale, right)})
+    statistics = statistics_of(site, MergeSettings())
+    factor = check_statistics(statistics, 6, "token")
+    found = factor.magnitude(statistics.products["q"])
+    assert found.energy >= 0
+    assert found.square >= 0
+    others = {s.name: statistics_of(s, MergeSettings()) for s in new_sites(3, seed=1)[1:]}
+    pool = GroupPool(GROUP, MergeSettings(max_size=1e9))
+    try:
+        pool.add("a", statistics)
+    except RefusedReplyError:
+        return
+    for name, other in others.items():
+        pool.add(name, other)
+    solution = pool.solve()
+    assert 0 <= solution.residual < 1.5
+    assert all(-1.01 <= cosine <= 1.01 for cosine in solution.agreement.values())
