@@ -86,7 +86,9 @@ def test_no_method_that_the_handshake_lets_play_fails_on_what_the_sites_send(see
             continue
         kernel = settings().of_method(method.table)
         assert isinstance(kernel, MergeMethod)
-        merged = kernel.merge(side_by_side({name: updates for name, (_, updates) in cohort.items()}))
+        merged = kernel.merge(
+            side_by_side({name: updates for name, (_, updates) in cohort.items()})
+        )
         for layer, update in merged.updates.items():
             assert tuple(update.shape) == SHAPES[layer]
             assert torch.isfinite(update.dense()).all(), method.name

@@ -1,0 +1,194 @@
+"""What a site says of its factors and what it sends are one thing, or the run knows who lied."""
+
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+
+from layerweld.errors import CohortError, RefusedReplyError
+from layerweld.launch import app_module
+from layerweld.merging.lora_averaging import FfaLora, Flora
+from layerweld.merging.sums import Mean
+from layerweld.shared_factor import digest_of_draw, digest_of_factors
+from layerweld.statistics import DenseProduct
+from layerweld.transport.introduction import encode_introduction
+from layerweld.transport.messages import Subject
+from layerweld.transport.subject import with_subject
+from layerweld.transport.updates import encode_updates
+from layerweld.updates import DenseUpdate, LowRankUpdate
+from tests.faulty_grid import FaultyGrid, none
+from tests.stub_sites import (
+    NAMES,
+    NODES,
+    PLAN,
+    StubApp,
+    digest_of,
+    introduction_of,
+    new_chain,
+    reply_with,
+    settings,
+)
+from tests.test_faults import play_without, raises
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+GOES_ON = {"lost-site": "continue", "deadline": 60.0}
+DRAWN = digest_of_draw(0, 2, PLAN.layer_names)
+
+
+def sharing(name):
+    """Updates of rank 2 behind one ``A``."""
+    one, own = torch.Generator().manual_seed(9), torch.Generator().manual_seed(NAMES.index(name))
+    return {
+        s.name: LowRankUpdate(
+            torch.randn(s.d_out, 2, generator=own), torch.randn(2, g.d_in, generator=one)
+        )
+        for g in PLAN.groups
+        for s in g.layers
+    }
+
+
+def another_a(updates, draw):
+    """Any change of any of the ``A``: the last bit of one number, two rows, a whole layer."""
+    layer = draw.choice(sorted(updates))
+    right = updates[layer].right.clone()
+    how = draw.choice(("bit", "rows", "sign", "anew"))
+    if how == "bit":
+        entry = draw.randrange(right.numel())
+        right.view(-1)[entry] = torch.nextafter(right.view(-1)[entry], torch.tensor(9.0))
+    elif how == "rows":
+        right = right.flip(0)
+    elif how == "sign":
+        right = -right
+    else:
+        right = torch.randn(
+            right.shape, generator=torch.Generator().manual_seed(draw.randrange(2**32))
+        )
+    return {**updates, layer: LowRankUpdate(updates[layer].left, right)}
+
+
+def play(sent, claimed, clock, method, **entries):
+    """A method of updates over the sites that send something."""
+
+    class Sites(StubApp):
+        def __call__(self, message, context):
+            return reply_with(encode_updates(sent[context.node_config["name"]]), message, context)
+
+    chosen = settings(**entries)
+    cohort = new_chain(chosen).cohort
+    for name, factors in claimed.items():
+        ranks = (2,) * len(PLAN.layer_names)
+        cohort.introductions[name] = replace(introduction_of(name), ranks=ranks, factors=factors)
+    merging = app_module("strategies.update_merging").UpdateMerging(PLAN, cohort, method, {})
+    grid = FaultyGrid(Sites(), NODES, chosen, none(), clock)
+    app_module("strategies.round_by_round").RoundByRound(cohort, merging).play(grid)
+    return merging
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_site_that_sends_another_a_than_it_claims_is_refused_by_name(seed, clock):
+    draw = random.Random(seed)
+    liar, method = draw.choice(NAMES), draw.choice((FfaLora(), Flora(), Mean()))
+    honest = {name: sharing(name) for name in NAMES}
+    sent = {**honest, liar: another_a(honest[liar], draw)}
+    claimed = {name: digest_of_factors(honest[name]) for name in NAMES}
+    with pytest.raises(RefusedReplyError, match=f"^{liar}, .*: the A of its LoRA is another"):
+        play(sent, claimed, clock, method)
+    lacking = play(sent, claimed, clock, method, **GOES_ON)
+    assert lacking.cohort.lost.keys() == {liar}
+    assert_merged(lacking, honest, liar)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_where_a_is_drawn_the_site_that_drew_another_is_the_one_left_out(seed, clock):
+    draw = random.Random(seed)
+    liar, honest = draw.choice(NAMES), {name: sharing(name) for name in NAMES}
+    sent = {**honest, liar: another_a(honest[liar], draw)}
+    claimed = dict.fromkeys(NAMES, DRAWN)
+    with pytest.raises(RefusedReplyError, match=f"^{liar}: its frozen A is another than that of"):
+        play(sent, claimed, clock, FfaLora())
+    lacking = play(sent, claimed, clock, FfaLora(), **GOES_ON)
+    assert lacking.cohort.lost.keys() == {liar}
+    assert_merged(lacking, honest, liar)
+
+
+def assert_merged(merging, honest, liar):
+    left = [honest[name] for name in NAMES if name != liar]
+    for layer, update in merging.merged.updates.items():
+        mean = sum(of[layer].dense() for of in left) / len(left)
+        torch.testing.assert_close(update.dense(), mean)
+
+
+def test_where_all_drew_different_ones_nobody_is_to_blame(clock):
+    sent = {name: another_a(sharing(name), random.Random(k)) for k, name in enumerate(NAMES)}
+    with pytest.raises(CohortError, match=r"one frozen A .* ash, birch, cedar sent different ones"):
+        play(sent, dict.fromkeys(NAMES, DRAWN), clock, FfaLora(), **GOES_ON)
+
+
+def test_what_is_not_shared_is_nobodys_business_in_another_method(clock):
+    sent = {name: another_a(sharing(name), random.Random(k)) for k, name in enumerate(NAMES)}
+    claimed = {name: digest_of_factors(sent[name]) for name in NAMES}
+    assert not play(sent, claimed, clock, Flora()).cohort.lost
+    assert not play(sent, dict.fromkeys(NAMES, ""), clock, Flora()).cohort.lost
+
+
+def test_whole_layers_have_no_factors():
+    updates = sharing("ash")
+    assert len(digest_of_factors(updates)) == 64
+    assert digest_of_factors({**updates, "0.q": DenseUpdate(updates["0.q"].dense())}) == ""
+
+
+class WholeLayers(StubApp):
+    """One site sends products of whole layers, and came past the handshake with ranks of 0."""
+
+    def __init__(self, liar):
+        super().__init__()
+        self.liar = liar
+
+    def answer(self, name, message):
+        answer = super().answer(name, message)
+        return self.dense(answer) if name == self.liar else answer
+
+    @staticmethod
+    def dense(answer):
+        def whole(one):
+            products = {k: DenseProduct(p.left @ p.right, None) for k, p in one.products.items()}
+            return replace(one, products=products)
+
+        return replace(answer, statistics=tuple(map(whole, answer.statistics)))
+
+
+@pytest.mark.parametrize("liar", NAMES)
+def test_who_comes_first_does_not_fix_the_form_of_the_sums(liar, clock):
+    chosen = settings(**GOES_ON)
+    chain = new_chain(chosen)
+    nothing = (0,) * len(PLAN.layer_names)
+    chain.cohort.introductions[liar] = replace(introduction_of(liar), ranks=nothing)
+    chain.play(FaultyGrid(WholeLayers(liar), NODES, chosen, none(), clock))
+    assert chain.cohort.lost.keys() == {liar}
+    if liar == "birch":
+        assert digest_of(chain) == digest_of(play_without(clock, raises, 0, **GOES_ON))
+
+
+TRAINED = {
+    "a whole model": {"kind": "full", "ranks": (0,) * len(PLAN.layer_names)},
+    "fewer layers": {"layers": PLAN.layer_names[1:], "ranks": (1,) * 4},
+    "layers twice": {"layers": PLAN.layer_names * 2, "ranks": (1,) * 10},
+    "other ranks": {"ranks": (1, 1, 2, 1, 1)},
+    "too few ranks": {"ranks": (1,)},
+}
+
+
+def content_of(introduction):
+    about = Subject("run", "train.finetune", "fine-tuning", "1", introduction.site)
+    return with_subject(encode_introduction(introduction), about)
+
+
+@pytest.mark.parametrize("changes", TRAINED.values(), ids=TRAINED)
+def test_what_fine_tuning_makes_is_what_the_methods_were_chosen_for(changes):
+    read = app_module("server.replies").read_trained
+    before, trained = replace(introduction_of("ash"), kind="none"), introduction_of("ash")
+    assert read(content_of(trained), before) == trained
+    with pytest.raises(RefusedReplyError, match="no LoRA of the layers and ranks"):
+        read(content_of(replace(trained, **changes)), before)
