@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from layerweld.updates import LowRankUpdate, Update
@@ -42,3 +44,8 @@ def within_ranks(update: Update) -> Update:
     if d_out <= d_in:
         return LowRankUpdate(torch.eye(d_out), whole)
     return LowRankUpdate(whole, torch.eye(d_in))
+
+
+def all_within_ranks(updates: Mapping[str, Update]) -> dict[str, Update]:
+    """:func:`within_ranks` of every layer's."""
+    return {layer: within_ranks(update) for layer, update in updates.items()}

@@ -21,7 +21,7 @@ from layerweld.methods import Method, methods_of, settings_for
 from layerweld.plan import MergePlan
 from layerweld.progress import report_progress
 from layerweld.proportion import OutOfProportionError, Part
-from layerweld.ranks import within_ranks
+from layerweld.ranks import all_within_ranks
 from layerweld.statistics import ProductForm
 from layerweld.transport.introduction import BUDGET as INTRODUCTION
 from layerweld.transport.messages import Introduction, ModelToMeasure, facts_of
@@ -303,7 +303,7 @@ class Federation:
         )
         strategy.play(self.grid)
         merged = compressed(rounds.merged, self.settings.merge.rank)
-        updates = {name: within_ranks(update) for name, update in merged.updates.items()}
+        updates = all_within_ranks(merged.updates)
         layer = out_of_bounds(updates)
         if layer:
             raise UnusableMergeError(

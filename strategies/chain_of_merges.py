@@ -21,7 +21,7 @@ from layerweld.plan import MergePlan
 from layerweld.pool import GroupPool, GroupSolution
 from layerweld.prefix import extend_prefix, first_prefix
 from layerweld.proportion import OutOfProportionError
-from layerweld.ranks import within_ranks
+from layerweld.ranks import all_within_ranks
 from layerweld.schedule import Step, schedule
 from layerweld.statistics import ProductForm
 from layerweld.transport.arrays import num_bytes, numpy_arrays
@@ -246,7 +246,8 @@ class _Round:
                 group = admitted.statistics.group
                 self._pools[group].fold(admitted)
                 bytes_up[group][site] = admitted.statistics.num_bytes
-        solutions = tuple(_for_sites(pool.solve()) for pool in self._pools.values())
+        solved = [pool.solve() for pool in self._pools.values()]
+        solutions = tuple(replace(one, updates=all_within_ranks(one.updates)) for one in solved)
         lost = tuple(sorted(self._cohort.lost))
         return SolvedStep(self.step.index, solutions, bytes_up, self._bytes_down, lost)
 
@@ -289,12 +290,6 @@ class _Round:
         wanted = (site, asked.run, asked.step, asked.plan, asked.prefix)
         if about != wanted:
             raise StaleReplyError(f"it answered for another {_differing(about, wanted)}")
-
-
-def _for_sites(solution: GroupSolution) -> GroupSolution:
-    """With updates that every site takes, whatever ranks were stacked."""
-    updates = {layer: within_ranks(update) for layer, update in solution.updates.items()}
-    return replace(solution, updates=updates)
 
 
 def _differing(about: tuple[object, ...], wanted: tuple[object, ...]) -> str:
