@@ -104,7 +104,7 @@ def play(ask, superlink, sites, output, *options, **entries):
         "methods": "'chain'",
         "min-sites": 3,
         "merge.covariate-shift": "'off'",
-        "merge.influence": "false",
+        "merge.influence": "true",
         "calibration.samples": 0,
         "calibration.max-length": 12,
         "calibration.batch-size": 4,
@@ -147,8 +147,8 @@ def test_flowers_simulation_gives_the_same_manifest(flower, sites, in_process_ma
 
 
 def supernodes(start, port, sites):
-    for node in sites.nodes:
-        node_config = " ".join(f'{key}="{value}"' for key, value in node.items())
+    for node in sites.on_their_own(sites.folder / "caches").nodes:
+        node_config = " ".join(f"{key}={json.dumps(value)}" for key, value in node.items())
         own = ("--port", str(free_port()), "--node-config", node_config)
         start("flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{port}", *own)
 
