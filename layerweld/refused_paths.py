@@ -27,7 +27,7 @@ _SAID = {
 
 
 def refused_path(error: BaseException) -> LayerweldError | None:
-    """What a command ends with where an error is about a path; None where it is about anything else.
+    """What a command ends with where an error is about a path; None where it is not.
 
     Returns:
         A :class:`StorageError` where space or permissions are the way out, and a
