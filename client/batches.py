@@ -14,7 +14,7 @@ from torch import Tensor
 
 from client.data import Rows
 from client.images import read_image
-from layerweld.base_model import BaseModel
+from layerweld.base_model import BaseModel, tokenizer_files
 from layerweld.errors import ConfigError
 from layerweld.foreign_files import reading
 from layerweld.foreign_text import read_json
@@ -164,6 +164,7 @@ def load_tokenizer(folder: Path) -> Any:
     """
     from transformers import AutoTokenizer
 
+    tokenizer_files(folder)
     problem = f"{folder} has no tokenizer that can be read"
     with reading(problem, "put one there with `tokenizer.save_pretrained(…)`", ConfigError):
         tokenizer = AutoTokenizer.from_pretrained(

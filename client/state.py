@@ -26,12 +26,15 @@ from layerweld.config import FinetuneSettings, RunSettings
 from layerweld.demo import base_folder
 from layerweld.discover import discover_plan
 from layerweld.errors import AdapterError, AdapterLostError, ConfigError
+from layerweld.foreign_files import contents
 from layerweld.linear import shifted
 from layerweld.names import below
 from layerweld.plan import MergePlan
 from layerweld.replay import RecordedBatch
 from layerweld.sites import HEAD, SiteEntry
 from layerweld.task_vectors import read_fine_tuned
+
+_LARGEST_HEAD = 2**30  # bytes
 
 
 @lru_cache(maxsize=2)
@@ -141,7 +144,7 @@ class SiteState:
         prompt_end = self.settings.calibration.prompt_end
         if not prompt_end:
             self.require_trained(needed=not self.site.head)
-            return self.head_file.read_bytes()
+            return contents(self.head_file, AdapterError, _LARGEST_HEAD)
         return "\n".join([prompt_end, *self._classes]).encode()
 
     @property

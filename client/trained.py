@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import stat
 from functools import lru_cache
 from pathlib import Path
+
+from layerweld.errors import AdapterLostError
+from layerweld.foreign_files import add_to_hash
+from layerweld.foreign_text import read_json
 
 _RECORD = "hashes.json"
 
@@ -20,19 +25,24 @@ def seal(folder: Path) -> None:
 def is_whole(folder: Path) -> bool:
     """Whether every file that was there when the folder was sealed is there, unchanged."""
     try:
-        hashes = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
-        return all(_hash_of(folder / name) == expected for name, expected in hashes.items())
-    except (OSError, ValueError, AttributeError):  # missing; or a damaged record
+        hashes = read_json(folder / _RECORD, AdapterLostError, "train it again")
+        return bool(hashes) and all(
+            _hash_of(folder / name) == expected for name, expected in hashes.items()
+        )
+    except (AdapterLostError, OSError, ValueError):  # missing; or a record that names no files
         return False
 
 
 def _hash_of(file: Path) -> str:
     about = file.stat()
+    if not stat.S_ISREG(about.st_mode):
+        raise AdapterLostError(f"{file} is no file")
     return _hash_of_version(file, about.st_ino, about.st_mtime_ns, about.st_size)
 
 
 @lru_cache(maxsize=64)
-def _hash_of_version(file: Path, _inode: int, _changed: int, _size: int) -> str:
+def _hash_of_version(file: Path, _inode: int, _changed: int, size: int) -> str:
     """An introduction asks five times over, and a trained adapter may be half a gigabyte."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    add_to_hash(digest, file, AdapterLostError, size)
+    return digest.hexdigest()

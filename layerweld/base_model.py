@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from layerweld.errors import ConfigError
-from layerweld.foreign_files import reading
+from layerweld.foreign_files import add_to_hash, opened_file, reading, refuse_larger
 from layerweld.model_folder import check_model_folder
 from layerweld.outside_text import quoted
 
@@ -25,6 +25,7 @@ TOKENIZER_FILES = (
     "tokenizer_config.json", "vocab.json", "vocab.txt",
 )  # fmt: skip
 """What decides which tokens a text, or which pixels an image, becomes."""
+_LARGEST_TOKENIZER = 256 * 2**20  # bytes of one of its files; vocabularies of 256,000 words have 35
 
 
 @dataclass(frozen=True)
@@ -140,8 +141,22 @@ def device_named(name: str) -> torch.device:
 
 def tokenizer_fingerprint(folder: Path) -> str:
     """SHA-256 over the tokenizer's or image processor's files; empty text where there are none."""
-    files = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+    files = tokenizer_files(folder)
     digest = hashlib.sha256()
     for file in files:
-        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+        digest.update(file.name.encode() + b"\0")
+        add_to_hash(digest, file, ConfigError, _LARGEST_TOKENIZER)
     return digest.hexdigest() if files else ""
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """The tokenizer's or image processor's files that are there, each fit to be given to a library.
+
+    Raises:
+        ConfigError: one is larger than any such file, no plain file, or may not be read.
+    """
+    files = [folder / name for name in TOKENIZER_FILES if (folder / name).exists()]
+    for file in files:
+        with opened_file(file, ConfigError) as opened:
+            refuse_larger(file, opened, ConfigError, _LARGEST_TOKENIZER)
+    return files

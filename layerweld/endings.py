@@ -14,6 +14,7 @@ import click
 from layerweld.errors import UNFORESEEN, LayerweldError
 from layerweld.interruptions import INTERRUPTED, RESUMES, ending_on_signals
 from layerweld.memory import naming_memory
+from layerweld.refused_paths import refused_path
 
 WRONG_COMMAND_LINE = 2
 NOBODY_READS = 141
@@ -45,8 +46,7 @@ def _code_of(app: Callable[..., object]) -> int:
         if sys.stdout is not None:
             sys.stdout.flush()
     except LayerweldError as error:
-        notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
-        return _say(error.exit_code, f"{error}{notes}", error.next_step)
+        return _foreseen(error)
     except click.ClickException as error:
         return _misused(error)
     except (click.Abort, KeyboardInterrupt):
@@ -58,6 +58,11 @@ def _code_of(app: Callable[..., object]) -> int:
     except Exception as error:  # noqa: BLE001  # a bug: shown whole, and still ended in order
         return _unforeseen(error)
     return _interrupted(returned)
+
+
+def _foreseen(error: LayerweldError) -> int:
+    notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+    return _say(error.exit_code, f"{error}{notes}", error.next_step)
 
 
 def _interrupted(code: object, next_step: str = RESUMES) -> int:
@@ -84,6 +89,8 @@ def _unforeseen(error: Exception) -> int:
     if isinstance(error, OSError) and error.errno in _ON_OUTPUT and error.filename is None:
         cause = f"standard output cannot be written ({error.strerror})"
         return _say(_UNWRITABLE, cause, "print to a place with space, and type the command again")
+    if refused := refused_path(error):
+        return _foreseen(refused)
     with suppress(OSError):
         traceback.print_exception(error)
     return _say(UNFORESEEN, f"{type(error).__name__}: {error}", _REPORT)

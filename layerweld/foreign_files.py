@@ -5,18 +5,24 @@ Whatever a library makes of a damaged one becomes an error of ours.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any
 
 from layerweld.errors import LayerweldError, MemoryShortageError
 from layerweld.memory import naming_memory
+from layerweld.outside_text import shown
+from layerweld.refused_paths import LONGEST_PATH
 
 _LONGEST_REASON = 300  # characters; some libraries list everything they know
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
 _POINTER_SIZE = 1024  # bytes; by its specification a pointer is smaller
+_TOO_LARGE = "{} is larger than {:g} MiB, which no such file is; give the right one"
+_TAIL = 64 * 2**10  # bytes of a log's end
 
 
 @contextmanager
@@ -77,17 +83,103 @@ def contents(file: Path, error: type[LayerweldError], most: int) -> bytes:
     Raises:
         LayerweldError: ``error``: it is missing, larger, no plain file, or may not be read.
     """
+    with opened_file(file, error) as opened:
+        found = opened.read(most + 1)
+    if len(found) > most:
+        raise error(_TOO_LARGE.format(file, most / 2**20))
+    return found
+
+
+def add_to_hash(digest: Any, file: Path, error: type[LayerweldError], most: int) -> None:
+    """Take a file's bytes into a hash, a piece at a time: it need not fit into memory.
+
+    Args:
+        digest: an object of :mod:`hashlib`.
+        file: to read.
+        error: to raise.
+        most: bytes that such a file may have.
+
+    Raises:
+        LayerweldError: as :func:`contents`.
+    """
+    with opened_file(file, error) as opened:
+        refuse_larger(file, opened, error, most)
+        hashlib.file_digest(opened, lambda: digest)  # type: ignore[arg-type]
+
+
+def last_lines(log: Path, count: int, error: type[LayerweldError]) -> list[str]:
+    """The last lines of a log, from its last 64 KiB: however long it has become, they are short.
+
+    Args:
+        log: to read; one that is not there has no lines.
+        count: how many.
+        error: to raise.
+
+    Raises:
+        LayerweldError: ``error``: it is no plain file, or may not be read.
+    """
+    return last_text(log, error).splitlines()[-count:] if log.exists() else []
+
+
+def last_text(log: Path, error: type[LayerweldError], begin: int = 0, most: int = _TAIL) -> str:
+    """The end of a log.
+
+    Args:
+        log: to read.
+        error: to raise.
+        begin: byte from which on it is looked at.
+        most: bytes that are read.
+
+    Raises:
+        LayerweldError: as :func:`last_lines`.
+    """
+    with opened_file(log, error) as opened:
+        end = opened.seek(0, os.SEEK_END)
+        opened.seek(max(begin, end - most))
+        return opened.read(most).decode(errors="replace")
+
+
+def named_path(
+    text: str | Path, what: str, error: type[LayerweldError], parent: Path = Path()
+) -> Path:
+    """What somebody typed as a path, made absolute: ``~`` and links resolved.
+
+    Args:
+        text: as typed.
+        what: where: the option or the key.
+        error: to raise.
+        parent: of a relative one.
+
+    Raises:
+        LayerweldError: ``error``: no file or folder can be called so. One that is merely missing
+            is left to its reader.
+    """
+    problem = f"{what}: {shown(str(text), LONGEST_PATH)!r} cannot be used"
+    with reading(problem, "give another path", error):
+        path = (parent / Path(text).expanduser()).resolve()
+        path.exists()
+    return path
+
+
+@contextmanager
+def opened_file(file: Path, error: type[LayerweldError]) -> Iterator[IO[bytes]]:
+    """Open a plain file to read its bytes; what goes wrong inside becomes ``error``, too."""
     check_readable(file, error)
     with reading(f"{file} cannot be read", "check it and its path", error):
         # It may have become a pipe since: without this, opening one waits for its other end.
         descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with os.fdopen(descriptor, "rb") as opened:
-            found = opened.read(most + 1)
-    if len(found) > most:
-        raise error(
-            f"{file} is larger than {most / 2**20:g} MiB, which no such file is; give the right one"
-        )
-    return found
+            yield opened
+
+
+def refuse_larger(file: Path, opened: IO[bytes], error: type[LayerweldError], most: int) -> None:
+    """Refuse an open file, before it is read, that has more than ``most`` bytes.
+
+    Raises:
+        LayerweldError: ``error``.
+    """
+    if os.fstat(opened.fileno()).st_size > most:
+        raise error(_TOO_LARGE.format(file, most / 2**20))
 
 
 def _leads_somewhere(path: Path, error: type[LayerweldError]) -> bool:

@@ -33,6 +33,7 @@ from layerweld.errors import (
 )
 from layerweld.memory import is_out_of_memory
 from layerweld.outside_text import shown_lines
+from layerweld.refused_paths import refused_path
 
 
 class Code(IntEnum):
@@ -133,7 +134,8 @@ def code_of(error: BaseException) -> Code:
         return Code.DISK_FULL
     if is_out_of_memory(error):
         return Code.MEMORY
-    return next((code for kind, code in _KINDS if isinstance(error, kind)), Code.UNFORESEEN)
+    unforeseen = Code.FILE if refused_path(error) else Code.UNFORESEEN
+    return next((code for kind, code in _KINDS if isinstance(error, kind)), unforeseen)
 
 
 def parse_incident(text: str | None) -> Incident | None:

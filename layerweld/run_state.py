@@ -25,6 +25,7 @@ from layerweld.foreign_text import read_json
 from layerweld.interruptions import INTERRUPTED, RESUMES
 from layerweld.outside_text import shown
 from layerweld.progress import overhearing
+from layerweld.refused_paths import refused_path
 
 STATE = "state.json"
 _NOTES = 10  # the last ones are kept
@@ -164,9 +165,9 @@ def read_state(folder: Path) -> RunState | None:
 
 def _ending(error: BaseException) -> tuple[int, str, str]:
     """Exit code, cause and next step."""
-    match error:
-        case LayerweldError():
-            return error.exit_code, str(error), error.next_step
+    match refused_path(error) or error:
+        case LayerweldError() as foreseen:
+            return foreseen.exit_code, str(foreseen), foreseen.next_step
         case KeyboardInterrupt():
             return 130, INTERRUPTED[130], RESUMES
         case SystemExit(code=int(code)) if code in INTERRUPTED:

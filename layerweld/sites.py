@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError
 from layerweld.config import CalibrationSettings, FinetuneSettings, RunSettings, validate_settings
 from layerweld.demo import base_folder
 from layerweld.errors import ConfigError
+from layerweld.foreign_files import named_path
 from layerweld.foreign_text import read_toml
 from layerweld.names import SITE_NAME
 from layerweld.settings import ColumnText, PathText, Settings
@@ -93,13 +94,14 @@ def read_run_file(file: Path) -> tuple[RunSettings, tuple[SiteEntry, ...]]:
         ConfigError: the file is missing or no TOML, a setting is unknown or wrong, or the sites
             are none, or two of one name.
     """
+    file = named_path(file, "the run's file", ConfigError)
     if not file.exists():
         raise ConfigError(f"{file} does not exist")
     tables = read_toml(file, ConfigError)
     entries = tables.pop("sites", [])
     sites = site_entries(entries, file)
     settings = validate_settings(tables | {"sites": str(file.resolve())}, file)
-    base = settings.base and _resolve(settings.base, file)
+    base = settings.base and _resolve(settings.base, "base", file)
     return settings.model_copy(update={"base": base}), sites
 
 
@@ -165,9 +167,12 @@ def _resolved(site: SiteEntry, file: Path) -> dict[str, str]:
         key: getattr(site, key) for key in ("data", "adapter", "head", "base", "held_out", "cache")
     }
     return {
-        key: _resolve(path, file) for key, path in paths.items() if path and not package_task(path)
+        key: _resolve(path, f"site {site.name}, {key}", file)
+        for key, path in paths.items()
+        if path and not package_task(path)
     }
 
 
-def _resolve(path: str, file: Path) -> str:
-    return str((file.resolve().parent / Path(path).expanduser()).resolve())
+def _resolve(path: str, key: str, file: Path) -> str:
+    folder = named_path(file, "the run's file", ConfigError).parent
+    return str(named_path(path, f"{file}, {key}", ConfigError, folder))

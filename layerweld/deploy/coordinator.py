@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import secrets
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from layerweld.config import RunSettings, validate_settings
 from layerweld.deploy.certificates import Identity, make_authority, make_server
@@ -21,18 +22,40 @@ from layerweld.deploy.processes import Program
 from layerweld.deploy.rehearsal import require_verified
 from layerweld.deploy.units import unit
 from layerweld.errors import DeployError
-from layerweld.foreign_files import contents, reading
+from layerweld.foreign_files import contents, named_path, reading
 from layerweld.launch import app_folder
 from layerweld.names import SITE_NAME
 from layerweld.outside_text import quoted
 from layerweld.settings import Settings
 
 CONNECTION = "here"
-_HOST = r"^([A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|[0-9A-Fa-f]*:[0-9A-Fa-f:]+)$"
+_LABEL = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"  # of a DNS name
+_HOST = rf"^{_LABEL}(\.{_LABEL})*$"
+_LONGEST_HOST = 253  # characters, by RFC 1035
 _RESTORE = "put it back from a copy"
 LOOPBACK = ("localhost", "127.0.0.1")
 _MADE_BY = "layerweld coordinator init NAME --host HOST"
 _BOUNDS = ("influence", "max_size", "max_weight")
+
+
+def _checked_host(host: str) -> str:
+    is_name = len(host) <= _LONGEST_HOST and re.fullmatch(_HOST, host)
+    if not is_name and not _is_ipv6(host):
+        raise ValueError(
+            f"it should be a name of at most {_LONGEST_HOST} characters, each part of it of at "
+            f"most 63 letters, digits and hyphens, or an IP address"
+        )
+    return host
+
+
+def _is_ipv6(host: str) -> bool:
+    try:
+        return ipaddress.IPv6Address(host).scope_id is None
+    except ValueError:
+        return False
+
+
+Host = Annotated[str, AfterValidator(_checked_host)]
 
 
 class CoordinatorFile(Settings):
@@ -40,9 +63,9 @@ class CoordinatorFile(Settings):
 
     name: str = Field(pattern=f"^{SITE_NAME}$")
     """Name of the federation, of its folder and of its first run."""
-    host: str = Field(pattern=_HOST)
+    host: Host
     """Name or address under which sites reach this machine; it is in the certificate."""
-    bind: str = "0.0.0.0"
+    bind: Host = "0.0.0.0"
     """Address on which the door for SuperNodes listens."""
     port: int = Field(ge=1, le=65535)
     """Port of the door for SuperNodes: the only one that sites need."""
@@ -112,7 +135,7 @@ class Coordinator:
             )
         if not settings.base:
             raise DeployError(f"{file} names no base model; set `base` to its folder")
-        base = (self.folder / Path(settings.base).expanduser()).resolve()
+        base = named_path(settings.base, f"{file}, base", DeployError, self.folder)
         return settings.model_copy(update={"base": str(base), "name": chosen})
 
     def programs(self) -> list[Program]:
@@ -197,10 +220,11 @@ def open_coordinator(folder: Path) -> Coordinator:
     Raises:
         DeployError: it is none, or its settings are wrong.
     """
-    file = folder.resolve() / "coordinator.toml"
+    folder = named_path(folder, "--folder", DeployError)
+    file = folder / "coordinator.toml"
     tables = read_toml(file, _MADE_BY)
     try:
-        return Coordinator(folder.resolve(), CoordinatorFile.model_validate(tables))
+        return Coordinator(folder, CoordinatorFile.model_validate(tables))
     except ValidationError as error:
         raise DeployError(f"{file}, {_problem(error)}") from None
 
@@ -232,7 +256,7 @@ docs/settings.md lists them all."""
 
 def _first_settings(file: CoordinatorFile, base: str) -> dict[str, Any]:
     """What every run needs, and what bounds and shows how far one site moves the merge."""
-    path = str(Path(base).expanduser().resolve()) if base else ""
+    path = str(named_path(base, "--base", DeployError)) if base else ""
     merge = RunSettings().merge.model_dump(by_alias=True, include={*_BOUNDS})
     return {"name": file.name, "base": path, "min-sites": 2, "methods": "chain", "merge": merge}
 

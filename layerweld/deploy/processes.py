@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 from layerweld.errors import DeployError
+from layerweld.foreign_files import last_text
 
 _LOOK = 0.2  # seconds between looks at the programs
 _GRACE = 10.0  # seconds between SIGTERM and SIGKILL
@@ -172,21 +173,13 @@ class _Watched:
         if time.monotonic() - self._started > _STEADY:
             self._pause = 1.0
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        tail = _read_end(self._log, self._wrote)
+        tail = last_text(self._log, DeployError, self._wrote, _TAIL)
         reason = self._program.explain(tail)
         why = f" ({reason})" if reason else ""
         self._say(f"{self._program.name} {how}{why}: starting it again in {self._pause:.0f} s")
         self._process = None
         self._due = time.monotonic() + self._pause
         self._pause = min(2 * self._pause, _LONGEST_PAUSE)
-
-
-def _read_end(log: Path, begin: int) -> str:
-    """The last bytes of a log, none from before ``begin``."""
-    with log.open("rb") as opened:
-        end = opened.seek(0, os.SEEK_END)
-        opened.seek(max(begin, end - _TAIL))
-        return opened.read().decode(errors="replace")
 
 
 def _end_with_parent() -> None:

@@ -16,6 +16,8 @@ from layerweld.deploy.files import write_toml
 from layerweld.deploy.flower import ask, flwr, show_log
 from layerweld.deploy.members import naming_nodes
 from layerweld.errors import DeployError, RunFailedError
+from layerweld.foreign_files import add_to_hash
+from layerweld.foreign_text import MOST_BYTES
 from layerweld.launch import app_folder
 
 _LOOK = 4.0  # seconds between two questions after a run's state; each starts `flwr` anew
@@ -202,7 +204,9 @@ def finished_manifest(output: Path) -> str:
     if not file.is_file():
         hint = "resume" if has_journal(output) else "run"
         raise DeployError(f"{output} holds no finished run; `layerweld coordinator {hint}`")
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+    digest = hashlib.sha256()
+    add_to_hash(digest, file, DeployError, MOST_BYTES)
+    return digest.hexdigest()
 
 
 def _kept_steps(output: Path) -> int:

@@ -25,6 +25,7 @@ from layerweld.deploy.keys import make_key, public_file
 from layerweld.deploy.processes import Program
 from layerweld.disk import is_held, only_here
 from layerweld.errors import DeployError, InUseError
+from layerweld.foreign_files import named_path
 from layerweld.launch import app_folder
 from layerweld.sites import DEMO, SiteEntry, on_its_own
 
@@ -187,10 +188,11 @@ def open_site(folder: Path) -> Site:
     Raises:
         DeployError: it is none, or its settings are wrong.
     """
-    file = folder.resolve() / "site.toml"
+    folder = named_path(folder, "--folder", DeployError)
+    file = folder / "site.toml"
     try:
         entry = SiteEntry.model_validate(read_toml(file, _MADE_BY))
-        return Site(folder.resolve(), on_its_own(entry))
+        return Site(folder, on_its_own(entry))
     except ValidationError as error:
         problem = error.errors()[0]
         raise DeployError(
@@ -276,7 +278,7 @@ def _join_lock(site: Site) -> Path:
 def _absolute(path: str) -> str:
     if path.startswith(DEMO):
         return path
-    absolute = Path(path).expanduser().resolve()
+    absolute = named_path(path, "the site's files", DeployError)
     if not absolute.exists():
         raise DeployError(f"{absolute} does not exist")
     return str(absolute)

@@ -67,11 +67,13 @@ def init(
     from layerweld.deploy.site import create, site_entry
     from layerweld.deploy.speak import say
     from layerweld.errors import DeployError
+    from layerweld.foreign_files import contents, named_path
+    from layerweld.foreign_text import MOST_BYTES
     from layerweld.terminal import showing_progress
 
     if bool(adapter) == fine_tune:
         raise typer.BadParameter("give either --adapter, or --fine-tune to train one here")
-    folder = Path.cwd() / site
+    folder = named_path(site, "SITE", DeployError, Path.cwd())
     if folder.exists():
         raise DeployError(f"{folder} exists already; choose another name, or remove it")
     paths = {"base": model, "data": data, "adapter": adapter, "head": head, "held_out": held_out}
@@ -79,7 +81,8 @@ def init(
     entry = site_entry(site, Path.cwd(), min_rows, words, **paths)
     with showing_progress():
         egress = measure(entry, _settings(settings))
-    made, fingerprint = create(folder, entry, settings.read_bytes() if settings else b"")
+    run_file = contents(settings, DeployError, MOST_BYTES) if settings else b""
+    made, fingerprint = create(folder, entry, run_file)
     for line in lines(egress, entry):
         say(line)
     if settings is None:
@@ -165,21 +168,23 @@ def status(folder: Folder = HERE) -> None:
 
     Example: `layerweld site status`
     """
-    from layerweld.deploy.keys import fingerprint
+    from layerweld.deploy.keys import fingerprint, read_public_key
     from layerweld.deploy.site import bytes_in, is_joined, open_site
     from layerweld.deploy.speak import say
+    from layerweld.errors import DeployError
+    from layerweld.foreign_files import last_lines
     from layerweld.incidents import ANSWERS
 
     site = open_site(folder)
     state = "joined" if is_joined(site) else "not joined"
     say(f"site   {site.entry.name}, {state}")
-    say(f"key    {fingerprint(site.public_key.read_bytes())}")
+    say(f"key    {fingerprint(read_public_key(site.public_key))}")
     say(f"cache  {bytes_in(site.cache) / 2**20:,.1f} MiB in {site.cache}")
     for word, log in (
         ("asked", site.cache / "logs" / ANSWERS),
         ("log", site.logs / "supernode.log"),
     ):
-        for line in log.read_text(errors="replace").splitlines()[-5:] if log.is_file() else ():
+        for line in last_lines(log, 5, DeployError):
             say(f"{word:6} {_COLOUR.sub('', line)}")
 
 
@@ -212,12 +217,14 @@ def _settings(file: Path | None) -> RunSettings:
 
 def _authority(site: Site, chosen: Path | None) -> Path | None:
     from layerweld.errors import DeployError
+    from layerweld.foreign_files import named_path
 
     if chosen is None:
         return site.authority if site.authority.is_file() else None
-    if not chosen.is_file():
-        raise DeployError(f"{chosen} does not exist; it is the coordinator's ca.crt")
-    return chosen.resolve()
+    file = named_path(chosen, "--ca", DeployError)
+    if not file.is_file():
+        raise DeployError(f"{file} does not exist; it is the coordinator's ca.crt")
+    return file
 
 
 def _write_unit(site: Site, address: str, authority: Path | None) -> None:
