@@ -94,7 +94,7 @@ def read_run_file(file: Path) -> tuple[RunSettings, tuple[SiteEntry, ...]]:
         ConfigError: the file is missing or no TOML, a setting is unknown or wrong, or the sites
             are none, or two of one name.
     """
-    file = named_path(file, "the run's file", ConfigError)
+    named_path(file, "the run's file", ConfigError)
     if not file.exists():
         raise ConfigError(f"{file} does not exist")
     tables = read_toml(file, ConfigError)
