@@ -41,7 +41,6 @@ from layerweld.run_state import Recorder, RunState, read_state
 from layerweld.sites import SiteEntry, read_run_file
 from layerweld.task_vectors import read_fine_tuned
 from layerweld.updates import LowRankUpdate
-from server.journal import RunJournal
 from server.played_methods import PlayedMethods
 from tests.damage import (
     damaged_bytes,
@@ -50,6 +49,7 @@ from tests.damage import (
     damaged_toml,
     put_something_else,
 )
+from tests.fuzzed_journals import journal_header, journal_step
 from tests.tiny_encoders import save_image_base, save_text_base
 from tests.tiny_peft import new_model, save_base, train_adapter
 
@@ -195,58 +195,6 @@ def coordinator(of, damage, read):
 def public_key(folder):
     make_key(folder / "key")
     return folder / "key.pub", damaged_bytes, lambda: read_public_key(folder / "key.pub")
-
-
-def journal_header(folder):
-    introduction = {
-        **dict.fromkeys(("site", "base", "tokenizer", "plan", "settings", "kind", "prefix"), "x"),
-        **dict.fromkeys(("task", "factors", "adapter", "holdings"), "x"),
-        **dict.fromkeys(("rows", "samples", "tokens", "skipped"), 3),
-        **dict.fromkeys(("evaluates", "classifies", "labelled"), False),
-        "layers": ["a"], "ranks": [2], "versions": [],
-    }  # fmt: skip
-    facts = {"run": "0a1b", "methods": ["com"], "sites": {"ash": introduction}}
-    RunJournal(folder / "journal").open(facts)
-
-    def read():
-        journal = RunJournal(folder / "journal")
-        journal.run_id()
-        journal.absent([])
-        journal.remaining()
-        journal.open(facts)
-
-    return folder / "journal/run.json", damaged_json, read
-
-
-def journal_step(of, damage):
-    def made(folder):
-        from layerweld.pool import GroupSolution
-        from strategies.chain_of_merges import SolvedStep
-
-        steps = RunJournal(folder / "journal").of_method("com")
-        for index in range(2):
-            updates = {"layer": LowRankUpdate(torch.ones(2, 1), torch.ones(1, 2))}
-            steps.keep(solved_step(GroupSolution, SolvedStep, index, updates))
-
-        def read():
-            steps.load()
-            steps.lost()
-
-        return folder / "journal/com" / of, damage, read
-
-    return made
-
-
-def solved_step(solution, step, index, updates):
-    """A step with a value in each field, whatever fields there are."""
-    import dataclasses
-
-    usual = {"group": "g", "layers": ("layer",), "updates": updates}
-    others = {
-        field.name: usual.get(field.name, {} if "Mapping" in str(field.type) else 1.0)
-        for field in dataclasses.fields(solution)
-    }
-    return step(index, (solution(**others),), 1, 1, ())
 
 
 def state(folder):
