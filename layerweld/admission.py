@@ -86,13 +86,14 @@ def admit(
 
 
 def _checked_magnitude(factor: GramFactor, product: Product, layer: str) -> Magnitude:
-    found = factor.magnitude(product)
+    implied = factor.implied_update(product)
+    found = factor.magnitude(product, implied)
     if not found.bound <= LARGEST_WEIGHT or not max(found.energy, found.square) < LIMIT:
         raise RefusedReplyError(
             f"{layer}: only an update with numbers up to {found.bound:.3g} has this product with "
             f"the Gram matrix that was sent, and no model's has any beyond {LARGEST_WEIGHT:.0f}"
         )
-    own = product.whole_update or factor.implied_update(product)
+    own = product.whole_update or implied
     if cancels(own):
         raise RefusedReplyError(f"{layer}: its factors cancel; no training leaves such an update")
     if product.whole_update is not None:

@@ -91,12 +91,16 @@ class GramFactor:
             return LowRankUpdate(product.left.double(), rows)
         return DenseUpdate(rows)
 
-    def magnitude(self, product: Product) -> Magnitude:
+    def magnitude(self, product: Product, update: Update) -> Magnitude:
         """How large the update is that has this product with G.
 
         Everything is a sum of squares: factors that cancel leave next to nothing, and not less.
+
+        Args:
+            product: of one layer.
+            update: that :meth:`implied_update` makes of it.
         """
-        rows, update = product.formed.double(), self.implied_update(product)
+        rows = product.formed.double()
         if isinstance(product, LowRankProduct):
             rows = torch.linalg.qr(product.left.double(), mode="r").R @ rows
         half = torch.linalg.solve_triangular(self._cholesky, rows.T, upper=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import log2
 from typing import Any
@@ -141,18 +141,20 @@ def _rings(method: MethodResult, sites: Sequence[str]) -> Trace:
 def _flagged(method: MethodResult) -> str:
     if not method.outliers:
         return "No site moves a group more than three times as far as the median site."
-    counts = [f"{site} ({len(groups)})" for site, groups in sorted(method.outliers.items())]
     return (
         f"Ringed where it is more than three times as far as for the median site, in this many "
-        f"groups: {', '.join(counts)}; look at such a site's data and adapter."
+        f"groups: {_counts(method.outliers)}; look at such a site's data and adapter."
     )
 
 
 def _opposed(method: MethodResult) -> str:
     if not method.opposed:
         return ""
-    counts = [f"{site} ({len(groups)})" for site, groups in sorted(method.opposed.items())]
     return (
         f" Against the others, with a cosine below {OPPOSITE:g}, pull in this many groups: "
-        f"{', '.join(counts)}."
+        f"{_counts(method.opposed)}."
     )
+
+
+def _counts(flagged: Mapping[str, Sequence[str]]) -> str:
+    return ", ".join(f"{site} ({len(groups)})" for site, groups in sorted(flagged.items()))

@@ -295,7 +295,8 @@ def test_whatever_factors_are_sent_nothing_is_less_than_nothing(seed, rank, scal
     site = replace(new_sites(1, seed=0)[0], updates={"q": LowRankUpdate(left * 2.0**scale, right)})
     statistics = statistics_of(site, MergeSettings())
     factor = check_statistics(statistics, 6, "token")
-    found = factor.magnitude(statistics.products["q"])
+    product = statistics.products["q"]
+    found = factor.magnitude(product, factor.implied_update(product))
     assert found.energy >= 0
     assert found.square >= 0
     others = {s.name: statistics_of(s, MergeSettings()) for s in new_sites(3, seed=1)[1:]}
