@@ -28,7 +28,7 @@ from layerweld.settings.methods import METHODS, Method, methods_of, settings_for
 from layerweld.settings.run import RunSettings, Scalar
 from layerweld.statistics.influence import opposed, outliers
 from layerweld.transport.messages import Introduction
-from layerweld.updates.update import LowRankUpdate
+from layerweld.updates.update import all_low_rank
 from server.merged_model import MergedModel
 
 JOURNAL = "journal"
@@ -103,9 +103,10 @@ def write_merge(
     Returns:
         SHA-256 of every file written, by its path in the folder.
     """
-    low_rank = {k: u for k, u in merged.updates.items() if isinstance(u, LowRankUpdate)}
-    if len(low_rank) == len(merged.updates) and not merged.remainder:
+    factored = all_low_rank(merged.updates.values())
+    if factored and not merged.remainder:
         target = folder / "adapter"
+        low_rank = dict(zip(merged.updates, factored, strict=True))
         write_adapter(target, low_rank, base, prefix, task)
     else:
         target = folder / "model"

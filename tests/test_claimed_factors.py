@@ -10,7 +10,7 @@ from layerweld.errors import CohortError, RefusedReplyError
 from layerweld.launch import app_module
 from layerweld.merging.lora_averaging import FfaLora, Flora
 from layerweld.merging.sums import Mean
-from layerweld.statistics.group import DenseProduct
+from layerweld.statistics.group import Product
 from layerweld.transport.introduction import encode_introduction
 from layerweld.transport.messages import Subject
 from layerweld.transport.subject import with_subject
@@ -153,8 +153,8 @@ class WholeLayers(StubApp):
     @staticmethod
     def dense(answer):
         def whole(one):
-            products = {k: DenseProduct(p.left @ p.right, None) for k, p in one.products.items()}
-            return replace(one, products=products)
+            moments = {k: DenseUpdate(p.moments.dense()) for k, p in one.products.items()}
+            return replace(one, products={k: Product(m) for k, m in moments.items()})
 
         return replace(answer, statistics=tuple(map(whole, answer.statistics)))
 

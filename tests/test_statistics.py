@@ -10,9 +10,7 @@ from layerweld.errors import RefusedReplyError
 from layerweld.statistics.checks import check_statistics
 from layerweld.statistics.gram import GramAccumulator, shrink
 from layerweld.statistics.group import (
-    DenseProduct,
     GroupStatistics,
-    LowRankProduct,
     ProductForm,
     group_statistics,
 )
@@ -47,10 +45,7 @@ def measured(normalization="token", shrinkage=1.0, dense=False, with_updates=Fal
 
 
 def product_of(statistics, layer):
-    product = statistics.products[layer]
-    if isinstance(product, LowRankProduct):
-        return product.left @ product.right
-    return product.product
+    return statistics.products[layer].moments.dense()
 
 
 @pytest.mark.parametrize(
@@ -70,11 +65,11 @@ def test_products_are_the_update_times_the_shrunk_gram(normalization, dense, shr
 
 def test_dense_form_sends_no_factors_and_the_anchor_sends_the_updates():
     statistics, updates = measured(dense=True, with_updates=True)
-    assert all(isinstance(p, DenseProduct) for p in statistics.products.values())
-    torch.testing.assert_close(statistics.products["up"].update, updates["up"].dense())
+    assert all(isinstance(p.moments, DenseUpdate) for p in statistics.products.values())
+    torch.testing.assert_close(statistics.products["up"].update.weight, updates["up"].dense())
     factored, _ = measured(with_updates=True)
-    assert torch.equal(factored.products["up"].factor, updates["up"].right)
-    assert measured()[0].products["up"].factor is None
+    assert torch.equal(factored.products["up"].update.right, updates["up"].right)
+    assert measured()[0].products["up"].update is None
 
 
 @pytest.mark.parametrize("with_updates", [True, False])

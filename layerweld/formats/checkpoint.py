@@ -17,7 +17,8 @@ from layerweld.model.linear import is_transposed, linear_layers
 from layerweld.untrusted.files import reading
 from layerweld.untrusted.tensors import check_numbers
 from layerweld.untrusted.text import quoted
-from layerweld.updates.update import DenseUpdate, TaskVector
+from layerweld.updates.task_vector import TaskVector
+from layerweld.updates.update import DenseUpdate
 
 
 def read_checkpoint(folder: Path, base: BaseModel) -> TaskVector:

@@ -16,7 +16,7 @@ from layerweld.statistics.admission import Admitted, admit
 from layerweld.statistics.gram import shrink
 from layerweld.statistics.group import GroupStatistics, Product
 from layerweld.statistics.influence import agreement, capped_scales, relative_shift
-from layerweld.statistics.layer_pools import Equations, LayerPool, fits, new_pool
+from layerweld.statistics.layer_pools import DensePool, Equations, LayerPool, LowRankPool
 from layerweld.statistics.solve import regularize
 from layerweld.updates.bounds import LARGEST_WEIGHT, out_of_bounds
 from layerweld.updates.exact_sum import ExactSum
@@ -121,7 +121,7 @@ class GroupPool:
         admitted = admit(site, statistics, self.group, self.settings)
         for layer, product in statistics.products.items():
             known = self._layers.get(layer)
-            if known is not None and not fits(known, product):
+            if known and known.is_low_rank != product.moments.is_low_rank:
                 raise RefusedReplyError(f"{layer}: factored and dense products in one run")
         return admitted
 
@@ -276,8 +276,7 @@ class GroupPool:
         return {name: pool.update(equations) for name, pool in self._pools_under(equations.scales)}
 
     def _pool_of(self, layer: str, product: Product) -> LayerPool:
-        d_out = next(shape.d_out for shape in self.group.layers if shape.name == layer)
         if layer not in self._layers:
-            shape = (d_out, self.group.d_in)
-            self._layers[layer] = new_pool(product, shape, keeps=self._keeps)
+            low_rank, shape = product.moments.is_low_rank, product.moments.shape
+            self._layers[layer] = LowRankPool() if low_rank else DensePool(shape, self._keeps)
         return self._layers[layer]
