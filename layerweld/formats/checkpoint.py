@@ -12,6 +12,7 @@ from transformers import PretrainedConfig
 
 from layerweld.errors import AdapterError
 from layerweld.model.base_model import BaseModel
+from layerweld.model.families import missing_weights
 from layerweld.model.folder import check_model_folder
 from layerweld.model.linear import is_transposed, linear_layers
 from layerweld.untrusted.files import reading
@@ -98,8 +99,7 @@ def _load(folder: Path) -> nn.Module:
             use_safetensors=True,
             output_loading_info=True,
         )
-    # A pooler is part of some classes' heads; transformers makes one up where there is none.
-    missing = sorted(k for k in report["missing_keys"] if not k.startswith("pooler."))
+    missing = missing_weights(report)
     if missing:
         raise AdapterError(
             f"{folder} is incomplete: {missing[0]!r} (of {len(missing)} such) is not in its files; "
