@@ -64,7 +64,7 @@ def played(
 ) -> dict[str, Any]:
     """One row: fractions, over the seeds."""
     found = compared(changed(settings, variant), nodes, seeds)
-    *_, line = app_module("layerweld.report.comparison_scores").lines(found)
+    *_, line = app_module("layerweld.report.comparison.spreads").lines(found)
     return {
         "variant": variant.label,
         "seeds": len(seeds),

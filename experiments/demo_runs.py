@@ -38,7 +38,7 @@ def play_demo(seed: int, methods: str, merge: Mapping[str, Any], samples: int) -
 
 def summary_rows(results: Any) -> list[Row]:
     """One row per method: means and worst site, as fractions."""
-    scores = app_module("layerweld.report.run_scores")
+    scores = app_module("layerweld.report.scores")
     rows = []
     for name, summary in scores.summaries(results).items():
         worst = summary.worst or ("", float("nan"))

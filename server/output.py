@@ -18,9 +18,9 @@ from layerweld.errors import OutputError
 from layerweld.formats.export import write_adapter, write_model
 from layerweld.formats.model_card import Sent, write_model_card
 from layerweld.model.base_model import BaseModel
-from layerweld.report.run_report import write_report
-from layerweld.report.run_results import Form, MethodResult, RunResults, Score, SiteSummary
-from layerweld.report.run_tables import write_accuracy_csv
+from layerweld.report.results import Form, MethodResult, RunResults, Score, SiteSummary
+from layerweld.report.run.page import write_report
+from layerweld.report.run.tables import write_accuracy_csv
 from layerweld.runtime.disk import move, reported, sync_below
 from layerweld.runtime.numerics import numeric_environment
 from layerweld.runtime.run_state import is_state

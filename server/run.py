@@ -8,8 +8,8 @@ from pathlib import Path
 from flwr.serverapp import Grid
 
 from layerweld.out_of_memory import naming_memory
-from layerweld.report.run_results import Form, MethodResult, RunResults, Score
-from layerweld.report.run_scores import REFERENCES
+from layerweld.report.results import Form, MethodResult, RunResults, Score
+from layerweld.report.scores import REFERENCES
 from layerweld.runtime.disk import lock_of, only_here
 from layerweld.runtime.numerics import numeric_environment, use_threads
 from layerweld.runtime.run_state import Recorder, recording

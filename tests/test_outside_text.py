@@ -17,12 +17,13 @@ from rich.table import Table
 from client.handlers.answers_log import note_answer
 from layerweld.errors import ConfigError, LostSiteError
 from layerweld.formats.model_card import write_model_card
-from layerweld.report.comparison_results import Comparison, Entry, Refusal
-from layerweld.report.comparison_tables import accuracy_table as compared_table
-from layerweld.report.comparison_tables import closing_lines, site_table
-from layerweld.report.run_report import render_report
-from layerweld.report.run_results import MethodResult, Score, SiteSummary
-from layerweld.report.run_tables import accuracy_table, group_table, write_accuracy_csv
+from layerweld.report.comparison.files import write_comparison
+from layerweld.report.comparison.results import Comparison, Entry, Refusal
+from layerweld.report.comparison.tables import accuracy_table as compared_table
+from layerweld.report.comparison.tables import closing_lines, site_table
+from layerweld.report.results import MethodResult, Score, SiteSummary
+from layerweld.report.run.page import render_report
+from layerweld.report.run.tables import accuracy_table, group_table, write_accuracy_csv
 from layerweld.runtime import terminal
 from layerweld.runtime.incidents import record_incident
 from layerweld.runtime.progress import listening, report_progress
@@ -31,7 +32,6 @@ from layerweld.runtime.terminal import showing_progress
 from layerweld.settings.run import RunSettings, read_run_settings
 from layerweld.settings.sites import SiteEntry
 from layerweld.untrusted.text import csv_cell, markdown, markdown_code, shown, shown_lines
-from server.comparison_output import write_comparison
 from strategies.notices import notice, tell
 from tests.hostile_texts import HOSTILE, hidden_in, hostile_texts
 from tests.made_up_results import made_up_results

@@ -119,7 +119,7 @@ def compare(
             kept=output / written.PLAYED,
             on_known=lambda known: written.write_comparison(known, output),
         )
-    tables = app_module("layerweld.report.comparison_tables")
+    tables = app_module("layerweld.report.comparison.tables")
     console.print(tables.accuracy_table(found))
     console.print(tables.cost_table(found))
     console.print(tables.site_table(found))
@@ -323,7 +323,7 @@ def _play(settings: Any, nodes: list[Any], base: str, output: Path) -> None:
     with showing_progress():
         results = play_in_process(settings, nodes, base, output)
     if any(method.scores for method in results.methods):
-        console.print(app_module("layerweld.report.run_tables").accuracy_table(results))
+        console.print(app_module("layerweld.report.run.tables").accuracy_table(results))
     for method in results.methods:
         for name, value in method.figures.items():
             console.print(f"{method.label}: {name} {value:.3g}", highlight=False)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from layerweld.report.labels import method_style, percent
-from layerweld.report.run_results import RunResults
-from layerweld.report.run_scores import (
+from layerweld.report.results import RunResults
+from layerweld.report.scores import (
     best_at,
     best_merges,
     compared_sites,
@@ -16,6 +15,7 @@ from layerweld.report.run_scores import (
     scored_sites,
     summaries,
 )
+from layerweld.report.wording import method_style, percent
 
 
 def accuracy_rows(results: RunResults) -> dict[str, Any] | None:

@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any
 
-from layerweld.report.axes import axis, group_axis, log_scale, rows, rule_at
-from layerweld.report.labels import (
+from layerweld.report.page.axes import axis, group_axis, log_scale, rows, rule_at
+from layerweld.report.results import GroupFigures, MethodResult, RunResults
+from layerweld.report.scores import half_width, normalised, scored_sites
+from layerweld.report.wording import (
     byte_text,
     byte_unit,
     chart_text,
@@ -23,8 +25,6 @@ from layerweld.report.labels import (
     percent,
     site_style,
 )
-from layerweld.report.run_results import GroupFigures, MethodResult, RunResults
-from layerweld.report.run_scores import half_width, normalised, scored_sites
 
 Trace = dict[str, Any]
 

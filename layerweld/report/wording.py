@@ -6,7 +6,7 @@ import html
 from collections.abc import Mapping, Sequence
 from math import floor, isfinite, log10
 
-from layerweld.report.run_results import GroupFigures
+from layerweld.report.results import GroupFigures
 from layerweld.untrusted.text import shown
 
 # Named once, so that the style sheet and the charts cannot disagree. Methods: Okabe and Ito; sites:
