@@ -8,6 +8,7 @@ from pathlib import Path
 from flwr.serverapp import Grid
 
 from layerweld.out_of_memory import naming_memory
+from layerweld.report.output_folder import JOURNAL, check_output_folder, finished_together
 from layerweld.report.results import Form, MethodResult, RunResults, Score
 from layerweld.report.scores import REFERENCES
 from layerweld.runtime.disk import lock_of, only_here
@@ -22,9 +23,6 @@ from server.journal import RunJournal
 from server.merge_warnings import influence_warnings
 from server.merged_model import MergedModel
 from server.output import (
-    JOURNAL,
-    check_output_folder,
-    finished_together,
     method_result,
     run_results,
     write_card,
