@@ -16,8 +16,6 @@ from layerweld.formats.model_card import Sent, write_model_card
 from layerweld.model.base_model import BaseModel
 from layerweld.report.output_folder import ENVIRONMENTS
 from layerweld.report.results import Form, MethodResult, RunResults, Score, SiteSummary
-from layerweld.report.run.page import write_report
-from layerweld.report.run.tables import write_accuracy_csv
 from layerweld.runtime.numerics import numeric_environment
 from layerweld.settings.methods import METHODS, Method, methods_of, settings_for
 from layerweld.settings.run import RunSettings, Scalar
@@ -142,15 +140,6 @@ def _missing(merged: MergedModel) -> dict[str, list[str]]:
         site: [figures.name for figures in merged.groups if site in figures.lost]
         for site in merged.lost
     }
-
-
-def write_results(folder: Path, results: RunResults) -> None:
-    """Write ``results.json``, ``accuracy.csv`` and ``report.html``."""
-    text = json.dumps(asdict(results), indent=2, sort_keys=True, default=str, allow_nan=False)
-    (folder / "results.json").write_text(text + "\n", encoding="utf-8")
-    if any(method.scores for method in results.methods):
-        write_accuracy_csv(results, folder / "accuracy.csv")
-    write_report(results, folder / "report.html")
 
 
 def run_results(

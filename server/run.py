@@ -10,6 +10,7 @@ from flwr.serverapp import Grid
 from layerweld.out_of_memory import naming_memory
 from layerweld.report.output_folder import JOURNAL, check_output_folder, finished_together
 from layerweld.report.results import Form, MethodResult, RunResults, Score
+from layerweld.report.run.files import write_results
 from layerweld.report.scores import REFERENCES
 from layerweld.runtime.disk import lock_of, only_here
 from layerweld.runtime.numerics import numeric_environment, use_threads
@@ -29,7 +30,6 @@ from server.output import (
     write_environments,
     write_manifest,
     write_merge,
-    write_results,
 )
 from server.requirements import check_methods
 from strategies.notices import notice

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from layerweld.report.page.palette import method_style
 from layerweld.report.results import RunResults
 from layerweld.report.scores import (
     best_at,
@@ -15,7 +16,7 @@ from layerweld.report.scores import (
     scored_sites,
     summaries,
 )
-from layerweld.report.wording import method_style, percent
+from layerweld.report.wording import percent
 
 
 def accuracy_rows(results: RunResults) -> dict[str, Any] | None:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from layerweld.formats.model_card import loading
+from layerweld.report.page.chart import Chart
 from layerweld.report.page.render import Table, render_page
 from layerweld.report.results import MethodResult, RunResults, SiteSummary
 from layerweld.report.run import charts
 from layerweld.report.run.accuracy_rows import accuracy_rows
-from layerweld.report.run.charts import Chart
 from layerweld.report.run.conclusion import caveat, verdict
 from layerweld.report.run.lost_sites import HEAD, WORDS, lost_rows, lost_text
 from layerweld.report.run.site_maps import cohort_map, importance_map, influence_map

@@ -8,8 +8,8 @@ from math import log2
 from typing import Any
 
 from layerweld.report.page.axes import group_axis, ratio_bar, rows, value_bar
+from layerweld.report.page.chart import Chart, Trace
 from layerweld.report.results import GroupFigures, MethodResult, RunResults
-from layerweld.report.run.charts import Chart, Trace
 from layerweld.report.wording import chart_text, full_name, number_text
 from layerweld.statistics.influence import OPPOSITE
 
