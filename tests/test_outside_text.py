@@ -235,7 +235,7 @@ PLAIN_PAGE = read_page(render_report(hostile_results("site", "other")))[1]
 @pytest.mark.parametrize("number", range(0, len(HOSTILE), 2))
 def test_a_page_is_the_same_page_whatever_sites_call_themselves(number, monkeypatch):
     text, other = HOSTILE[number] or "x", HOSTILE[number + 1 if number + 1 < len(HOSTILE) else 0]
-    monkeypatch.setattr("layerweld.report.page.get_plotlyjs", lambda: "/**\n* plotly\n")
+    monkeypatch.setattr("layerweld.report.page.render.get_plotlyjs", lambda: "/**\n* plotly\n")
     page = render_report(hostile_results(text, other or "y"))
     html, found = read_page(page)
     assert found.tags == PLAIN_PAGE.tags
@@ -266,7 +266,7 @@ def test_tables_and_csv_files_are_well_formed_whatever_sites_call_themselves(tmp
 
 
 def test_a_comparison_is_well_formed_whatever_sites_call_themselves(tmp_path, screen, monkeypatch):
-    monkeypatch.setattr("layerweld.report.page.get_plotlyjs", lambda: "")
+    monkeypatch.setattr("layerweld.report.page.render.get_plotlyjs", lambda: "")
     for text in (text[:99] for text in HOSTILE):
         scores = {text: Score(0.5, 10), "plain": Score(0.7, 10)}
         entries = tuple(
