@@ -22,7 +22,7 @@ def handshake(message: Message, context: Context) -> Message:
 def finetune(message: Message, context: Context) -> Message:
     """Train this site's adapter where it has none, and introduce the site again."""
     from client.state import fine_tune_site
-    from layerweld.progress import report_progress
+    from layerweld.runtime.progress import report_progress
 
     state = _state(message, context)
     what = f"fine-tuning {state.site.name}"
@@ -53,8 +53,8 @@ def adapter(message: Message, context: Context) -> Message:
 @app.train("fisher")
 def fisher(message: Message, context: Context) -> Message:
     """Send the diagonal Fisher information of this site's own model, and its product with ΔW."""
-    from client.fisher import fisher_sums
-    from client.questions import model_to_measure
+    from client.handlers.fisher import fisher_sums
+    from client.handlers.questions import model_to_measure
     from layerweld.transport.fisher import encode_fisher
 
     state = _state(message, context)
@@ -65,8 +65,8 @@ def fisher(message: Message, context: Context) -> Message:
 @app.train("entropy")
 def entropy(message: Message, context: Context) -> Message:
     """Send the gradient, by every coefficient, of the entropy of this site's own head."""
-    from client.entropy import answer
-    from client.questions import coefficient_question
+    from client.handlers.entropy import answer
+    from client.handlers.questions import coefficient_question
     from layerweld.transport.descent import encode_gradient
 
     state = _state(message, context)
@@ -77,8 +77,8 @@ def entropy(message: Message, context: Context) -> Message:
 @app.train("distillation")
 def distillation(message: Message, context: Context) -> Message:
     """Send the gradient, by one block's weights, of its distance to this site's own block."""
-    from client.distillation import answer
-    from client.questions import block_question
+    from client.handlers.distillation import answer
+    from client.handlers.questions import block_question
     from layerweld.transport.descent import encode_block_gradients
 
     state = _state(message, context)
@@ -89,8 +89,8 @@ def distillation(message: Message, context: Context) -> Message:
 @app.train("statistics")
 def statistics(message: Message, context: Context) -> Message:
     """Send the Gram matrices and products of one step's groups."""
-    from client.chain import answer
-    from client.questions import chain_question
+    from client.handlers.chain import answer
+    from client.handlers.questions import chain_question
     from layerweld.transport.chain import encode_answer
 
     state = _state(message, context)
@@ -101,8 +101,8 @@ def statistics(message: Message, context: Context) -> Message:
 @app.evaluate("model")
 def evaluate(message: Message, context: Context) -> Message:
     """Measure one model's accuracy on this site's held-out rows, with this site's own head."""
-    from client.measure import held_out_accuracy
-    from client.questions import model_to_measure
+    from client.handlers.measure import held_out_accuracy
+    from client.handlers.questions import model_to_measure
     from layerweld.transport.score import encode_score
 
     state = _state(message, context)
@@ -113,8 +113,8 @@ def evaluate(message: Message, context: Context) -> Message:
 @app.query("shift")
 def shift(message: Message, context: Context) -> Message:
     """Measure eq. 8 of one merged model per layer group, and send that one number each."""
-    from client.measure import shift_per_group
-    from client.questions import model_to_measure
+    from client.handlers.measure import shift_per_group
+    from client.handlers.questions import model_to_measure
     from layerweld.transport.shift import encode_shifts
 
     state = _state(message, context)
@@ -126,7 +126,7 @@ def shift(message: Message, context: Context) -> Message:
 def finished(message: Message, context: Context) -> Message:
     """Forget a finished run; the adapter and its scores stay."""
     from client.site import forget_run
-    from layerweld.config import read_run_settings
+    from layerweld.settings.run import read_run_settings
     from layerweld.transport.run import decode_run
 
     settings = read_run_settings(context.run_config)
@@ -135,7 +135,7 @@ def finished(message: Message, context: Context) -> Message:
 
 
 def _introduced(state: "SiteState", message: Message) -> Message:
-    from client.handshake import introduce
+    from client.handlers.handshake import introduce
     from layerweld.transport.introduction import encode_introduction
 
     return Message(encode_introduction(introduce(state)), reply_to=message)
@@ -145,8 +145,8 @@ def _state(message: Message, context: Context) -> "SiteState":
     """The site's state; torch and transformers take seconds to import: not at start-up."""
     from client.site import site_of_node
     from client.state import site_state
-    from layerweld.config import read_run_settings
-    from layerweld.numerics import use_threads
+    from layerweld.runtime.numerics import use_threads
+    from layerweld.settings.run import read_run_settings
     from layerweld.transport.run import decode_run
 
     settings = read_run_settings(context.run_config)

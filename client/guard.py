@@ -12,17 +12,17 @@ from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 from rich.filesize import decimal
 
-from client.answers_log import note_answer
+from client.handlers.answers_log import note_answer
 from layerweld.errors import AdapterLostError
-from layerweld.incidents import Incident, raises_here, record_incident
+from layerweld.runtime.incidents import Incident, raises_here, record_incident
 
 
 class SiteApp(ClientApp):
     """Answers every message: with what a handler returns, or with an incident's code and number.
 
     Flower itself would send the text of an exception to the coordinator, and print it there. In
-    the process of the person who started the run (:func:`layerweld.incidents.raising_here`) errors
-    are raised as they are.
+    the process of the person who started the run (``layerweld.runtime.incidents.raising_here``)
+    errors are raised as they are.
     """
 
     def __call__(self, message: Message, context: Context) -> Message:
@@ -49,12 +49,12 @@ class SiteApp(ClientApp):
 
         Runs do not share files, but for adapters that sites train.
         """
-        from layerweld.disk import only_here
-        from layerweld.names import below
+        from layerweld.runtime.disk import only_here
         from layerweld.transport.arrays import require_sendable
         from layerweld.transport.messages import Subject
         from layerweld.transport.run import decode_run
         from layerweld.transport.subject import with_subject
+        from layerweld.untrusted.names import below
 
         cache, site = _cache_and_name(context)
         asked, run = message.metadata, decode_run(message.content)
@@ -103,7 +103,7 @@ def _cache_and_name(context: Context) -> tuple[Path, str]:
         ConfigError: the run's settings or the node configuration are wrong.
     """
     from client.site import cache_folder, site_of_node
-    from layerweld.config import read_run_settings
+    from layerweld.settings.run import read_run_settings
 
     settings = read_run_settings(context.run_config)
     site = site_of_node(context.node_config, settings)

@@ -13,12 +13,12 @@ from functools import cache
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from client.data import Rows, make_rows
+from client.data.samples import Rows, make_rows
 from client.package_files import user_cache
 from client.package_images import IMAGE_READERS, PackageImage
 from client.package_texts import DEMO_READERS, TEXT_READERS, PackageText
-from layerweld.disk import writing
 from layerweld.errors import DataError
+from layerweld.runtime.disk import writing
 
 Split = Literal["train", "test"]
 DEMO_SITES: tuple[str, ...] = tuple(DEMO_READERS)

@@ -9,12 +9,12 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from client.package_files import user_cache
-from layerweld.config import RunSettings, Scalar
 from layerweld.demo import base_folder
 from layerweld.errors import ConfigError
-from layerweld.incidents import raises_here
-from layerweld.names import below
-from layerweld.sites import DEMO, SiteEntry, on_its_own, read_run_file
+from layerweld.runtime.incidents import raises_here
+from layerweld.settings.run import RunSettings, Scalar
+from layerweld.settings.sites import DEMO, SiteEntry, on_its_own, read_run_file
+from layerweld.untrusted.names import below
 
 
 def site_of_node(node_config: Mapping[str, Scalar], settings: RunSettings) -> SiteEntry:
@@ -22,9 +22,9 @@ def site_of_node(node_config: Mapping[str, Scalar], settings: RunSettings) -> Si
 
     A node that says ``name="hospital-a" data="…"`` in its node configuration is that site, and its
     own: no run decides its paths, columns, logs or least rows. (Not so in the process of the person
-    who started the run, :func:`layerweld.incidents.raising_here`: there they are one person's.) A
-    node that only has a ``partition-id``, as Flower's simulation gives it, takes that number in the
-    run's file, or in the demo's list when the run has no file: it belongs to who runs it.
+    who started the run, ``layerweld.runtime.incidents.raising_here``: there they are one person's.)
+    A node that only has a ``partition-id``, as Flower's simulation gives it, takes that number in
+    the run's file, or in the demo's list when the run has no file: it belongs to who runs it.
 
     Raises:
         ConfigError: neither is there, or the number is larger than the list; or a site of its own

@@ -11,28 +11,28 @@ from pathlib import Path
 
 from torch import Tensor
 
-from client.batches import Preprocessor, batches
-from client.data import Rows
-from client.heads import ClassifierHead, load_head
-from client.label_words import LabelWordHead, label_word_head
+from client.data.batches import Preprocessor, batches
+from client.data.samples import Rows
+from client.data.site_samples import SiteRows
 from client.site import cache_folder
-from client.site_rows import SiteRows
 from client.store import SiteStore
-from client.trained import is_whole
-from layerweld.adapters import Adapter
-from layerweld.base_model import BaseModel, device_named, load_base
-from layerweld.collect import ReplayableModel
-from layerweld.config import FinetuneSettings, RunSettings
+from client.training.heads import ClassifierHead, load_head
+from client.training.label_words import LabelWordHead, label_word_head
+from client.training.trained import is_whole
 from layerweld.demo import base_folder
-from layerweld.discover import discover_plan
 from layerweld.errors import AdapterError, AdapterLostError, ConfigError
-from layerweld.foreign_files import contents
-from layerweld.linear import shifted
-from layerweld.names import below
+from layerweld.formats.adapters import Adapter
+from layerweld.formats.task_vectors import read_fine_tuned
+from layerweld.model.base_model import BaseModel, device_named, load_base
+from layerweld.model.collect import ReplayableModel
+from layerweld.model.discover import discover_plan
+from layerweld.model.linear import shifted
+from layerweld.model.replay import RecordedBatch
 from layerweld.plan import MergePlan
-from layerweld.replay import RecordedBatch
-from layerweld.sites import HEAD, SiteEntry
-from layerweld.task_vectors import read_fine_tuned
+from layerweld.settings.run import FinetuneSettings, RunSettings
+from layerweld.settings.sites import HEAD, SiteEntry
+from layerweld.untrusted.files import contents
+from layerweld.untrusted.names import below
 
 _LARGEST_HEAD = 2**30  # bytes
 
@@ -261,7 +261,7 @@ class SiteState:
 
 def fine_tune_site(state: SiteState, on_step: Callable[[int, int], None] | None = None) -> None:
     """Train the site's adapter where it has none yet, or not all of it any more."""
-    from client.finetune import fine_tune
+    from client.training.finetune import fine_tune
 
     if state.must_fine_tune:
         state.__dict__.pop("adapter", None)  # what it was before it was lost proves nothing

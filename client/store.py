@@ -11,14 +11,19 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from layerweld.disk import writing
 from layerweld.errors import StorageError
-from layerweld.foreign_tensors import opened_tensors
-from layerweld.named_tensors import site_tensors, update_tensors, updates_by_site, updates_from
-from layerweld.names import below
-from layerweld.prefix import extend_by_tensors
+from layerweld.runtime.disk import writing
 from layerweld.transport.descent_messages import UpdatesBySite
-from layerweld.updates import Update
+from layerweld.untrusted.names import below
+from layerweld.untrusted.tensors import opened_tensors
+from layerweld.updates.digest import extend_by_tensors
+from layerweld.updates.named_tensors import (
+    site_tensors,
+    update_tensors,
+    updates_by_site,
+    updates_from,
+)
+from layerweld.updates.update import Update
 
 
 @dataclass(frozen=True)

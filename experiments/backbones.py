@@ -18,9 +18,9 @@ from safetensors.torch import save_file
 
 from experiments.onnx_weights import read_onnx
 from layerweld.demo import base_folder
-from layerweld.disk import new_folder
 from layerweld.errors import ConfigError
 from layerweld.launch import app_module
+from layerweld.runtime.disk import new_folder
 
 _DINOV2_HASH = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"
 _SMOLLM2_HASH = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"

@@ -14,8 +14,8 @@ import typer
 from experiments.benchmark_runs import RESULTS, Name, benchmark, compared, fine_tuned_otherwise
 from experiments.figures import COLOURS, INK, panels, save
 from layerweld.launch import app_module
-from layerweld.methods import METHODS
-from layerweld.terminal import console
+from layerweld.runtime.terminal import console
+from layerweld.settings.methods import METHODS
 
 
 def main(
@@ -45,17 +45,17 @@ def main(
         tune,
         on_known=lambda known: write(known, folder),
     )
-    console.print(app_module("server.comparison_tables").accuracy_table(found))
+    console.print(app_module("layerweld.report.comparison_tables").accuracy_table(found))
 
 
 def write(found: Any, folder: Path) -> None:
     """Write ``methods.csv``, ``sites.csv``, ``table.md`` and ``plot.png``."""
-    tables = app_module("server.comparison_tables")
+    tables = app_module("layerweld.report.comparison_tables")
     tables.write_csv_files(found, folder)
     command = f"python -m experiments.benchmark {' '.join(sys.argv[1:])}"
     text = f"`{command}`\n\n{tables.comparison_markdown(found)}"
     (folder / "table.md").write_text(text, encoding="utf-8")
-    plot(app_module("server.comparison_scores").lines(found), folder / "plot.png")
+    plot(app_module("layerweld.report.comparison_scores").lines(found), folder / "plot.png")
 
 
 def plot(lines: list[Any], file: Path) -> None:

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from experiments import backbones
-from layerweld.config import RunSettings
-from layerweld.incidents import raising_here
 from layerweld.launch import app_module, compare_in_process
-from layerweld.sites import read_run_file
-from layerweld.terminal import showing_progress
+from layerweld.runtime.incidents import raising_here
+from layerweld.runtime.terminal import showing_progress
+from layerweld.settings.run import RunSettings
+from layerweld.settings.sites import read_run_file
 
 Name = Literal["text", "vision", "language"]
 Nodes = Sequence[dict[str, int]]
@@ -59,7 +59,7 @@ def compared(
     """Play the settings' methods; what any script has played before is found, not played again.
 
     Returns:
-        The ``server.comparison_results.Comparison``.
+        The ``layerweld.report.comparison_results.Comparison``.
     """
     kept = app_module("client.package_files").user_cache() / "played"
     with showing_progress():

@@ -25,7 +25,7 @@ def play_demo(seed: int, methods: str, merge: Mapping[str, Any], samples: int) -
         samples: calibration rows per site.
 
     Returns:
-        The ``server.results.RunResults`` of the run.
+        The ``layerweld.report.run_results.RunResults`` of the run.
     """
     settings = demo_settings(seed, methods)
     changed = settings.merge.model_copy(update={"covariate_shift": "off", **merge})
@@ -38,7 +38,7 @@ def play_demo(seed: int, methods: str, merge: Mapping[str, Any], samples: int) -
 
 def summary_rows(results: Any) -> list[Row]:
     """One row per method: means and worst site, as fractions."""
-    scores = app_module("server.scores")
+    scores = app_module("layerweld.report.run_scores")
     rows = []
     for name, summary in scores.summaries(results).items():
         worst = summary.worst or ("", float("nan"))

@@ -14,13 +14,13 @@ import typer
 
 from experiments.benchmark_runs import RESULTS, Name, Nodes, benchmark, compared, federation
 from experiments.figures import COLOURS, INK, legend_above, panels, save
-from layerweld.collect import ReplayableModel, collect
-from layerweld.config import RunSettings
-from layerweld.gram import off_diagonal_importance
-from layerweld.incidents import raising_here
 from layerweld.launch import app_module
-from layerweld.schedule import Step
-from layerweld.statistics import ProductForm
+from layerweld.model.collect import ReplayableModel, collect
+from layerweld.model.schedule import Step
+from layerweld.runtime.incidents import raising_here
+from layerweld.settings.run import RunSettings
+from layerweld.statistics.gram import off_diagonal_importance
+from layerweld.statistics.group import ProductForm
 
 _SOURCES = {
     "gap": "oracle: accuracy gained by fine-tuning",

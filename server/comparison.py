@@ -9,22 +9,22 @@ from pathlib import Path
 
 from flwr.serverapp import Grid
 
-from layerweld.config import RunSettings, Scalar, read_run_settings
 from layerweld.errors import ConfigError
-from layerweld.grids import candidates, with_candidate
-from layerweld.methods import Method, methods_of
-from layerweld.progress import report_progress
-from server.comparison_results import Comparison, Entry, Refusal
-from server.comparison_scores import mean_normalised
+from layerweld.report.comparison_results import Comparison, Entry, Refusal
+from layerweld.report.comparison_scores import mean_normalised
+from layerweld.report.run_results import MethodResult, SiteSummary
+from layerweld.report.run_scores import REFERENCES
+from layerweld.runtime.progress import report_progress
+from layerweld.settings.grids import candidates, with_candidate
+from layerweld.settings.methods import Method, methods_of
+from layerweld.settings.run import RunSettings, Scalar, read_run_settings
 from server.federation import Federation
 from server.journal import RunJournal
 from server.output import method_result, summary_of
 from server.peak_memory import peak_resident
 from server.played_methods import PlayedMethods, deciding_facts
 from server.requirements import problem_with
-from server.results import MethodResult, SiteSummary
 from server.run import reference_result
-from server.scores import REFERENCES
 
 Play = Callable[[RunSettings], Grid]
 _MEASURES_ONLY = ("merge.influence", "merge.covariate-shift")

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from layerweld.disk import lock_of, only_here, writing
-from server.comparison_report import write_comparison_report
-from server.comparison_results import Comparison
-from server.comparison_tables import comparison_markdown, write_csv_files
+from layerweld.report.comparison_report import write_comparison_report
+from layerweld.report.comparison_results import Comparison
+from layerweld.report.comparison_tables import comparison_markdown, write_csv_files
+from layerweld.runtime.disk import lock_of, only_here, writing
 from server.output import check_output_folder
 
 PLAYED = "played"

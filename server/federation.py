@@ -9,20 +9,17 @@ from flwr.app import RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from layerweld.base_model import BaseModel, load_base, tokenizer_fingerprint
-from layerweld.bounds import out_of_bounds, part_of
-from layerweld.config import RunSettings
 from layerweld.demo import demo_name
-from layerweld.discover import discover_plan
 from layerweld.errors import CohortError, LostSiteError, RefusedReplyError, UnusableMergeError
-from layerweld.exact_sum import ExactSum
 from layerweld.merging.compression import compressed
-from layerweld.methods import Method, methods_of, settings_for
+from layerweld.model.base_model import BaseModel, load_base, tokenizer_fingerprint
+from layerweld.model.discover import discover_plan
 from layerweld.plan import MergePlan
-from layerweld.progress import report_progress
-from layerweld.proportion import OutOfProportionError, Part
-from layerweld.ranks import all_within_ranks
-from layerweld.statistics import ProductForm
+from layerweld.report.run_results import Score
+from layerweld.runtime.progress import report_progress
+from layerweld.settings.methods import Method, methods_of, settings_for
+from layerweld.settings.run import RunSettings
+from layerweld.statistics.group import ProductForm
 from layerweld.transport.introduction import BUDGET as INTRODUCTION
 from layerweld.transport.messages import Introduction, ModelToMeasure, facts_of
 from layerweld.transport.model import encode_model
@@ -30,6 +27,10 @@ from layerweld.transport.remainder import remainder_budget
 from layerweld.transport.run import encode_run
 from layerweld.transport.score import BUDGET as SCORE
 from layerweld.transport.shift import decode_shifts, shifts_budget
+from layerweld.updates.bounds import out_of_bounds, part_of
+from layerweld.updates.exact_sum import ExactSum
+from layerweld.updates.proportion import OutOfProportionError, Part
+from layerweld.updates.ranks import all_within_ranks
 from server.handshake import check_cohort, check_layers, merged_layers, own_versions
 from server.journal import RunJournal
 from server.merged_model import MergedModel, made_by_chain
@@ -39,7 +40,6 @@ from server.replies import (
     read_score,
     read_trained,
 )
-from server.results import Score
 from server.step_progress import StepProgress
 from strategies.by_method import Play, rounds_of
 from strategies.chain_of_merges import ChainOfMerges

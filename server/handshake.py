@@ -8,12 +8,12 @@ from importlib.metadata import version
 
 from layerweld import __version__
 from layerweld.errors import CohortError
-from layerweld.lora_config import TASKS
-from layerweld.names import SITE_NAME
-from layerweld.outside_text import quoted
+from layerweld.formats.lora_config import TASKS
 from layerweld.plan import MergePlan
-from layerweld.ranks import most_claimed
 from layerweld.transport.messages import Introduction
+from layerweld.untrusted.names import SITE_NAME
+from layerweld.untrusted.text import quoted
+from layerweld.updates.ranks import most_claimed
 
 _SAME_VERSIONS = ("layerweld", "torch", "transformers")
 _SAME_APP = "install the same version of the app everywhere"

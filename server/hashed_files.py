@@ -9,11 +9,11 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
-from layerweld.bounds import require_finite
-from layerweld.disk import writing
 from layerweld.errors import JournalError
-from layerweld.foreign_files import check_readable, contents, reading
-from layerweld.foreign_tensors import opened_tensors
+from layerweld.runtime.disk import writing
+from layerweld.untrusted.files import check_readable, contents, reading
+from layerweld.untrusted.tensors import opened_tensors
+from layerweld.updates.bounds import require_finite
 
 _AGAIN = "remove it to compute it again"
 _HASH_SIZE = 64  # characters of a SHA-256

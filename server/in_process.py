@@ -11,10 +11,10 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from layerweld.config import RunSettings, Scalar, read_run_settings
 from layerweld.errors import ConfigError
-from layerweld.incidents import raising_here
 from layerweld.launch import app_module
+from layerweld.runtime.incidents import raising_here
+from layerweld.settings.run import RunSettings, Scalar, read_run_settings
 from layerweld.transport.layout import Budget
 from layerweld.transport.objects import assembled
 

@@ -12,13 +12,13 @@ from typing import Any
 
 from torch import Tensor
 
-from layerweld.disk import move, reported, writing
 from layerweld.errors import JournalError
-from layerweld.foreign_files import reading
-from layerweld.foreign_text import read_json
-from layerweld.names import below
+from layerweld.runtime.disk import move, reported, writing
 from layerweld.transport.introduction import introduction_from
 from layerweld.transport.messages import Introduction
+from layerweld.untrusted.documents import read_json
+from layerweld.untrusted.files import reading
+from layerweld.untrusted.names import below
 from server.hashed_files import read_hashed, write_hashed
 from server.round_files import RoundFiles, round_files
 from server.step_files import StepFiles, step_files

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from server.results import MethodResult
+from layerweld.report.run_results import MethodResult
 
 
 def influence_warnings(result: MethodResult) -> Iterator[str]:

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from layerweld.methods import Method
-from layerweld.schedule import Step
-from layerweld.updates import Update
-from server.results import GroupFigures, Score
+from layerweld.model.schedule import Step
+from layerweld.report.run_results import GroupFigures, Score
+from layerweld.settings.methods import Method
+from layerweld.updates.update import Update
 from strategies.chain_of_merges import ChainOfMerges, SolvedStep
 
 

@@ -11,7 +11,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from torch import Tensor
 
 from layerweld.errors import JournalError
-from layerweld.foreign_files import reading
+from layerweld.untrusted.files import reading
 from server.hashed_files import read_hashed, read_metadata, write_hashed
 from strategies.notices import notice
 

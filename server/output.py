@@ -14,22 +14,22 @@ from pathlib import Path
 from typing import Any
 
 from layerweld import __version__
-from layerweld.base_model import BaseModel
-from layerweld.config import RunSettings, Scalar
-from layerweld.disk import move, reported, sync_below
 from layerweld.errors import OutputError
-from layerweld.export import write_adapter, write_model
-from layerweld.influence import opposed, outliers
-from layerweld.methods import METHODS, Method, methods_of, settings_for
-from layerweld.model_card import Sent, write_model_card
-from layerweld.numerics import numeric_environment
-from layerweld.run_state import is_state
+from layerweld.formats.export import write_adapter, write_model
+from layerweld.formats.model_card import Sent, write_model_card
+from layerweld.model.base_model import BaseModel
+from layerweld.report.run_report import write_report
+from layerweld.report.run_results import Form, MethodResult, RunResults, Score, SiteSummary
+from layerweld.report.run_tables import write_accuracy_csv
+from layerweld.runtime.disk import move, reported, sync_below
+from layerweld.runtime.numerics import numeric_environment
+from layerweld.runtime.run_state import is_state
+from layerweld.settings.methods import METHODS, Method, methods_of, settings_for
+from layerweld.settings.run import RunSettings, Scalar
+from layerweld.statistics.influence import opposed, outliers
 from layerweld.transport.messages import Introduction
-from layerweld.updates import LowRankUpdate
+from layerweld.updates.update import LowRankUpdate
 from server.merged_model import MergedModel
-from server.report import write_report
-from server.results import Form, MethodResult, RunResults, Score, SiteSummary
-from server.tables import write_accuracy_csv
 
 JOURNAL = "journal"
 ENVIRONMENTS = "environment.json"

@@ -10,12 +10,12 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from layerweld.disk import writing
 from layerweld.errors import StorageError
-from layerweld.foreign_files import contents
-from layerweld.names import below
+from layerweld.report.comparison_results import Entry
+from layerweld.runtime.disk import writing
 from layerweld.transport.messages import facts_of
-from server.comparison_results import Entry
+from layerweld.untrusted.files import contents
+from layerweld.untrusted.names import below
 from server.federation import Federation
 
 Facts = Mapping[str, Any]

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from flwr.app import RecordDict
 from torch import Tensor
 
-from layerweld.bounds import LARGEST_WEIGHT, is_usable
 from layerweld.errors import RefusedReplyError
+from layerweld.report.run_results import Score
 from layerweld.transport.introduction import decode_introduction
 from layerweld.transport.messages import FOUND_OUT_BY_TRAINING, Introduction, differing
 from layerweld.transport.remainder import decode_remainder
 from layerweld.transport.score import decode_score
-from server.results import Score
+from layerweld.updates.bounds import LARGEST_WEIGHT, is_usable
 
 
 def read_introduction(_site: str, content: RecordDict) -> Introduction:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
-from layerweld.config import RunSettings
 from layerweld.errors import CohortError
-from layerweld.methods import Method, Need
+from layerweld.settings.methods import Method, Need
+from layerweld.settings.run import RunSettings
 from layerweld.transport.messages import Introduction
 
 Sites = Sequence[Introduction]

@@ -7,12 +7,14 @@ from pathlib import Path
 
 from flwr.serverapp import Grid
 
-from layerweld.config import RunSettings
-from layerweld.disk import lock_of, only_here
-from layerweld.memory import naming_memory
-from layerweld.methods import measuring_shift
-from layerweld.numerics import numeric_environment, use_threads
-from layerweld.run_state import Recorder, recording
+from layerweld.out_of_memory import naming_memory
+from layerweld.report.run_results import Form, MethodResult, RunResults, Score
+from layerweld.report.run_scores import REFERENCES
+from layerweld.runtime.disk import lock_of, only_here
+from layerweld.runtime.numerics import numeric_environment, use_threads
+from layerweld.runtime.run_state import Recorder, recording
+from layerweld.settings.methods import measuring_shift
+from layerweld.settings.run import RunSettings
 from server.cohort_warnings import of_most, warnings_of
 from server.farewell import dismiss
 from server.federation import Federation
@@ -32,8 +34,6 @@ from server.output import (
     write_results,
 )
 from server.requirements import check_methods
-from server.results import Form, MethodResult, RunResults, Score
-from server.scores import REFERENCES
 from strategies.notices import notice
 
 _LABELS = {"base": "Base model", "individual": "Individual fine-tuning"}

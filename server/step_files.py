@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from layerweld.named_tensors import update_tensors, updates_from
-from layerweld.pool import GroupSolution
-from layerweld.updates import Update
+from layerweld.statistics.pool import GroupSolution
+from layerweld.updates.named_tensors import update_tensors, updates_from
+from layerweld.updates.update import Update
 from server.numbered_files import Contents, NumberedFiles
 from strategies.chain_of_merges import SolvedStep
 

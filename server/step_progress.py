@@ -9,8 +9,8 @@ from statistics import fmean
 
 from rich.filesize import decimal
 
-from layerweld.progress import report_progress
-from layerweld.schedule import Step
+from layerweld.model.schedule import Step
+from layerweld.runtime.progress import report_progress
 from strategies.chain_of_merges import SolvedStep
 from strategies.notices import tell
 

@@ -9,14 +9,11 @@ import torch
 from flwr.app import RecordDict
 from torch import Tensor
 
-from layerweld.config import RunSettings
 from layerweld.errors import RefusedReplyError, StaleReplyError
-from layerweld.exact_sum import LIMIT, ExactSum
 from layerweld.merging.adamerging import LayerCoefficients, merge_by_layer, weighed
 from layerweld.merging.one_round import Merge, SiteUpdates
-from layerweld.named_tensors import site_tensors, updates_by_site
 from layerweld.plan import MergePlan
-from layerweld.prefix import first_prefix, prefix_of_sites
+from layerweld.settings.run import RunSettings
 from layerweld.transport.descent import (
     decode_gradient,
     encode_coefficients,
@@ -24,6 +21,9 @@ from layerweld.transport.descent import (
 )
 from layerweld.transport.descent_messages import CoefficientAnswer, CoefficientQuestion
 from layerweld.transport.layout import Budget
+from layerweld.updates.digest import first_prefix, prefix_of_sites
+from layerweld.updates.exact_sum import LIMIT, ExactSum
+from layerweld.updates.named_tensors import site_tensors, updates_by_site
 from strategies.cohort import Cohort
 from strategies.kept_rounds import KeptRound, RoundJournal, RoundLedger, Traffic
 from strategies.round_by_round import Round

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from layerweld.config import RunSettings
-from layerweld.methods import Method
 from layerweld.plan import MergePlan
+from layerweld.settings.methods import Method
+from layerweld.settings.run import RunSettings
 from strategies.adaptive_merging import AdaptiveMerging
 from strategies.cohort import Cohort
 from strategies.fisher_averaging import FisherAveraging

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from flwr.app import RecordDict
 
 from layerweld.errors import RefusedReplyError
-from layerweld.schedule import Step
+from layerweld.model.schedule import Step
 
 _MOST = 3  # times that a site is sent what it lacks of one step; honest ones need two at most
 

@@ -11,19 +11,14 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
 
-from layerweld.admission import Admitted
-from layerweld.config import RunSettings
 from layerweld.errors import RefusedReplyError, StaleReplyError
-from layerweld.expected import statistics_shapes
-from layerweld.methods import settings_for
-from layerweld.named_tensors import update_tensors
+from layerweld.model.schedule import Step, schedule
 from layerweld.plan import MergePlan
-from layerweld.pool import GroupPool, GroupSolution
-from layerweld.prefix import extend_prefix, first_prefix
-from layerweld.proportion import OutOfProportionError
-from layerweld.ranks import all_within_ranks
-from layerweld.schedule import Step, schedule
-from layerweld.statistics import ProductForm
+from layerweld.settings.methods import settings_for
+from layerweld.settings.run import RunSettings
+from layerweld.statistics.admission import Admitted
+from layerweld.statistics.group import ProductForm
+from layerweld.statistics.pool import GroupPool, GroupSolution
 from layerweld.transport.arrays import num_bytes, numpy_arrays
 from layerweld.transport.chain import (
     decode_statistics,
@@ -32,9 +27,14 @@ from layerweld.transport.chain import (
     require_no_statistics,
     statistics_budget,
 )
+from layerweld.transport.expected import statistics_shapes
 from layerweld.transport.layout import Budget
 from layerweld.transport.messages import Answer, Question
-from layerweld.updates import Update
+from layerweld.updates.digest import extend_prefix, first_prefix
+from layerweld.updates.named_tensors import update_tensors
+from layerweld.updates.proportion import OutOfProportionError
+from layerweld.updates.ranks import all_within_ranks
+from layerweld.updates.update import Update
 from strategies.catching_up import CatchUp
 from strategies.cohort import Cohort
 from strategies.inquiry import Inquiry
@@ -86,7 +86,7 @@ class ChainOfMerges(Strategy):
         plan: the layer groups that are merged, in forward order.
         cohort: the sites.
         settings: of the run.
-        method: name of the chain variant, see :mod:`layerweld.methods`.
+        method: name of the chain variant, see :mod:`layerweld.settings.methods`.
         run: identifies the run; sites keep their state under it.
         form: how products travel.
         remainder: the averaged remainder of full fine-tuning; empty for LoRA.

@@ -6,14 +6,10 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from layerweld.config import LostSite, RunSettings
 from layerweld.errors import LostSiteError, RefusedReplyError
-from layerweld.proportion import (
-    OutOfProportionError,
-    Part,
-    refuse_parts_out_of_proportion,
-)
+from layerweld.settings.run import LostSite, RunSettings
 from layerweld.transport.messages import FOUND_OUT_BY_TRAINING, Introduction, differing
+from layerweld.updates.proportion import OutOfProportionError, Part, refuse_parts_out_of_proportion
 from strategies.notices import notice
 
 
@@ -24,7 +20,7 @@ class Patience:
     Attributes:
         timeout: seconds a site may take for one message.
         deadline: seconds after which a round waits for nobody any more.
-        lost_site: the policy, as in :attr:`layerweld.config.RunSettings.lost_site`.
+        lost_site: the policy, as in :attr:`layerweld.settings.run.RunSettings.lost_site`.
         min_sites: fewer than these never go on.
         fails_fast: whether a failure that somebody at the site must mend ends the run at once:
             in the handshake, when nothing is computed yet that waiting would save.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flwr.app import Error
 
-from layerweld.incidents import parse_incident
+from layerweld.runtime.incidents import parse_incident
 
 _FLOWER_ERRORS = {
     1: "it cannot load this application, or has another one installed: see `layerweld site check`",

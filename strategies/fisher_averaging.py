@@ -7,16 +7,16 @@ from collections.abc import Iterator, Mapping
 from flwr.app import RecordDict
 from torch import Tensor
 
-from layerweld.bounds import LARGEST_WEIGHT, is_usable, part_of
 from layerweld.errors import RefusedReplyError
-from layerweld.expected import fisher_shapes
 from layerweld.merging.fisher import Fisher, FisherPool, implied_update, problem_with
 from layerweld.merging.one_round import Merge
 from layerweld.plan import MergePlan
-from layerweld.proportion import Part
+from layerweld.transport.expected import fisher_shapes
 from layerweld.transport.fisher import decode_fisher, fisher_budget
 from layerweld.transport.messages import ModelToMeasure
 from layerweld.transport.model import encode_model
+from layerweld.updates.bounds import LARGEST_WEIGHT, is_usable, part_of
+from layerweld.updates.proportion import Part
 from strategies.cohort import Cohort
 from strategies.kept_rounds import Traffic
 from strategies.round_by_round import Round

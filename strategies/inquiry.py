@@ -16,7 +16,7 @@ from layerweld.errors import (
     StaleReplyError,
     UnreadableReplyError,
 )
-from layerweld.incidents import Code, parse_incident
+from layerweld.runtime.incidents import Code, parse_incident
 from layerweld.transport.introduction import BUDGET as INTRODUCTION
 from layerweld.transport.introduction import decode_introduction
 from layerweld.transport.layout import Budget

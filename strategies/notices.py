@@ -6,8 +6,8 @@ import logging
 
 from flwr.supercore import log
 
-from layerweld.outside_text import shown
-from layerweld.progress import report_progress
+from layerweld.runtime.progress import report_progress
+from layerweld.untrusted.text import shown
 
 _LONGEST = 2000  # characters; sites and Flower have a say in them
 

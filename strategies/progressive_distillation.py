@@ -10,23 +10,28 @@ import torch
 from flwr.app import RecordDict
 from torch import Tensor
 
-from layerweld.config import RunSettings
 from layerweld.errors import RefusedReplyError, StaleReplyError
-from layerweld.exact_sum import LIMIT, ExactSum
-from layerweld.expected import Shapes
 from layerweld.merging.one_round import Merge
 from layerweld.merging.prodistill import EntryCoefficients
-from layerweld.named_tensors import site_tensors, update_tensors, updates_by_site, updates_from
+from layerweld.model.schedule import block_steps
 from layerweld.plan import MergePlan
-from layerweld.prefix import extend_prefix, first_prefix
-from layerweld.schedule import block_steps
+from layerweld.settings.run import RunSettings
 from layerweld.transport.descent import (
     block_gradients_budget,
     decode_block_gradients,
     encode_block,
 )
 from layerweld.transport.descent_messages import BlockAnswer, BlockQuestion
-from layerweld.updates import Update
+from layerweld.transport.expected import Shapes
+from layerweld.updates.digest import extend_prefix, first_prefix
+from layerweld.updates.exact_sum import LIMIT, ExactSum
+from layerweld.updates.named_tensors import (
+    site_tensors,
+    update_tensors,
+    updates_by_site,
+    updates_from,
+)
+from layerweld.updates.update import Update
 from strategies.catching_up import CatchUp
 from strategies.cohort import Cohort
 from strategies.kept_rounds import KeptRound, RoundJournal, RoundLedger, Traffic

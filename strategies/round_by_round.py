@@ -12,10 +12,10 @@ from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
 
 from layerweld.merging.one_round import Merge
-from layerweld.named_tensors import update_tensors
-from layerweld.proportion import OutOfProportionError
 from layerweld.transport.arrays import num_bytes, numpy_arrays
 from layerweld.transport.layout import Budget
+from layerweld.updates.named_tensors import update_tensors
+from layerweld.updates.proportion import OutOfProportionError
 from strategies.cohort import Cohort
 from strategies.inquiry import Inquiry
 from strategies.kept_rounds import Traffic

@@ -6,18 +6,18 @@ from collections.abc import Callable, Iterator, Mapping
 
 from flwr.app import RecordDict
 
-from layerweld.bounds import LARGEST_WEIGHT, cancels, out_of_bounds, part_of
 from layerweld.errors import RefusedReplyError
-from layerweld.expected import Shapes, update_shapes
 from layerweld.merging.one_round import SiteUpdates
-from layerweld.named_tensors import update_tensors
 from layerweld.plan import MergePlan
-from layerweld.proportion import Part
-from layerweld.shared_factor import require_claimed_factors
+from layerweld.transport.expected import Shapes, update_shapes
 from layerweld.transport.layout import Budget
 from layerweld.transport.run import encode_run
 from layerweld.transport.updates import decode_updates, updates_budget
-from layerweld.updates import Update
+from layerweld.updates.bounds import LARGEST_WEIGHT, cancels, out_of_bounds, part_of
+from layerweld.updates.named_tensors import update_tensors
+from layerweld.updates.proportion import Part
+from layerweld.updates.shared_factor import require_claimed_factors
+from layerweld.updates.update import Update
 from strategies.cohort import Cohort
 from strategies.round_by_round import Round
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from layerweld.merging.lines import Lines
 from layerweld.merging.one_round import Merge, MergeMethod, SiteUpdates
 from layerweld.plan import MergePlan
-from layerweld.shared_factor import require_one_factor
+from layerweld.updates.shared_factor import require_one_factor
 from strategies.cohort import Cohort
 from strategies.kept_rounds import Traffic
 from strategies.round_by_round import Round

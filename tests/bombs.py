@@ -21,16 +21,16 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from client.batches import Preprocessor
-from client.data import read_rows
-from client.heads import load_head
-from client.images import read_image
-from client.records import LONGEST_ROW
-from layerweld import layer_patterns
-from layerweld.adapters import read_adapter
-from layerweld.base_model import load_base
+from client.data.batches import Preprocessor
+from client.data.images import read_image
+from client.data.records import LONGEST_ROW
+from client.data.samples import read_rows
+from client.training.heads import load_head
 from layerweld.errors import ConfigError
-from layerweld.foreign_text import read_json, read_toml
+from layerweld.formats import layer_patterns
+from layerweld.formats.adapters import read_adapter
+from layerweld.model.base_model import load_base
+from layerweld.untrusted.documents import read_json, read_toml
 from tests.fuzzed_readers import ANY, fault
 from tests.tiny_encoders import save_image_base
 from tests.tiny_peft import edit_config, new_model, save_base, train_adapter

@@ -4,8 +4,8 @@ import dataclasses
 
 import torch
 
-from layerweld.pool import GroupSolution
-from layerweld.updates import LowRankUpdate
+from layerweld.statistics.pool import GroupSolution
+from layerweld.updates.update import LowRankUpdate
 from server.journal import RunJournal
 from strategies.chain_of_merges import SolvedStep
 from tests.damage import damaged_json

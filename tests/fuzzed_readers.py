@@ -22,14 +22,11 @@ import pyarrow as arrow
 import torch
 from PIL import Image
 
-from client.batches import Preprocessor
-from client.data import read_rows
-from client.heads import ClassifierHead, load_head
-from client.reference_scores import _read as read_score
+from client.data.batches import Preprocessor
+from client.data.samples import read_rows
+from client.handlers.reference_scores import _read as read_score
 from client.store import MergedStep, SiteStore, StepHashes
-from layerweld.adapters import read_adapter
-from layerweld.base_model import load_base
-from layerweld.config import CalibrationSettings
+from client.training.heads import ClassifierHead, load_head
 from layerweld.deploy.coordinator import check_file, create, open_coordinator
 from layerweld.deploy.keys import make_key, read_public_key
 from layerweld.deploy.members import members
@@ -37,10 +34,13 @@ from layerweld.deploy.site import create as create_site
 from layerweld.deploy.site import open_site
 from layerweld.deploy.validity import renew
 from layerweld.errors import LayerweldError, MemoryShortageError
-from layerweld.run_state import Recorder, RunState, read_state
-from layerweld.sites import SiteEntry, read_run_file
-from layerweld.task_vectors import read_fine_tuned
-from layerweld.updates import LowRankUpdate
+from layerweld.formats.adapters import read_adapter
+from layerweld.formats.task_vectors import read_fine_tuned
+from layerweld.model.base_model import load_base
+from layerweld.runtime.run_state import Recorder, RunState, read_state
+from layerweld.settings.run import CalibrationSettings
+from layerweld.settings.sites import SiteEntry, read_run_file
+from layerweld.updates.update import LowRankUpdate
 from server.played_methods import PlayedMethods
 from tests.damage import (
     damaged_bytes,

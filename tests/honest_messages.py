@@ -4,11 +4,10 @@ from dataclasses import replace
 
 import torch
 
-from client.questions import require_updates_of
-from layerweld.expected import fisher_shapes, statistics_shapes, update_shapes
+from client.handlers.questions import require_updates_of
 from layerweld.launch import app_module
 from layerweld.merging.fisher import Fisher
-from layerweld.statistics import ProductForm
+from layerweld.statistics.group import ProductForm
 from layerweld.transport.chain import (
     decode_question,
     encode_answer,
@@ -33,6 +32,7 @@ from layerweld.transport.descent_messages import (
     CoefficientAnswer,
     CoefficientQuestion,
 )
+from layerweld.transport.expected import fisher_shapes, statistics_shapes, update_shapes
 from layerweld.transport.fisher import encode_fisher, fisher_budget
 from layerweld.transport.introduction import BUDGET, encode_introduction
 from layerweld.transport.layout import Budget
@@ -77,8 +77,8 @@ def _statistics(form):
     round_ = chain._new_round(chain.steps[0], None)
     group = PLAN.groups[0]
     if form.dense:
-        from layerweld.gram import GramAccumulator
-        from layerweld.statistics import group_statistics
+        from layerweld.statistics.gram import GramAccumulator
+        from layerweld.statistics.group import group_statistics
 
         tokens = torch.randn(1, 20, group.d_in, generator=torch.Generator().manual_seed(5))
         accumulator = GramAccumulator(group.d_in, unit_tokens=True)

@@ -47,7 +47,7 @@ def training_settings(sites, methods="chain", **more):
         "finetune": settings["finetune"] | finetune | {"targets": "query,value"},
         "merge": settings["merge"] | {"covariate-shift": "all"},
     }
-    return app_module("layerweld.config").validate_settings(settings | tables | more)
+    return app_module("layerweld.settings.run").validate_settings(settings | tables | more)
 
 
 def damage(file):

@@ -3,13 +3,13 @@
 from peft import PeftModel
 from transformers import AutoModel
 
-from layerweld.base_model import load_base
-from layerweld.config import read_run_settings
-from layerweld.discover import discover_plan
+from layerweld.formats.task_vectors import read_fine_tuned
 from layerweld.launch import app_module
-from layerweld.linear import weight_of
-from layerweld.methods import METHODS
-from layerweld.task_vectors import read_fine_tuned
+from layerweld.model.base_model import load_base
+from layerweld.model.discover import discover_plan
+from layerweld.model.linear import weight_of
+from layerweld.settings.methods import METHODS
+from layerweld.settings.run import read_run_settings
 from tests.random_updates import side_by_side
 from tests.tiny_peft import new_model
 

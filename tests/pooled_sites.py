@@ -4,10 +4,10 @@ import dataclasses
 
 import torch
 
-from layerweld.gram import GramAccumulator
 from layerweld.plan import LayerGroup, LayerShape
-from layerweld.statistics import ProductForm, group_statistics
-from layerweld.updates import DenseUpdate, LowRankUpdate
+from layerweld.statistics.gram import GramAccumulator
+from layerweld.statistics.group import ProductForm, group_statistics
+from layerweld.updates.update import DenseUpdate, LowRankUpdate
 
 D_IN, D_OUT = 6, 4
 GROUP = LayerGroup("attn.{q,v}", 0, D_IN, (LayerShape("q", D_OUT), LayerShape("v", 3)))

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from layerweld.merging.one_round import SiteUpdates
-from layerweld.updates import DenseUpdate, LowRankUpdate
+from layerweld.updates.update import DenseUpdate, LowRankUpdate
 
 SHAPES = {"q": (12, 10), "up": (17, 10), "down": (9, 14)}
 NAMES = ("ash", "birch", "cedar", "dogwood")

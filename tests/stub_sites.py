@@ -8,18 +8,18 @@ from functools import cache
 import torch
 from flwr.app import Message
 
-from layerweld.config import validate_settings
-from layerweld.gram import GramAccumulator
 from layerweld.launch import app_module
 from layerweld.plan import LayerGroup, LayerShape, MergePlan
-from layerweld.statistics import ProductForm, group_statistics
+from layerweld.settings.run import validate_settings
+from layerweld.statistics.gram import GramAccumulator
+from layerweld.statistics.group import ProductForm, group_statistics
 from layerweld.transport.chain import decode_question, encode_answer
 from layerweld.transport.introduction import encode_introduction
 from layerweld.transport.messages import Answer, Introduction, Subject
 from layerweld.transport.run import decode_run
 from layerweld.transport.subject import with_subject
 from layerweld.transport.updates import encode_updates
-from layerweld.updates import LowRankUpdate
+from layerweld.updates.update import LowRankUpdate
 
 PLAN = MergePlan(
     ("0", "1"),

@@ -9,19 +9,19 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from client.data import read_rows
-from client.heads import ClassifierHead, load_head
-from client.parcels import in_parcels
-from layerweld.base_model import load_base
-from layerweld.discover import discover_plan
+from client.data.parcels import in_parcels
+from client.data.samples import read_rows
+from client.training.heads import ClassifierHead, load_head
 from layerweld.errors import CohortError, JournalError
-from layerweld.incidents import raising_here
+from layerweld.formats.task_vectors import read_fine_tuned
 from layerweld.launch import app_module
-from layerweld.linear import weight_of
 from layerweld.merging.adamerging import weighed
-from layerweld.prefix import first_prefix, prefix_of_sites
-from layerweld.task_vectors import read_fine_tuned
+from layerweld.model.base_model import load_base
+from layerweld.model.discover import discover_plan
+from layerweld.model.linear import weight_of
+from layerweld.runtime.incidents import raising_here
 from layerweld.transport.descent_messages import CoefficientQuestion
+from layerweld.updates.digest import first_prefix, prefix_of_sites
 from tests.dying_server import killed_after
 from tests.played_methods import play, settings_of, written
 from tests.random_updates import side_by_side
@@ -149,7 +149,7 @@ def test_a_site_answers_with_the_slope_of_its_entropy(sites):
         coefficients=torch.full((len(updates), len(plan.layer_names)), 0.3),
         updates=updates,
     )
-    answer = app_module("client.entropy").answer
+    answer = app_module("client.handlers.entropy").answer
     gradient = answer(state, asked).gradient
     assert answer(state, replace(asked, held="0" * 64, updates={})).lacks
     for row, column in ((0, 0), (1, 3), (2, 5)):
@@ -204,7 +204,7 @@ def test_an_interrupted_run_is_not_resumed_with_another_learning_rate(sites, tmp
 
 
 def test_a_site_that_lost_its_cache_gets_the_updates_again(sites, whole, tmp_path, monkeypatch):
-    entropy = app_module("client.entropy")
+    entropy = app_module("client.handlers.entropy")
     chosen = settings_of(sites, "adamerging", **FEW)
     grid, rounds = sites.grid(chosen), []
     answer = grid._answer

@@ -6,12 +6,12 @@ import torch
 from peft import IA3Config, get_peft_model
 from peft.utils.other import get_pattern_key
 
-from layerweld.adapters import digest_of, read_adapter
 from layerweld.errors import AdapterError
-from layerweld.linear import linear_layers, updated
-from layerweld.lora_config import _REFUSED
-from layerweld.task_vectors import read_fine_tuned
-from layerweld.updates import DenseUpdate, LowRankUpdate, TaskVector
+from layerweld.formats.adapters import digest_of, read_adapter
+from layerweld.formats.lora_config import _REFUSED
+from layerweld.formats.task_vectors import read_fine_tuned
+from layerweld.model.linear import linear_layers, updated
+from layerweld.updates.update import DenseUpdate, LowRankUpdate, TaskVector
 from tests.tiny_peft import (
     TARGETS,
     edit_config,

@@ -10,9 +10,9 @@ import torch
 from layerweld.errors import CohortError
 from layerweld.launch import app_module
 from layerweld.merging.one_round import MergeMethod
-from layerweld.methods import METHODS
-from layerweld.shared_factor import digest_of_factors
-from layerweld.updates import DenseUpdate, LowRankUpdate
+from layerweld.settings.methods import METHODS
+from layerweld.updates.shared_factor import digest_of_factors
+from layerweld.updates.update import DenseUpdate, LowRankUpdate
 from tests.random_updates import side_by_side
 from tests.stub_sites import NAMES, PLAN, introduction_of, settings
 

@@ -7,7 +7,7 @@ import pytest
 
 from experiments import ablation, costs, importance, shift, unseen_tasks
 from experiments.benchmark_runs import compared, federation
-from layerweld.config import RunSettings
+from layerweld.settings.run import RunSettings
 from tests.tiny_sites import make_labelled_sites
 
 

@@ -4,8 +4,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from layerweld.base_model import TOKENIZER_FILES, device_named, load_base, tokenizer_fingerprint
 from layerweld.errors import ConfigError
+from layerweld.model.base_model import (
+    TOKENIZER_FILES,
+    device_named,
+    load_base,
+    tokenizer_fingerprint,
+)
 from tests.tiny_peft import save_base
 
 

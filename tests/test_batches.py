@@ -8,13 +8,13 @@ import torch
 from PIL import Image
 from transformers import BitImageProcessorPil
 
-from client.batches import Preprocessor, batches, load_tokenizer
-from client.data import make_rows
-from client.evaluate import accuracy
-from client.heads import ClassifierHead, load_head
-from layerweld.base_model import BaseModel
-from layerweld.config import EvaluateSettings
+from client.data.batches import Preprocessor, batches, load_tokenizer
+from client.data.samples import make_rows
+from client.training.evaluate import accuracy
+from client.training.heads import ClassifierHead, load_head
 from layerweld.errors import AdapterError, ConfigError, DataError
+from layerweld.model.base_model import BaseModel
+from layerweld.settings.run import EvaluateSettings
 from tests.tiny_encoders import ROWS, save_image_base, save_text_base
 
 EVALUATE = EvaluateSettings(batch_size=5)

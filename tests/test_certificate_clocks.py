@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import pytest
 
-from layerweld import cli
+from layerweld.cli import main as cli
 from layerweld.deploy import certificates
 from layerweld.deploy.certificates import make_authority, make_server
 from layerweld.deploy.checks import check_coordinator

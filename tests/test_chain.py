@@ -12,13 +12,13 @@ from peft import PeftModel
 from safetensors import safe_open
 from transformers import AutoModel, AutoTokenizer
 
-from layerweld.base_model import load_base
-from layerweld.discover import discover_plan
 from layerweld.errors import OutputError
+from layerweld.formats.task_vectors import read_fine_tuned
 from layerweld.launch import app_module
-from layerweld.linear import updated, weight_of
-from layerweld.task_vectors import read_fine_tuned
-from layerweld.updates import DenseUpdate
+from layerweld.model.base_model import load_base
+from layerweld.model.discover import discover_plan
+from layerweld.model.linear import updated, weight_of
+from layerweld.updates.update import DenseUpdate
 from tests.dying_server import killed_after
 from tests.tiny_peft import new_model
 from tests.tiny_sites import BERT_LAYERS, make_sites
@@ -237,7 +237,7 @@ def test_flowers_own_start_plays_the_same_chain(bert_sites, tmp_path):
             settings,
             "com",
             f"run-{number}",
-            app_module("layerweld.statistics").ProductForm(False, False),
+            app_module("layerweld.statistics.group").ProductForm(False, False),
             {},
             journal.of_method(f"com-{number}"),
         )

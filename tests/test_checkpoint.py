@@ -4,11 +4,11 @@ import pytest
 import torch
 from transformers import BertForSequenceClassification, GPT2Model, LlamaForCausalLM
 
-from layerweld.checkpoint import read_checkpoint
 from layerweld.errors import AdapterError
-from layerweld.linear import linear_layers, updated
-from layerweld.task_vectors import read_fine_tuned
-from layerweld.updates import DenseUpdate
+from layerweld.formats.checkpoint import read_checkpoint
+from layerweld.formats.task_vectors import read_fine_tuned
+from layerweld.model.linear import linear_layers, updated
+from layerweld.updates.update import DenseUpdate
 from tests.tiny_peft import TARGETS, edit_config, edit_tensors, hidden_states, save_base
 
 HEAD_CLASSES = {

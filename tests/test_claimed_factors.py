@@ -10,13 +10,13 @@ from layerweld.errors import CohortError, RefusedReplyError
 from layerweld.launch import app_module
 from layerweld.merging.lora_averaging import FfaLora, Flora
 from layerweld.merging.sums import Mean
-from layerweld.shared_factor import digest_of_draw, digest_of_factors
-from layerweld.statistics import DenseProduct
+from layerweld.statistics.group import DenseProduct
 from layerweld.transport.introduction import encode_introduction
 from layerweld.transport.messages import Subject
 from layerweld.transport.subject import with_subject
 from layerweld.transport.updates import encode_updates
-from layerweld.updates import DenseUpdate, LowRankUpdate
+from layerweld.updates.shared_factor import digest_of_draw, digest_of_factors
+from layerweld.updates.update import DenseUpdate, LowRankUpdate
 from tests.faulty_grid import FaultyGrid, none
 from tests.stub_sites import (
     NAMES,

@@ -6,7 +6,7 @@ import re
 import pytest
 from typer.testing import CliRunner
 
-from layerweld import cli
+from layerweld.cli import main as cli
 from layerweld.errors import ConfigError, LayerweldError
 from tests.tiny_sites import make_sites
 

@@ -7,15 +7,15 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
-from layerweld.collect import ReplayableModel, collect
-from layerweld.config import MergeSettings
-from layerweld.discover import discover_plan
-from layerweld.incidents import raising_here
 from layerweld.launch import app_module
-from layerweld.linear import weight_of
-from layerweld.schedule import schedule
-from layerweld.statistics import ProductForm
-from layerweld.updates import LowRankUpdate
+from layerweld.model.collect import ReplayableModel, collect
+from layerweld.model.discover import discover_plan
+from layerweld.model.linear import weight_of
+from layerweld.model.schedule import schedule
+from layerweld.runtime.incidents import raising_here
+from layerweld.settings.merge import MergeSettings
+from layerweld.statistics.group import ProductForm
+from layerweld.updates.update import LowRankUpdate
 from tests.tiny_models import DECODERS, ENCODERS, EVERY_MODEL, make_batch, new_backbone
 from tests.tiny_sites import make_sites
 

@@ -8,19 +8,19 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from layerweld import cli
-from layerweld.config import RunSettings, read_run_settings
+from layerweld.cli import main as cli
 from layerweld.errors import ConfigError, InUseError
-from layerweld.grids import GRIDS, candidates, with_candidate
 from layerweld.launch import app_module
-from layerweld.methods import METHODS, methods_of
-from server.comparison_results import Comparison, Entry
-from server.comparison_scores import Spread, lines
-from server.comparison_tables import budget_text
-from server.comparison_verdict import verdict
+from layerweld.report.comparison_results import Comparison, Entry
+from layerweld.report.comparison_scores import Spread, lines
+from layerweld.report.comparison_tables import budget_text
+from layerweld.report.comparison_verdict import verdict
+from layerweld.report.run_results import MethodResult, Score
+from layerweld.settings.grids import GRIDS, candidates, with_candidate
+from layerweld.settings.methods import METHODS, methods_of
+from layerweld.settings.run import RunSettings, read_run_settings
 from server.federation import Federation
 from server.peak_memory import peak_resident
-from server.results import MethodResult, Score
 from tests.tiny_sites import make_labelled_sites
 
 CHOSEN = "mean,com,dare,ffa-lora,opcm"

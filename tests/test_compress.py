@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layerweld.compress import compress
+from layerweld.statistics.compress import compress
 
 seeds = st.integers(0, 2**16)
 

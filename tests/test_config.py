@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from layerweld.config import RunSettings, read_run_settings, validate_settings
 from layerweld.errors import ConfigError
+from layerweld.settings.run import RunSettings, read_run_settings, validate_settings
 
 
 def app_config():

@@ -18,7 +18,7 @@ from layerweld.errors import (
     InUseError,
     LostSiteError,
 )
-from layerweld.run_state import recording
+from layerweld.runtime.run_state import recording
 from tests.test_certificate_clocks import organisation
 from tests.tiny_sites import make_sites
 from tests.typed_commands import init_coordinator, is_private, lw

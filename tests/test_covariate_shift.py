@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layerweld.covariate_shift import MomentAccumulator, squared_wasserstein
+from layerweld.statistics.covariate_shift import MomentAccumulator, squared_wasserstein
 
 seeds = st.integers(0, 2**16)
 

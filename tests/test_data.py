@@ -11,11 +11,11 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from client.data import make_rows, read_rows
-from client.images import read_image
-from client.packed_sizes import unpacked_pages
-from layerweld.config import CalibrationSettings
+from client.data.images import read_image
+from client.data.packed_sizes import unpacked_pages
+from client.data.samples import make_rows, read_rows
 from layerweld.errors import DataError
+from layerweld.settings.run import CalibrationSettings
 
 TEXTS = ["one, two", 'a "quote"', "N/A", "line\nbreak", "naïve"]
 LABELS = ["b", "a", "b", "c", "a"]

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from layerweld import cli
+from layerweld.cli import main as cli
 from layerweld.deploy.checks import Check, check_coordinator, clock, versions
 from layerweld.deploy.ports import free_port
 from layerweld.errors import LayerweldError

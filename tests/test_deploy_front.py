@@ -15,7 +15,7 @@ import pytest
 import uvicorn
 from typer.testing import CliRunner
 
-from layerweld import cli
+from layerweld.cli import main as cli
 from layerweld.deploy import checks
 from layerweld.deploy import front as front_module
 from layerweld.deploy.certificates import make_authority, make_server
@@ -25,7 +25,7 @@ from layerweld.deploy.ports import free_port
 from layerweld.deploy.processes import Supervisor
 from layerweld.deploy.site import create
 from layerweld.errors import DeployError
-from layerweld.sites import SiteEntry
+from layerweld.settings.sites import SiteEntry
 
 
 class SuperLink:

@@ -7,18 +7,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layerweld.config import MergeSettings
 from layerweld.errors import RefusedReplyError, UnusableMergeError
 from layerweld.launch import app_module
 from layerweld.merging.fisher import Fisher, implied_update, normalised, problem_with
 from layerweld.merging.lora_averaging import FedIt
 from layerweld.merging.sums import Mean
-from layerweld.named_tensors import update_tensors
-from layerweld.pool import GroupPool
-from layerweld.proportion import OutOfProportionError, Part, refuse_parts_out_of_proportion
-from layerweld.statistics_checks import check_statistics
+from layerweld.settings.merge import MergeSettings
+from layerweld.statistics.checks import check_statistics
+from layerweld.statistics.pool import GroupPool
 from layerweld.transport.arrays import to_arrays
-from layerweld.updates import DenseUpdate, LowRankUpdate
+from layerweld.updates.named_tensors import update_tensors
+from layerweld.updates.proportion import OutOfProportionError, Part, refuse_parts_out_of_proportion
+from layerweld.updates.update import DenseUpdate, LowRankUpdate
 from tests.faulty_grid import FaultyGrid, none
 from tests.pooled_sites import GROUP, new_sites, statistics_of
 from tests.stub_sites import (

@@ -13,16 +13,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from layerweld.bounds import LARGEST_WEIGHT, largest_of_update
-from layerweld.config import MergeSettings
 from layerweld.errors import RefusedReplyError, UnusableMergeError
-from layerweld.gram import GramAccumulator
-from layerweld.influence import opposed
 from layerweld.plan import LayerGroup, LayerShape
-from layerweld.pool import GroupPool
-from layerweld.proportion import OutOfProportionError
-from layerweld.statistics import DenseProduct, LowRankProduct, ProductForm, group_statistics
-from layerweld.updates import LowRankUpdate
+from layerweld.settings.merge import MergeSettings
+from layerweld.statistics.gram import GramAccumulator
+from layerweld.statistics.group import DenseProduct, LowRankProduct, ProductForm, group_statistics
+from layerweld.statistics.influence import opposed
+from layerweld.statistics.pool import GroupPool
+from layerweld.updates.bounds import LARGEST_WEIGHT, largest_of_update
+from layerweld.updates.proportion import OutOfProportionError
+from layerweld.updates.update import LowRankUpdate
 
 D_IN, D_OUT, RANK = 24, 16, 4
 GROUP = LayerGroup("mlp.{up,gate}", 0, D_IN, (LayerShape("up", D_OUT), LayerShape("gate", 8)))

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from layerweld.merging.do_merging import DoMerging, by_size_and_direction, pulled_apart
-from layerweld.updates import LowRankUpdate
+from layerweld.updates.update import LowRankUpdate
 from tests.random_updates import by_site, dense, random_sites, relative, side_by_side
 
 

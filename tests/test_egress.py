@@ -4,10 +4,10 @@ from collections import Counter
 
 import pytest
 
-from layerweld.config import read_run_settings
 from layerweld.deploy.egress import lines, measure
 from layerweld.launch import app_module
-from layerweld.sites import SiteEntry
+from layerweld.settings.run import read_run_settings
+from layerweld.settings.sites import SiteEntry
 from tests.tiny_sites import make_labelled_sites, with_whole_models
 
 METHODS = ["com", "jacobi", "mats", "fisher", "adamerging", "prodistill", "ties"]

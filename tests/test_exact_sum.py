@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layerweld.exact_sum import LIMIT, ExactSum
+from layerweld.updates.exact_sum import LIMIT, ExactSum
 
 terms = st.lists(
     st.floats(-1e9, 1e9).map(lambda x: torch.tensor([x], dtype=torch.float64)),

@@ -11,8 +11,9 @@ import click
 import pytest
 import typer
 
-from layerweld import cli, errors
-from layerweld.incidents import Code
+from layerweld import errors
+from layerweld.cli import main as cli
+from layerweld.runtime.incidents import Code
 
 DOCUMENT = Path(__file__).parents[1] / "docs/exit-codes.md"
 
@@ -64,7 +65,7 @@ def test_an_interrupted_command_ends_with_130(monkeypatch):
     def interrupt(*_args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("layerweld.base_model.load_base", interrupt)
+    monkeypatch.setattr("layerweld.model.base_model.load_base", interrupt)
     monkeypatch.setattr(sys, "argv", ["layerweld", "plan", "x"])
     with pytest.raises(SystemExit) as stopped:
         cli.main()

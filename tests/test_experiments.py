@@ -11,10 +11,10 @@ from client.package_texts import TEXT_READERS
 from experiments import backbones
 from experiments.benchmark_runs import fine_tuned_otherwise
 from experiments.onnx_weights import read_onnx
-from layerweld.config import RunSettings
-from layerweld.discover import discover_plan
 from layerweld.errors import ConfigError
-from layerweld.sites import package_task, read_run_file
+from layerweld.model.discover import discover_plan
+from layerweld.settings.run import RunSettings
+from layerweld.settings.sites import package_task, read_run_file
 from tests.tiny_encoders import save_image_base
 from tests.tiny_peft import save_base
 

@@ -10,14 +10,14 @@ from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModel
 
-from layerweld.adapters import read_adapter
-from layerweld.base_model import load_base
-from layerweld.checkpoint import read_checkpoint
 from layerweld.errors import OutputError, StorageError
-from layerweld.export import write_adapter, write_model
-from layerweld.linear import linear_layers, updated, weight_of
-from layerweld.model_card import write_model_card
-from layerweld.updates import DenseUpdate, LowRankUpdate
+from layerweld.formats.adapters import read_adapter
+from layerweld.formats.checkpoint import read_checkpoint
+from layerweld.formats.export import write_adapter, write_model
+from layerweld.formats.model_card import write_model_card
+from layerweld.model.base_model import load_base
+from layerweld.model.linear import linear_layers, updated, weight_of
+from layerweld.updates.update import DenseUpdate, LowRankUpdate
 from tests.tiny_peft import TARGETS, edit_config, hidden_states, new_model, save_base
 
 

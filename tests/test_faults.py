@@ -19,7 +19,7 @@ from layerweld.transport.arrays import from_arrays, read_arrays, to_arrays
 from layerweld.transport.introduction import encode_introduction
 from layerweld.transport.untrusted import refusing_malformed
 from layerweld.transport.updates import encode_updates
-from layerweld.updates import LowRankUpdate
+from layerweld.updates.update import LowRankUpdate
 from tests.faulty_grid import (
     CORRUPTIONS,
     KINDS,

@@ -15,15 +15,15 @@ from transformers import (
     GPT2Model,
 )
 
-from client.data import make_rows, read_rows
-from client.evaluate import accuracy
-from client.finetune import fine_tune
-from client.heads import ClassifierHead, load_head
-from client.parcels import in_parcels
-from layerweld.base_model import BaseModel, load_base
-from layerweld.config import CalibrationSettings, EvaluateSettings, FinetuneSettings
+from client.data.parcels import in_parcels
+from client.data.samples import make_rows, read_rows
+from client.training.evaluate import accuracy
+from client.training.finetune import fine_tune
+from client.training.heads import ClassifierHead, load_head
 from layerweld.errors import ConfigError, DataError, OutputError
-from layerweld.linear import linear_layers
+from layerweld.model.base_model import BaseModel, load_base
+from layerweld.model.linear import linear_layers
+from layerweld.settings.run import CalibrationSettings, EvaluateSettings, FinetuneSettings
 from tests.tiny_encoders import (
     ROWS,
     TEXTS,

@@ -7,13 +7,13 @@ import torch
 from torch import nn
 from transformers import AutoModel, AutoTokenizer
 
-from client.heads import ClassifierHead, load_head
-from layerweld.base_model import load_base
+from client.training.heads import ClassifierHead, load_head
 from layerweld.errors import CohortError
+from layerweld.formats.task_vectors import read_fine_tuned
 from layerweld.launch import app_module
-from layerweld.linear import linear_layers, updated, weight_of
 from layerweld.merging.fisher import FisherPool, normalised
-from layerweld.task_vectors import read_fine_tuned
+from layerweld.model.base_model import load_base
+from layerweld.model.linear import linear_layers, updated, weight_of
 from tests.played_methods import settings_of
 from tests.tiny_sites import make_sites
 

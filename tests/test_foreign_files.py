@@ -4,12 +4,12 @@ import os
 
 import pytest
 
-from client.data import read_rows
-from layerweld.base_model import load_base
-from layerweld.config import RunSettings
+from client.data.samples import read_rows
 from layerweld.errors import AdapterError, ConfigError, DataError, MemoryShortageError
-from layerweld.foreign_files import reading
-from layerweld.task_vectors import read_fine_tuned
+from layerweld.formats.task_vectors import read_fine_tuned
+from layerweld.model.base_model import load_base
+from layerweld.settings.run import RunSettings
+from layerweld.untrusted.files import reading
 from tests.tiny_sites import make_sites
 
 

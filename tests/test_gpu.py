@@ -4,9 +4,9 @@ import pytest
 import torch
 from peft import PeftModel
 
-from layerweld.covariate_shift import MomentAccumulator, squared_wasserstein
-from layerweld.gram import GramAccumulator
 from layerweld.launch import app_module
+from layerweld.statistics.covariate_shift import MomentAccumulator, squared_wasserstein
+from layerweld.statistics.gram import GramAccumulator
 from tests.tiny_peft import new_model
 from tests.tiny_sites import make_sites
 

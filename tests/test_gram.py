@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layerweld.gram import (
+from layerweld.statistics.gram import (
     GramAccumulator,
     normalize,
     off_diagonal_importance,

@@ -4,16 +4,16 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
-from layerweld.incidents import Code, parse_incident
 from layerweld.launch import app_module
-from layerweld.statistics import ProductForm
+from layerweld.runtime.incidents import Code, parse_incident
+from layerweld.statistics.group import ProductForm
 from layerweld.transport.arrays import to_arrays
 from layerweld.transport.chain import encode_question
 from layerweld.transport.descent import encode_block, encode_coefficients
 from layerweld.transport.descent_messages import BlockQuestion, CoefficientQuestion
 from layerweld.transport.messages import ModelToMeasure, Question
 from layerweld.transport.model import encode_model
-from layerweld.updates import DenseUpdate, LowRankUpdate
+from layerweld.updates.update import DenseUpdate, LowRankUpdate
 from tests.mutations import NASTY_TEXTS, Mutator
 from tests.tiny_sites import make_labelled_sites
 
@@ -28,8 +28,8 @@ def site(tmp_path_factory):
     made = make_labelled_sites(folder)
     own = {"base": str(made.base), "cache": str(folder / "own"), "min-rows": 1}
     context = Context(1, 1, dict(made.nodes[0]) | own, RecordDict(), dict(made.settings().flat()))
-    base = app_module("layerweld.base_model").load_base(made.base)
-    plan = app_module("layerweld.discover").discover_plan(base.backbone)
+    base = app_module("layerweld.model.base_model").load_base(made.base)
+    plan = app_module("layerweld.model.discover").discover_plan(base.backbone)
     return app_module("client.app").app, context, plan
 
 

@@ -16,7 +16,7 @@ from flwr.app import ConfigRecord, MetricRecord, RecordDict
 
 from layerweld.errors import LostSiteError, RefusedReplyError
 from layerweld.launch import app_module
-from layerweld.schedule import Step
+from layerweld.model.schedule import Step
 from layerweld.transport.score import decode_score
 from layerweld.transport.shift import decode_shifts
 from layerweld.transport.subject import with_subject

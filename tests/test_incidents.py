@@ -15,9 +15,9 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from safetensors import SafetensorError
 
 from layerweld import errors
-from layerweld.disk import reported
-from layerweld.incidents import Code, Incident, code_of, parse_incident, raising_here
 from layerweld.launch import app_module
+from layerweld.runtime.disk import reported
+from layerweld.runtime.incidents import Code, Incident, code_of, parse_incident, raising_here
 from layerweld.transport.run import encode_run
 from layerweld.transport.untrusted import refusing_malformed
 from tests.tiny_sites import make_sites
@@ -64,7 +64,7 @@ def test_the_text_of_an_error_is_in_no_byte_that_leaves(error, sites, monkeypatc
     def fail(_state):
         raise error
 
-    monkeypatch.setattr(app_module("client.handshake"), "introduce", fail)
+    monkeypatch.setattr(app_module("client.handlers.handshake"), "introduce", fail)
     reply = app_module("client.app").app(handshake(), context_of(sites))
     sent = bytes_of(reply)
     assert not any(word.encode() in sent for word in ("Jane", "Doe", "123456", "Error"))
@@ -120,7 +120,7 @@ def test_in_the_process_of_who_started_the_run_errors_are_raised(sites, monkeypa
     def fail(_state):
         raise errors.DataError(CANARY)
 
-    monkeypatch.setattr(app_module("client.handshake"), "introduce", fail)
+    monkeypatch.setattr(app_module("client.handlers.handshake"), "introduce", fail)
     with raising_here(), pytest.raises(errors.DataError, match="Jane"):
         app_module("client.app").app(handshake(), context_of(sites))
 
@@ -131,7 +131,9 @@ def test_a_site_keeps_what_it_was_asked_and_what_it_sent(sites, tmp_path, monkey
     asked.metadata.group_id = "a step\n2026-01-01  forged: sent 0 bytes in 0.0 s"
     app_module("client.app").app(asked, context)
     with monkeypatch.context() as patch:
-        patch.setattr(app_module("client.handshake"), "introduce", lambda _state: CANARY / 0)
+        patch.setattr(
+            app_module("client.handlers.handshake"), "introduce", lambda _state: CANARY / 0
+        )
         reply = app_module("client.app").app(handshake(), context)
     sent, failed = (tmp_path / "logs/answers.log").read_text().splitlines()
     assert re.search(r"a step 2026-01-01 forged: .*: sent \d+ bytes in \d+\.\d s$", sent)
@@ -141,7 +143,7 @@ def test_a_site_keeps_what_it_was_asked_and_what_it_sent(sites, tmp_path, monkey
 def test_memory_that_the_processor_lacks_is_no_riddle_and_the_next_message_is_answered(
     sites, monkeypatch
 ):
-    handshakes = app_module("client.handshake")
+    handshakes = app_module("client.handlers.handshake")
     with monkeypatch.context() as patch:
         patch.setattr(handshakes, "introduce", lambda _state: torch.empty(2**50))
         reply = app_module("client.app").app(handshake(), context_of(sites))

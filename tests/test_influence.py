@@ -7,12 +7,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layerweld.admission import admit
-from layerweld.config import MergeSettings
 from layerweld.errors import RefusedReplyError
-from layerweld.influence import capped_scales, opposed, outliers, relative_shift
-from layerweld.pool import GroupPool
-from layerweld.updates import DenseUpdate, LowRankUpdate
+from layerweld.settings.merge import MergeSettings
+from layerweld.statistics.admission import admit
+from layerweld.statistics.influence import capped_scales, opposed, outliers, relative_shift
+from layerweld.statistics.pool import GroupPool
+from layerweld.updates.update import DenseUpdate, LowRankUpdate
 from tests import test_pool
 from tests.pooled_sites import D_IN, GROUP, new_sites, statistics_of
 

@@ -9,20 +9,20 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from client.batches import Preprocessor, load_tokenizer
-from client.data import make_rows
-from client.evaluate import accuracy
-from client.finetune import fine_tune
-from client.fisher import fisher_sums
-from client.label_words import LabelWordHead, label_word_head
-from client.measure import held_out_accuracy
-from client.parcels import in_parcels
+from client.data.batches import Preprocessor, load_tokenizer
+from client.data.parcels import in_parcels
+from client.data.samples import make_rows
+from client.handlers.fisher import fisher_sums
+from client.handlers.measure import held_out_accuracy
 from client.site import cache_folder
 from client.state import SiteState, fine_tune_site
-from layerweld.base_model import BaseModel, load_base
-from layerweld.config import EvaluateSettings, FinetuneSettings, validate_settings
+from client.training.evaluate import accuracy
+from client.training.finetune import fine_tune
+from client.training.label_words import LabelWordHead, label_word_head
 from layerweld.errors import ConfigError
-from layerweld.sites import SiteEntry
+from layerweld.model.base_model import BaseModel, load_base
+from layerweld.settings.run import EvaluateSettings, FinetuneSettings, validate_settings
+from layerweld.settings.sites import SiteEntry
 from layerweld.transport.messages import ModelToMeasure
 
 WORDS = ["[PAD]", "[UNK]", "is", "red", "warm", "blue", "cold", "very", "fire", "ice", "Kind"]

@@ -9,9 +9,9 @@ from peft import LoraConfig
 from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.other import get_pattern_key
 
-from layerweld import layer_patterns
 from layerweld.errors import AdapterError
-from layerweld.layer_patterns import LONGEST, LayerPatterns
+from layerweld.formats import layer_patterns
+from layerweld.formats.layer_patterns import LONGEST, LayerPatterns
 
 FILE = Path("adapter_config.json")
 LAYERS = [

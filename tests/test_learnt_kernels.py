@@ -15,8 +15,8 @@ from layerweld.merging.descent import Descent
 from layerweld.merging.prodistill import EntryCoefficients, ProDistill, squared_distance
 from layerweld.merging.sums import TaskArithmetic
 from layerweld.merging.ties import Ties
-from layerweld.updates import DenseUpdate, LowRankUpdate
-from layerweld.weighted_layers import additions, weighted
+from layerweld.model.weighted_layers import additions, weighted
+from layerweld.updates.update import DenseUpdate, LowRankUpdate
 from tests.random_updates import by_site, random_sites, side_by_side
 
 

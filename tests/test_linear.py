@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from layerweld.linear import linear_layers, shifted, updated, weight_of
-from layerweld.updates import DenseUpdate, LowRankUpdate
+from layerweld.model.linear import linear_layers, shifted, updated, weight_of
+from layerweld.updates.update import DenseUpdate, LowRankUpdate
 
 
 def two_layers():

@@ -6,12 +6,12 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from layerweld.base_model import load_base
-from layerweld.config import RunSettings
 from layerweld.errors import ConfigError
 from layerweld.merging.sums import TaskArithmetic
-from layerweld.methods import method_named
-from layerweld.overrides import with_overrides
+from layerweld.model.base_model import load_base
+from layerweld.settings.methods import method_named
+from layerweld.settings.overrides import with_overrides
+from layerweld.settings.run import RunSettings
 from tests.played_methods import TARGETS, by_the_kernel, play, written
 from tests.tiny_sites import make_sites, with_whole_models
 

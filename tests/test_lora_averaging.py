@@ -10,7 +10,7 @@ from layerweld.merging.core_space import CoreSpace
 from layerweld.merging.do_merging import DoMerging
 from layerweld.merging.lora_averaging import ERROR, FedEx, FedIt, FfaLora, FlexLora, Flora
 from layerweld.merging.one_round import SiteUpdates
-from layerweld.updates import DenseUpdate, LowRankUpdate
+from layerweld.updates.update import DenseUpdate, LowRankUpdate
 from tests.random_updates import by_site, dense, random_sites, relative, side_by_side
 
 SAMPLES = {"ash": 10, "birch": 40, "cedar": 50}

@@ -151,7 +151,7 @@ class TestAnotherAdapter:
     @pytest.fixture(autouse=True)
     def other_bits(self, monkeypatch):
         """From the second time on that somebody trains; then the seed is another one."""
-        from client import finetune
+        from client.training import finetune
 
         trained = []
 

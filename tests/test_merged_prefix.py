@@ -8,14 +8,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from client.merged_prefix import merged_prefix
-from client.merged_steps import LacksMerged
+from client.handlers.merged_prefix import merged_prefix
+from client.handlers.merged_steps import LacksMerged
 from client.store import SiteStore
 from layerweld.errors import RefusedReplyError
 from layerweld.launch import app_module
-from layerweld.prefix import extend_prefix, first_prefix
-from layerweld.schedule import Step
-from layerweld.updates import LowRankUpdate
+from layerweld.model.schedule import Step
+from layerweld.updates.digest import extend_prefix, first_prefix
+from layerweld.updates.update import LowRankUpdate
 from strategies.catching_up import CatchUp
 from tests.dying_server import after_keeping
 from tests.tiny_sites import BERT_LAYERS, make_sites
@@ -30,8 +30,8 @@ class Counted:
 
     def __init__(self, monkeypatch):
         self.reads = self.hashed = 0
-        store, prefix = app_module("client.store"), app_module("layerweld.prefix")
-        files = app_module("layerweld.foreign_tensors")
+        store, prefix = app_module("client.store"), app_module("layerweld.updates.digest")
+        files = app_module("layerweld.untrusted.tensors")
         self._open = files.safe_open
         monkeypatch.setattr(files, "safe_open", self.safe_open)
         for module in (store, prefix):

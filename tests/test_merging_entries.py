@@ -10,7 +10,7 @@ from layerweld.merging.localize import LocalizeAndStitch
 from layerweld.merging.pcb import Pcb
 from layerweld.merging.sums import Mean, TaskArithmetic
 from layerweld.merging.ties import Ties
-from layerweld.updates import LowRankUpdate
+from layerweld.updates.update import LowRankUpdate
 from tests.random_updates import by_site, cut, dense, random_sites, relative, side_by_side, vectors
 
 TOLERANCE = 1e-6

@@ -15,7 +15,7 @@ from layerweld.merging.spectral import norm, relative_distance, spectrum, trunca
 from layerweld.merging.sums import TaskArithmetic
 from layerweld.merging.tsv import Tsv
 from layerweld.merging.wudi import Wudi
-from layerweld.updates import DenseUpdate, LowRankUpdate
+from layerweld.updates.update import DenseUpdate, LowRankUpdate
 from tests.random_updates import by_site, dense, random_sites, relative, side_by_side
 from tests.test_merging_entries import elected_mean, slow_ties
 

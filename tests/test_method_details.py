@@ -5,10 +5,10 @@ import re
 import pytest
 from typer.testing import CliRunner
 
-from layerweld import cli
-from layerweld.config import RunSettings
+from layerweld.cli import main as cli
 from layerweld.errors import ConfigError
-from layerweld.methods import method_named
+from layerweld.settings.methods import method_named
+from layerweld.settings.run import RunSettings
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,12 @@ import tomllib
 
 import pytest
 
-from layerweld.config import RunSettings
+from layerweld.cli.method_table import defaults_of
 from layerweld.errors import ConfigError
 from layerweld.launch import app_folder
-from layerweld.method_table import defaults_of
-from layerweld.methods import METHODS, methods_of
-from layerweld.overrides import with_overrides
+from layerweld.settings.methods import METHODS, methods_of
+from layerweld.settings.overrides import with_overrides
+from layerweld.settings.run import RunSettings
 from tests.played_methods import ONE_ROUND
 
 

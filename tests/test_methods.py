@@ -8,13 +8,13 @@ import torch
 from transformers import AutoModel
 from typer.testing import CliRunner
 
-from layerweld import cli
-from layerweld.base_model import load_base
-from layerweld.config import RunSettings
+from layerweld.cli import main as cli
 from layerweld.errors import CohortError
+from layerweld.formats.task_vectors import read_fine_tuned
 from layerweld.launch import app_module
-from layerweld.methods import METHODS
-from layerweld.task_vectors import read_fine_tuned
+from layerweld.model.base_model import load_base
+from layerweld.settings.methods import METHODS
+from layerweld.settings.run import RunSettings
 from tests.played_methods import ONE_ROUND, TARGETS, by_the_kernel, play, settings_of, written
 from tests.tiny_peft import edit_tensors, new_model, train_adapter
 from tests.tiny_sites import TinySites, make_labelled_sites, make_sites, with_whole_models

@@ -8,10 +8,10 @@ import sys
 import pytest
 import torch
 
-from layerweld import numerics
-from layerweld.config import validate_settings
 from layerweld.errors import ConfigError
-from layerweld.numerics import numeric_environment, use_threads
+from layerweld.runtime import numerics
+from layerweld.runtime.numerics import numeric_environment, use_threads
+from layerweld.settings.run import validate_settings
 
 KERNELS = """
 import hashlib, json, sys, torch
@@ -102,7 +102,7 @@ def test_a_number_that_this_machine_does_not_give_is_refused_with_the_way_out(mo
 
 
 def test_a_limit_of_openmp_is_refused_by_its_name():
-    script = "from layerweld.numerics import use_threads; use_threads(2)"
+    script = "from layerweld.runtime.numerics import use_threads; use_threads(2)"
     done = subprocess.run(
         [sys.executable, "-c", script],
         env=os.environ | {"OMP_THREAD_LIMIT": "1"},
@@ -115,7 +115,7 @@ def test_a_limit_of_openmp_is_refused_by_its_name():
 
 def test_as_many_threads_as_the_setting_allows_compute(threads):
     """They once ended the process by a segmentation fault."""
-    script = "import torch; from layerweld.numerics import use_threads; use_threads(256);"
+    script = "import torch; from layerweld.runtime.numerics import use_threads; use_threads(256);"
     done = subprocess.run(
         [sys.executable, "-c", f"{script} print(float(torch.ones(2**22).sum()))"],
         capture_output=True,

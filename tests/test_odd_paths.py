@@ -9,13 +9,13 @@ from pathlib import Path
 import click
 import pytest
 
-from client.trained import is_whole, seal
-from layerweld.base_model import tokenizer_fingerprint
+from client.training.trained import is_whole, seal
 from layerweld.deploy.coordinator import check_file
 from layerweld.errors import ConfigError, DeployError, StorageError
-from layerweld.foreign_files import last_lines
-from layerweld.incidents import Code, code_of
-from layerweld.refused_paths import refused_path
+from layerweld.model.base_model import tokenizer_fingerprint
+from layerweld.runtime.incidents import Code, code_of
+from layerweld.untrusted.files import last_lines
+from layerweld.untrusted.paths import refused_path
 from tests.odd_paths import make_odd_paths
 from tests.test_exit_codes import commands, end_of
 from tests.tiny_sites import make_sites

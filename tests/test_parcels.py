@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.data import make_rows
-from client.parcels import in_parcels
+from client.data.parcels import in_parcels
+from client.data.samples import make_rows
 
 
 def made(total):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from peft import PeftModel
 
-from layerweld.adapters import read_adapter
+from layerweld.formats.adapters import read_adapter
 from layerweld.merging.dare import Dare, DareTies, dropped, seeds_of
 from layerweld.merging.lora_averaging import FedIt, FlexLora, Flora
 from layerweld.merging.one_round import SiteUpdates

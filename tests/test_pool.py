@@ -10,12 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from layerweld.config import MergeSettings
-from layerweld.gram import GramAccumulator
 from layerweld.plan import LayerGroup, LayerShape
-from layerweld.pool import GroupPool
-from layerweld.statistics import ProductForm, group_statistics
-from layerweld.updates import DenseUpdate, LowRankUpdate
+from layerweld.settings.merge import MergeSettings
+from layerweld.statistics.gram import GramAccumulator
+from layerweld.statistics.group import ProductForm, group_statistics
+from layerweld.statistics.pool import GroupPool
+from layerweld.updates.update import DenseUpdate, LowRankUpdate
 from tests.pooled_sites import D_IN, D_OUT, GROUP, new_sites, statistics_of
 
 NORMALIZATIONS = ["token", "feature", "trace", "none"]

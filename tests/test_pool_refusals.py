@@ -6,12 +6,12 @@ import math
 import pytest
 import torch
 
-from layerweld.config import MergeSettings
 from layerweld.errors import RefusedReplyError
-from layerweld.exact_sum import FLOOR, LIMIT
 from layerweld.plan import LayerGroup, LayerShape
-from layerweld.pool import GroupPool
-from layerweld.statistics import GroupStatistics, LowRankProduct
+from layerweld.settings.merge import MergeSettings
+from layerweld.statistics.group import GroupStatistics, LowRankProduct
+from layerweld.statistics.pool import GroupPool
+from layerweld.updates.exact_sum import FLOOR, LIMIT
 from tests.pooled_sites import D_IN, D_OUT, GROUP, new_sites, statistics_of
 
 REFUSED_STATISTICS = {

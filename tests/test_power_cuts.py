@@ -10,8 +10,8 @@ from PIL import Image
 
 from client.package_images import PackageImage
 from layerweld.deploy.site import open_site
-from layerweld.disk import new_folder, writing
 from layerweld.launch import app_module
+from layerweld.runtime.disk import new_folder, writing
 from server.journal import FINISHED, RunJournal
 from tests.tiny_sites import make_labelled_sites
 from tests.typed_commands import init_coordinator, init_site, lw

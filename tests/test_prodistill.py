@@ -7,12 +7,12 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from client.data import read_rows
-from layerweld.base_model import load_base
-from layerweld.discover import discover_plan
+from client.data.samples import read_rows
+from layerweld.formats.task_vectors import read_fine_tuned
 from layerweld.launch import app_module
-from layerweld.linear import weight_of
-from layerweld.task_vectors import read_fine_tuned
+from layerweld.model.base_model import load_base
+from layerweld.model.discover import discover_plan
+from layerweld.model.linear import weight_of
 from tests.dying_server import killed_after
 from tests.played_methods import play, settings_of, written
 from tests.tiny_sites import make_sites, with_whole_models
@@ -134,7 +134,7 @@ def test_a_site_in_a_new_process_without_a_cache_catches_up(
         if message.metadata.message_type == "train.distillation":
             asked.append(message)
             if len(asked) == number:
-                app_module("client.distillation")._memory.cache_clear()
+                app_module("client.handlers.distillation")._memory.cache_clear()
                 shutil.rmtree(sites.folder / "cache/runs", ignore_errors=True)
         return answer(message)
 

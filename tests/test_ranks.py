@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from client.questions import require_updates_of
+from client.handlers.questions import require_updates_of
 from layerweld.errors import CohortError, RefusedReplyError
 from layerweld.launch import app_module
 from layerweld.plan import LayerGroup, LayerShape, MergePlan
-from layerweld.ranks import most_claimed, most_sent, within_ranks
-from layerweld.updates import LowRankUpdate
+from layerweld.updates.ranks import most_claimed, most_sent, within_ranks
+from layerweld.updates.update import LowRankUpdate
 from tests.stub_sites import introduction_of
 
 WIDTHS = (1, 2, 3, 8, 16, 64, 100, 256, 1024)

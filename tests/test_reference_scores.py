@@ -4,9 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from client.reference_scores import kept_or_measured
-from layerweld.config import validate_settings
-from layerweld.sites import SiteEntry
+from client.handlers.reference_scores import kept_or_measured
+from layerweld.settings.run import validate_settings
+from layerweld.settings.sites import SiteEntry
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from layerweld.base_model import load_base
-from layerweld.config import RunSettings
-from layerweld.task_vectors import read_fine_tuned
+from layerweld.formats.task_vectors import read_fine_tuned
+from layerweld.model.base_model import load_base
+from layerweld.settings.run import RunSettings
 from tests.played_methods import TARGETS, by_the_kernel, play, written
 from tests.tiny_sites import make_sites, with_whole_models
 

@@ -5,9 +5,9 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from layerweld.discover import discover_plan
 from layerweld.errors import PlanError
-from layerweld.replay import BlockCall, record, run_block, run_block_until
+from layerweld.model.discover import discover_plan
+from layerweld.model.replay import BlockCall, record, run_block, run_block_until
 from tests.tiny_models import EVERY_MODEL, make_batch, new_backbone
 
 

@@ -12,12 +12,12 @@ import plotly.graph_objects as go
 import pytest
 from rich.console import Console
 
-from server.report import render_report, write_report
-from server.report_labels import group_label, number_text, time_text
-from server.report_verdict import caveat, verdict
-from server.results import Score
-from server.scores import best_at, compared_sites, half_width, summaries
-from server.tables import accuracy_table, group_table, write_accuracy_csv
+from layerweld.report.labels import group_label, number_text, time_text
+from layerweld.report.run_report import render_report, write_report
+from layerweld.report.run_results import Score
+from layerweld.report.run_scores import best_at, compared_sites, half_width, summaries
+from layerweld.report.run_tables import accuracy_table, group_table, write_accuracy_csv
+from layerweld.report.run_verdict import caveat, verdict
 from tests.made_up_results import (
     ALONE,
     HOSTILE,

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from layerweld.base_model import load_base
 from layerweld.errors import CohortError, JournalError, LostSiteError
 from layerweld.launch import app_module
+from layerweld.model.base_model import load_base
 from tests.dying_server import killed_after
 from tests.faulty_grid import Clock, InProcessGrid
 from tests.tiny_sites import make_sites

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from layerweld import cli
+from layerweld.cli import main as cli
 from layerweld.errors import ConfigError, DataError
 from tests.tiny_sites import make_labelled_sites
 

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from layerweld import cli, errors
-from layerweld.disk import lock_of, only_here
+from layerweld import errors
+from layerweld.cli import main as cli
 from layerweld.errors import JournalError, LayerweldError, LostSiteError
 from layerweld.launch import app_module
-from layerweld.progress import listening, report_progress
-from layerweld.run_state import RunState, read_state, recording
+from layerweld.runtime.disk import lock_of, only_here
+from layerweld.runtime.progress import listening, report_progress
+from layerweld.runtime.run_state import RunState, read_state, recording
 from tests.faulty_grid import Clock, Faults, FaultyGrid, from_the_node
 from tests.tiny_sites import make_sites
 

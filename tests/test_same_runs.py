@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from layerweld.errors import DifferentMergeError, OutputError
-from layerweld.same_runs import environment_differences, layer_differences, require_within
+from layerweld.formats.same_runs import environment_differences, layer_differences, require_within
 from tests.tiny_sites import make_sites, with_whole_models
 from tests.typed_commands import lw
 

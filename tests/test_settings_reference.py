@@ -3,16 +3,16 @@
 import re
 from pathlib import Path
 
-from layerweld.config import RunSettings
-from layerweld.settings_reference import settings_page
-from layerweld.sites import SiteEntry, read_run_file
+from layerweld.settings.reference import settings_page
+from layerweld.settings.run import RunSettings
+from layerweld.settings.sites import SiteEntry, read_run_file
 
 DOCUMENT = Path(__file__).parents[1] / "docs/settings.md"
 
 
 def test_the_document_is_what_the_code_says():
     assert DOCUMENT.read_text() == settings_page(), (
-        "write it anew: python -m layerweld.settings_reference > docs/settings.md"
+        "write it anew: python -m layerweld.settings.reference > docs/settings.md"
     )
 
 

@@ -5,7 +5,7 @@ import torch
 
 from layerweld.merging.spectral import relative_distance, spectrum
 from layerweld.merging.tsv import Tsv
-from layerweld.updates import DenseUpdate, LowRankUpdate
+from layerweld.updates.update import DenseUpdate, LowRankUpdate
 from tests.random_updates import by_site, random_sites, relative, side_by_side
 from tests.test_merging_spectral import CASES, RANKS
 

@@ -6,14 +6,14 @@ from contextlib import ExitStack
 import pytest
 import torch
 
-from client.measure import shift_per_group
+from client.handlers.measure import shift_per_group
 from client.site import site_of_node
 from client.state import SiteState
-from layerweld import collect
-from layerweld.covariate_shift import MomentAccumulator, squared_wasserstein
-from layerweld.incidents import raising_here
-from layerweld.linear import shifted, updated
-from layerweld.task_vectors import read_fine_tuned
+from layerweld.formats.task_vectors import read_fine_tuned
+from layerweld.model import collect
+from layerweld.model.linear import shifted, updated
+from layerweld.runtime.incidents import raising_here
+from layerweld.statistics.covariate_shift import MomentAccumulator, squared_wasserstein
 from layerweld.transport.messages import ModelToMeasure
 from tests.tiny_sites import BERT_LAYERS, make_sites, with_whole_models
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from client.site import site_of_node
-from layerweld.config import RunSettings
 from layerweld.deploy.site import explain_end, is_joined, joined, node_config, open_site
 from layerweld.errors import CohortError, DataError, DeployError, InUseError
+from layerweld.settings.run import RunSettings
 from tests.tiny_sites import make_sites
 from tests.typed_commands import init_site, is_private, lw, things_of
 

@@ -4,8 +4,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layerweld.config import MergeSettings
-from layerweld.solve import regularize
+from layerweld.settings.merge import MergeSettings
+from layerweld.statistics.solve import regularize
 
 seeds = st.integers(0, 2**16)
 

@@ -13,18 +13,18 @@ from typing import Literal, get_args, get_origin
 import pytest
 from flwr.app import Context, Message, RecordDict
 
-from client.finetune import LabelledRows
 from client.site import cache_folder, forget_run, site_of_node
 from client.state import SiteState
-from layerweld.config import RunSettings, read_run_settings
+from client.training.finetune import LabelledRows
 from layerweld.errors import CohortError, ConfigError, DataError, RefusedReplyError
-from layerweld.incidents import Code, parse_incident, raising_here
 from layerweld.launch import app_module
-from layerweld.names import below
-from layerweld.settings import Settings
-from layerweld.sites import LEAST_ROWS
+from layerweld.runtime.incidents import Code, parse_incident, raising_here
+from layerweld.settings.run import RunSettings, read_run_settings
+from layerweld.settings.sites import LEAST_ROWS
+from layerweld.settings_table import Settings
 from layerweld.transport.messages import Question
 from layerweld.transport.run import encode_run
+from layerweld.untrusted.names import below
 from tests.tiny_sites import make_labelled_sites
 
 LEAST = 5
@@ -271,7 +271,7 @@ def test_a_name_from_outside_never_leaves_its_folder(node, name, tmp_path):
 
 @pytest.mark.parametrize("step", [-1, 10**6, -(10**30)])
 def test_a_step_that_no_schedule_has_is_refused(node, step):
-    from client.chain import answer
+    from client.handlers.chain import answer
 
     settings = settings_with()
     state = SiteState(site_of_node(node, settings), settings, "0" * 16)

@@ -7,16 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from layerweld.errors import RefusedReplyError
-from layerweld.gram import GramAccumulator, shrink
-from layerweld.statistics import (
+from layerweld.statistics.checks import check_statistics
+from layerweld.statistics.gram import GramAccumulator, shrink
+from layerweld.statistics.group import (
     DenseProduct,
     GroupStatistics,
     LowRankProduct,
     ProductForm,
     group_statistics,
 )
-from layerweld.statistics_checks import check_statistics
-from layerweld.updates import DenseUpdate, LowRankUpdate
+from layerweld.updates.update import DenseUpdate, LowRankUpdate
 
 NORMALIZATIONS = ["token", "feature", "trace", "none"]
 seeds = st.integers(0, 2**16)

@@ -14,10 +14,10 @@ import pytest
 from filelock import FileLock
 from safetensors import SafetensorError
 
-from layerweld import disk
-from layerweld.disk import only_here, writing
 from layerweld.errors import InUseError, JournalError, OutputError, StorageError
 from layerweld.launch import app_module
+from layerweld.runtime import disk
+from layerweld.runtime.disk import only_here, writing
 from tests.faulty_grid import InProcessGrid
 from tests.stub_sites import NAMES, StubApp, digest_of, new_chain, settings
 from tests.tiny_sites import make_sites

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from client.training_logger import training_logger
+from client.training.logger import training_logger
 from layerweld.errors import ConfigError
 
 EXTRAS = [

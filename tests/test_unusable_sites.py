@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from client.heads import ClassifierHead
+from client.training.heads import ClassifierHead
 from layerweld.errors import LostSiteError
 from layerweld.launch import app_module
 from tests.faulty_grid import InProcessGrid

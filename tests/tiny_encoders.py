@@ -10,8 +10,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from client.data import make_rows
-from layerweld.base_model import BaseModel, load_base
+from client.data.samples import make_rows
+from layerweld.model.base_model import BaseModel, load_base
 
 WORDS = ["[PAD]", "[UNK]", "[END]", "the", "a", "is", "red", "warm", "blue", "cold", "very"]
 TEXTS = [f"{a} {b} is very {c}" for c in ("warm", "cold") for a in ("the", "a") for b in WORDS[3:]]

@@ -15,7 +15,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from layerweld.base_model import load_base
+from layerweld.model.base_model import load_base
 
 VOCABULARY = 40
 TARGETS = {

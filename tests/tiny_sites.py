@@ -9,10 +9,10 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from client.heads import ClassifierHead
-from layerweld.base_model import load_base
-from layerweld.config import RunSettings, validate_settings
+from client.training.heads import ClassifierHead
 from layerweld.launch import app_module
+from layerweld.model.base_model import load_base
+from layerweld.settings.run import RunSettings, validate_settings
 from tests.tiny_peft import new_model, save_base, train_adapter
 
 BERT_LAYERS = ["query", "key", "value", "output.dense", "intermediate.dense"]

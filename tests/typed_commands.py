@@ -2,7 +2,7 @@
 
 from typer.testing import CliRunner
 
-from layerweld import cli
+from layerweld.cli import main as cli
 
 runner = CliRunner()
 

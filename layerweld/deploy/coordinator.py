@@ -13,7 +13,6 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, ValidationError
 
-from layerweld.config import RunSettings, validate_settings
 from layerweld.deploy.certificates import Identity, make_authority, make_server
 from layerweld.deploy.environment import SUPEREXEC, flower_environment, program
 from layerweld.deploy.files import PRIVATE, new_folder, read_toml, write_toml, write_whole
@@ -22,11 +21,12 @@ from layerweld.deploy.processes import Program
 from layerweld.deploy.rehearsal import require_verified
 from layerweld.deploy.units import unit
 from layerweld.errors import DeployError
-from layerweld.foreign_files import contents, named_path, reading
 from layerweld.launch import app_folder
-from layerweld.names import SITE_NAME
-from layerweld.outside_text import quoted
-from layerweld.settings import Settings
+from layerweld.settings.run import RunSettings, validate_settings
+from layerweld.settings_table import Settings
+from layerweld.untrusted.files import contents, named_path, reading
+from layerweld.untrusted.names import SITE_NAME
+from layerweld.untrusted.text import quoted
 
 CONNECTION = "here"
 _LABEL = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"  # of a DNS name

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from layerweld.config import RunSettings
     from layerweld.deploy.coordinator import Coordinator
+    from layerweld.settings.run import RunSettings
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -76,7 +76,7 @@ def up(folder: Folder = HERE, only_print: Print = False) -> None:
     from layerweld.deploy.processes import Supervisor
     from layerweld.deploy.speak import print_commands, say
     from layerweld.deploy.validity import require_alive, tend
-    from layerweld.disk import only_here
+    from layerweld.runtime.disk import only_here
 
     coordinator = open_coordinator(folder)
     programs = coordinator.programs()
@@ -280,7 +280,7 @@ def _warn(coordinator: Coordinator) -> None:
 def _follow(coordinator: Coordinator, settings: RunSettings, run_id: str) -> None:
     from layerweld.deploy.runs import follow_run, output_of
     from layerweld.deploy.speak import say
-    from layerweld.interruptions import INTERRUPTED, Left
+    from layerweld.runtime.interruptions import INTERRUPTED, Left
 
     try:
         follow_run(coordinator, run_id, output_of(coordinator, settings), say)

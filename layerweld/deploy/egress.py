@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from layerweld.config import RunSettings
-from layerweld.expected import bytes_of, update_shapes
 from layerweld.launch import app_module
-from layerweld.methods import measuring_shift, methods_of
 from layerweld.plan import MergePlan
-from layerweld.sites import SiteEntry
-from layerweld.uploads import IN_THE_HANDSHAKE, Upload, upload_of
+from layerweld.settings.methods import measuring_shift, methods_of
+from layerweld.settings.run import RunSettings
+from layerweld.settings.sites import SiteEntry
+from layerweld.transport.expected import bytes_of, update_shapes
+from layerweld.transport.uploads import IN_THE_HANDSHAKE, Upload, upload_of
 
 _REFERENCES = 2  # the base model and the site's own are evaluated beside every merge
 
@@ -65,7 +65,7 @@ def measure(entry: SiteEntry, settings: RunSettings) -> Egress:
     """
     methods = methods_of(settings)
     state = app_module("client.state").SiteState(entry, settings, "check")
-    said = app_module("client.handshake").introduce(state)
+    said = app_module("client.handlers.handshake").introduce(state)
     plan: MergePlan = state.plan.restricted_to(said.layers)
     ranks = dict(zip(said.layers, said.ranks, strict=True))
     remainder = state.adapter.task_vector.remainder if said.kind == "full" else {}

@@ -11,8 +11,9 @@ from typing import Any
 
 import tomli_w
 
-from layerweld import disk, foreign_text
 from layerweld.errors import DeployError, StorageError
+from layerweld.runtime import disk
+from layerweld.untrusted import documents as foreign_text
 
 PRIVATE = 0o600
 PUBLIC = 0o644

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from layerweld.deploy.files import PRIVATE, write_whole
 from layerweld.errors import DeployError
-from layerweld.foreign_files import contents, reading
+from layerweld.untrusted.files import contents, reading
 
 _LARGEST = 65_536  # bytes
 

@@ -10,7 +10,7 @@ from cryptography import x509
 
 from layerweld.deploy import certificates
 from layerweld.errors import DeployError
-from layerweld.foreign_files import contents, reading
+from layerweld.untrusted.files import contents, reading
 
 SOON = timedelta(days=30)
 LARGEST_PEM = 2**20

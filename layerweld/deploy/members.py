@@ -13,9 +13,9 @@ from layerweld.deploy.files import write_whole
 from layerweld.deploy.flower import ask, flwr
 from layerweld.deploy.keys import fingerprint, read_public_key
 from layerweld.errors import DeployError
-from layerweld.foreign_files import reading
-from layerweld.foreign_text import read_json
-from layerweld.names import SITE_NAME
+from layerweld.untrusted.documents import read_json
+from layerweld.untrusted.files import reading
+from layerweld.untrusted.names import SITE_NAME
 
 _NODE = re.compile(r"\bnode (\d+)\b")
 

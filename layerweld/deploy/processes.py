@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 from layerweld.errors import DeployError
-from layerweld.foreign_files import last_text
+from layerweld.untrusted.files import last_text
 
 _LOOK = 0.2  # seconds between looks at the programs
 _GRACE = 10.0  # seconds between SIGTERM and SIGKILL

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from layerweld.deploy.coordinator import Coordinator
 from layerweld.deploy.members import naming_nodes
 from layerweld.deploy.runs import has_journal
-from layerweld.run_state import RunState, read_state
+from layerweld.runtime.run_state import RunState, read_state
 
 
 def account(coordinator: Coordinator) -> Iterator[str]:

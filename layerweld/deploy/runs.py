@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from layerweld.config import RunSettings
 from layerweld.deploy.coordinator import CONNECTION, Coordinator
 from layerweld.deploy.files import write_toml
 from layerweld.deploy.flower import ask, flwr, show_log
 from layerweld.deploy.members import naming_nodes
 from layerweld.errors import DeployError, RunFailedError
-from layerweld.foreign_files import add_to_hash
-from layerweld.foreign_text import MOST_BYTES
 from layerweld.launch import app_folder
+from layerweld.settings.run import RunSettings
+from layerweld.untrusted.documents import MOST_BYTES
+from layerweld.untrusted.files import add_to_hash
 
 _LOOK = 4.0  # seconds between two questions after a run's state; each starts `flwr` anew
 _PATIENCE = 300.0  # seconds for which the SuperLink may be away while a run is followed

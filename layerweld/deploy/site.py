@@ -23,11 +23,11 @@ from layerweld.deploy.files import (
 )
 from layerweld.deploy.keys import make_key, public_file
 from layerweld.deploy.processes import Program
-from layerweld.disk import is_held, only_here
 from layerweld.errors import DeployError, InUseError
-from layerweld.foreign_files import named_path
 from layerweld.launch import app_folder
-from layerweld.sites import DEMO, SiteEntry, on_its_own
+from layerweld.runtime.disk import is_held, only_here
+from layerweld.settings.sites import DEMO, SiteEntry, on_its_own
+from layerweld.untrusted.files import named_path
 
 _MADE_BY = "layerweld site init SITE --model … --data …"
 _REFUSE = "#!/bin/sh\necho 'this site runs ClientApps only' >&2\nexit 1\n"

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from layerweld.config import RunSettings
     from layerweld.deploy.checks import Check
     from layerweld.deploy.site import Site
+    from layerweld.settings.run import RunSettings
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -67,9 +67,9 @@ def init(
     from layerweld.deploy.site import create, site_entry
     from layerweld.deploy.speak import say
     from layerweld.errors import DeployError
-    from layerweld.foreign_files import contents, named_path
-    from layerweld.foreign_text import MOST_BYTES
-    from layerweld.terminal import showing_progress
+    from layerweld.runtime.terminal import showing_progress
+    from layerweld.untrusted.documents import MOST_BYTES
+    from layerweld.untrusted.files import contents, named_path
 
     if bool(adapter) == fine_tune:
         raise typer.BadParameter("give either --adapter, or --fine-tune to train one here")
@@ -105,7 +105,7 @@ def check(
     from layerweld.deploy.egress import measure
     from layerweld.deploy.site import open_site
     from layerweld.errors import DeployError
-    from layerweld.terminal import showing_progress
+    from layerweld.runtime.terminal import showing_progress
 
     site = open_site(folder)
     found = check_coordinator(address, _authority(site, ca))
@@ -172,8 +172,8 @@ def status(folder: Folder = HERE) -> None:
     from layerweld.deploy.site import bytes_in, is_joined, open_site
     from layerweld.deploy.speak import say
     from layerweld.errors import DeployError
-    from layerweld.foreign_files import last_lines
-    from layerweld.incidents import ANSWERS
+    from layerweld.runtime.incidents import ANSWERS
+    from layerweld.untrusted.files import last_lines
 
     site = open_site(folder)
     state = "joined" if is_joined(site) else "not joined"
@@ -207,8 +207,8 @@ def purge(
 
 
 def _settings(file: Path | None) -> RunSettings:
-    from layerweld.config import RunSettings, validate_settings
     from layerweld.deploy.files import read_toml
+    from layerweld.settings.run import RunSettings, validate_settings
 
     if file is None:
         return RunSettings()
@@ -217,7 +217,7 @@ def _settings(file: Path | None) -> RunSettings:
 
 def _authority(site: Site, chosen: Path | None) -> Path | None:
     from layerweld.errors import DeployError
-    from layerweld.foreign_files import named_path
+    from layerweld.untrusted.files import named_path
 
     if chosen is None:
         return site.authority if site.authority.is_file() else None

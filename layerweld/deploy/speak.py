@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 
 from layerweld.deploy.environment import SWITCHES
-from layerweld.terminal import console
+from layerweld.runtime.terminal import console
 
 
 def say(line: str) -> None:

@@ -12,7 +12,7 @@ from layerweld.merging.descent import Descent
 from layerweld.merging.one_round import Merge, SiteUpdates, site_by_site
 from layerweld.merging.sums import weighted_sum
 from layerweld.merging.ties import agreeing_entries, trim
-from layerweld.settings import NonZeroShare, Rate, Seed, Settings, Share, Steps
+from layerweld.settings_table import NonZeroShare, Rate, Seed, Settings, Share, Steps
 
 
 class AdaMerging(Settings):

@@ -2,7 +2,7 @@
 
 from layerweld.merging.one_round import Merge
 from layerweld.merging.spectral import relative_distance, truncated
-from layerweld.updates import Update
+from layerweld.updates.update import Update
 
 
 def compressed(merge: Merge, rank: int) -> Merge:

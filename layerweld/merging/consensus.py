@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor
 
 from layerweld.merging.one_round import Merge, MergeMethod, SiteUpdates, entry_by_entry
-from layerweld.settings import NonNegative, Positive
+from layerweld.settings_table import NonNegative, Positive
 
 
 def consensus(

@@ -11,8 +11,8 @@ from layerweld.merging.spectral import spectrum
 from layerweld.merging.sums import TaskArithmetic
 from layerweld.merging.ties import Ties
 from layerweld.merging.tsv import Tsv
-from layerweld.settings import NonZeroShare, Positive
-from layerweld.updates import DenseUpdate, LowRankUpdate, Update
+from layerweld.settings_table import NonZeroShare, Positive
+from layerweld.updates.update import DenseUpdate, LowRankUpdate, Update
 
 Inner = Literal["task-arithmetic", "ties", "tsv"]
 

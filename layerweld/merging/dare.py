@@ -11,7 +11,7 @@ from torch import Tensor
 
 from layerweld.merging.one_round import Merge, MergeMethod, SiteUpdates, entry_by_entry
 from layerweld.merging.ties import agreeing_mean
-from layerweld.settings import Positive, Seed
+from layerweld.settings_table import Positive, Seed
 
 DropRate = Annotated[float, Field(ge=0, lt=1)]
 

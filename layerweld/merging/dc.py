@@ -12,8 +12,8 @@ from layerweld.merging.one_round import Merge, MergeMethod, SiteUpdates, in_kind
 from layerweld.merging.spectral import Spectrum
 from layerweld.merging.ties import ties
 from layerweld.merging.tsv import decorrelated, leading_parts
-from layerweld.settings import NonZeroShare, Positive
-from layerweld.updates import Update
+from layerweld.settings_table import NonZeroShare, Positive
+from layerweld.updates.update import Update
 
 Smoothing = Literal["mean", "linear"]
 

@@ -7,8 +7,8 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from layerweld.merging.one_round import Merge, MergeMethod, SiteUpdates, changed, low_rank
-from layerweld.settings import NonNegative, Positive, Steps
-from layerweld.updates import DenseUpdate, Update
+from layerweld.settings_table import NonNegative, Positive, Steps
+from layerweld.updates.update import DenseUpdate, Update
 
 
 def pulled_apart(

@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from layerweld.exact_sum import ExactSum
-from layerweld.settings import NonNegative, Settings
-from layerweld.updates import DenseUpdate, Update
+from layerweld.settings_table import NonNegative, Settings
+from layerweld.updates.exact_sum import ExactSum
+from layerweld.updates.update import DenseUpdate, Update
 
 _ROUNDING = 1e-4
 """Relative, of sums over float32 numbers."""

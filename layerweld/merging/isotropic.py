@@ -8,8 +8,8 @@ from torch import Tensor
 from layerweld.merging.one_round import Merge, MergeMethod, SiteUpdates, in_kind, layer_by_layer
 from layerweld.merging.spectral import NEGLIGIBLE, Spectrum, spectrum, summed
 from layerweld.merging.tsv import decorrelated
-from layerweld.settings import NonZeroShare, Positive
-from layerweld.updates import DenseUpdate, LowRankUpdate, Update
+from layerweld.settings_table import NonZeroShare, Positive
+from layerweld.updates.update import DenseUpdate, LowRankUpdate, Update
 
 
 def iso_c(updates: Sequence[Update], scaling: float) -> Update:

@@ -15,8 +15,8 @@ from layerweld.merging.one_round import (
 )
 from layerweld.merging.spectral import spectrum
 from layerweld.merging.ties import Ties
-from layerweld.settings import NonZeroShare, Positive, Seed
-from layerweld.updates import DenseUpdate, LowRankUpdate, Update
+from layerweld.settings_table import NonZeroShare, Positive, Seed
+from layerweld.updates.update import DenseUpdate, LowRankUpdate, Update
 
 
 def shared_basis(updates: Sequence[Update]) -> Float64[Tensor, "d_out k"]:

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from layerweld.merging.one_round import Merge, SiteUpdates
 from layerweld.merging.spectral import summed
-from layerweld.settings import NonNegative, Settings
-from layerweld.updates import Update
+from layerweld.settings_table import NonNegative, Settings
+from layerweld.updates.update import Update
 
 
 class Lines(Settings):

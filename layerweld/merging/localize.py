@@ -5,7 +5,7 @@ from torch import Tensor
 
 from layerweld.merging.one_round import Merge, MergeMethod, SiteUpdates, entry_by_entry
 from layerweld.merging.ties import trim
-from layerweld.settings import NonZeroShare, Positive
+from layerweld.settings_table import NonZeroShare, Positive
 
 
 def stitch(vectors: Float[Tensor, "sites entries"], density: float) -> Float[Tensor, " entries"]:

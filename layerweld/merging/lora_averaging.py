@@ -7,8 +7,8 @@ import torch
 
 from layerweld.merging.one_round import Merge, MergeMethod, SiteUpdates, low_rank
 from layerweld.merging.spectral import relative_distance, truncated
-from layerweld.settings import Rank
-from layerweld.updates import LowRankUpdate, Update, stack
+from layerweld.settings_table import Rank
+from layerweld.updates.update import LowRankUpdate, Update, stack
 
 Weighting = Literal["samples", "uniform"]
 ERROR = "distance to the mean"

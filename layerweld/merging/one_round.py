@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from layerweld.settings import Settings
-from layerweld.updates import DenseUpdate, LowRankUpdate, Update
+from layerweld.settings_table import Settings
+from layerweld.updates.update import DenseUpdate, LowRankUpdate, Update
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from layerweld.merging.one_round import Merge, MergeMethod, SiteUpdates
 from layerweld.merging.spectral import norm, spectrum, summed
-from layerweld.settings import Share
-from layerweld.updates import DenseUpdate, LowRankUpdate, Update
+from layerweld.settings_table import Share
+from layerweld.updates.update import DenseUpdate, LowRankUpdate, Update
 
 
 def opcm(updates: Sequence[Update], threshold: float) -> Update:

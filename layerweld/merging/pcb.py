@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from layerweld.merging.one_round import Merge, MergeMethod, SiteUpdates, entry_by_entry
-from layerweld.settings import NonZeroShare, Positive
+from layerweld.settings_table import NonZeroShare, Positive
 
 _OUTLIERS = 1e-4  # share of each site's entries that is clipped at either end
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from layerweld.merging.descent import Descent
-from layerweld.settings import Positive, Rate, Settings, Steps
-from layerweld.updates import DenseUpdate, Update
+from layerweld.settings_table import Positive, Rate, Settings, Steps
+from layerweld.updates.update import DenseUpdate, Update
 
 
 class ProDistill(Settings):

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from layerweld.updates import DenseUpdate, LowRankUpdate, Update, stack
+from layerweld.updates.update import DenseUpdate, LowRankUpdate, Update, stack
 
 NEGLIGIBLE = 1e-6
 """Singular values below this fraction of the largest are rounding of float32 factors."""

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from functools import partial
 
-from layerweld.exact_sum import ExactSum
 from layerweld.merging.one_round import Merge, MergeMethod, SiteUpdates, layer_by_layer
-from layerweld.settings import Positive
-from layerweld.updates import DenseUpdate, LowRankUpdate, Update, stack
+from layerweld.settings_table import Positive
+from layerweld.updates.exact_sum import ExactSum
+from layerweld.updates.update import DenseUpdate, LowRankUpdate, Update, stack
 
 
 def scaled_sum(updates: Sequence[Update], factor: float) -> Update:

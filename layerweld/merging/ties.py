@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from layerweld.merging.one_round import Merge, MergeMethod, SiteUpdates, entry_by_entry
-from layerweld.settings import NonZeroShare, Positive
+from layerweld.settings_table import NonZeroShare, Positive
 
 
 def trim(vectors: Float[Tensor, "sites entries"], density: float) -> Float[Tensor, "sites entries"]:

@@ -6,8 +6,8 @@ import torch
 
 from layerweld.merging.one_round import Merge, MergeMethod, SiteUpdates, in_kind, layer_by_layer
 from layerweld.merging.spectral import Spectrum, polar, spectrum
-from layerweld.settings import Positive
-from layerweld.updates import Update
+from layerweld.settings_table import Positive
+from layerweld.updates.update import Update
 
 
 def leading_parts(updates: Sequence[Update]) -> list[Spectrum]:

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from layerweld.merging.one_round import Merge, MergeMethod, SiteUpdates, in_kind, layer_by_layer
 from layerweld.merging.spectral import spectrum
-from layerweld.settings import Positive
-from layerweld.updates import DenseUpdate, LowRankUpdate, Update
+from layerweld.settings_table import Positive
+from layerweld.updates.update import DenseUpdate, LowRankUpdate, Update
 
 
 def wudi(updates: Sequence[Update], ridge: float) -> Update:

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from flwr.app import ConfigRecord, RecordDict
 from torch import Tensor
 
-from layerweld.gram import pack_symmetric, unpack_symmetric
-from layerweld.named_tensors import update_tensors
-from layerweld.statistics import (
+from layerweld.statistics.gram import pack_symmetric, unpack_symmetric
+from layerweld.statistics.group import (
     DenseProduct,
     GroupStatistics,
     LowRankProduct,
@@ -33,6 +32,7 @@ from layerweld.transport.run import ABOUT
 from layerweld.transport.subject import reply_layout
 from layerweld.transport.untrusted import read, read_list, refusing_malformed
 from layerweld.transport.updates import all_updates
+from layerweld.updates.named_tensors import update_tensors
 
 _MERGED, _REMAINDER, _STATISTICS = "merged", "remainder", "statistics"
 _MOST_STEPS, _MOST_LAYERS, _NAME = 2**16, 2**15, Text(300)
@@ -169,7 +169,7 @@ def decode_statistics(content: RecordDict, shapes: Shapes) -> tuple[GroupStatist
 
     Args:
         content: of the reply.
-        shapes: the arrays it must hold, :func:`layerweld.expected.statistics_shapes`.
+        shapes: the arrays it must hold, :func:`layerweld.transport.expected.statistics_shapes`.
 
     Raises:
         RefusedReplyError: a record is missing, has the wrong type, or does not fit the others; an

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from flwr.app import ConfigRecord, RecordDict
 
-from layerweld.named_tensors import site_tensors, update_tensors
 from layerweld.transport.arrays import from_arrays, read_arrays, to_arrays
 from layerweld.transport.descent_messages import (
     BlockAnswer,
@@ -28,6 +27,7 @@ from layerweld.transport.run import ABOUT
 from layerweld.transport.subject import reply_layout
 from layerweld.transport.untrusted import read, read_list, refusing_malformed
 from layerweld.transport.updates import all_updates, all_updates_by_site
+from layerweld.updates.named_tensors import site_tensors, update_tensors
 
 _COEFFICIENTS, _UPDATES, _REMAINDER = "coefficients", "updates", "remainder"
 _GRADIENT, _MERGED = "gradient", "merged"

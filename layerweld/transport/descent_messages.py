@@ -9,8 +9,8 @@ from functools import cached_property
 
 from torch import Tensor
 
-from layerweld.prefix import extend_prefix
-from layerweld.updates import Update
+from layerweld.updates.digest import extend_prefix
+from layerweld.updates.update import Update
 
 UpdatesBySite = Mapping[str, Mapping[str, Update]]
 """``ΔW`` by site, then by layer."""

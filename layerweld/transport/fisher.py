@@ -30,7 +30,7 @@ def decode_fisher(content: RecordDict, shapes: Shapes) -> dict[str, Tensor]:
 
     Args:
         content: of the reply.
-        shapes: :func:`layerweld.expected.fisher_shapes`.
+        shapes: :func:`layerweld.transport.expected.fisher_shapes`.
 
     Raises:
         RefusedReplyError: an array is missing or has another shape, or something else came along.

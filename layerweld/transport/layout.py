@@ -13,8 +13,8 @@ from math import isfinite, prod
 
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from layerweld.outside_text import quoted
 from layerweld.transport.arrays import check_arrays
+from layerweld.untrusted.text import quoted
 
 Shapes = Mapping[str, tuple[int, ...]]
 

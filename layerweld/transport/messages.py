@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from layerweld.statistics import GroupStatistics, ProductForm
-from layerweld.updates import Update
+from layerweld.statistics.group import GroupStatistics, ProductForm
+from layerweld.updates.update import Update
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Introduction:
         classifies: whether the site has a head.
         labelled: whether it has labels for its calibration rows as well.
         factors: SHA-256 over all ``A`` of a LoRA, or over what draws it, so that sites that share
-            a frozen ``A`` are known (:mod:`layerweld.shared_factor`); empty otherwise.
+            a frozen ``A`` are known (:mod:`layerweld.updates.shared_factor`); empty otherwise.
         adapter: digest of the adapter or model that the site brings; empty where it has none yet.
         holdings: digest of all its rows, held-out rows and head together.
         versions: ``name=version`` of the packages that matter.
@@ -111,7 +111,7 @@ class Question:
 
     Attributes:
         run: identifies the run; sites keep their state under it.
-        method: name of the chain variant being played, see :mod:`layerweld.methods`.
+        method: name of the chain variant being played, see :mod:`layerweld.settings.methods`.
         step: index of the step in the schedule.
         layers: the layers being merged; with the model they give the plan.
         plan: digest of that plan.

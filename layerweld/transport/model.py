@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from flwr.app import ConfigRecord, RecordDict
 
-from layerweld.named_tensors import update_tensors
 from layerweld.transport.arrays import from_arrays, to_arrays
 from layerweld.transport.layout import Layout, Many, Text
 from layerweld.transport.messages import ModelToMeasure
 from layerweld.transport.run import ABOUT
 from layerweld.transport.untrusted import read, read_list, refusing_malformed
 from layerweld.transport.updates import all_updates
+from layerweld.updates.named_tensors import update_tensors
 
 _MERGED, _REMAINDER = "merged", "remainder"
 _LAYOUT = Layout(

@@ -7,10 +7,10 @@ import re
 from flwr.app import ConfigRecord, RecordDict
 
 from layerweld.errors import RefusedReplyError
-from layerweld.names import SITE_NAME
-from layerweld.outside_text import quoted
 from layerweld.transport.layout import Budget
 from layerweld.transport.untrusted import read, refusing_malformed
+from layerweld.untrusted.names import SITE_NAME
+from layerweld.untrusted.text import quoted
 
 ABOUT = "about"
 """The record that says what a message is about."""

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from layerweld.errors import LayerweldError, RefusedReplyError
-from layerweld.memory import naming_memory
-from layerweld.outside_text import quoted, shown
+from layerweld.out_of_memory import naming_memory
+from layerweld.untrusted.text import quoted, shown
 
 T = TypeVar("T")
 

@@ -7,12 +7,17 @@ from collections.abc import Mapping
 from flwr.app import RecordDict
 from torch import Tensor
 
-from layerweld.named_tensors import site_tensors, update_tensors, updates_by_site, updates_from
 from layerweld.transport.arrays import read_arrays, to_arrays
 from layerweld.transport.layout import Budget, Layout, Shapes
 from layerweld.transport.subject import reply_layout
 from layerweld.transport.untrusted import refusing_malformed
-from layerweld.updates import Update
+from layerweld.updates.named_tensors import (
+    site_tensors,
+    update_tensors,
+    updates_by_site,
+    updates_from,
+)
+from layerweld.updates.update import Update
 
 _UPDATES = "updates"
 
@@ -32,7 +37,7 @@ def decode_updates(content: RecordDict, shapes: Shapes) -> dict[str, Update]:
 
     Args:
         content: of the reply.
-        shapes: :func:`layerweld.expected.update_shapes`.
+        shapes: :func:`layerweld.transport.expected.update_shapes`.
 
     Raises:
         RefusedReplyError: an array is missing or has another shape, or something else came along.

@@ -1,0 +1,136 @@
+"""Which of a site's rows are for what: to work with, to take statistics over, to evaluate on.
+
+A run's settings say how many and draw them; the site says how few are too few, and which rows stay
+together (:mod:`client.data.parcels`).
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+from client.data.parcels import Parcels, in_parcels
+from client.data.samples import Rows, read_rows
+from client.package_tasks import Split, package_rows
+from layerweld.errors import CohortError
+from layerweld.settings.run import RunSettings
+from layerweld.settings.sites import SiteEntry, package_task
+
+_PACKAGE_ROWS: dict[Split, int] = {"train": 1500, "test": 250}
+"""How many a task out of an installed package has here."""
+
+
+class SiteRows:
+    """One site's rows in one run, read when they are first asked for.
+
+    Args:
+        site: where its files lie, and what their columns are called.
+        settings: of the run.
+        reads_images: whether the model's input is pixels.
+    """
+
+    def __init__(self, site: SiteEntry, settings: RunSettings, *, reads_images: bool) -> None:
+        self._site = site
+        self._settings = settings
+        self._reads_images = reads_images
+
+    @property
+    def rows(self) -> Rows:
+        """What the site fine-tunes and calibrates on."""
+        return self._divided[0].rows
+
+    @cached_property
+    def training_rows(self) -> Parcels:
+        """What an adapter is trained on, a batch of whole parcels a step.
+
+        Raises:
+            CohortError: they are fewer than the site's own policy allows.
+        """
+        self._require(len(self.rows), "trained on", "calibration.validation")
+        return self._divided[0]
+
+    @property
+    def held_out(self) -> Rows | None:
+        """Labelled rows to evaluate on, if the site has any; perhaps too few of them."""
+        return None if self._held_out is None else self._held_out.rows
+
+    @property
+    def evaluation_rows(self) -> Rows | None:
+        """As :attr:`held_out`, for an accuracy that will leave the site.
+
+        Raises:
+            CohortError: they are fewer than the site's own policy allows.
+        """
+        if self._held_out is not None and len(self._held_out):
+            drawn = len(self._held_out)
+            asked = min(self._settings.evaluate.samples or drawn, drawn)
+            self._require(asked, "evaluated on", "evaluate.samples, calibration.validation")
+        return self.held_out
+
+    @property
+    def calibration_rows(self) -> Rows:
+        """The rows that statistics are taken over.
+
+        Raises:
+            CohortError: they are fewer than the site's own policy allows.
+        """
+        return self._calibration.rows
+
+    def drawn(self, samples: int, seed: int) -> Rows:
+        """Some of the rows that statistics are taken over, for something that will leave the site.
+
+        Args:
+            samples: about how many; 0 for all.
+            seed: of the draw.
+
+        Raises:
+            CohortError: they are fewer than the site's own policy allows.
+        """
+        self._require(samples or self._site.min_rows, "measured", "adamerging.rows")
+        return self._calibration.draw(samples, seed).rows
+
+    @cached_property
+    def _calibration(self) -> Parcels:
+        calibration, (work, _) = self._settings.calibration, self._divided
+        asked = min(calibration.samples or len(work), len(work))
+        self._require(asked, "measured", "calibration.samples, calibration.validation")
+        return work.draw(calibration.samples, calibration.seed)
+
+    @cached_property
+    def _held_out(self) -> Parcels | None:
+        evaluate = self._settings.evaluate
+        parcels = self._divided[1] if evaluate.rows == "validation" else self._all_held_out
+        seed = self._settings.calibration.seed
+        return None if parcels is None else parcels.draw(evaluate.samples, seed)
+
+    def _require(self, rows: int, what: str, keys: str) -> None:
+        least = self._site.min_rows
+        if rows < least:
+            raise CohortError(
+                f"{rows} rows would be {what}, and the site's min-rows is {least}: the run must "
+                f"ask for more ({keys}), or the site must have more"
+            )
+
+    @cached_property
+    def _divided(self) -> tuple[Parcels, Parcels]:
+        """The rows to work with, and those set aside to choose settings on."""
+        calibration = self._settings.calibration
+        rows = self._read(self._site.data, "train")
+        return in_parcels(rows, self._site.min_rows).set_aside(
+            calibration.validation, calibration.seed
+        )
+
+    @cached_property
+    def _all_held_out(self) -> Parcels | None:
+        if not self._site.held_out:
+            return None
+        return in_parcels(self._read(self._site.held_out, "test"), self._site.min_rows)
+
+    def _read(self, source: str, split: Split) -> Rows:
+        calibration = self._settings.calibration
+        if task := package_task(source):
+            return package_rows(task, split, _PACKAGE_ROWS[split], calibration.seed)
+        own = {"text_column": self._site.text_column, "label_column": self._site.label_column}
+        named = {column: name for column, name in own.items() if name}
+        calibration = calibration.model_copy(update=named)
+        return read_rows(Path(source), calibration, reads_images=self._reads_images)

@@ -1,0 +1,87 @@
+"""Answer one question of the chain: catch up, propagate, measure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from torch import Tensor
+
+from client.handlers.merged_prefix import merged_prefix, step_of
+from client.handlers.merged_steps import LacksMerged
+from client.state import SiteState
+from layerweld.model.collect import HiddenStates, ReplayableModel, collect, entering_first
+from layerweld.model.replay import RecordedBatch
+from layerweld.model.schedule import schedule
+from layerweld.settings.methods import settings_for
+from layerweld.statistics.group import GroupStatistics
+from layerweld.transport.messages import Answer, Question
+from layerweld.updates.update import Update
+
+
+def answer(state: SiteState, question: Question) -> Answer:
+    """The statistics that a question asks for, or what the site lacks to compute them.
+
+    Raises:
+        RefusedReplyError: the question's plan or prefix is not what this site computes from the
+            same model and the same merged updates.
+    """
+    blank = Answer(
+        site=state.site.name,
+        run=question.run,
+        step=question.step,
+        plan=question.plan,
+        prefix=question.prefix,
+    )
+    try:
+        return replace(blank, statistics=_ChainSite(state, question).statistics())
+    except LacksMerged as lack:
+        return replace(blank, need_from=lack.first)
+
+
+class _ChainSite:
+    """One site's view of one question. Nothing survives it but the store's files."""
+
+    def __init__(self, state: SiteState, question: Question) -> None:
+        self.state = state
+        self.question = question
+        self.plan = state.plan.restricted_to(question.layers)
+        self.settings = settings_for(question.method, state.settings)
+        self.steps = schedule(self.plan, self.settings.merge)
+        self.step = step_of(question.step, self.steps)
+        self.model = ReplayableModel(state.base.backbone, self.plan)
+        self.store = state.store(question.method)
+
+    def statistics(self) -> tuple[GroupStatistics, ...]:
+        digest = self.settings.digest()
+        prefix = merged_prefix(self.question, self.steps, self.plan.digest, digest, self.store)
+        own = dict(self.state.adapter.task_vector.remainder)
+        if self.step.inside == "own" and self.step.restarts:
+            with self.state.with_remainder(own):
+                recording = self.model.record(self.state.batches) if own else self._recording(own)
+                hidden = entering_first(self.model, recording, self.step)
+                return self._collect(recording, hidden, {})
+        with self.state.with_remainder(prefix.remainder):
+            recording = self._recording(prefix.remainder)
+            hidden = prefix.hidden_before(self.model, recording)
+            if self.step.inside == "merged":
+                return self._collect(recording, hidden, prefix.updates)
+        with self.state.with_remainder(own):
+            return self._collect(recording, hidden, prefix.updates)
+
+    def _recording(self, remainder: Mapping[str, Tensor]) -> list[RecordedBatch]:
+        return self.state.recording(self.model, shifted_embeddings=bool(remainder))
+
+    def _collect(
+        self, recording: list[RecordedBatch], hidden: HiddenStates, merged: Mapping[str, Update]
+    ) -> tuple[GroupStatistics, ...]:
+        return collect(
+            self.model,
+            recording,
+            hidden,
+            self.step,
+            merged,
+            self.state.adapter.task_vector.updates,
+            self.settings.merge,
+            self.question.form,
+        )

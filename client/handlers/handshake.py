@@ -1,0 +1,135 @@
+"""What a site says of itself before anything is computed."""
+
+from __future__ import annotations
+
+import hashlib
+from importlib.metadata import version
+
+from client.data.labels import check_trainable, labels_of
+from client.state import SiteState
+from client.training.heads import load_head
+from layerweld import __version__
+from layerweld.errors import AdapterError, AdapterLostError, DataError
+from layerweld.model.base_model import tokenizer_fingerprint
+from layerweld.model.collect import ReplayableModel
+from layerweld.runtime.numerics import numeric_environment
+from layerweld.transport.messages import Introduction
+from layerweld.updates.shared_factor import digest_of_draw, digest_of_factors
+from layerweld.updates.update import LowRankUpdate
+
+
+def introduce(state: SiteState) -> Introduction:
+    """Read the model, the rows, the adapter and the head (if there are any) and describe them.
+
+    Raises:
+        LayerweldError: one of them cannot be used for what the run will ask of it. It is said here,
+            before anything is computed, and not once everything is merged.
+    """
+    is_untrained = state.must_fine_tune
+    if is_untrained:
+        check_trainable(state.data.training_rows.rows)
+    _check_head(state)
+    classes = state.classes
+    evaluates = _can_evaluate(state)
+    if evaluates and state.data.held_out is not None:
+        labels_of(state.data.held_out, classes)
+    kind, layers, ranks, prefix = _adapter_facts(state)
+    model = ReplayableModel(state.base.backbone, state.plan)
+    recording = state.recording(model, shifted_embeddings=False)
+    tokens = sum(int(batch.keep.sum()) for batch in recording)
+    if tokens == 0:
+        raise DataError(f"{state.site.name}: no calibration token in {len(state.data.rows)} rows")
+    here = numeric_environment(state.settings.calibration.device)
+    introduction = Introduction(
+        site=state.site.name,
+        base=state.base.fingerprint,
+        tokenizer=tokenizer_fingerprint(state.base.folder),
+        plan=state.plan.digest,
+        settings=state.settings.digest(),
+        kind=kind,
+        layers=layers,
+        ranks=ranks,
+        prefix=prefix,
+        task="" if state.must_fine_tune else state.adapter.task,
+        rows=len(state.data.rows),
+        samples=len(state.data.calibration_rows),
+        tokens=tokens,
+        skipped=state.data.rows.skipped,
+        evaluates=evaluates,
+        classifies=bool(classes),
+        labelled=bool(state.data.rows.classes) and {*state.data.rows.classes} <= {*classes},
+        factors=_digest_of_factors(state),
+        adapter="" if state.must_fine_tune else state.adapter.digest,
+        holdings=_digest_of_holdings(state),
+        versions=(f"layerweld={__version__}", *_versions("torch", "transformers", "peft", "flwr")),
+        environment=tuple(f"{name}={value}" for name, value in here.items()),
+    )
+    if state.must_fine_tune != is_untrained:
+        raise AdapterLostError(f"{state.site.name} lost its adapter while it introduced itself")
+    return introduction
+
+
+def _check_head(state: SiteState) -> None:
+    """A head that the site names, or has, fits the model.
+
+    Raises:
+        AdapterError: it is missing, is no head, or reads another number of features.
+    """
+    if state.settings.calibration.prompt_end or state.must_fine_tune:
+        return
+    if state.site.head or state.has_head:
+        head, width = load_head(state.head_file), state.base.d_model
+        if head.linear.in_features != width:
+            raise AdapterError(
+                f"{state.head_file} reads {head.linear.in_features} features, and the base model "
+                f"has {width}: give {state.site.name} the head that was trained on this model"
+            )
+
+
+def _adapter_facts(
+    state: SiteState,
+) -> tuple[str, tuple[str, ...], tuple[int, ...], str]:
+    if state.must_fine_tune:
+        return "none", state.targets, (state.settings.finetune.rank,) * len(state.targets), ""
+    adapter = state.adapter
+    updates = adapter.task_vector.updates
+    layers = tuple(name for name in state.plan.layer_names if name in updates)
+    ranks = []
+    for name in layers:
+        update = updates[name]
+        ranks.append(update.rank if isinstance(update, LowRankUpdate) else 0)
+    kind = "lora" if adapter.task_vector.is_low_rank else "full"
+    return kind, layers, tuple(ranks), adapter.prefix
+
+
+def _can_evaluate(state: SiteState) -> bool:
+    if not state.settings.evaluate.enabled or not state.has_head:
+        return False
+    return state.data.evaluation_rows is not None
+
+
+def _digest_of_factors(state: SiteState) -> str:
+    """Of the site's own adapter, or of what draws the ``A`` that it will freeze."""
+    finetune = state.settings.finetune
+    if finetune.freeze_a and not state.site.adapter:
+        return digest_of_draw(state.settings.calibration.seed, finetune.rank, state.targets)
+    return "" if state.must_fine_tune else digest_of_factors(state.adapter.task_vector.updates)
+
+
+def _digest_of_holdings(state: SiteState) -> str:
+    """SHA-256 over the rows, the held-out rows and the head.
+
+    Another one means that what a run or a comparison found before does not hold any more. It needs
+    no secret: it tells something only to who knows every single row already.
+    """
+    held_out = state.data.held_out
+    parts = [
+        state.data.rows.digest.encode(),
+        held_out.digest.encode() if held_out else b"",
+        b"" if state.must_fine_tune or not state.has_head else state.decides_head,
+    ]
+    return hashlib.sha256(b"\n".join(parts)).hexdigest()
+
+
+def _versions(*packages: str) -> tuple[str, ...]:
+    return tuple(f"{package}={version(package)}" for package in packages)

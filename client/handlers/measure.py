@@ -1,0 +1,127 @@
+"""Measure a model on a site's own rows: held-out accuracy, and the merging covariate shift."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from client.data.samples import Rows
+from client.handlers.reference_scores import kept_or_measured
+from client.state import SiteState
+from client.training.evaluate import accuracy
+from layerweld.errors import DataError
+from layerweld.model.collect import ReplayableModel, input_moments
+from layerweld.model.linear import updated
+from layerweld.plan import MergePlan
+from layerweld.statistics.covariate_shift import MomentAccumulator, squared_wasserstein
+from layerweld.transport.messages import ModelToMeasure
+from layerweld.updates.update import Update
+
+
+@dataclass(frozen=True)
+class _Parts:
+    updates: Mapping[str, Update]
+    remainder: Mapping[str, Tensor]
+
+
+def held_out_accuracy(state: SiteState, model: ModelToMeasure) -> tuple[float, int]:
+    """Share of the held-out rows that the model gets right, and how many rows there are.
+
+    Raises:
+        DataError: the site has no labelled held-out rows.
+    """
+    held_out = state.data.evaluation_rows
+    if held_out is None:
+        raise DataError(f"{state.site.name} has no held-out rows to evaluate on")
+    if model.kind == "merged":
+        return _measured(state, model, held_out)
+    return kept_or_measured(state, model.kind, lambda: _measured(state, model, held_out))
+
+
+def _measured(state: SiteState, model: ModelToMeasure, held_out: Rows) -> tuple[float, int]:
+    head = state.head
+    parts = _parts(state, model)
+    replayable = ReplayableModel(state.base.backbone, state.plan)
+    with (
+        state.with_remainder(dict(parts.remainder)),
+        updated(replayable.layers, parts.updates),
+    ):
+        return accuracy(
+            state.base,
+            head,
+            held_out,
+            state.settings.evaluate,
+            state.settings.calibration.prompt_end,
+        )
+
+
+def shift_per_group(state: SiteState, model: ModelToMeasure) -> dict[str, float]:
+    """Eq. 8 between the inputs in this model and in the site's own, by layer group.
+
+    The two models are walked side by side: the moments of all blocks of an 8-billion-parameter one
+    would be 65 GB each, those of one block are 2.
+    """
+    own = state.adapter.task_vector
+    plan = state.plan.restricted_to(model.layers)
+    there = _Walk(state, plan, _parts(state, model))
+    here = _Walk(state, plan, _Parts(own.updates, own.remainder))
+    shifts: dict[str, float] = {}
+    for block in range(plan.groups[-1].block + 1):
+        shifts |= _shifts_of_block(there.moments(block), here.moments(block))
+    return shifts
+
+
+def _shifts_of_block(
+    there: dict[str, MomentAccumulator], here: dict[str, MomentAccumulator]
+) -> dict[str, float]:
+    """Eq. 8 of each group; its accumulators are let go of before the eigenvalues need room."""
+    return {
+        group: squared_wasserstein(*there.pop(group).moments(), *here.pop(group).moments())
+        for group in list(there)
+    }
+
+
+class _Walk:
+    """One model on its way through the site's calibration rows, a block at a time.
+
+    Between blocks the base model is as it was: another walk may use it.
+
+    Args:
+        state: of the site.
+        plan: of the layers being merged.
+        parts: what is in place in this model.
+    """
+
+    def __init__(self, state: SiteState, plan: MergePlan, parts: _Parts) -> None:
+        self._state = state
+        self._model = ReplayableModel(state.base.backbone, plan)
+        self._parts = parts
+        with self._with_remainder():
+            if parts.remainder:
+                self._recording = self._model.record(state.batches)
+            else:  # as the chain has recorded them already
+                self._recording = state.recording(self._model, shifted_embeddings=False)
+        self._hidden = [batch.entry for batch in self._recording]
+
+    def moments(self, block: int) -> dict[str, MomentAccumulator]:
+        """Of the inputs of one block's groups; blocks are asked for in forward order."""
+        with self._with_remainder():
+            moments, self._hidden = input_moments(
+                self._model, self._recording, self._hidden, block, self._parts.updates
+            )
+        return moments
+
+    def _with_remainder(self) -> AbstractContextManager[None]:
+        return self._state.with_remainder(dict(self._parts.remainder))
+
+
+def _parts(state: SiteState, model: ModelToMeasure) -> _Parts:
+    if model.kind == "base":
+        return _Parts({}, {})
+    if model.kind == "individual":
+        own = state.adapter.task_vector
+        return _Parts(own.updates, own.remainder)
+    return _Parts(model.updates, model.remainder)

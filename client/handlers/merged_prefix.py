@@ -1,0 +1,172 @@
+"""What was merged before a step: kept, proven by hash, and pushed through the model's blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from client.handlers.merged_steps import LacksMerged, MergedSteps
+from client.store import SiteStore
+from layerweld.errors import RefusedReplyError
+from layerweld.model.collect import HiddenStates, ReplayableModel, entering_first, propagate
+from layerweld.model.replay import RecordedBatch
+from layerweld.model.schedule import Step
+from layerweld.updates.digest import first_prefix
+from layerweld.updates.update import Update
+
+
+class AsksBehind(Protocol):
+    """A question about a step, with what the site may lack of what was merged before it."""
+
+    @property
+    def step(self) -> int:
+        """Index of the step in the schedule."""
+
+    @property
+    def plan(self) -> str:
+        """Digest of the plan."""
+
+    @property
+    def prefix(self) -> str:
+        """Hash over everything merged before the step."""
+
+    @property
+    def averaged(self) -> bool:
+        """Whether a remainder was averaged before the first step."""
+
+    @property
+    def remainder(self) -> Mapping[str, Tensor]:
+        """The averaged remainder, where it is sent."""
+
+    @property
+    def merged(self) -> Mapping[int, Mapping[str, Update]]:
+        """Updates of earlier steps, where they are sent."""
+
+
+@dataclass(frozen=True)
+class MergedPrefix:
+    """Everything merged before a step, as the server has it to the bit.
+
+    Attributes:
+        remainder: the averaged one; empty for LoRA.
+        step: the one that is asked about.
+        steps: of its chain.
+        merged: the steps that it needs.
+        store: keeps hidden states.
+    """
+
+    remainder: dict[str, Tensor]
+    step: Step
+    steps: Sequence[Step]
+    merged: MergedSteps
+    store: SiteStore
+
+    @property
+    def updates(self) -> dict[str, Update]:
+        """The updates that are in place in the step's own blocks, by layer.
+
+        Raises:
+            LacksMerged: a step that they are of is missing or damaged.
+        """
+        return self.merged.updates_since(self._begin_of(self.step.groups[0].block))
+
+    def hidden_before(
+        self, model: ReplayableModel, recording: Sequence[RecordedBatch]
+    ) -> HiddenStates:
+        """Hidden states that enter the step's first block: kept, or rebuilt from what is.
+
+        Raises:
+            LacksMerged: a step that they are rebuilt from is missing or damaged.
+        """
+        if self.step.restarts:
+            return entering_first(model, recording, self.step)
+        entry = [batch.entry for batch in recording]
+        wanted = self.step.groups[0].block
+        hidden, block = entry, 0
+        for candidate in range(wanted, 0, -1):
+            kept = self.store.load_hidden(candidate, self._hash_before(candidate))
+            if kept is not None:
+                device = entry[0].device
+                hidden, block = [states.to(device) for states in kept], candidate
+                break
+        if block == wanted:
+            return hidden
+        updates = self.merged.updates_since(self._begin_of(block))
+        for index in range(block, wanted):
+            hidden = propagate(model, recording, hidden, index, updates)
+        self.store.save_hidden(wanted, self._hash_before(wanted), hidden)
+        return hidden
+
+    def _begin_of(self, block: int) -> int:
+        """The first step that is needed for what is merged in this block and later ones."""
+        if self.step.restarts:
+            return self.step.needs.start
+        return sum(1 for step in self.steps if step.groups[-1].block < block)
+
+    def _hash_before(self, block: int) -> str:
+        """The hash after the last step that merged anything before this block."""
+        return self.merged.hash_before(self._begin_of(block))
+
+
+def step_of(index: int, steps: Sequence[Step]) -> Step:
+    """The step that a question is about.
+
+    Raises:
+        RefusedReplyError: the schedule has none of that number.
+    """
+    if not 0 <= index < len(steps):
+        raise RefusedReplyError(f"there are {len(steps)} steps, and {index} is none of them")
+    return steps[index]
+
+
+def merged_prefix(
+    question: AsksBehind, steps: Sequence[Step], plan: str, settings: str, store: SiteStore
+) -> MergedPrefix:
+    """Check that what a question brought and what is kept end in its prefix, and keep it too.
+
+    Of the steps that were kept before, only what the last one ends in is read.
+
+    Args:
+        question: asked.
+        steps: of its chain.
+        plan: digest of the plan that this site's model gives.
+        settings: digest of the settings.
+        store: of this run, site and method.
+
+    Raises:
+        LacksMerged: something is missing, or is not what was merged.
+        RefusedReplyError: the plan or the prefix is not what this site computes from the same
+            model and the same merged updates.
+    """
+    if plan != question.plan:
+        raise RefusedReplyError(
+            f"the server merges by plan {question.plan[:12]}, this site's base model gives "
+            f"{plan[:12]}: the models differ"
+        )
+    step = step_of(question.step, steps)
+    remainder = _remainder(question, store)
+    first = first_prefix(plan, settings, remainder)
+    merged = MergedSteps(step.needs, first, question.merged, store)
+    if merged.prefix != question.prefix:
+        if merged.kept or (question.averaged and not question.remainder):
+            raise merged.lacking()  # what is on disk is not what was merged
+        raise RefusedReplyError(
+            f"step {question.step} is asked behind prefix {question.prefix[:12]}, but the merged "
+            f"updates received give {merged.prefix[:12]}"
+        )
+    if question.remainder:
+        store.save_remainder(question.remainder)
+    merged.save_received()
+    return MergedPrefix(remainder, step, steps, merged, store)
+
+
+def _remainder(question: AsksBehind, store: SiteStore) -> dict[str, Tensor]:
+    if not question.averaged:
+        return {}
+    remainder = dict(question.remainder) or store.load_remainder()
+    if remainder is None:
+        raise LacksMerged(-1)
+    return remainder

@@ -1,0 +1,1 @@
+"""Local fine-tuning and evaluation."""

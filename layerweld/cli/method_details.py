@@ -1,0 +1,111 @@
+"""One merge method at length: what it needs, what leaves a site, and what may be set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from layerweld.settings.facts import facts_of
+from layerweld.settings.methods import Method, Quantity, reads, sent_by
+from layerweld.settings.run import RunSettings
+from layerweld.settings_table import Settings
+from layerweld.transport.uploads import IN_THE_HANDSHAKE
+
+_DATA = {
+    "none": "no rows",
+    "unlabelled": "calibration rows, without labels",
+    "labelled": "labelled calibration rows",
+}
+_NEEDS = {
+    "lora": "a LoRA adapter at every site",
+    "equal ranks": "the same rank at every site",
+    "shared A": "the same, frozen A at every site",
+    "labels": "labelled calibration rows",
+    "head": "a head at every site",
+}
+_SENT: Mapping[Quantity, str] = {
+    "ΔW": "ΔW: the update of each layer, of a LoRA as A and B",
+    "A": "A: of each layer",
+    "B": "B: of each layer, scaled",
+    "G": "G: the upper triangle of one Gram matrix a layer group",
+    "ΔW·G": "ΔW·G: of each layer, of a LoRA as B and A·G",
+    "n": "n: how many tokens were measured",
+    "F": "F: the mean squared gradient by each weight",
+    "F⊙ΔW": "F⊙ΔW: of each layer",
+    "H": "H: the mean entropy of its head's predictions",
+    "∂H/∂λ": "∂H/∂λ: one number for each site and layer",
+    "D": "D: how far the merged block's output is from its own",
+    "∂D/∂W": "∂D/∂W: of each layer of the block",
+}
+_GOES_TO = {
+    False: "the server alone",
+    True: "ΔW to the server and to every other site, the rest to the server alone",
+}
+_BESIDES = (
+    IN_THE_HANDSHAKE,
+    "of whole models what changed in norms, biases and embeddings",
+    "where all sites can evaluate, accuracies and the number of held-out rows",
+)
+_BESIDES_OF_CHAINS = {
+    "merge.anchor": 'with merge.anchor = "mean" ΔW itself, of a LoRA as A',
+    "merge.covariate-shift": "with merge.covariate-shift one number a layer group",
+}
+_ROUNDS = {
+    "1": "one",
+    "groups": "one per layer group",
+    "blocks": "one per block",
+    "setting": "as many as its settings say",
+}
+
+
+def method_details(method: Method) -> Group:
+    """What :mod:`layerweld.cli.method_table` has in a row, in words, and its settings."""
+    title = Text(f"{method.label}, {method.source}", style="bold")
+    return Group(title, _about(method), _settings(method))
+
+
+def _about(method: Method) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column()
+    needs = [_DATA[method.data], *(_NEEDS[need] for need in method.needs)]
+    server = "sums over the sites" if method.sums else "what every single site sends"
+    table.add_row("needs", ", ".join(dict.fromkeys(needs)))
+    table.add_row("rounds", _ROUNDS[method.rounds])
+    sent = sent_by(method, RunSettings())
+    table.add_row("leaves a site", "\n".join(_SENT[quantity] for quantity in sent))
+    table.add_row("goes to", _GOES_TO[method.shares])
+    table.add_row("besides", "\n".join(_besides(method)))
+    table.add_row("server needs", server)
+    table.add_row(
+        "try it",
+        f"layerweld merge BASE --site NAME=ADAPTER:DATA … --output merged --method {method.name}",
+    )
+    return table
+
+
+def _besides(method: Method) -> Iterator[str]:
+    yield from _BESIDES
+    if method.granularity:
+        for key, what in _BESIDES_OF_CHAINS.items():
+            if reads(method, key, RunSettings()):
+                yield what
+
+
+def _settings(method: Method) -> Table:
+    table = Table(title="Settings", title_justify="left")
+    for column in ("key", "default", "values", "meaning"):
+        table.add_column(column, no_wrap=column == "key", ratio=1 if column == "meaning" else None)
+    defaults = RunSettings()
+    for name in dict.fromkeys((method.table, "lines", "merge")):
+        of: type[Settings] = type(getattr(defaults, name.replace("-", "_")))
+        for facts in facts_of(of):
+            if facts.key == "granularity":
+                continue  # it is what the name of a chain stands for
+            if reads(method, f"{name}.{facts.key}", defaults):
+                cells = (f"{name}.{facts.key}", facts.default, facts.values, facts.meaning)
+                table.add_row(*(Text(cell.replace("`", "")) for cell in cells))
+    return table

@@ -1,0 +1,1 @@
+"""Adapters, model folders, merges and cards on disk."""

@@ -1,0 +1,162 @@
+"""The base model that all sites started from: loaded, named and fingerprinted."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from layerweld.errors import ConfigError
+from layerweld.model.folder import check_model_folder
+from layerweld.untrusted.files import add_to_hash, opened_file, reading, refuse_larger
+from layerweld.untrusted.text import quoted
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+TOKENIZER_FILES = (
+    "added_tokens.json", "merges.txt", "preprocessor_config.json", "sentencepiece.bpe.model",
+    "special_tokens_map.json", "spiece.model", "spm.model", "tokenizer.json", "tokenizer.model",
+    "tokenizer_config.json", "vocab.json", "vocab.txt",
+)  # fmt: skip
+"""What decides which tokens a text, or which pixels an image, becomes."""
+_LARGEST_TOKENIZER = 256 * 2**20  # bytes of one of its files; vocabularies of 256,000 words have 35
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """The backbone without a task head, in float32 and in evaluation mode.
+
+    Attributes:
+        folder: transformers model folder it was read from.
+        backbone: the model; layer names in this project are names of its modules.
+        name: what cards and adapter configurations call it: a hub name, or the folder's.
+    """
+
+    folder: Path
+    backbone: PreTrainedModel
+    name: str
+
+    @property
+    def prefix(self) -> str:
+        """What transformers puts before a backbone name once a head is on top, e.g. ``bert.``."""
+        prefix: str = getattr(self.backbone, "base_model_prefix", "")
+        return f"{prefix}." if prefix else ""
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether the model's input is pixels and not token ids."""
+        name: str = self.backbone.main_input_name
+        return name == "pixel_values"
+
+    @property
+    def d_model(self) -> int:
+        """Width of the hidden states."""
+        width: int = self.backbone.config.hidden_size
+        return width
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over every parameter's name, dtype, shape and bytes."""
+        digest = hashlib.sha256()
+        for name, parameter in sorted(self.backbone.named_parameters()):
+            digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
+            values = parameter.detach().cpu().flatten().contiguous()
+            digest.update(values.view(torch.uint8).numpy().data if values.numel() else b"")
+        return digest.hexdigest()
+
+
+def load_base(folder: str | Path, name: str = "") -> BaseModel:
+    """Read a transformers model folder: safetensors only, no remote code, no network.
+
+    Args:
+        folder: of the model.
+        name: what to call it; empty for the name of the folder.
+
+    Raises:
+        ConfigError: the folder is missing, is not a model, or would have to be unpickled.
+    """
+    from transformers import AutoModel, logging
+
+    path = Path(folder).expanduser()
+    if not (path / "config.json").is_file():
+        raise ConfigError(f"{path} is no model folder: it has no config.json")
+    if not any(path.glob("*.safetensors")):
+        raise ConfigError(
+            f"{path} has no *.safetensors; convert it once with "
+            f"`AutoModel.from_pretrained(…).save_pretrained(…)`"
+        )
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    check_model_folder(path, ConfigError)
+    problem = f"{path} is no model that transformers itself can load"
+    with reading(problem, "save it again with `model.save_pretrained(…)`", ConfigError):
+        backbone, report = AutoModel.from_pretrained(
+            path,
+            dtype=torch.float32,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    drawn = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
+    if drawn:  # transformers has just drawn them at random
+        raise ConfigError(
+            f"{path} lacks {len(drawn)} of its model's weights, {quoted(drawn[0])} for one; copy "
+            f"the whole folder again"
+        )
+    for name_of, parameter in backbone.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise ConfigError(f"{path}: {name_of!r} holds NaN or infinity; give another base model")
+    if isinstance(getattr(backbone, "pooler", None), nn.Module):
+        backbone.pooler = None  # part of the heads of some classes; no block reads it
+    if getattr(backbone.config, "use_cache", False):
+        backbone.config.use_cache = False  # a key-value cache would corrupt every replay
+    return BaseModel(path, backbone.eval().requires_grad_(False), name or path.resolve().name)
+
+
+def device_named(name: str) -> torch.device:
+    """``auto`` is the first GPU where there is one, else the CPU.
+
+    Raises:
+        ConfigError: torch does not know the name, or the machine has no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("meta"):
+        raise ConfigError(
+            f"calibration.device = {name!r}: it computes nothing; `auto` always works"
+        )
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"calibration.device = {name!r}: {reason}; `auto` always works") from None
+
+
+def tokenizer_fingerprint(folder: Path) -> str:
+    """SHA-256 over the tokenizer's or image processor's files; empty text where there are none."""
+    files = tokenizer_files(folder)
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.name.encode() + b"\0")
+        add_to_hash(digest, file, ConfigError, _LARGEST_TOKENIZER)
+    return digest.hexdigest() if files else ""
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """The tokenizer's or image processor's files that are there, each fit to be given to a library.
+
+    Raises:
+        ConfigError: one is larger than any such file, no plain file, or may not be read.
+    """
+    files = [folder / name for name in TOKENIZER_FILES if (folder / name).exists()]
+    for file in files:
+        with opened_file(file, ConfigError) as opened:
+            refuse_larger(file, opened, ConfigError, _LARGEST_TOKENIZER)
+    return files

@@ -1,0 +1,1 @@
+"""Tables, plots and pages: values in, files out."""

@@ -1,0 +1,1 @@
+"""What a running program needs of its machine: disk, progress, terminal, incidents, run state."""

@@ -1,0 +1,185 @@
+"""What a site says when it fails: a code of a closed list and a number, never the error's text.
+
+An error's text may quote a row of the site's data. It goes, in full, into a file at the site; the
+coordinator learns the code and the number under which the site's people find that file.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import secrets
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+
+from layerweld.errors import (
+    AdapterError,
+    AdapterLostError,
+    CohortError,
+    ConfigError,
+    DataError,
+    InUseError,
+    PlanError,
+    RefusedReplyError,
+    StorageError,
+    UnusableMergeError,
+)
+from layerweld.out_of_memory import is_out_of_memory
+from layerweld.untrusted.paths import refused_path
+from layerweld.untrusted.text import shown_lines
+
+
+class Code(IntEnum):
+    """Every reason a site may give.
+
+    The hundreds: 1 configuration, 2 input, 3 statistics, 4 network, 5 storage and memory, 6 the
+    site's policy, 9 unforeseen.
+    """
+
+    CONFIGURATION = 101
+    ADAPTER = 201
+    DATA = 202
+    MODEL = 203
+    ADAPTER_LOST = 204
+    NOT_FINITE = 205
+    QUESTION = 301
+    NETWORK = 401
+    DISK_FULL = 501
+    FILE = 502
+    IN_USE = 503
+    MEMORY = 505
+    COHORT = 601
+    UNFORESEEN = 900
+
+    @property
+    def meaning(self) -> str:
+        """For humans, about the site."""
+        return _MEANINGS[self]
+
+    @property
+    def is_lasting(self) -> bool:
+        """Whether the site will fail again until one of its people changes something."""
+        return self // 100 in (1, 2, 6) and self is not Code.ADAPTER_LOST
+
+
+_MEANINGS = {
+    Code.CONFIGURATION: "its configuration is wrong",
+    Code.ADAPTER: "its adapter or model folder cannot be used",
+    Code.DATA: "its data cannot be used",
+    Code.MODEL: "its base model cannot be cut into layer groups as asked",
+    Code.ADAPTER_LOST: "the adapter that it trained is gone from its cache, or damaged",
+    Code.NOT_FINITE: "its model gives numbers on its rows that are not finite",
+    Code.QUESTION: "what it was asked does not fit its model or its state",
+    Code.NETWORK: "its connection failed",
+    Code.DISK_FULL: "its disk is full",
+    Code.FILE: "a file or folder cannot be read or written there",
+    Code.IN_USE: "another process works in its cache folder",
+    Code.MEMORY: "it ran out of memory",
+    Code.COHORT: "its own policy forbids it to take part",
+    Code.UNFORESEEN: "it failed in a way nobody foresaw",
+}
+
+# The first entry that fits counts: subclasses before their bases.
+_KINDS: tuple[tuple[type[BaseException], Code], ...] = (
+    (ConfigError, Code.CONFIGURATION),
+    (AdapterLostError, Code.ADAPTER_LOST),
+    (UnusableMergeError, Code.NOT_FINITE),
+    (AdapterError, Code.ADAPTER),
+    (DataError, Code.DATA),
+    (PlanError, Code.MODEL),
+    (RefusedReplyError, Code.QUESTION),
+    (InUseError, Code.IN_USE),
+    (CohortError, Code.COHORT),
+    (ConnectionError, Code.NETWORK),
+    (TimeoutError, Code.NETWORK),
+    (StorageError, Code.FILE),
+    (OSError, Code.FILE),
+)
+
+ANSWERS = "answers.log"
+"""What a site was asked and what it sent, beside the logs of its incidents."""
+
+_LONGEST = 2**20  # characters of one incident
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_TEXT = re.compile(r"E(?P<code>[1-9][0-9]{2}) incident (?P<number>[0-9a-f]{16})")
+
+
+@dataclass(frozen=True)
+class Incident:
+    """One failure at one site, as the coordinator may know it.
+
+    Attributes:
+        code: why.
+        number: random; names the file at the site.
+    """
+
+    code: Code
+    number: str
+
+    def __str__(self) -> str:
+        return f"E{int(self.code)} incident {self.number}"
+
+
+def code_of(error: BaseException) -> Code:
+    """The code that stands for an error."""
+    cause = error.__cause__ if isinstance(error, StorageError) else error
+    if isinstance(cause, OSError) and cause.errno in _FULL:
+        return Code.DISK_FULL
+    if is_out_of_memory(error):
+        return Code.MEMORY
+    unforeseen = Code.FILE if refused_path(error) else Code.UNFORESEEN
+    return next((code for kind, code in _KINDS if isinstance(error, kind)), unforeseen)
+
+
+def parse_incident(text: str | None) -> Incident | None:
+    """The incident that a reply tells of; None for any text that no :class:`Incident` gives."""
+    match = _TEXT.fullmatch(text or "")
+    if match is None or int(match["code"]) not in set(Code):
+        return None
+    return Incident(Code(int(match["code"])), match["number"])
+
+
+def record_incident(error: BaseException, folder: Path) -> Incident:
+    """Write an error in full to ``folder/<number>.log`` at the site, for its owner's eyes only.
+
+    Where that cannot be written either, the text goes to the process's own standard error, which
+    stays at the site as well, and no part of it is left in the folder.
+    """
+    incident = Incident(code_of(error), secrets.token_hex(8))
+    text = f"{incident}\n" + shown_lines("".join(traceback.format_exception(error)), _LONGEST)
+    log = folder / f"{incident.number}.log"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+    except OSError:
+        print(text, file=sys.stderr)
+        with suppress(OSError):
+            log.unlink(missing_ok=True)
+    return incident
+
+
+_raises_here: ContextVar[bool] = ContextVar("layerweld_raises_here", default=False)
+
+
+@contextmanager
+def raising_here() -> Iterator[None]:
+    """Within, a site's errors are raised as they are: site and server are the same person's."""
+    token = _raises_here.set(True)
+    try:
+        yield
+    finally:
+        _raises_here.reset(token)
+
+
+def raises_here() -> bool:
+    """Whether :func:`raising_here` is in force."""
+    return _raises_here.get()

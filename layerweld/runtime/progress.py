@@ -1,0 +1,53 @@
+"""Where long work reports how far it is; whoever shows it decides how."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from layerweld.untrusted.text import shown
+
+Listener = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and how much there is."""
+
+
+_LONGEST = 2000  # characters: a warning may name many sites
+
+
+def _nobody(_what: str, _done: int, _total: int) -> None:
+    return None
+
+
+_listener: ContextVar[Listener] = ContextVar("layerweld_progress", default=_nobody)
+
+
+@contextmanager
+def listening(listener: Listener) -> Iterator[None]:
+    """Send progress reported in this context to ``listener``."""
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
+
+
+@contextmanager
+def overhearing(listener: Listener) -> Iterator[None]:
+    """Send progress reported in this context to ``listener``, and then to whoever listens now."""
+    now = _listener.get()
+
+    def both(what: str, done: int, total: int) -> None:
+        listener(what, done, total)
+        now(what, done, total)
+
+    with listening(both):
+        yield
+
+
+def report_progress(what: str, done: int, total: int) -> None:
+    """Tell whoever listens; nobody does in a process of its own, and that is fine.
+
+    Sites and Flower have a say in ``what``: it is passed on as one line of bounded length.
+    """
+    _listener.get()(shown(what, _LONGEST), done, total)

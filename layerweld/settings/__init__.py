@@ -1,0 +1,1 @@
+"""Settings of a run and of its sites: typed, frozen, checked once."""

@@ -1,0 +1,63 @@
+"""How statistics are normalised, weighted and solved. Knows no other table and no kernel."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from layerweld.settings_table import NonNegative, Rank, Rounds, Settings
+
+Normalization = Literal["token", "feature", "trace", "none"]
+Importance = Literal["off-diagonal", "uniform"]
+Granularity = Literal["group", "block", "model", "jacobi"]
+Anchor = Literal["base", "mean"]
+
+
+class MergeSettings(Settings):
+    """How statistics are normalised, weighted and solved."""
+
+    granularity: Granularity = "group"
+    """What one round solves: a layer group (CoM), a block (RegMean++), the whole model without a
+    chain (RegMean), or the whole model again in each of ``rounds`` rounds (Jacobi)."""
+    rounds: Rounds = 2
+    """Rounds of ``granularity = "jacobi"``; nothing else reads it."""
+    normalization: Normalization = "token"
+    """Token vectors to unit norm (tr G = 1), features to unit norm (diag G = 1), the whole matrix
+    to unit trace, or none (mean over tokens)."""
+    importance: Importance = "off-diagonal"
+    """Weight of a site in a group: Σ_{p<q}|G_pq| (eq. 6 of the paper), or the same for all."""
+    shrinkage: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Factor on the off-diagonal of G: 1 leaves it, 0 keeps the diagonal only."""
+    ridge: NonNegative = 0.01
+    """λ as a fraction of mean(diag S)."""
+    anchor: Anchor = "base"
+    """Where the ridge pulls to: no update at all, or the mean of the updates."""
+    solver: Literal["exact", "gradients"] = "exact"
+    """Solve for the merge exactly, or by a few steps of conjugate gradients from the anchor."""
+    iterations: Annotated[int, Field(ge=1, le=100_000)] = 100
+    """Steps of ``solver = "gradients"``; nothing else reads it."""
+    rank: Rank = 0
+    """Rank to which each merged update is compressed, in the metric of S (of methods without
+    statistics: of the weights); 0 keeps it exact."""
+    products: Literal["auto", "dense"] = "auto"
+    """Upload ``B`` and ``A G`` where a site has LoRA factors, or always the dense ``ΔW G``."""
+    max_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Largest share of Σ ω_i tr G_i that one site may have in a group; what is above it is taken
+    off the site's weight. 1 is no cap. With ``normalization = "none"`` a site that scales its
+    activations by c weighs c⁴ as much, so only a cap (or a uniform importance) bounds it there."""
+    max_weight: Annotated[float, Field(ge=0, le=1e9)] = 3.0
+    """Largest ω_i tr G_i of a site in a group, in units of the median site's (the lower of the two
+    middle ones); what is above it is taken off the site's weight. Half of the sites cannot move
+    that median. 0 is no cap."""
+    max_size: Annotated[float, Field(ge=1, le=1e9)] = 30.0
+    """How many times as large as the median of the other sites' the update of a site may be: of a
+    layer group, of a layer, of what changed outside of the layers. A larger one is refused, by
+    name."""
+    influence: bool = True
+    """Solve every group again without each site, and report how far that moves the merge, and who
+    pulls against the others. Costs the server one more factorisation and 4 d_in² bytes a site and
+    group; the sites nothing."""
+    covariate_shift: Literal["off", "first", "all"] = "off"
+    """Let each site measure eq. 8 per group, and send that one number: for no merge, for the one
+    that is written out, or for every method that has groups."""

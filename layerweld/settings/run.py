@@ -1,0 +1,274 @@
+"""Flower's flat ``run_config`` turned, once, into typed and frozen settings."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, ValidationError
+
+from layerweld.errors import ConfigError
+from layerweld.merging.adamerging import AdaMerging
+from layerweld.merging.consensus import Consensus
+from layerweld.merging.core_space import CoreSpace
+from layerweld.merging.dare import Dare, DareTies
+from layerweld.merging.dc import DcMerge
+from layerweld.merging.do_merging import DoMerging
+from layerweld.merging.fisher import Fisher
+from layerweld.merging.isotropic import IsoC, IsoCts
+from layerweld.merging.knots import KnotsDareTies, KnotsTies
+from layerweld.merging.lines import Lines
+from layerweld.merging.localize import LocalizeAndStitch
+from layerweld.merging.lora_averaging import FedEx, FedIt, FfaLora, FlexLora, Flora
+from layerweld.merging.one_round import MergeMethod
+from layerweld.merging.opcm import Opcm
+from layerweld.merging.pcb import Pcb
+from layerweld.merging.prodistill import ProDistill
+from layerweld.merging.sums import Mean, TaskArithmetic
+from layerweld.merging.ties import Ties
+from layerweld.merging.tsv import Tsv
+from layerweld.merging.wudi import Wudi
+from layerweld.settings.merge import MergeSettings
+from layerweld.settings_table import (
+    BatchSize,
+    ColumnText,
+    LineText,
+    ListText,
+    PathText,
+    Positive,
+    Rate,
+    Rows,
+    Seconds,
+    Seed,
+    Settings,
+    Tokens,
+    WordText,
+)
+from layerweld.untrusted.names import SITE_NAME
+from layerweld.untrusted.text import shown
+
+Scalar = bool | int | float | str
+LostSite = Literal["wait", "abort", "continue"]
+
+
+class CalibrationSettings(Settings):
+    """Which rows of a site's data the statistics are taken over, and how."""
+
+    samples: Rows = 0
+    """Rows drawn at random with ``seed``; 0 uses every row, in order."""
+    max_length: Tokens = 128
+    """Tokens after which a text is cut."""
+    prompt_end: Annotated[str, Field(max_length=4096)] = ""
+    """For causal language models: text put after each row's text and never cut, ``"\\nTopic:"``.
+    With it a class is the word that the model goes on with, and no head is trained."""
+    batch_size: BatchSize = 32
+    """Rows per forward pass."""
+    seed: Seed = 0
+    """Seed of the draw, of fine-tuning and of everything else that is random."""
+    device: WordText = "auto"
+    """Where sites run the model: ``cpu``, ``cuda:1``; ``auto`` is a GPU where there is one."""
+    threads: Annotated[int, Field(ge=1, le=256)] = 2
+    """Threads per site, whatever ``OMP_NUM_THREADS`` says; 1 where the cores are busy. On machines
+    of one kind (processor, packages, the variables in ``environment.json``) the same number gives
+    the same bits; on another kind the last digits differ."""
+    validation: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of a site's rows that is set aside to choose settings on: neither fine-tuning nor
+    calibration sees it."""
+    max_unreadable: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """Share of rows that may be unreadable; they are counted and skipped, more is an error."""
+    text_column: ColumnText = "text"
+    """Column of the rows that holds the text."""
+    label_column: ColumnText = "label"
+    """Column that holds the label; only fine-tuning and evaluation need it."""
+
+
+class FinetuneSettings(Settings):
+    """Local LoRA fine-tuning of the sites that bring data but no adapter."""
+
+    rank: Annotated[int, Field(ge=1, le=4096)] = 8
+    """LoRA rank."""
+    alpha: Positive = 16.0
+    """LoRA alpha: the update is scaled by alpha / rank."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout on the LoRA branch."""
+    targets: ListText = "all-linear"
+    """Comma-separated name suffixes of the layers to adapt, or ``all-linear``: every one of the
+    merge plan."""
+    freeze_a: bool = False
+    """Train ``B`` alone, on an ``A`` that is drawn from ``calibration.seed`` and so the same at
+    every site, as ``ffa-lora`` needs."""
+    epochs: Annotated[int, Field(ge=1, le=1000)] = 3
+    """Passes over the training rows."""
+    max_steps: Annotated[int, Field(ge=-1, le=1_000_000)] = -1
+    """Optimiser steps after which training ends whatever ``epochs`` says; -1 for no such limit."""
+    batch_size: BatchSize = 16
+    """Rows per optimiser step."""
+    learning_rate: Rate = 1e-3
+    """Peak learning rate of AdamW."""
+    max_length: Tokens = 64
+    """Tokens after which a training text is cut."""
+    accelerator: WordText = "auto"
+    """Lightning's ``Trainer(accelerator=…)``."""
+    precision: WordText = "32-true"
+    """Lightning's ``Trainer(precision=…)``."""
+    logger: Literal["tensorboard", "csv", "mlflow", "wandb", "none"] = "tensorboard"
+    """Where training curves go, inside the site's own folder; ``mlflow`` and ``wandb`` need the
+    extra of the same name."""
+
+
+class EvaluateSettings(Settings):
+    """Held-out evaluation at the sites."""
+
+    enabled: bool = True
+    """Evaluate at the sites that have labelled held-out rows and a head."""
+    rows: Literal["held-out", "validation"] = "held-out"
+    """What to evaluate on; ``validation`` is what ``calibration.validation`` set aside."""
+    samples: Rows = 0
+    """How many of them, drawn at random with ``calibration.seed``; 0 uses every row."""
+    batch_size: BatchSize = 64
+    """Rows per forward pass."""
+    max_length: Tokens = 64
+    """Tokens after which a text is cut."""
+
+
+class RunSettings(Settings):
+    """Everything a run's behaviour depends on; the same at the server and at every site."""
+
+    base: PathText = ""
+    """Folder of the base model; may be empty only where all sites are the demo's."""
+    base_name: LineText = ""
+    """What cards and adapter configurations call the base model, e.g. its name on a hub; empty for
+    the name of its folder."""
+    sites: PathText = ""
+    """TOML file that lists the sites; empty for the demo's six."""
+    min_sites: Annotated[int, Field(ge=1, le=10_000)] = 2
+    """Sites that must be connected before the handshake, and fewer than which no run goes on."""
+    methods: ListText = "chain"
+    """Comma-separated names of ``layerweld methods``; the first one's merge is written out.
+    ``chain`` is whichever ``merge.granularity`` says."""
+    output: PathText = ""
+    """Folder to create at the server; empty for ``runs/<name>`` below the working directory."""
+    cache: PathText = ""
+    """Folder for what sites must remember between messages; empty for the user's cache folder."""
+    name: Annotated[str, Field(pattern=f"^{SITE_NAME}$")] = "run"
+    """Name of the run, for humans and for resuming."""
+    timeout: Seconds = 3600.0
+    """Seconds a site may take for one message; then it is asked again."""
+    lost_site: LostSite = "wait"
+    """What to do about a site that fails or stays silent: ``wait`` for it until ``deadline`` and
+    then stop, to be resumed; ``abort`` at once; ``continue`` without it from ``deadline`` on."""
+    deadline: Seconds = 86400.0
+    """Seconds after which a round waits for no site any more."""
+    merge: MergeSettings = MergeSettings()
+    calibration: CalibrationSettings = CalibrationSettings()
+    finetune: FinetuneSettings = FinetuneSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+
+    # One table for each method without a chain, named like the method.
+    mean: Mean = Mean()
+    task_arithmetic: TaskArithmetic = TaskArithmetic()
+    ties: Ties = Ties()
+    dare: Dare = Dare()
+    dare_ties: DareTies = DareTies()
+    consensus: Consensus = Consensus()
+    localize_and_stitch: LocalizeAndStitch = LocalizeAndStitch()
+    pcb: Pcb = Pcb()
+    tsv: Tsv = Tsv()
+    iso_c: IsoC = IsoC()
+    iso_cts: IsoCts = IsoCts()
+    knots_ties: KnotsTies = KnotsTies()
+    knots_dare_ties: KnotsDareTies = KnotsDareTies()
+    core_space: CoreSpace = CoreSpace()
+    wudi: Wudi = Wudi()
+    dc_merge: DcMerge = DcMerge()
+    do_merging: DoMerging = DoMerging()
+    opcm: Opcm = Opcm()
+    fedit: FedIt = FedIt()
+    ffa_lora: FfaLora = FfaLora()
+    flora: Flora = Flora()
+    fedex_lora: FedEx = FedEx()
+    flexlora: FlexLora = FlexLora()
+    fisher: Fisher = Fisher()
+    adamerging: AdaMerging = AdaMerging()
+    prodistill: ProDistill = ProDistill()
+    lines: Lines = Lines()
+
+    def of_method(self, name: str) -> MergeMethod:
+        """The table of a method that merges the updates themselves; it is what merges.
+
+        Raises:
+            ConfigError: there is no such method.
+        """
+        for field, about in type(self).model_fields.items():
+            table = getattr(self, field)
+            if about.alias == name and isinstance(table, MergeMethod):
+                return table
+        raise ConfigError(f"{name!r} has no settings of its own; `layerweld methods` lists all")
+
+    def flat(self) -> dict[str, Scalar]:
+        """As Flower's ``run_config``: dotted keys, scalar values."""
+        return {
+            f"{table}.{key}" if table else key: value
+            for table, entries in self._tables().items()
+            for key, value in entries.items()
+        }
+
+    def digest(self) -> str:
+        """SHA-256 over what decides the merged bits (not over paths, names or time limits)."""
+        about = {table: self._tables()[table] for table in ("merge", "calibration")}
+        return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+    def _tables(self) -> dict[str, dict[str, Scalar]]:
+        everything: dict[str, Any] = self.model_dump(by_alias=True)
+        tables: dict[str, dict[str, Scalar]] = {"": {}}
+        for key, value in everything.items():
+            if isinstance(value, dict):
+                tables[key] = value
+            else:
+                tables[""][key] = value
+        return tables
+
+
+def read_run_settings(run_config: Mapping[str, Scalar]) -> RunSettings:
+    """Check every key of a run configuration and give it its type.
+
+    Raises:
+        ConfigError: a key is unknown, has the wrong type or an impossible value; the message names
+            the key, the value and what is possible.
+    """
+    nested: dict[str, Any] = {}
+    for key, value in run_config.items():
+        table, _, entry = key.rpartition(".")
+        (nested.setdefault(table, {}) if table else nested)[entry] = value
+    return validate_settings(nested)
+
+
+def validate_settings(nested: Mapping[str, Any], file: Path | None = None) -> RunSettings:
+    """As :func:`read_run_settings`, from nested tables as a TOML file has them.
+
+    Args:
+        nested: the tables.
+        file: that they come from, for the message.
+    """
+    try:
+        return RunSettings.model_validate(nested)
+    except ValidationError as error:
+        where = f"{file}: " if file else ""
+        raise ConfigError(where + "; ".join(_problem(e) for e in error.errors())) from None
+
+
+def _problem(error: Any) -> str:
+    where = ".".join(str(part) for part in error["loc"]) or "settings"
+    if error["type"] == "extra_forbidden":
+        return f"unknown setting {shown(where)!r}; known here: {', '.join(_known(error['loc']))}"
+    return f"{shown(where)} = {shown(repr(error['input']))}: {error['msg']}"
+
+
+def _known(location: tuple[str | int, ...]) -> list[str]:
+    settings: type[BaseModel] = RunSettings
+    if len(location) > 1:
+        settings = type(getattr(RunSettings(), str(location[0]).replace("-", "_")))
+    return sorted(field.alias or name for name, field in settings.model_fields.items())

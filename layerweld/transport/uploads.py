@@ -1,0 +1,85 @@
+"""How much one site sends for a method: counted from the arrays that the server will expect."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from layerweld.model.schedule import block_steps, schedule
+from layerweld.plan import MergePlan
+from layerweld.settings.methods import Method, Quantity, sent_by, settings_for
+from layerweld.settings.run import RunSettings
+from layerweld.statistics.group import ProductForm
+from layerweld.transport.expected import bytes_of, fisher_shapes, statistics_shapes, update_shapes
+
+IN_THE_HANDSHAKE = (
+    "in the handshake: name, hashes, layers, ranks, versions, counts of rows and tokens, whether "
+    "it has labels and a head"
+)
+"""What a site says of itself in any run: its ``transport.messages.Introduction``."""
+
+
+@dataclass(frozen=True)
+class Upload:
+    """What one site sends for one method, in bytes of numbers without any header.
+
+    Attributes:
+        method: which.
+        sends: what leaves the site.
+        rounds: from the first to the last.
+        num_bytes: in all rounds together.
+        group_bytes: of each layer group in one round; empty for methods without groups.
+    """
+
+    method: Method
+    sends: tuple[Quantity, ...]
+    rounds: int
+    num_bytes: int
+    group_bytes: tuple[int, ...] = ()
+
+    @property
+    def grows_with_sites(self) -> bool:
+        """Whether a site sends more where more sites take part."""
+        return "∂H/∂λ" in self.sends
+
+
+def upload_of(
+    method: Method, settings: RunSettings, plan: MergePlan, ranks: Mapping[str, int]
+) -> Upload:
+    """Count one method's upload.
+
+    Args:
+        method: as :func:`layerweld.settings.methods.method_named` gives it.
+        settings: of the run; where sites have a say in the number of bytes, ``min-sites`` of them
+            are taken to be there.
+        plan: the layers that are merged.
+        ranks: LoRA rank of each layer that the site fine-tuned; 0 where the whole layer changed.
+    """
+    sends = sent_by(method, settings)
+    if method.granularity:
+        return _of_chain(method, sends, settings, plan, ranks)
+    if "F" in sends:
+        return Upload(method, sends, 1, bytes_of(fisher_shapes(plan)))
+    rounds, num_bytes = 1, bytes_of(update_shapes(plan, ranks))
+    if "∂H/∂λ" in sends:
+        rounds += settings.adamerging.rounds
+        num_bytes += settings.adamerging.rounds * 4 * settings.min_sites * len(plan.layer_names)
+    if "∂D/∂W" in sends:
+        dense = update_shapes(plan, dict.fromkeys(plan.layer_names, 0))
+        rounds += settings.prodistill.steps * len(block_steps(plan))
+        num_bytes += settings.prodistill.steps * bytes_of(dense)
+    return Upload(method, sends, rounds, num_bytes)
+
+
+def _of_chain(
+    method: Method,
+    sends: tuple[Quantity, ...],
+    settings: RunSettings,
+    plan: MergePlan,
+    ranks: Mapping[str, int],
+) -> Upload:
+    steps = schedule(plan, settings_for(method.name, settings).merge)
+    form = ProductForm(settings.merge.products == "dense", with_updates="ΔW" in sends)
+    of = {g.name: bytes_of(statistics_shapes([g], ranks, form)) for g in plan.groups}
+    num_bytes = sum(of[group.name] for step in steps for group in step.groups)
+    return Upload(method, sends, len(steps), num_bytes, tuple(of.values()))

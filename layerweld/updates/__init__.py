@@ -1,0 +1,1 @@
+"""What fine-tuning added to a model: low-rank and dense updates, and their sums."""
