@@ -325,6 +325,6 @@ def test_a_damaged_header_of_a_journal_is_refused(sites, tmp_path):
     for text in ("{", "[]", json.dumps({"run": 3})[:-3]):
         (tmp_path / "out/journal/run.json").write_text(text)
         with pytest.raises(
-            JournalError, match=r"run\.json (is damaged|cannot be read|holds no JSON)"
+            JournalError, match=r"run\.json (is damaged|cannot be read|does not hold a JSON)"
         ):
             play(sites, tmp_path / "out")
