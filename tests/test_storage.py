@@ -272,7 +272,7 @@ def holding(tmp_path):
 
 def test_a_second_run_in_the_same_output_folder_is_refused(sites, tmp_path, holding):
     process = holding(tmp_path / ".out.lock")
-    with pytest.raises(InUseError, match=r"another process works in .*out"):
+    with pytest.raises(InUseError, match=r"another process is using .*out"):
         play(sites, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     process.kill()  # whoever dies lets go
@@ -285,7 +285,7 @@ def test_a_second_process_of_a_site_in_one_run_is_refused(sites, tmp_path, holdi
     journal = app_module("server.journal")
     monkeypatch.setattr(journal.secrets, "token_hex", lambda _n: "0" * 16)
     holding(sites.folder / f"cache/locks/birch-{'0' * 16}.lock")
-    with pytest.raises(InUseError, match=r"another process works in .*cache, as birch"):
+    with pytest.raises(InUseError, match=r"another process is using .*cache, as birch"):
         play(sites, tmp_path / "out")
 
 
