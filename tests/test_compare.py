@@ -147,7 +147,7 @@ def test_of_two_comparisons_into_one_folder_at_once_the_second_is_refused(
         patch.setattr(Federation, "merge", meanwhile)
         assert compare(file, output, "--methods", "mean").exit_code == 0
     assert [type(error) for error in second] == [InUseError]
-    assert "another process works in" in str(second[0])
+    assert "another process is using" in str(second[0])
     assert compare(file, output, "--methods", "mean").exit_code == 0
     assert not list(tmp_path.glob(".*.lock"))
 

@@ -274,7 +274,7 @@ def holding(tmp_path):
 
 def test_a_second_run_in_the_same_output_folder_is_refused(sites, tmp_path, holding):
     process = holding(tmp_path / ".out.lock")
-    with pytest.raises(InUseError, match=r"another process works in .*out"):
+    with pytest.raises(InUseError, match=r"another process is using .*out"):
         play(sites, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     process.kill()  # whoever dies lets go
@@ -287,7 +287,7 @@ def test_a_second_process_of_a_site_in_one_run_is_refused(sites, tmp_path, holdi
     journal = app_module("server.journal")
     monkeypatch.setattr(journal.secrets, "token_hex", lambda _n: "0" * 16)
     holding(sites.folder / f"cache/locks/birch-{'0' * 16}.lock")
-    with pytest.raises(InUseError, match=r"another process works in .*cache, as birch"):
+    with pytest.raises(InUseError, match=r"another process is using .*cache, as birch"):
         play(sites, tmp_path / "out")
 
 
@@ -327,6 +327,6 @@ def test_a_damaged_header_of_a_journal_is_refused(sites, tmp_path):
     for text in ("{", "[]", json.dumps({"run": 3})[:-3]):
         (tmp_path / "out/journal/run.json").write_text(text)
         with pytest.raises(
-            JournalError, match=r"run\.json (is damaged|cannot be read|holds no JSON)"
+            JournalError, match=r"run\.json (is damaged|cannot be read|does not hold a JSON)"
         ):
             play(sites, tmp_path / "out")
