@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from layerweld.errors import RefusedReplyError, UnusableMergeError
 from layerweld.plan import LayerGroup, LayerShape
 from layerweld.settings.merge import MergeSettings
-from layerweld.statistics.gram import GramAccumulator
-from layerweld.statistics.group import Product, ProductForm, group_statistics
+from layerweld.statistics.group import GroupAccumulator, Product, ProductForm
 from layerweld.statistics.influence import opposed
 from layerweld.statistics.pool import GroupPool
 from layerweld.updates.bounds import LARGEST_WEIGHT, largest_of_update
@@ -40,7 +39,7 @@ def cohort(count, seed, chosen, *, tokens=40):
     form = ProductForm(chosen.products == "dense", with_updates=chosen.anchor == "mean")
     found = {}
     for number in range(count):
-        accumulator = GramAccumulator(D_IN, unit_tokens=chosen.normalization == "token")
+        accumulator = GroupAccumulator(GROUP, chosen)
         mixing = torch.linalg.qr(random(generator, D_IN, D_IN))[0]
         inputs = random(generator, 1, tokens, D_IN) * spectrum @ mixing
         accumulator.update(inputs, torch.ones(1, tokens, dtype=torch.bool))
@@ -48,15 +47,7 @@ def cohort(count, seed, chosen, *, tokens=40):
             layer: LowRankUpdate(random(generator, d, RANK), random(generator, RANK, D_IN))
             for layer, d in WIDTHS.items()
         }
-        found[f"site-{number}"] = group_statistics(
-            GROUP.name,
-            accumulator.mean(),
-            tokens,
-            updates,
-            normalization=chosen.normalization,
-            shrinkage=chosen.shrinkage,
-            form=form,
-        )
+        found[f"site-{number}"] = accumulator.statistics(updates, form)
     return found
 
 

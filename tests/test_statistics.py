@@ -7,12 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from layerweld.errors import RefusedReplyError
+from layerweld.plan import LayerGroup, LayerShape
+from layerweld.settings.merge import MergeSettings
 from layerweld.statistics.checks import check_statistics
-from layerweld.statistics.gram import GramAccumulator, shrink
+from layerweld.statistics.gram import shrink
 from layerweld.statistics.group import (
+    GroupAccumulator,
     GroupStatistics,
     ProductForm,
-    group_statistics,
 )
 from layerweld.updates.update import DenseUpdate, LowRankUpdate
 
@@ -23,7 +25,9 @@ seeds = st.integers(0, 2**16)
 def measured(normalization="token", shrinkage=1.0, dense=False, with_updates=False, num=9, seed=0):
     """Statistics of three-wide tokens, and the updates they were formed with."""
     generator = torch.Generator().manual_seed(seed)
-    accumulator = GramAccumulator(3, unit_tokens=normalization == "token")
+    group = LayerGroup("mlp", 0, 3, (LayerShape("up", 4), LayerShape("gate", 2)))
+    chosen = MergeSettings(normalization=normalization, shrinkage=shrinkage)
+    accumulator = GroupAccumulator(group, chosen)
     tokens = torch.randn(1, num, 3, generator=generator)
     accumulator.update(tokens, torch.ones(1, num, dtype=torch.bool))
     updates = {
@@ -32,16 +36,7 @@ def measured(normalization="token", shrinkage=1.0, dense=False, with_updates=Fal
         ),
         "gate": DenseUpdate(torch.randn(2, 3, generator=generator)),
     }
-    statistics = group_statistics(
-        "mlp",
-        accumulator.mean(),
-        num,
-        updates,
-        normalization=normalization,
-        shrinkage=shrinkage,
-        form=ProductForm(dense, with_updates),
-    )
-    return statistics, updates
+    return accumulator.statistics(updates, ProductForm(dense, with_updates)), updates
 
 
 def product_of(statistics, layer):

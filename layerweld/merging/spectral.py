@@ -30,7 +30,7 @@ def relative_distance(ones: Sequence[Update], others: Sequence[Update]) -> float
     """``‖one - other‖ / ‖other‖`` over all layers together; 0 where both are zero."""
     squared = whole = 0.0
     for one, other in zip(ones, others, strict=True):
-        difference = one.float64() - other.float64()
+        difference = summed([one, other * -1.0])
         squared += max(0.0, difference.inner(difference))
         whole += other.inner(other)
     return math.sqrt(squared / whole) if whole > 0 else 0.0

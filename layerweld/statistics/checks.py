@@ -161,7 +161,7 @@ def check_product(
     for name, tensor in product.tensors().items():
         if not bool(torch.isfinite(tensor).all()):
             raise RefusedReplyError(f"{where}: {name} holds a number that is not finite")
-        if name not in ("right", "product") and not is_usable(tensor):
+        if tensor is not product.moments.rows and not is_usable(tensor):
             raise RefusedReplyError(
                 f"{where}: {name} has numbers up to {largest(tensor):.3g}, and no update of a "
                 f"model has any beyond {LARGEST_WEIGHT:.0f}"

@@ -5,10 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from layerweld.statistics.gram import normalize, pack_symmetric, shrink, unpack_symmetric
-from layerweld.updates.update import DenseUpdate, Update, update_from
+from layerweld.plan import LayerGroup
+from layerweld.settings.merge import MergeSettings
+from layerweld.statistics.gram import (
+    GramAccumulator,
+    normalize,
+    pack_symmetric,
+    shrink,
+    unpack_symmetric,
+)
+from layerweld.updates.update import DenseUpdate, Update, blank_update, update_from
 
 _MOMENTS = {"left": "left", "right": "right", "weight": "product"}
 _OWN = {"right": "factor", "weight": "update"}
@@ -106,31 +115,66 @@ class ProductForm:
     with_updates: bool
 
 
-def group_statistics(
-    group: str,
-    mean_gram: Tensor,
-    num_tokens: int,
-    updates: Mapping[str, Update],
-    *,
-    normalization: str,
-    shrinkage: float,
-    form: ProductForm,
-) -> GroupStatistics:
-    """Normalise a mean Gram matrix and form its products with a site's updates.
+class GroupAccumulator:
+    """What one layer group's inputs are measured for, batch by batch.
 
     Args:
-        group: name of the layer group.
-        mean_gram: ``(d_in, d_in)`` float64, of :class:`~layerweld.statistics.gram.GramAccumulator`.
-        num_tokens: tokens it was taken over.
-        updates: ``ΔW`` of the group's layers that the site fine-tuned.
-        normalization: of the run, see :func:`layerweld.statistics.gram.normalize`.
-        shrinkage: factor on the off-diagonal inside the products.
-        form: factored or dense, with or without the updates themselves.
+        group: the layer group.
+        settings: normalisation and shrinkage are read here.
+        device: where to accumulate.
     """
-    gram = normalize(mean_gram, normalization).float()  # type: ignore[arg-type]
-    shrunk = shrink(gram.double(), shrinkage)
-    products = {layer: _product(update, shrunk, form) for layer, update in updates.items()}
-    return GroupStatistics(group, gram, products, num_tokens)
+
+    def __init__(
+        self, group: LayerGroup, settings: MergeSettings, device: torch.device | str = "cpu"
+    ) -> None:
+        self._group, self._settings = group, settings
+        unit_tokens = settings.normalization == "token"
+        self._gram = GramAccumulator(group.d_in, unit_tokens=unit_tokens, device=device)
+
+    def update(self, inputs: Tensor, keep: Tensor) -> None:
+        """Add one batch ``(batch, seq, d_in)``; ``keep`` ``(batch, seq)`` is False on padding."""
+        self._gram.update(inputs, keep)
+
+    def statistics(self, updates: Mapping[str, Update], form: ProductForm) -> GroupStatistics:
+        """The normalised Gram matrix, and its products with a site's updates.
+
+        Args:
+            updates: ``ΔW`` of the layers that the site fine-tuned; those of other groups are
+                passed over.
+            form: factored or dense, with or without the updates themselves.
+
+        Raises:
+            ValueError: no token was seen.
+        """
+        gram = normalize(self._gram.mean().cpu(), self._settings.normalization).float()
+        shrunk = shrink(gram.double(), self._settings.shrinkage)
+        products = {
+            layer.name: _product(updates[layer.name], shrunk, form)
+            for layer in self._group.layers
+            if layer.name in updates
+        }
+        return GroupStatistics(self._group.name, gram, products, self._gram.num_tokens)
+
+
+def blank_statistics(
+    group: LayerGroup, ranks: Mapping[str, int], form: ProductForm
+) -> GroupStatistics:
+    """Statistics that have the shapes of a site's and no numbers.
+
+    Args:
+        group: the layer group.
+        ranks: LoRA rank of each layer that the site fine-tuned; 0 where the whole layer changed.
+        form: how products travel in this run.
+    """
+    gram = torch.empty(group.d_in, group.d_in, device="meta")
+    products = {
+        layer.name: _product(
+            blank_update((layer.d_out, group.d_in), ranks[layer.name]), gram.double(), form
+        )
+        for layer in group.layers
+        if layer.name in ranks
+    }
+    return GroupStatistics(group.name, gram, products, 0)
 
 
 def _product(update: Update, gram: Tensor, form: ProductForm) -> Product:
