@@ -62,6 +62,6 @@ class Opcm(MergeMethod):
         norms = [
             norm([of[site] for of in sites.layers.values() if site in of]) for site in sites.sites
         ]
-        size = norm(list(merged.values()))
+        size = norm(merged.values())
         scale = sum(norms) / len(norms) / size if size > 0 else 1.0
         return Merge({layer: (update * scale).float32() for layer, update in merged.items()})

@@ -1,7 +1,7 @@
 """Sums, distances and nearest updates of lower rank. Pure tensor code."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -21,12 +21,12 @@ def truncated(update: Update, rank: int) -> LowRankUpdate:
     return LowRankUpdate(kept.left * kept.values, kept.right).float32()
 
 
-def norm(updates: Sequence[Update]) -> float:
+def norm(updates: Iterable[Update]) -> float:
     """Frobenius norm of all the updates together."""
     return math.sqrt(sum(max(0.0, update.inner(update)) for update in updates))
 
 
-def relative_distance(ones: Sequence[Update], others: Sequence[Update]) -> float:
+def relative_distance(ones: Iterable[Update], others: Iterable[Update]) -> float:
     """``‖one - other‖ / ‖other‖`` over all layers together; 0 where both are zero."""
     squared = whole = 0.0
     for one, other in zip(ones, others, strict=True):

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
@@ -232,8 +231,13 @@ class GroupPool:
             total: S with every weight as it is.
             scales: by site.
         """
-        gram = total - self._off(scales, lambda kept: kept.gram.double()) if scales else total
-        system = regularize(shrink(gram, self.settings.shrinkage), self.settings.ridge)
+        off = (  # what the scales take off, site by site in their order
+            (1 - scale) * one.weight * one.statistics.gram.double()
+            for site, one in self._sorted()
+            if (scale := scales.get(site, 1.0)) < 1
+        )
+        gram = shrink(total - sum(off), self.settings.shrinkage)
+        system = regularize(gram, self.settings.ridge)
         weights = self._weights(scales)
         silent = math.fsum(w * self._admitted[site].silent for site, w in weights.items())
         sites = sum(1 for site in weights if scales.get(site, 1.0) > 0)
@@ -245,14 +249,6 @@ class GroupPool:
             pool = self._layers.get(shape.name)
             if pool is not None and pool.has_any(scales):
                 yield shape.name, pool
-
-    def _off(self, scales: Mapping[str, float], part: Callable[[GroupStatistics], Any]) -> Any:
-        """What the scales take off a weighted sum of parts, site by site in their order."""
-        return sum(
-            (1 - scale) * self._admitted[site].weight * part(self._admitted[site].statistics)
-            for site, scale in sorted(scales.items())
-            if scale < 1
-        )
 
     def _without_each(
         self, total: Tensor, equations: Equations
