@@ -10,7 +10,6 @@ from typer.testing import CliRunner
 
 from layerweld.cli import main as cli
 from layerweld.errors import ConfigError, InUseError
-from layerweld.launch import app_module
 from layerweld.report.comparison_results import Comparison, Entry
 from layerweld.report.comparison_scores import Spread, lines
 from layerweld.report.comparison_tables import budget_text
@@ -19,6 +18,7 @@ from layerweld.report.run_results import MethodResult, Score
 from layerweld.settings.grids import GRIDS, candidates, with_candidate
 from layerweld.settings.methods import METHODS, methods_of
 from layerweld.settings.run import RunSettings, read_run_settings
+from server import comparison as server_comparison
 from server.federation import Federation
 from server.peak_memory import peak_resident
 from tests.tiny_sites import make_labelled_sites
@@ -282,7 +282,7 @@ def test_figures_are_normalised_at_each_seed_and_then_averaged():
 def test_what_the_run_sets_otherwise_than_published_is_told():
     given = {"ties.density": 0.1, "merge.influence": True, "dare.drop": 0.5, "merge.ridge": 0.01}
     settings = read_run_settings({"methods": "com,ties", **given})
-    found = app_module("server.comparison")._given(settings, methods_of(settings))
+    found = server_comparison._given(settings, methods_of(settings))
     assert found == {"ties.density": 0.1}
     told = budget_text(replace(comparison([result("mean", "Mean", a=0.4)]), given=found))
     assert told.endswith("but for ties.density = 0.1, as the run's file has it.")

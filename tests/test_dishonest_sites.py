@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from layerweld.errors import RefusedReplyError, UnusableMergeError
-from layerweld.launch import app_module
 from layerweld.merging.fisher import Fisher, implied_update, normalised, problem_with
 from layerweld.merging.lora_averaging import FedIt
 from layerweld.merging.sums import Mean
@@ -19,6 +18,8 @@ from layerweld.transport.arrays import to_arrays
 from layerweld.updates.named_tensors import update_tensors
 from layerweld.updates.proportion import OutOfProportionError, Part, refuse_parts_out_of_proportion
 from layerweld.updates.update import DenseUpdate, LowRankUpdate
+from strategies.round_by_round import RoundByRound
+from strategies.update_merging import UpdateMerging
 from tests.faulty_grid import FaultyGrid, none
 from tests.pooled_sites import GROUP, new_sites, statistics_of
 from tests.stub_sites import (
@@ -106,11 +107,9 @@ def play_updates(change, clock, merging=None, **entries):
 
     chosen = settings(**entries)
     cohort = new_chain(chosen).cohort
-    merging = app_module("strategies.update_merging").UpdateMerging(
-        PLAN, cohort, merging or Mean(), {}
-    )
+    merging = UpdateMerging(PLAN, cohort, merging or Mean(), {})
     grid = FaultyGrid(Liar(), NODES, chosen, none(), clock)
-    app_module("strategies.round_by_round").RoundByRound(cohort, merging).play(grid)
+    RoundByRound(cohort, merging).play(grid)
     return merging
 
 

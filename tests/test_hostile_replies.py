@@ -15,11 +15,12 @@ import pytest
 from flwr.app import ConfigRecord, MetricRecord, RecordDict
 
 from layerweld.errors import LostSiteError, RefusedReplyError
-from layerweld.launch import app_module
 from layerweld.model.schedule import Step
 from layerweld.transport.score import decode_score
 from layerweld.transport.shift import decode_shifts
 from layerweld.transport.subject import with_subject
+from server.output import write_results
+from strategies import catching_up, notices
 from tests.faulty_grid import Faults, none
 from tests.honest_messages import SUBJECT
 from tests.hostile_objects import ATTACKS, given_up, never_there, with_records_nobody_asked_for
@@ -137,15 +138,14 @@ def test_a_reply_to_what_somebody_else_was_asked_is_nobodys(clock):
 
 def test_a_site_that_lacks_more_and_more_is_sent_it_three_times():
     encoded = []
-    module = app_module("strategies.catching_up")
     step = Step(1200, PLAN.groups[:1], "merged")
-    catch_up = module.CatchUp(step, lambda steps, _remainder: encoded.append(steps), 1199)
+    catch_up = catching_up.CatchUp(step, lambda steps, _remainder: encoded.append(steps), 1199)
     for first in (1199, 700, -1):
         catch_up.note("birch", first)
         catch_up.content("birch")
     with pytest.raises(RefusedReplyError, match="still lacks"):
         catch_up.note("birch", -1)
-    fresh = module.CatchUp(step, lambda steps, _remainder: encoded.append(steps), 1199)
+    fresh = catching_up.CatchUp(step, lambda steps, _remainder: encoded.append(steps), 1199)
     for first in (1199, 1198, 1197):
         fresh.note("birch", first)
     with pytest.raises(RefusedReplyError, match="lacks more each time"):
@@ -198,7 +198,7 @@ def test_no_number_that_is_not_finite_gets_into_a_results_file(tmp_path):
     results = made_up_results()
     methods = [replace(method, seconds=float("nan")) for method in results.methods]
     with pytest.raises(ValueError, match="not JSON compliant"):
-        app_module("server.output").write_results(tmp_path, replace(results, methods=methods))
+        write_results(tmp_path, replace(results, methods=methods))
     assert not (tmp_path / "results.json").exists()
 
 
@@ -235,7 +235,7 @@ def test_a_superlink_that_knows_the_run_no_more_ends_it(clock):
 def test_a_stranger_whose_introduction_cannot_be_read_is_turned_away(clock, monkeypatch):
     """A node that nobody knows is greeted while a site is missing; it may be anybody."""
     said = []
-    monkeypatch.setattr(app_module("strategies.notices"), "log", lambda _level, t: said.append(t))
+    monkeypatch.setattr(notices, "log", lambda _level, t: said.append(t))
 
     class Stranger(WireGrid):
         def _kept(self, message_id, reply):

@@ -11,10 +11,10 @@ from typer.testing import CliRunner
 from layerweld.cli import main as cli
 from layerweld.errors import CohortError
 from layerweld.formats.task_vectors import read_fine_tuned
-from layerweld.launch import app_module
 from layerweld.model.base_model import load_base
 from layerweld.settings.methods import METHODS
 from layerweld.settings.run import RunSettings
+from server.run import play as play_run
 from tests.played_methods import ONE_ROUND, TARGETS, by_the_kernel, play, settings_of, written
 from tests.tiny_peft import edit_tensors, new_model, train_adapter
 from tests.tiny_sites import TinySites, make_labelled_sites, make_sites, with_whole_models
@@ -154,7 +154,7 @@ def test_what_cannot_work_is_refused_before_any_site_computes(
         lambda messages: push(asked.append(m.metadata.message_type) or m for m in messages),
     )
     with pytest.raises(CohortError, match=says):
-        app_module("server.run").play(grid, settings, str(sites.base), tmp_path / "out")
+        play_run(grid, settings, str(sites.base), tmp_path / "out")
     assert set(asked) == {"query.handshake"}
 
 

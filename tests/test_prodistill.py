@@ -8,11 +8,12 @@ import torch
 from transformers import AutoTokenizer
 
 from client.data.samples import read_rows
+from client.handlers import distillation
 from layerweld.formats.task_vectors import read_fine_tuned
-from layerweld.launch import app_module
 from layerweld.model.base_model import load_base
 from layerweld.model.discover import discover_plan
 from layerweld.model.linear import weight_of
+from server.run import play as play_run
 from tests.dying_server import killed_after
 from tests.played_methods import play, settings_of, written
 from tests.tiny_sites import make_sites, with_whole_models
@@ -134,12 +135,12 @@ def test_a_site_in_a_new_process_without_a_cache_catches_up(
         if message.metadata.message_type == "train.distillation":
             asked.append(message)
             if len(asked) == number:
-                app_module("client.handlers.distillation")._memory.cache_clear()
+                distillation._memory.cache_clear()
                 shutil.rmtree(sites.folder / "cache/runs", ignore_errors=True)
         return answer(message)
 
     monkeypatch.setattr(grid, "_answer", forget)
-    results = app_module("server.run").play(grid, chosen, str(sites.base), tmp_path / "out")
+    results = play_run(grid, chosen, str(sites.base), tmp_path / "out")
     assert results.manifest_hash == whole[0].manifest_hash
 
 
