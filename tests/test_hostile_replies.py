@@ -16,10 +16,10 @@ from flwr.app import ConfigRecord, MetricRecord, RecordDict
 
 from layerweld.errors import LostSiteError, RefusedReplyError
 from layerweld.model.schedule import Step
+from layerweld.report.run.files import write_results
 from layerweld.transport.score import decode_score
 from layerweld.transport.shift import decode_shifts
 from layerweld.transport.subject import with_subject
-from server.output import write_results
 from strategies import catching_up, notices
 from tests.faulty_grid import Faults, none
 from tests.honest_messages import SUBJECT

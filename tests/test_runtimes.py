@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from layerweld.launch import app_folder
+from layerweld.runtime.app_path import app_folder
 from server.run import play as play_run
 from tests.played_methods import settings_of
 from tests.test_adamerging import with_heads

@@ -16,13 +16,13 @@ from safetensors import SafetensorError
 
 from client import store
 from layerweld.errors import InUseError, JournalError, OutputError, StorageError
+from layerweld.report import output_folder
+from layerweld.report.run import files as run_files
 from layerweld.runtime import disk
 from layerweld.runtime.disk import only_here, writing
 from server import hashed_files, numbered_files
 from server import journal as server_journal
-from server import output as server_output
 from server.journal import RunJournal
-from server.output import check_output_folder
 from server.run import play as play_run
 from tests.faulty_grid import InProcessGrid
 from tests.stub_sites import NAMES, StubApp, digest_of, new_chain, settings
@@ -60,7 +60,7 @@ class Points:
         self.count, self._act = 0, act
         for owner, name in (
             (disk, "_sync"), (Path, "replace"), (hashed_files, "save_file"), (Path, "mkdir"),
-            (server_output, "write_report"), (server_output.shutil, "rmtree"),
+            (run_files, "write_report"), (output_folder.shutil, "rmtree"),
         ):  # fmt: skip
             monkeypatch.setattr(owner, name, self._around(getattr(owner, name)))
 
@@ -222,7 +222,7 @@ def test_products_that_do_not_fit_leave_nothing_but_journal_and_state(sites, tmp
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(server_output, "write_report", full)
+        patch.setattr(run_files, "write_report", full)
         with pytest.raises(StorageError, match="No space left"):
             play(sites, tmp_path / "out", granularity="model")
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"journal", "state.json"}
@@ -277,7 +277,7 @@ def holding(tmp_path):
 
 def test_a_second_run_in_the_same_output_folder_is_refused(sites, tmp_path, holding):
     process = holding(tmp_path / ".out.lock")
-    with pytest.raises(InUseError, match=r"another process works in .*out"):
+    with pytest.raises(InUseError, match=r"another process is using .*out"):
         play(sites, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     process.kill()  # whoever dies lets go
@@ -289,7 +289,7 @@ def test_a_second_run_in_the_same_output_folder_is_refused(sites, tmp_path, hold
 def test_a_second_process_of_a_site_in_one_run_is_refused(sites, tmp_path, holding, monkeypatch):
     monkeypatch.setattr(server_journal.secrets, "token_hex", lambda _n: "0" * 16)
     holding(sites.folder / f"cache/locks/birch-{'0' * 16}.lock")
-    with pytest.raises(InUseError, match=r"another process works in .*cache, as birch"):
+    with pytest.raises(InUseError, match=r"another process is using .*cache, as birch"):
         play(sites, tmp_path / "out")
 
 
@@ -320,7 +320,7 @@ def test_a_finished_merge_in_the_way_is_named_with_the_way_out(tmp_path):
     (tmp_path / "out/adapter").mkdir(parents=True)
     says = r"is not empty \(it holds 'adapter'\); choose another output folder, or move"
     with pytest.raises(OutputError, match=says) as error:
-        check_output_folder(tmp_path / "out")
+        output_folder.check_output_folder(tmp_path / "out")
     assert error.value.exit_code == 11
 
 
@@ -329,6 +329,6 @@ def test_a_damaged_header_of_a_journal_is_refused(sites, tmp_path):
     for text in ("{", "[]", json.dumps({"run": 3})[:-3]):
         (tmp_path / "out/journal/run.json").write_text(text)
         with pytest.raises(
-            JournalError, match=r"run\.json (is damaged|cannot be read|holds no JSON)"
+            JournalError, match=r"run\.json (is damaged|cannot be read|does not hold a JSON)"
         ):
             play(sites, tmp_path / "out")
