@@ -243,7 +243,7 @@ def test_whole_models_are_weighed_as_well(tmp_path):
         tuned.save_pretrained(node["adapter"])
     results = play(sites, tmp_path / "out", "adamerging", **FEW | {"adamerging.rounds": 2})
     assert (tmp_path / "out/model").is_dir()
-    assert results.methods[-1].figures["largest coefficient"] == pytest.approx(0.4, abs=0.01)
+    assert results.methods[-1].metrics["largest coefficient"] == pytest.approx(0.4, abs=0.01)
 
 
 def test_label_words_are_a_head_once_rows_name_the_classes(tmp_path):
@@ -256,5 +256,5 @@ def test_label_words_are_a_head_once_rows_name_the_classes(tmp_path):
         labelled = [row | {"label": f"w{i % 3}"} for i, row in enumerate(rows)]
         Path(node["data"]).write_text("\n".join(json.dumps(row) for row in labelled) + "\n")
     results = play(sites, tmp_path / "out", "adamerging", **FEW | words)
-    figures = results.methods[-1].figures
+    figures = results.methods[-1].metrics
     assert figures["mean entropy in the last round"] < figures["mean entropy in the first round"]

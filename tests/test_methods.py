@@ -115,7 +115,7 @@ def test_averages_weigh_sites_by_their_training_rows_not_by_what_was_drawn(shari
 
 def test_a_dense_merge_of_loras_is_compressed_to_an_adapter(sites, tmp_path):
     play(sites, tmp_path / "out", "ties", **{"merge.rank": 4})
-    figures = json.loads((tmp_path / "out/manifest.json").read_text())["figures"]
+    figures = json.loads((tmp_path / "out/manifest.json").read_text())["metrics"]
     assert 0 < figures["compression error"] < 1
     exact = by_the_kernel(sites, RunSettings().ties)
     got = written(sites, tmp_path / "out")
@@ -127,7 +127,7 @@ def test_a_dense_merge_of_loras_is_compressed_to_an_adapter(sites, tmp_path):
 def test_what_fedit_loses_is_in_the_report_and_in_the_results(sharing_sites, tmp_path):
     play(sharing_sites, tmp_path / "out", "fedit,flora")
     results = json.loads((tmp_path / "out/results.json").read_text())
-    assert results["methods"][1]["figures"] == {"distance to the mean": 0.0}
+    assert results["methods"][1]["metrics"] == {"distance to the mean": 0.0}
     assert {"fedit.weighting", "flora.weighting", "merge.ridge"} <= results["settings"].keys()
     assert not any(key.startswith(("ties.", "lines.")) for key in results["settings"])
     assert "distance to the mean" in (tmp_path / "out/report.html").read_text()

@@ -89,8 +89,8 @@ def test_the_federation_learns_what_one_process_with_all_rows_would(sites, whole
     for layer, values in expected.items():
         torch.testing.assert_close(got[layer], values, rtol=1e-3, atol=1e-4)
     assert results.methods[-1].rounds == 1 + 2 * FEW["prodistill.steps"]
-    assert len(results.methods[-1].figures) == 2
-    assert all(0 < value < 1 for value in results.methods[-1].figures.values())
+    assert len(results.methods[-1].metrics) == 2
+    assert all(0 < value < 1 for value in results.methods[-1].metrics.values())
 
 
 def test_no_step_is_task_arithmetic(sites, tmp_path):
@@ -149,10 +149,10 @@ def test_other_families_are_distilled_as_well(tmp_path, family):
     targets = {"gpt2": ["c_attn", "c_fc", "c_proj"], "llama": ["q_proj", "down_proj"]}[family]
     sites = make_sites(tmp_path, targets, family)
     results = play(sites, tmp_path / "out", "prodistill", **FEW)
-    assert all(0 < value < 1 for value in results.methods[-1].figures.values())
+    assert all(0 < value < 1 for value in results.methods[-1].metrics.values())
 
 
 def test_whole_models_are_distilled_each_behind_its_own_embeddings(tmp_path):
     sites = with_whole_models(make_sites(tmp_path, TARGETS))
     results = play(sites, tmp_path / "out", "prodistill", **FEW)
-    assert all(0 < value < 1 for value in results.methods[-1].figures.values())
+    assert all(0 < value < 1 for value in results.methods[-1].metrics.values())

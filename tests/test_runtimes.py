@@ -178,4 +178,4 @@ def test_coefficients_are_learnt_to_the_bit_with_a_process_per_message(flower, t
 
 
 def figures(output):
-    return [m["figures"] for m in json.loads((output / "results.json").read_text())["methods"]]
+    return [m["metrics"] for m in json.loads((output / "results.json").read_text())["methods"]]

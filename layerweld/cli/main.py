@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from layerweld.cli import compare_commands
 from layerweld.deploy import coordinator_commands, site_commands
 from layerweld.runtime.endings import run_and_end
 
@@ -70,103 +71,8 @@ def simulate(
     _play(settings, nodes, base, folder)
 
 
-@app.command()
-def compare(
-    config: Annotated[Path, typer.Argument(help="TOML file with settings and [[sites]].")],
-    methods: Annotated[
-        str, typer.Option(help="Comma-separated names of `layerweld methods`, or `all`.")
-    ] = "all",
-    seeds: Annotated[
-        int, typer.Option(min=1, help="How many; the first is the file's `calibration.seed`.")
-    ] = 1,
-    tune: Annotated[
-        int,
-        typer.Option(min=1, help="Candidates per method, chosen on rows set aside; 1: defaults."),
-    ] = 1,
-    output: Annotated[
-        Path, typer.Option(help="Folder to create, or one of an earlier comparison to go on with.")
-    ] = Path("comparison"),
-) -> None:
-    """Which method serves your sites best? Every one on the same adapters, in one table.
-
-    Adapters are trained or found once per seed. Sites need labelled held-out rows. Methods that
-    cannot work on the sites' models are listed with the reason.
-
-    What was played is kept in the output folder: the same command goes on after an interruption,
-    and with more methods or seeds it plays only those.
-
-    With `--tune` every site sets a fifth of its rows aside; an adapter that a site brings along may
-    have been trained on them.
-
-    Example: `layerweld compare hospitals.toml --methods com,ties,mean --seeds 3 --output compared`
-    """
-    from layerweld.cli.in_process import compare_in_process
-    from layerweld.report.comparison import tables
-    from layerweld.report.comparison.files import PLAYED, comparing_in, write_comparison
-    from layerweld.runtime.terminal import console, showing_progress
-    from layerweld.settings.methods import METHODS, methods_of
-    from layerweld.settings.sites import base_of, read_run_file
-
-    settings, sites = read_run_file(config)
-    names = ",".join(METHODS) if methods == "all" else methods
-    settings = settings.model_copy(update={"min_sites": len(sites), "methods": names})
-    methods_of(settings)
-    nodes = [site.node_config() for site in sites]
-    first = settings.calibration.seed
-    base = base_of(settings, sites, config)
-    with comparing_in(output), showing_progress():
-        found = compare_in_process(
-            settings,
-            nodes,
-            base,
-            range(first, first + seeds),
-            tune,
-            kept=output / PLAYED,
-            on_known=lambda known: write_comparison(known, output),
-        )
-    console.print(tables.accuracy_table(found))
-    console.print(tables.cost_table(found))
-    console.print(tables.site_table(found))
-    for line in tables.closing_lines(found):
-        console.print(line, highlight=False)
-    console.print(f"report  {output / 'comparison.html'}", highlight=False)
-    console.print(f"tables  {output / 'methods.csv'}, sites.csv, comparison.md", highlight=False)
-
-
-@app.command()
-def compare_runs(
-    one: Annotated[Path, typer.Argument(help="Output folder of a run.")],
-    other: Annotated[Path, typer.Argument(help="Output folder of the same run elsewhere.")],
-    tolerance: Annotated[
-        float, typer.Option(min=0, help="Largest difference of a layer, as a share of its size.")
-    ] = 1e-3,
-) -> None:
-    """Did two runs make the same merge? Equal bits, equal up to rounding, or different.
-
-    Machines of one kind make equal bits; on another kind (`environment.json` in each folder) the
-    last digits differ.
-
-    Example: `layerweld compare-runs here/merged there/merged`
-    """
-    from layerweld.formats.same_runs import (
-        environment_differences,
-        layer_differences,
-        require_within,
-    )
-    from layerweld.runtime.terminal import console
-    from layerweld.untrusted.text import shown
-
-    found = layer_differences(one, other)
-    for layer in found:
-        console.print(
-            f"{layer.relative:8.1e}  {shown(layer.name)}", highlight=False, soft_wrap=True
-        )
-    for line in environment_differences(one, other):
-        console.print(f"another machine: {shown(line)}", highlight=False, soft_wrap=True)
-    require_within(found, tolerance)
-    same = all(layer.same_bits for layer in found)
-    verdict = "equal bits" if same else f"equal within {tolerance:g}"
-    console.print(f"{len(found)} layers: {verdict}", highlight=False)
+app.command()(compare_commands.compare)
+app.command()(compare_commands.compare_runs)
 
 
 @app.command()
@@ -322,15 +228,15 @@ def _nodes(sites: list[str]) -> list[dict[str, Scalar]]:
 
 def _play(settings: RunSettings, nodes: Nodes, base: str, output: Path) -> None:
     from layerweld.cli.in_process import run_in_process
-    from layerweld.report.run.tables import accuracy_table
+    from layerweld.report.run.tables import site_accuracy_table
     from layerweld.runtime.terminal import console, showing_progress
 
     with showing_progress():
         results = run_in_process(settings, nodes, base, output)
     if any(method.scores for method in results.methods):
-        console.print(accuracy_table(results))
+        console.print(site_accuracy_table(results))
     for method in results.methods:
-        for name, value in method.figures.items():
+        for name, value in method.metrics.items():
             console.print(f"{method.label}: {name} {value:.3g}", highlight=False)
     made = next(name for name in ("adapter", "model") if (output / name).is_dir())
     console.print(f"merged {made}  {output / made}", highlight=False)

@@ -189,6 +189,11 @@ def measuring_shift(settings: RunSettings) -> tuple[Method, ...]:
     return tuple(method for method in methods_of(settings)[:last] if method.granularity)
 
 
+def tables_of(method: Method) -> tuple[str, ...]:
+    """The tables of settings that a method reads beside those that every method does."""
+    return (method.table, "lines") if method.lines else (method.table,)
+
+
 def reads(method: Method, key: str, settings: RunSettings) -> bool:
     """Whether a setting has a say in what the method makes; every one outside of merging has.
 
