@@ -1,4 +1,4 @@
-"""The model card that lies beside a merge: what it is, where it came from, how to load it."""
+"""The model card beside a merge: what it is, where it came from, how to load it."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ _CITATION = """\
 
 _ABOUT_STATISTICS = """\
 - **Statistics are not anonymous.** Instead of data, the sites sent second moments of layer inputs
-  or of gradients. From Gram matrices of a language model's first layers the counts of single tokens
-  can be read off.
+  or of gradients. The counts of single tokens can be read off Gram matrices of a language model's
+  first layers.
 """
 
 _ABOUT_UPDATES = """\
 - **Updates are not anonymous.** Instead of data, the sites sent what fine-tuning added to the
-  model, and that can hold traces of single rows.
+  model. That can hold traces of single samples.
 """
 
 _ABOUT_GRADIENTS = """\
 - **Updates and gradients are not anonymous.** Instead of data, the sites sent what fine-tuning
-  added to the model, and gradients over their rows; both can hold traces of single rows. With
+  added to the model, and gradients over their samples. Both can hold traces of single samples. With
   AdaMerging every site also received the updates of all others.
 """
 
 Sent = Literal["statistics", "updates", "updates and gradients"]
-"""What of a site's the merge was made from."""
+"""What the sites sent, and the merge was made from."""
 
 _ABOUT: Mapping[Sent, str] = {
     "statistics": _ABOUT_STATISTICS,
@@ -50,16 +50,16 @@ _ABOUT: Mapping[Sent, str] = {
 _SOURCES: Mapping[Sent, str] = {
     "statistics": "statistics that the sites computed on their data",
     "updates": "their updates",
-    "updates and gradients": "their updates and gradients that they computed on their data",
+    "updates and gradients": "their updates, and gradients that they computed on their data",
 }
 
 _TO_KNOW = """\
-- **Task heads are not included.** They stay at the sites; put your own on top.
+- **Task heads are not included.** They stay at the sites. Put your own on top.
 - The merge is for this base model only, with the weights that all sites started from."""
 
 
 _CLASSES = {"CAUSAL_LM": "AutoModelForCausalLM"}
-"""Class by :data:`layerweld.formats.lora_config.TASKS`, where the task tells it."""
+"""Class by :data:`layerweld.formats.lora_config.TASKS`, where the task determines it."""
 
 
 class Participant(Protocol):
@@ -67,7 +67,7 @@ class Participant(Protocol):
 
     @property
     def name(self) -> str:
-        """As the site is called in the run."""
+        """The site's name in the run."""
 
     @property
     def samples(self) -> int:
@@ -103,7 +103,7 @@ def write_model_card(
         sent: what the sites sent.
         prefix: as given to :func:`layerweld.formats.export.write_adapter`.
         task: likewise.
-        missing: of each site that was lost on the way, the layer groups that lack it.
+        missing: for each site that was lost on the way, the layer groups that lack it.
     """
     adapter = (folder / "adapter_config.json").is_file()
     base_name = shown(base_name)
@@ -138,18 +138,17 @@ def write_model_card(
 def _missing(missing: Mapping[str, Sequence[str]]) -> str:
     rows = [(site, len(groups), ", ".join(groups)) for site, groups in missing.items()]
     return (
-        f"These sites failed on the way, and the run went on without them. The groups below know "
-        f"nothing of their tasks.\n\n{_table(('site', 'groups without it', 'which'), rows)}"
+        f"These sites failed on the way, and the run continued without them. The groups below "
+        f"know nothing of their tasks.\n\n{_table(('site', 'groups without it', 'which'), rows)}"
     )
 
 
 def _summary(base_name: str, adapter: bool, method: str, sent: Sent) -> str:
     what = "A LoRA adapter" if adapter else "A model"
     return (
-        f"{what} that does the tasks of several sites, each of which fine-tuned "
-        f"`{markdown_code(base_name)}` on "
-        f"data of its own. It was merged with layerweld by {method}, from {_SOURCES[sent]}; the "
-        f"data never left the sites."
+        f"{what} for the tasks of several sites. Each of them fine-tuned "
+        f"`{markdown_code(base_name)}` on its own data. layerweld merged them by {method}, from "
+        f"{_SOURCES[sent]}. The data never left the sites."
     )
 
 
@@ -166,7 +165,7 @@ def loading(
     Args:
         name: folder of the merge.
         base_name: folder of the base model.
-        adapter: whether it is one; else a whole model.
+        adapter: whether the merge is an adapter; else it is a whole model.
         prefix: what the names of an adapter's layers begin with, by the class that was trained.
         task: PEFT's task type, if it is known.
     """
@@ -212,12 +211,12 @@ def _scores(scores: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def _quoted(text: str) -> str:
-    """As Python writes it: a name that holds a quote ends no string of the code."""
+    """As a string in Python: a quote in a name must not end it."""
     return json.dumps(shown(text), ensure_ascii=False)
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[object]], *, code: bool = False) -> str:
-    """A table; with ``code`` its first column is."""
+    """A Markdown table; with ``code`` its first column is code."""
     lines = [[markdown(cell, 2000) for cell in row] for row in rows]
     if code:
         lines = [[f"`{markdown_code(line[0])}`", *line[1:]] for line in lines]
