@@ -20,7 +20,6 @@ from layerweld.settings.comparison import ComparisonSettings
 from layerweld.settings.grids import GRIDS, candidates, with_candidate
 from layerweld.settings.methods import METHODS
 from layerweld.settings.run import RunSettings, read_run_settings
-from server import comparison as server_comparison
 from server.federation import Federation
 from tests.tiny_sites import make_labelled_sites
 

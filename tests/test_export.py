@@ -161,7 +161,7 @@ def test_an_adapter_without_a_column_is_our_own_mistake(updates, bases, tmp_path
 def test_a_folder_with_something_in_it_is_refused(bases, tmp_path):
     (tmp_path / "note.txt").write_text("keep me")
     for write in (write_adapter, write_model):
-        with pytest.raises(OutputError, match="give another name or remove it first"):
+        with pytest.raises(OutputError, match="give another name, or remove it first"):
             write(tmp_path, random_updates(bases["bert"]), *last_arguments(write, bases["bert"]))
     assert [file.name for file in tmp_path.iterdir()] == ["note.txt"]
 

@@ -200,7 +200,7 @@ def test_a_model_with_any_setting_of_a_wrong_kind_is_read_or_refused(tmp_path, b
     shutil.copytree(base.folder, tmp_path / "model")
     found = refusals(tmp_path / "model/config.json", lambda: load_base(tmp_path / "model"))
     said = (
-        r"no model that transformers itself can load|config\.json does not hold a JSON object"
+        r"not a model that transformers itself can load|config\.json does not hold a JSON object"
         r"|lacks \d+ of its model's weights"
     )
     assert all(re.search(said, str(error)) for error in found)
@@ -225,7 +225,7 @@ def test_code_that_comes_with_a_model_is_never_run(tmp_path, base):
     edit_config(tmp_path / "model", auto_map=classes)
     assert load_base(tmp_path / "model").fingerprint == base.fingerprint  # transformers' own class
     edit_config(tmp_path / "model", auto_map=classes, model_type="hostile")
-    with pytest.raises(ConfigError, match="no model that transformers itself can load"):
+    with pytest.raises(ConfigError, match="not a model that transformers itself can load"):
         load_base(tmp_path / "model")
     with pytest.raises(AdapterError):
         read_fine_tuned(tmp_path / "model", base)

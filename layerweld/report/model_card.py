@@ -1,4 +1,4 @@
-"""The model card that lies beside a merge: what it is, where it came from, how to load it."""
+"""The model card beside a merge: what it is, where it came from, how to load it."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ _CITATION = """\
 
 _ABOUT_STATISTICS = """\
 - **Statistics are not anonymous.** Instead of data, the sites sent second moments of layer inputs
-  or of gradients. From Gram matrices of a language model's first layers the counts of single tokens
-  can be read off.
+  or of gradients. The counts of single tokens can be read off Gram matrices of a language model's
+  first layers.
 """
 
 _ABOUT_UPDATES = """\
 - **Updates are not anonymous.** Instead of data, the sites sent what fine-tuning added to the
-  model, and that can hold traces of single rows.
+  model. That can hold traces of single samples.
 """
 
 _ABOUT_GRADIENTS = """\
 - **Updates and gradients are not anonymous.** Instead of data, the sites sent what fine-tuning
-  added to the model, and gradients over their rows; both can hold traces of single rows. With
+  added to the model, and gradients over their samples. Both can hold traces of single samples. With
   AdaMerging every site also received the updates of all others.
 """
 
 Sent = Literal["statistics", "updates", "updates and gradients"]
-"""What of a site's the merge was made from."""
+"""What the sites sent, and the merge was made from."""
 
 _ABOUT: Mapping[Sent, str] = {
     "statistics": _ABOUT_STATISTICS,
@@ -52,16 +52,16 @@ _ABOUT: Mapping[Sent, str] = {
 _SOURCES: Mapping[Sent, str] = {
     "statistics": "statistics that the sites computed on their data",
     "updates": "their updates",
-    "updates and gradients": "their updates and gradients that they computed on their data",
+    "updates and gradients": "their updates, and gradients that they computed on their data",
 }
 
 _TO_KNOW = """\
-- **Task heads are not included.** They stay at the sites; put your own on top.
+- **Task heads are not included.** They stay at the sites. Put your own on top.
 - The merge is for this base model only, with the weights that all sites started from."""
 
 
 _CLASSES = {"CAUSAL_LM": "AutoModelForCausalLM"}
-"""Class by :data:`layerweld.formats.lora_config.TASKS`, where the task tells it."""
+"""Class by :data:`layerweld.formats.lora_config.TASKS`, where the task determines it."""
 
 
 def write_model_card(folder: Path, results: RunResults, method: Method) -> None:
@@ -192,12 +192,12 @@ def _score_text(score: Score | None) -> str:
 
 
 def _quoted(text: str) -> str:
-    """As Python writes it: a name that holds a quote ends no string of the code."""
+    """As a string in Python: a quote in a name must not end it."""
     return json.dumps(shown(text), ensure_ascii=False)
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[object]], *, code: bool = False) -> str:
-    """A table; with ``code`` its first column is."""
+    """A Markdown table; with ``code`` its first column is code."""
     lines = [[markdown(cell, 2000) for cell in row] for row in rows]
     if code:
         lines = [[f"`{markdown_code(line[0])}`", *line[1:]] for line in lines]
