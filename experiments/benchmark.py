@@ -14,8 +14,8 @@ import typer
 from experiments.benchmark_runs import RESULTS, Name, benchmark, compared, fine_tuned_otherwise
 from experiments.figures import COLOURS, INK, panels, save
 from layerweld.launch import app_module
+from layerweld.merging.registry import METHODS
 from layerweld.runtime.terminal import console
-from layerweld.settings.methods import METHODS
 
 
 def main(

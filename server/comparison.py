@@ -10,13 +10,14 @@ from pathlib import Path
 from flwr.serverapp import Grid
 
 from layerweld.errors import ConfigError
+from layerweld.merging.method import Method
 from layerweld.report.comparison_results import Comparison, Entry, Refusal
 from layerweld.report.comparison_scores import mean_normalised
 from layerweld.report.run_results import MethodResult, SiteSummary
 from layerweld.report.run_scores import REFERENCES
 from layerweld.runtime.progress import report_progress
 from layerweld.settings.grids import candidates, with_candidate
-from layerweld.settings.methods import Method, methods_of
+from layerweld.settings.methods import methods_of
 from layerweld.settings.run import RunSettings, Scalar, read_run_settings
 from server.federation import Federation
 from server.journal import RunJournal
@@ -91,7 +92,7 @@ def _known(settings: RunSettings, base: str, played: _Seed, entries: Sequence[En
 
 def _given(settings: RunSettings, methods: Sequence[Method]) -> dict[str, Scalar]:
     """What the run sets otherwise than a method's default, of all that changes a merge."""
-    tables = {method.table for method in methods} | {"lines"}
+    tables = {"lines"}.union(*(method.tables for method in methods))
     usual = RunSettings().flat()
     return {
         key: value
@@ -168,9 +169,8 @@ class _Seed:
             for method in methods:
                 if problem_with(method, settings, federation.introductions):
                     continue
-                tables = (method.table, "lines") if method.lines else (method.table,)
                 play = partial(self._merged, federation, method, number)
-                yield self._once(federation, method.name, tables, play)
+                yield self._once(federation, method.name, method.tables, play)
         self.on_played(settings, federation.run)
 
     def _once(

@@ -17,6 +17,7 @@ from layerweld import __version__
 from layerweld.errors import OutputError
 from layerweld.formats.export import write_adapter, write_model
 from layerweld.formats.model_card import Sent, write_model_card
+from layerweld.merging.method import UPDATES, Method
 from layerweld.model.base_model import BaseModel
 from layerweld.report.run_report import write_report
 from layerweld.report.run_results import Form, MethodResult, RunResults, Score, SiteSummary
@@ -24,7 +25,7 @@ from layerweld.report.run_tables import write_accuracy_csv
 from layerweld.runtime.disk import move, reported, sync_below
 from layerweld.runtime.numerics import numeric_environment
 from layerweld.runtime.run_state import is_state
-from layerweld.settings.methods import METHODS, Method, methods_of, settings_for
+from layerweld.settings.methods import TABLES, methods_of, settings_for
 from layerweld.settings.run import RunSettings, Scalar
 from layerweld.statistics.influence import opposed, outliers
 from layerweld.transport.messages import Introduction
@@ -182,8 +183,8 @@ def write_card(
         for site, score in per_site.items():
             by_site.setdefault(site, {})[model] = score.accuracy
     method = merged.method
-    tables = (f"{method.table}.", "calibration.")
-    about = {k: v for k, v in settings.flat().items() if k.startswith(tables)}
+    tables = (*method.tables, "calibration")
+    about = {k: v for k, v in settings.flat().items() if k.partition(".")[0] in tables}
     write_model_card(
         target,
         base_name=base.name,
@@ -199,9 +200,9 @@ def write_card(
 
 
 def _sent(method: Method) -> Sent:
-    if method.learns:
+    if method.kind.learns:
         return "updates and gradients"
-    return "updates" if method.from_updates else "statistics"
+    return "updates" if method.kind is UPDATES else "statistics"
 
 
 def _missing(merged: MergedModel) -> dict[str, list[str]]:
@@ -295,25 +296,20 @@ def summary_of(introduction: Introduction) -> SiteSummary:
 
 
 def _own_settings(method: Method, settings: RunSettings) -> dict[str, Any]:
-    """The method's own table, and that of LiNeS where it scaled the result."""
+    """The tables that the method reads."""
     flat = settings.flat()
     return {
         table: {
             k.removeprefix(f"{table}."): v for k, v in flat.items() if k.startswith(f"{table}.")
         }
-        for table in _tables_of(method)
+        for table in method.tables
     }
-
-
-def _tables_of(method: Method) -> tuple[str, ...]:
-    return (method.table, "lines") if method.lines else (method.table,)
 
 
 def _played_settings(settings: RunSettings) -> dict[str, Scalar]:
     """All settings of the run but the tables of methods that it did not play."""
-    played = {table for method in methods_of(settings) for table in _tables_of(method)}
-    unused = {method.table for method in METHODS.values()} | {"lines"}
-    unused -= played | {"merge"}
+    played = {table for method in methods_of(settings) for table in method.tables}
+    unused = TABLES - played - {"merge"}
     return {k: v for k, v in settings.flat().items() if k.partition(".")[0] not in unused}
 
 

@@ -6,7 +6,7 @@ from flwr.app import ArrayRecord
 
 from layerweld.errors import RefusedReplyError
 from layerweld.launch import app_module
-from layerweld.settings.methods import METHODS
+from layerweld.merging.registry import METHODS
 from layerweld.transport.descent import (
     decode_block,
     decode_coefficients,

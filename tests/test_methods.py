@@ -12,8 +12,10 @@ from layerweld.cli import main as cli
 from layerweld.errors import CohortError
 from layerweld.formats.task_vectors import read_fine_tuned
 from layerweld.launch import app_module
+from layerweld.merging.registry import METHODS
+from layerweld.merging.ties import Ties
+from layerweld.merging.tsv import Tsv
 from layerweld.model.base_model import load_base
-from layerweld.settings.methods import METHODS
 from layerweld.settings.run import RunSettings
 from tests.played_methods import ONE_ROUND, TARGETS, by_the_kernel, play, settings_of, written
 from tests.tiny_peft import edit_tensors, new_model, train_adapter
@@ -76,7 +78,7 @@ def test_whole_models_are_merged_by_all_methods_that_need_no_lora(full_sites, tm
     names = [name for name in ONE_ROUND if not METHODS[name].needs]
     results = play(full_sites, tmp_path / "out", ",".join(["tsv", *names]))
     assert [method.name for method in results.methods][1:] == [n for n in names if n != "tsv"]
-    expected = by_the_kernel(full_sites, RunSettings().tsv)
+    expected = by_the_kernel(full_sites, RunSettings().table(Tsv))
     for layer, values in written(full_sites, tmp_path / "out").items():
         torch.testing.assert_close(values, expected[layer].dense(), rtol=1e-3, atol=1e-5)
 
@@ -117,7 +119,7 @@ def test_a_dense_merge_of_loras_is_compressed_to_an_adapter(sites, tmp_path):
     play(sites, tmp_path / "out", "ties", **{"merge.rank": 4})
     figures = json.loads((tmp_path / "out/manifest.json").read_text())["figures"]
     assert 0 < figures["compression error"] < 1
-    exact = by_the_kernel(sites, RunSettings().ties)
+    exact = by_the_kernel(sites, RunSettings().table(Ties))
     got = written(sites, tmp_path / "out")
     lost = sum(float((got[k] - exact[k].dense()).square().sum()) for k in exact)
     whole = sum(float(exact[k].dense().square().sum()) for k in exact)

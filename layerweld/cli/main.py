@@ -97,8 +97,9 @@ def compare(
     Example: `layerweld compare hospitals.toml --methods com,ties,mean --seeds 3 --output compared`
     """
     from layerweld.launch import app_module, compare_in_process
+    from layerweld.merging.registry import METHODS
     from layerweld.runtime.terminal import console, showing_progress
-    from layerweld.settings.methods import METHODS, methods_of
+    from layerweld.settings.methods import methods_of
     from layerweld.settings.sites import base_of, read_run_file
 
     settings, sites = read_run_file(config)

@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 
 from layerweld.merging.isotropic import IsoC
+from layerweld.merging.method import Method
 from layerweld.merging.one_round import Merge, MergeMethod, SiteUpdates, changed, low_rank
 from layerweld.merging.spectral import spectrum
 from layerweld.merging.sums import TaskArithmetic
@@ -67,3 +68,16 @@ class CoreSpace(MergeMethod):
         if not self.isotropic:
             return Merge(merged)
         return IsoC().merge(SiteUpdates({"": 1}, {k: {"": u} for k, u in merged.items()}))
+
+
+METHODS = (
+    Method(
+        "core-space",
+        "Core Space",
+        "Panariello et al. 2025, arXiv:2509.17786",
+        "U_B · inner(U_Bᵀ ΔW_i V_A) · V_Aᵀ, U_B and V_A bases of all B_i and all A_i",
+        CoreSpace,
+        needs=("LoRA",),
+        tune={"scaling": (0.6, 1.5, 0.4, 0.8, 1.2)},
+    ),
+)

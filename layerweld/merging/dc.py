@@ -8,6 +8,7 @@ from jaxtyping import Float64
 from pydantic import Field
 from torch import Tensor
 
+from layerweld.merging.method import Method
 from layerweld.merging.one_round import Merge, MergeMethod, SiteUpdates, in_kind, layer_by_layer
 from layerweld.merging.spectral import Spectrum
 from layerweld.merging.ties import ties
@@ -70,3 +71,16 @@ class DcMerge(MergeMethod):
                 updates, self.density, self.smoothing, self.ratio, self.scaling
             ),
         )
+
+
+METHODS = (
+    Method(
+        "dc-merge",
+        "DC-Merge",
+        "CVPR 2026, github.com/Tobeginwith/DC-Merge",
+        "even out each site's singular values, bases as in `tsv`, ties of U_⊥ᵀ ΔW_i V_⊥, own "
+        "diagonal blocks only",
+        DcMerge,
+        tune={"scaling": (0.6, 1.5, 0.4), "density": (0.01, 0.1)},
+    ),
+)

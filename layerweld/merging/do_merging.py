@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from layerweld.merging.method import Method
 from layerweld.merging.one_round import Merge, MergeMethod, SiteUpdates, changed, low_rank
 from layerweld.settings_table import NonNegative, Positive, Steps
 from layerweld.updates.update import DenseUpdate, Update
@@ -81,3 +82,17 @@ class DoMerging(MergeMethod):
 
     def _apart(self, factors: Sequence[Tensor]) -> list[Tensor]:
         return pulled_apart(factors, self.steps, self.rate, self.loyalty)
+
+
+METHODS = (
+    Method(
+        "do-merging",
+        "DO-Merging",
+        "Zheng et al. 2025, arXiv:2505.15875",
+        "pull the A_i and the B_i apart by descent, then per column mean length times mean "
+        "direction",
+        DoMerging,
+        needs=("LoRA",),
+        dense=True,
+    ),
+)
