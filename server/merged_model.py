@@ -9,7 +9,7 @@ from torch import Tensor
 
 from layerweld.merging.method import Method
 from layerweld.model.schedule import Step
-from layerweld.report.run_results import GroupFigures, Score
+from layerweld.report.results import GroupFigures, Score
 from layerweld.updates.update import Update
 from strategies.chain_of_merges import ChainOfMerges, SolvedStep
 

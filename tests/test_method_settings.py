@@ -5,9 +5,9 @@ import tomllib
 import pytest
 
 from layerweld.errors import ConfigError
-from layerweld.launch import app_folder
 from layerweld.merging.core_space import CoreSpace
 from layerweld.merging.registry import METHODS
+from layerweld.runtime.app_path import app_folder
 from layerweld.settings.facts import defaults_of
 from layerweld.settings.methods import methods_of
 from layerweld.settings.overrides import with_overrides

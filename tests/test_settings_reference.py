@@ -2,7 +2,6 @@
 
 import re
 
-from layerweld.merging.registry import METHODS
 from layerweld.settings.page import settings_page
 from layerweld.settings.reference import CHECKOUT, documents
 from layerweld.settings.run import RunSettings
@@ -16,11 +15,6 @@ def test_every_file_that_is_made_from_the_code_is_what_the_code_says():
         assert (CHECKOUT / file).read_text() == text, (
             f"{file} is out of step: python -m layerweld.settings.reference"
         )
-
-
-def test_the_readme_counts_the_methods():
-    counted = re.search(r"(\d+) merge methods", (CHECKOUT / "README.md").read_text())
-    assert int(counted[1]) == len(METHODS)
 
 
 def test_every_setting_has_a_row_that_says_what_it_means():

@@ -84,13 +84,13 @@ def setting_named(key: str, method: Method, settings: RunSettings) -> str:
     Raises:
         ConfigError: none of the method's tables has it.
     """
-    known = settings.flat()
-    for table in method.tables:
-        if f"{table}.{key}" in known:
-            return f"{table}.{key}"
-    keys = sorted(name for name in known if name.partition(".")[0] in method.tables)
+    known = sorted(settings.flat())
+    names = [name for table in method.tables for name in known if name.startswith(f"{table}.")]
+    for name in names:
+        if name.partition(".")[2] == key:
+            return name
     own = f"{method.tables[0]}."
-    listed = ", ".join(name.removeprefix(own) for name in keys)
+    listed = ", ".join(name.removeprefix(own) for name in names)
     raise ConfigError(f"unknown setting {own + key!r}; known here: {listed}")
 
 
