@@ -74,9 +74,9 @@ def test_a_setting_that_is_given_twice_is_an_error(entries):
 
 def test_overrides_go_to_the_methods_table_unless_they_name_one():
     settings = with_overrides(
-        RunSettings(), "core-space+lines", ["inner=ties", "isotropic=true", "lines.slope=0.2"]
+        RunSettings(), "core-space+lines", ["inner=tsv", "density=0.3", "lines.slope=0.2"]
     )
-    assert (settings.table(CoreSpace).inner, settings.table(CoreSpace).isotropic) == ("ties", True)
+    assert (settings.table(CoreSpace).inner, settings.table(CoreSpace).density) == ("tsv", 0.3)
     assert settings.lines.slope == 0.2
     assert with_overrides(RunSettings(), "com", ["ridge=0.5"]).merge.ridge == 0.5
 
