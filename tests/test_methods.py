@@ -58,6 +58,7 @@ def test_a_run_writes_what_the_method_says(sites, sharing_sites, tmp_path, name)
     for layer, values in got.items():
         wanted = expected[layer].dense() if layer in expected else torch.zeros_like(values)
         torch.testing.assert_close(values, wanted, rtol=1e-4, atol=1e-5)
+    assert (tmp_path / "out/model").is_dir() == METHODS[name].dense
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
     own = RunSettings().of_method(name).model_dump(by_alias=True)
     assert (manifest["method"], manifest["settings"][name]) == (name, own)
