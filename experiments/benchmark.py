@@ -13,6 +13,7 @@ import typer
 
 from experiments.benchmark_runs import RESULTS, Name, benchmark, compared, fine_tuned_otherwise
 from experiments.figures import COLOURS, INK, panels, save
+from layerweld.merging.registry import METHODS
 from layerweld.report.comparison.results import Comparison
 from layerweld.report.comparison.spreads import MethodOverSeeds, over_seeds
 from layerweld.report.comparison.tables import (
@@ -21,7 +22,6 @@ from layerweld.report.comparison.tables import (
     write_csv_files,
 )
 from layerweld.runtime.terminal import console
-from layerweld.settings.methods import METHODS
 
 
 def main(

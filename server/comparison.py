@@ -10,6 +10,7 @@ from pathlib import Path
 from flwr.serverapp import Grid
 
 from layerweld.errors import ConfigError
+from layerweld.merging.method import Method
 from layerweld.report.comparison.results import Comparison, Entry, Refusal
 from layerweld.report.comparison.spreads import mean_normalised
 from layerweld.report.results import MethodResult, SiteSummary
@@ -18,7 +19,7 @@ from layerweld.runtime.peak_memory import peak_resident
 from layerweld.runtime.progress import report_progress
 from layerweld.settings.comparison import ComparisonSettings
 from layerweld.settings.grids import candidates, with_candidate
-from layerweld.settings.methods import Method, methods_of, tables_of
+from layerweld.settings.methods import methods_of
 from layerweld.settings.run import RunSettings
 from server.federation import Federation
 from server.journal import RunJournal
@@ -145,7 +146,7 @@ class _Seed:
                 if problem_with(method, settings, federation.introductions):
                     continue
                 run = partial(self._merge, federation, method, number)
-                yield self._once(federation, method.name, tables_of(method), run)
+                yield self._once(federation, method.name, method.tables, run)
         self.forget(settings, federation.run)
 
     def _once(

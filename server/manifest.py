@@ -13,7 +13,7 @@ from layerweld import __version__
 from layerweld.report.output_folder import ENVIRONMENTS
 from layerweld.report.results import Form, GroupMetrics
 from layerweld.runtime.numerics import numeric_environment
-from layerweld.settings.methods import settings_for, tables_of
+from layerweld.settings.methods import settings_for
 from layerweld.transport.messages import Introduction
 from server.federation import Federation
 from server.merged_model import MergedModel
@@ -72,7 +72,8 @@ def _settings(merged: MergedModel, federation: Federation) -> dict[str, Any]:
     """The tables that have a say in the merge."""
     effective = settings_for(merged.method.name, federation.settings)
     tables = effective.model_dump(by_alias=True)
-    return {name: tables[name] for name in ("merge", "calibration", *tables_of(merged.method))}
+    names = ("merge", "calibration", *merged.method.tables)
+    return {name: tables[name] for name in names}
 
 
 def _site(introduction: Introduction) -> dict[str, Any]:

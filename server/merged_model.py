@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from layerweld.merging.method import Method
 from layerweld.model.schedule import Step
 from layerweld.report.results import GroupMetrics, Score
-from layerweld.settings.methods import Method
 from layerweld.updates.update import Update
 from strategies.chain_of_merges import ChainOfMerges, SolvedStep
 

@@ -14,7 +14,7 @@ from layerweld.report.model_card import write_model_card
 from layerweld.report.output_folder import finished_together
 from layerweld.report.results import Form, MethodResult, RunResults, SiteSummary
 from layerweld.report.run.files import write_results
-from layerweld.settings.methods import METHODS, methods_of, tables_of
+from layerweld.settings.methods import TABLES, methods_of
 from layerweld.settings.run import RunSettings, Scalar
 from layerweld.statistics.influence import opposed, outliers
 from layerweld.transport.messages import Introduction
@@ -126,7 +126,6 @@ def _by_site(flagged: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]
 
 def _settings_in_use(settings: RunSettings) -> dict[str, Scalar]:
     """All settings of the run but the tables of methods that it does not run."""
-    used = {table for method in methods_of(settings) for table in tables_of(method)}
-    unused = {method.table for method in METHODS.values()} | {"lines"}
-    unused -= used | {"merge"}
+    used = {table for method in methods_of(settings) for table in method.tables}
+    unused = TABLES - used - {"merge"}
     return {k: v for k, v in settings.flat().items() if k.partition(".")[0] not in unused}

@@ -18,7 +18,7 @@ from client.state import site_state
 from client.training.heads import ClassifierHead, load_head
 from layerweld.errors import CohortError, JournalError
 from layerweld.formats.task_vectors import read_fine_tuned
-from layerweld.merging.adamerging import weighed
+from layerweld.merging.adamerging import AdaMerging, weighed
 from layerweld.model.base_model import load_base
 from layerweld.model.discover import discover_plan
 from layerweld.model.linear import weight_of
@@ -71,14 +71,14 @@ def in_one_place(sites, method, settings):
         for node in sites.nodes
     }
     plan = discover_plan(base.backbone).restricted_to({k for of in own.values() for k in of})
-    updates = weighed(method, side_by_side(own), settings.adamerging).layers
+    updates = weighed(method, side_by_side(own), settings.table(AdaMerging)).layers
     vectors = {
         layer: {site: update.dense() for site, update in updates[layer].items()}
         for layer in plan.layer_names
     }
     free = torch.full((len(own), len(vectors)), 0.3, dtype=torch.float64, requires_grad=True)
-    adam = torch.optim.Adam([free], lr=settings.adamerging.learning_rate)
-    for round_ in range(1, settings.adamerging.rounds + 1):
+    adam = torch.optim.Adam([free], lr=settings.table(AdaMerging).learning_rate)
+    for round_ in range(1, settings.table(AdaMerging).rounds + 1):
         adam.zero_grad()
         loss = 0
         merged = merged_by(free, own, vectors)
@@ -87,8 +87,8 @@ def in_one_place(sites, method, settings):
         }
         for node in sites.nodes:
             rows = read_rows(Path(node["data"]), settings.calibration, reads_images=False)
-            of_round = (settings.adamerging.seed << 32) + round_
-            rows = in_parcels(rows, 1).draw(settings.adamerging.rows, of_round).rows
+            of_round = (settings.table(AdaMerging).seed << 32) + round_
+            rows = in_parcels(rows, 1).draw(settings.table(AdaMerging).rows, of_round).rows
             inputs = tokenizer(
                 list(rows.inputs),
                 truncation=True,

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from layerweld.errors import CohortError
+from layerweld.merging.method import UPDATES
 from layerweld.merging.one_round import MergeMethod
-from layerweld.settings.methods import METHODS
+from layerweld.merging.registry import METHODS
 from layerweld.updates.shared_factor import digest_of_factors
 from layerweld.updates.update import DenseUpdate, LowRankUpdate
 from server.handshake import check_layers
@@ -18,7 +19,7 @@ from tests.random_updates import side_by_side
 from tests.stub_sites import NAMES, PLAN, introduction_of, settings
 
 SHAPES = {s.name: (s.d_out, g.d_in) for g in PLAN.groups for s in g.layers}
-FROM_UPDATES = [m for m in METHODS.values() if m.from_updates]
+FROM_UPDATES = [m for m in METHODS.values() if m.kind is UPDATES]
 
 
 def claimed(draw, name, usual):

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from layerweld.cli import main as cli
 from layerweld.errors import ConfigError, InUseError
+from layerweld.merging.registry import METHODS
 from layerweld.report.comparison.conclusion import conclude_comparison
 from layerweld.report.comparison.results import Comparison, Entry
 from layerweld.report.comparison.spreads import Spread, over_seeds
@@ -17,8 +18,8 @@ from layerweld.report.comparison.tables import budget_text
 from layerweld.report.results import MethodResult, Score
 from layerweld.runtime.peak_memory import peak_resident
 from layerweld.settings.comparison import ComparisonSettings
-from layerweld.settings.grids import GRIDS, candidates, with_candidate
-from layerweld.settings.methods import METHODS
+from layerweld.settings.grids import candidates, with_candidate
+from layerweld.settings.methods import setting_named
 from layerweld.settings.run import RunSettings, read_run_settings
 from server.federation import Federation
 from tests.tiny_sites import make_labelled_sites
@@ -89,8 +90,8 @@ def test_the_same_number_of_candidates_is_tried_for_all_and_named(compared):
     rows = {row["method"]: row for row in read(compared[0] / "methods.csv")}
     assert {row["budget"] for row in rows.values()} == {"2"}
     grids = {
-        name: {"default", *(f"{k}={v}" for k, v in GRIDS[table][1].items())}
-        for name, table in (("com", "merge"), ("dare", "dare"), ("opcm", "opcm"))
+        name: {"default", *(f"{k}={v}" for k, v in candidates(METHODS[name], 2)[1].items())}
+        for name in ("com", "dare", "opcm")
     }
     for name, possible in grids.items():
         chosen = rows[name]["tuned"]
@@ -217,17 +218,15 @@ def test_an_unknown_method_is_refused_before_anything_is_played(sites, tmp_path)
 
 
 def test_every_candidate_is_a_possible_setting_and_the_default_comes_first():
-    tables = {method.table for method in METHODS.values()}
-    assert set(GRIDS) <= tables
-    assert with_candidate(RunSettings(), 0) == RunSettings()
-    for number in range(1, max(map(len, GRIDS.values()))):
-        changed = with_candidate(RunSettings(), number).flat()
-        for table, grid in GRIDS.items():
-            if number < len(grid):
-                for key, value in grid[number].items():
-                    assert (
-                        changed[f"{table}.{key}"] == value != RunSettings().flat()[f"{table}.{key}"]
-                    )
+    usual = RunSettings()
+    assert with_candidate(usual, 0) == usual
+    for method in METHODS.values():
+        assert candidates(method, 9)[0] == {}
+        for number, candidate in enumerate(candidates(method, 9)):
+            changed = with_candidate(usual, number).flat()
+            for key, value in candidate.items():
+                name = setting_named(key, method, usual)
+                assert changed[name] == value != usual.flat()[name]
 
 
 def test_a_budget_is_the_same_for_all_that_have_as_many_candidates():

@@ -14,11 +14,11 @@ from layerweld.errors import OutputError, StorageError
 from layerweld.formats.adapters import read_adapter
 from layerweld.formats.checkpoint import read_checkpoint
 from layerweld.formats.export import write_adapter, write_model
+from layerweld.merging.registry import METHODS
 from layerweld.model.base_model import load_base
 from layerweld.model.linear import linear_layers, updated, weight_of
 from layerweld.report.model_card import write_model_card
 from layerweld.report.results import MethodResult, RunResults, Score, SiteSummary
-from layerweld.settings.methods import METHODS
 from layerweld.updates.update import DenseUpdate, LowRankUpdate
 from tests.tiny_peft import TARGETS, edit_config, hidden_states, new_model, save_base
 

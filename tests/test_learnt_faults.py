@@ -5,7 +5,7 @@ import torch
 from flwr.app import ArrayRecord
 
 from layerweld.errors import RefusedReplyError
-from layerweld.settings.methods import METHODS
+from layerweld.merging.registry import METHODS
 from layerweld.transport.descent import (
     decode_block,
     decode_coefficients,

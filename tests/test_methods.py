@@ -11,8 +11,10 @@ from typer.testing import CliRunner
 from layerweld.cli import main as cli
 from layerweld.errors import CohortError
 from layerweld.formats.task_vectors import read_fine_tuned
+from layerweld.merging.registry import METHODS
+from layerweld.merging.ties import Ties
+from layerweld.merging.tsv import Tsv
 from layerweld.model.base_model import load_base
-from layerweld.settings.methods import METHODS
 from layerweld.settings.run import RunSettings
 from server.run import play as play_run
 from tests.played_methods import ONE_ROUND, TARGETS, by_the_kernel, play, settings_of, written
@@ -56,6 +58,7 @@ def test_a_run_writes_what_the_method_says(sites, sharing_sites, tmp_path, name)
     for layer, values in got.items():
         wanted = expected[layer].dense() if layer in expected else torch.zeros_like(values)
         torch.testing.assert_close(values, wanted, rtol=1e-4, atol=1e-5)
+    assert (tmp_path / "out/model").is_dir() == METHODS[name].dense
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
     own = RunSettings().of_method(name).model_dump(by_alias=True)
     assert (manifest["method"], manifest["settings"][name]) == (name, own)
@@ -76,7 +79,7 @@ def test_whole_models_are_merged_by_all_methods_that_need_no_lora(full_sites, tm
     names = [name for name in ONE_ROUND if not METHODS[name].needs]
     results = play(full_sites, tmp_path / "out", ",".join(["tsv", *names]))
     assert [method.name for method in results.methods][1:] == [n for n in names if n != "tsv"]
-    expected = by_the_kernel(full_sites, RunSettings().tsv)
+    expected = by_the_kernel(full_sites, RunSettings().table(Tsv))
     for layer, values in written(full_sites, tmp_path / "out").items():
         torch.testing.assert_close(values, expected[layer].dense(), rtol=1e-3, atol=1e-5)
 
@@ -117,7 +120,7 @@ def test_a_dense_merge_of_loras_is_compressed_to_an_adapter(sites, tmp_path):
     play(sites, tmp_path / "out", "ties", **{"merge.rank": 4})
     figures = json.loads((tmp_path / "out/manifest.json").read_text())["metrics"]
     assert 0 < figures["compression error"] < 1
-    exact = by_the_kernel(sites, RunSettings().ties)
+    exact = by_the_kernel(sites, RunSettings().table(Ties))
     got = written(sites, tmp_path / "out")
     lost = sum(float((got[k] - exact[k].dense()).square().sum()) for k in exact)
     whole = sum(float(exact[k].dense().square().sum()) for k in exact)

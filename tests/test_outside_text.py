@@ -15,6 +15,7 @@ from rich.table import Table
 
 from client.handlers.answers_log import note_answer
 from layerweld.errors import ConfigError, LostSiteError
+from layerweld.merging.registry import METHODS
 from layerweld.report.comparison.files import write_comparison
 from layerweld.report.comparison.results import Comparison, Entry, Refusal
 from layerweld.report.comparison.tables import (
@@ -31,7 +32,6 @@ from layerweld.runtime.incidents import record_incident
 from layerweld.runtime.progress import listening, report_progress
 from layerweld.runtime.run_state import Recorder, read_state, recording
 from layerweld.runtime.terminal import showing_progress
-from layerweld.settings.methods import METHODS
 from layerweld.settings.run import RunSettings, read_run_settings
 from layerweld.settings.sites import SiteEntry
 from layerweld.untrusted.text import csv_cell, markdown, markdown_code, shown, shown_lines

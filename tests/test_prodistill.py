@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 from client.data.samples import read_rows
 from client.handlers import distillation
 from layerweld.formats.task_vectors import read_fine_tuned
+from layerweld.merging.prodistill import ProDistill
 from layerweld.model.base_model import load_base
 from layerweld.model.discover import discover_plan
 from layerweld.model.linear import weight_of
@@ -48,8 +49,8 @@ def in_one_place(sites, settings):
         names = [s.name for g in plan.groups_of_block(block) for s in g.layers]
         vectors = {k: torch.stack([of[k].dense() for of in own]) for k in names}
         free = {k: torch.full_like(v, 0.3).requires_grad_() for k, v in vectors.items()}
-        adam = torch.optim.Adam(free.values(), lr=settings.prodistill.learning_rate)
-        for _ in range(settings.prodistill.steps):
+        adam = torch.optim.Adam(free.values(), lr=settings.table(ProDistill).learning_rate)
+        for _ in range(settings.table(ProDistill).steps):
             adam.zero_grad()
             now = merged | {k: (free[k] * vectors[k]).sum(dim=0) for k in names}
             loss = 0

@@ -18,6 +18,7 @@ from client.site import cache_folder, forget_run, site_of_node
 from client.state import SiteState
 from client.training.finetune import LabelledRows
 from layerweld.errors import CohortError, ConfigError, DataError, RefusedReplyError
+from layerweld.merging.adamerging import AdaMerging
 from layerweld.runtime.incidents import Code, parse_incident, raising_here
 from layerweld.settings.run import RunSettings, read_run_settings
 from layerweld.settings.sites import LEAST_ROWS
@@ -84,7 +85,7 @@ class Chosen:
         for where, choose in (
             (self.work, lambda: state.data.calibration_rows),
             (self.work, lambda: state.data.training_rows.rows),
-            (self.work, lambda: state.data.drawn(state.settings.adamerging.rows, 7)),
+            (self.work, lambda: state.data.drawn(state.settings.table(AdaMerging).rows, 7)),
             (self.held_out, lambda: state.data.evaluation_rows),
         ):
             try:

@@ -40,11 +40,12 @@ def compare(
     Example: `layerweld compare hospitals.toml --methods com,ties,mean --seeds 3 --output compared`
     """
     from layerweld.cli.in_process import compare_in_process
+    from layerweld.merging.registry import METHODS
     from layerweld.report.comparison import tables
     from layerweld.report.comparison.files import KEPT, comparing_in, write_comparison
     from layerweld.runtime.terminal import console, showing_progress
     from layerweld.settings.comparison import ComparisonSettings
-    from layerweld.settings.methods import METHODS, methods_of
+    from layerweld.settings.methods import methods_of
     from layerweld.settings.sites import base_of, read_run_file
 
     settings, sites = read_run_file(config)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -77,7 +77,6 @@ app.command()(compare_commands.compare_runs)
 
 @app.command()
 def merge(
-    context: typer.Context,
     base: Base,
     site: Annotated[
         list[str],
@@ -85,22 +84,11 @@ def merge(
     ],
     output: Output,
     base_name: Annotated[
-        str, typer.Option(help="What cards call the base model; default: its folder's name.")
-    ] = "",
-    normalization: Annotated[
-        Literal["token", "feature", "trace", "none"], typer.Option(help="Of Gram matrices.")
-    ] = "token",
-    importance: Annotated[
-        Literal["off-diagonal", "uniform"], typer.Option(help="Weight of a site in a group.")
-    ] = "off-diagonal",
-    shrinkage: Annotated[float, typer.Option(help="Factor on the off-diagonal of G.")] = 1.0,
-    ridge: Annotated[float, typer.Option(help="λ as a fraction of mean(diag S).")] = 0.01,
-    anchor: Annotated[
-        Literal["base", "mean"], typer.Option(help="Where the ridge pulls to.")
-    ] = "base",
+        str | None, typer.Option(help="What cards call the base model; default: its folder's name.")
+    ] = None,
     method: Annotated[
-        str, typer.Option(help="One of `layerweld methods`; `chain` is what `--granularity` says.")
-    ] = "chain",
+        str | None, typer.Option(help="One of `layerweld methods`; default: the chain.")
+    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option(
@@ -109,64 +97,53 @@ def merge(
             "any number of times.",
         ),
     ] = None,
-    granularity: Annotated[
-        Literal["group", "block", "model", "jacobi"],
-        typer.Option(help="CoM, RegMean++, RegMean, or Jacobi rounds."),
-    ] = "group",
-    rounds: Annotated[int, typer.Option(help="Rounds of `--granularity jacobi`.")] = 2,
-    rank: Annotated[int, typer.Option(help="Compress the merge to this rank; 0: exact.")] = 0,
-    max_length: Annotated[int, typer.Option(help="Tokens after which a text is cut.")] = 128,
-    batch_size: Annotated[int, typer.Option(help="Rows per forward pass.")] = 32,
+    ridge: Annotated[
+        float | None, typer.Option(help="Of a chain: λ as a fraction of mean(diag S).")
+    ] = None,
+    rank: Annotated[
+        int | None, typer.Option(help="Compress the merge to this rank; default: exact.")
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(help="Tokens after which a text is cut.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Rows per forward pass.")] = None,
     samples: Annotated[
-        int, typer.Option(help="Rows to draw per site; 0: every row, in order.")
-    ] = 0,
-    seed: Seed = 0,
+        int | None, typer.Option(help="Rows to draw per site; default: every row, in order.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of every random choice.")] = None,
     covariate_shift: Annotated[
         bool, typer.Option("--covariate-shift", help="Measure eq. 8 per group and site.")
     ] = False,
 ) -> None:
     """Merge local PEFT adapters, each with rows of the data that it was trained for.
 
-    Rows with their text in another column need `--set calibration.text-column=body`, say.
+    All other settings have their defaults, as `docs/settings.md` lists them, unless `--set` says
+    otherwise: rows with their text in another column need `--set calibration.text-column=body`.
 
     Example: `layerweld merge base --site a=adapters/a:a.jsonl --site b=adapters/b:b.csv --output
     merged --method ties --set density=0.1`
     """
     from layerweld.settings.overrides import with_overrides
-    from layerweld.settings.run import validate_settings
+    from layerweld.settings.run import read_run_settings
     from layerweld.untrusted.names import is_name
 
-    nested: dict[str, Any] = {
-        "methods": method,
-        "base": str(base.expanduser()),
+    options: dict[str, Scalar | None] = {
         "base-name": base_name,
-        "name": output.name if is_name(output.name) else "merge",
-        "min-sites": len(site),
-        "merge": {
-            "normalization": normalization,
-            "importance": importance,
-            "shrinkage": shrinkage,
-            "ridge": ridge,
-            "anchor": anchor,
-            "granularity": granularity,
-            "rounds": rounds,
-            "rank": rank,
-            "covariate-shift": "first" if covariate_shift else "off",
-        },
-        "calibration": {
-            "samples": samples,
-            "max-length": max_length,
-            "batch-size": batch_size,
-            "seed": seed,
-        },
+        "methods": method,
+        "merge.ridge": ridge,
+        "merge.rank": rank,
+        "merge.covariate-shift": "first" if covariate_shift else None,
+        "calibration.max-length": max_length,
+        "calibration.batch-size": batch_size,
+        "calibration.samples": samples,
+        "calibration.seed": seed,
     }
-    options = {
-        f"{table}.{key}": f"--{key}"
-        for table in ("merge", "calibration")
-        for key in nested[table]
-        if _is_typed(context, key.replace("-", "_"))
-    }
-    settings = with_overrides(validate_settings(nested), method, set_ or [], options)
+    typed = {key: value for key, value in options.items() if value is not None}
+    name = output.name if is_name(output.name) else "merge"
+    own: dict[str, Scalar] = {"base": str(base.expanduser()), "name": name, "min-sites": len(site)}
+    settings = read_run_settings(own | typed)
+    given = {key: f"--{key.partition('.')[2]}" for key in typed if "." in key}
+    settings = with_overrides(settings, settings.methods, set_ or [], given)
     _play(settings, _nodes(site), str(base.expanduser()), output)
 
 
@@ -204,11 +181,6 @@ def plan(base: Base) -> None:
 def main() -> None:
     """Run a command; however it ends, that has an exit code, a cause and a next step."""
     run_and_end(app)
-
-
-def _is_typed(context: typer.Context, parameter: str) -> bool:
-    source = context.get_parameter_source(parameter)
-    return source is not None and source.name == "COMMANDLINE"
 
 
 def _nodes(sites: list[str]) -> list[dict[str, Scalar]]:

@@ -9,9 +9,9 @@ from typing import Literal
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from layerweld.merging.method import UPDATES, Method
 from layerweld.report.results import MethodResult, RunResults, Score
 from layerweld.report.scores import REFERENCES
-from layerweld.settings.methods import Method
 from layerweld.untrusted.text import markdown, markdown_code, shown
 
 _CITATION = """\
@@ -90,8 +90,8 @@ def _sections(results: RunResults, method: Method) -> dict[str, str]:
     """Texts by their headings; empty where there is nothing to say."""
     code, explanation = loading(results)
     sites = ((site.name, site.samples, site.tokens) for site in results.sites)
-    tables = (f"{method.table}.", "calibration.")
-    settings = ((key, v) for key, v in results.settings.items() if key.startswith(tables))
+    tables = (*method.tables, "calibration")
+    settings = ((k, v) for k, v in results.settings.items() if k.partition(".")[0] in tables)
     return {
         "How to load it": "\n\n".join(filter(None, (_python(code), explanation))),
         "Sites": _table(("site", "samples", "tokens"), sites),
@@ -104,17 +104,17 @@ def _sections(results: RunResults, method: Method) -> dict[str, str]:
 
 
 def _sent(method: Method) -> Sent:
-    if method.learns:
+    if method.kind.learns:
         return "updates and gradients"
-    return "updates" if method.from_updates else "statistics"
+    return "updates" if method.kind is UPDATES else "statistics"
 
 
 def _summary(results: RunResults, method: Method) -> str:
     what = "A LoRA adapter" if results.form == "adapter" else "A model"
     return (
-        f"{what} that does the tasks of several sites, each of which fine-tuned "
-        f"`{markdown_code(shown(results.base))}` on data of its own. It was merged with layerweld "
-        f"by {method.label} ({method.source}), from {_SOURCES[_sent(method)]}; the data never left "
+        f"{what} for the tasks of several sites. Each of them fine-tuned "
+        f"`{markdown_code(shown(results.base))}` on its own data. layerweld merged them by "
+        f"{method.label} ({method.source}), from {_SOURCES[_sent(method)]}. The data never left "
         f"the sites."
     )
 
@@ -128,7 +128,7 @@ def _lost(merge: MethodResult | None) -> str:
     }
     rows = [(site, len(groups), ", ".join(groups)) for site, groups in lacking.items()]
     return (
-        f"These sites failed on the way, and the run went on without them. The groups below know "
+        f"These sites failed on the way, and the run continued without them. The groups below know "
         f"nothing of their tasks.\n\n{_table(('site', 'groups without it', 'which'), rows)}"
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from layerweld.settings.methods import methods_of, tables_of
+from layerweld.settings.methods import methods_of
 from layerweld.settings.run import RunSettings, Scalar, read_run_settings
 
 _MEASURES_ONLY = ("merge.influence", "merge.covariate-shift")
@@ -40,7 +40,7 @@ class ComparisonSettings:
 
     def differences(self) -> dict[str, Scalar]:
         """What the run sets otherwise than a method's default, of all that changes a merge."""
-        tables = {"lines"}.union(*(tables_of(method) for method in methods_of(self.run)))
+        tables = {"lines"}.union(*(method.tables for method in methods_of(self.run)))
         defaults = RunSettings().flat()
         return {
             key: value
