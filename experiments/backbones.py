@@ -17,10 +17,10 @@ import torch
 from safetensors.torch import save_file
 
 from experiments.onnx_weights import read_onnx
-from layerweld.demo import base_folder
+from layerweld.demo.federation import base_folder
+from layerweld.demo.packages import pip_file
 from layerweld.errors import ConfigError
-from layerweld.launch import app_module
-from layerweld.runtime.disk import new_folder
+from layerweld.runtime.disk import new_folder, user_cache
 
 _DINOV2_HASH = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"
 _SMOLLM2_HASH = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -63,7 +63,7 @@ def folder(benchmark: str) -> Path:
 
 
 def _made(name: str, convert: Callable[[Path], None]) -> Path:
-    made: Path = app_module("client.package_files").user_cache() / "models" / name
+    made = user_cache() / "models" / name
     if not made.is_dir():
         with new_folder(made) as partial:
             convert(partial)
@@ -71,7 +71,7 @@ def _made(name: str, convert: Callable[[Path], None]) -> Path:
 
 
 def _pinned(package: str, relative: str, expected: str) -> Path:
-    file: Path = app_module("client.package_files").pip_file(package, relative)
+    file = pip_file(package, relative)
     found = hashlib.sha256(file.read_bytes()).hexdigest()
     if found != expected:
         raise ConfigError(

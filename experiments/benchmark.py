@@ -11,8 +11,9 @@ from typing import Annotated, Any
 
 import typer
 
-from experiments.benchmark_runs import RESULTS, Name, benchmark, compared, fine_tuned_otherwise
+from experiments.benchmark_runs import RESULTS, benchmark, compared, fine_tuned_otherwise
 from experiments.figures import COLOURS, INK, panels, save
+from experiments.prepare import Name
 from layerweld.launch import app_module
 from layerweld.runtime.terminal import console
 from layerweld.settings.methods import METHODS

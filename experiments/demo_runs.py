@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from layerweld.demo import base_folder, demo_settings
+from layerweld.demo.federation import demo_file
 from layerweld.launch import app_module, play_in_process
+from layerweld.settings.sites import read_run_file
 
 Row = dict[str, Any]
-
-_SITES = 6
 
 
 def play_demo(seed: int, methods: str, merge: Mapping[str, Any], samples: int) -> Any:
@@ -27,13 +26,14 @@ def play_demo(seed: int, methods: str, merge: Mapping[str, Any], samples: int) -
     Returns:
         The ``layerweld.report.run_results.RunResults`` of the run.
     """
-    settings = demo_settings(seed, methods)
+    settings, sites = read_run_file(demo_file(seed))
     changed = settings.merge.model_copy(update={"covariate_shift": "off", **merge})
     calibration = settings.calibration.model_copy(update={"samples": samples})
-    settings = settings.model_copy(update={"merge": changed, "calibration": calibration})
-    nodes = [{"partition-id": number, "num-partitions": _SITES} for number in range(_SITES)]
+    changes = {"methods": methods, "merge": changed, "calibration": calibration}
+    settings = settings.model_copy(update=changes | {"min_sites": len(sites)})
+    nodes = [{"partition-id": i, "num-partitions": len(sites)} for i in range(len(sites))]
     with tempfile.TemporaryDirectory() as folder:
-        return play_in_process(settings, nodes, str(base_folder()), Path(folder) / "out")
+        return play_in_process(settings, nodes, settings.base, Path(folder) / "out")
 
 
 def summary_rows(results: Any) -> list[Row]:

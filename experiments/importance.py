@@ -12,8 +12,9 @@ from typing import Annotated, Any
 import pandas as pd
 import typer
 
-from experiments.benchmark_runs import RESULTS, Name, Nodes, benchmark, compared, federation
+from experiments.benchmark_runs import RESULTS, Nodes, benchmark, compared, federation
 from experiments.figures import COLOURS, INK, legend_above, panels, save
+from experiments.prepare import Name
 from layerweld.launch import app_module
 from layerweld.model.collect import ReplayableModel, collect
 from layerweld.model.schedule import Step

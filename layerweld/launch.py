@@ -49,6 +49,7 @@ def compare_in_process(
     budget: int,
     kept: Path,
     on_known: Callable[[Any], None],
+    at_seed: Callable[[RunSettings], RunSettings] = lambda settings: settings,
 ) -> Any:
     """Play every method of the run once per seed.
 
@@ -60,6 +61,8 @@ def compare_in_process(
         budget: candidates per method; 1 is the published defaults.
         kept: folder of what was played; the same under the same conditions is not played again.
         on_known: called after each method, with all that is known by then.
+        at_seed: turns the settings of one seed into those that its sites are played with, where
+            they differ in more than seeds.
 
     Returns:
         The ``layerweld.report.comparison_results.Comparison``.
@@ -72,7 +75,9 @@ def compare_in_process(
             module("client.site").forget_run(nodes, changed, run)
 
     return module("server.comparison").compare(
-        play=lambda changed: module("server.in_process").InProcessGrid(app, nodes, changed),
+        play=lambda changed: module("server.in_process").InProcessGrid(
+            app, nodes, at_seed(changed)
+        ),
         settings=settings,
         base=base,
         seeds=seeds,

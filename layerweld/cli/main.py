@@ -31,18 +31,28 @@ def demo(
     output: Output = Path("demo-output"),
     seed: Seed = 0,
     methods: Annotated[
-        str, typer.Option(help="Comma-separated; the first one's merge is written out.")
-    ] = "com,regmean++,regmean,task-arithmetic,mean",
+        str,
+        typer.Option(
+            help="Comma-separated; the first one's merge is written out. Default: the file's."
+        ),
+    ] = "",
+    prepare_only: Annotated[
+        bool, typer.Option("--prepare-only", help="Write the files, say where they are, and stop.")
+    ] = False,
 ) -> None:
     """Six sites, six real text tasks: fine-tune, merge, evaluate, report.
 
+    Writes the sites' samples and a `run.toml` into your cache folder, and simulates that.
+
     Example: `layerweld demo --output demo-output`
     """
-    from layerweld.demo import base_folder, demo_settings
+    from layerweld.demo.federation import demo_file, flower_config
 
-    settings = demo_settings(seed, methods)
-    nodes = [{"partition-id": number, "num-partitions": 6} for number in range(6)]
-    _play(settings, nodes, str(base_folder()), output)
+    file = demo_file(seed)
+    if prepare_only:
+        typer.echo(f"run file    {file}\nrun-config  {flower_config(file, seed)}")
+        return
+    _simulate(file, output, methods)
 
 
 @app.command()
@@ -56,14 +66,7 @@ def simulate(
 
     Example: `layerweld simulate hospitals.toml --output merged`
     """
-    from layerweld.settings.sites import base_of, read_run_file
-
-    settings, sites = read_run_file(config)
-    base = base_of(settings, sites, config)
-    settings = settings.model_copy(update={"min_sites": len(sites)})
-    nodes = [{"partition-id": i, "num-partitions": len(sites)} for i in range(len(sites))]
-    folder = output or Path(settings.output or f"runs/{settings.name}")
-    _play(settings, nodes, base, folder)
+    _simulate(config, output)
 
 
 @app.command()
@@ -99,7 +102,7 @@ def compare(
     from layerweld.launch import app_module, compare_in_process
     from layerweld.runtime.terminal import console, showing_progress
     from layerweld.settings.methods import METHODS, methods_of
-    from layerweld.settings.sites import base_of, read_run_file
+    from layerweld.settings.sites import read_run_file
 
     settings, sites = read_run_file(config)
     names = ",".join(METHODS) if methods == "all" else methods
@@ -108,7 +111,7 @@ def compare(
     written = app_module("server.comparison_output")
     nodes = [{"partition-id": i, "num-partitions": len(sites)} for i in range(len(sites))]
     first = settings.calibration.seed
-    base = base_of(settings, sites, config)
+    base = settings.require_base()
     with written.comparing_in(output), showing_progress():
         found = compare_in_process(
             settings,
@@ -314,6 +317,18 @@ def _nodes(sites: list[str]) -> list[dict[str, Any]]:
         entries.append({"name": name, "adapter": adapter, "data": data})
     checked = site_entries(entries, Path("--site"))
     return [{k: v for k, v in entry.model_dump().items() if v} for entry in checked]
+
+
+def _simulate(config: Path, output: Path | None, methods: str = "") -> None:
+    """Play a run file's sites; ``methods``, where given, instead of the file's."""
+    from layerweld.settings.sites import read_run_file
+
+    settings, sites = read_run_file(config)
+    changes = {"min_sites": len(sites), "methods": methods or settings.methods}
+    settings = settings.model_copy(update=changes)
+    nodes = [{"partition-id": i, "num-partitions": len(sites)} for i in range(len(sites))]
+    folder = output or Path(settings.output or f"runs/{settings.name}")
+    _play(settings, nodes, settings.require_base(), folder)
 
 
 def _play(settings: Any, nodes: list[Any], base: str, output: Path) -> None:
