@@ -9,13 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from client.app import app
+from client.site import forget_run
 from experiments.prepare import Name, run_file
-from layerweld.launch import app_module, compare_in_process
+from layerweld.cli.in_process import compare_in_process
+from layerweld.report.comparison.results import Comparison
 from layerweld.runtime.disk import user_cache
 from layerweld.runtime.incidents import raising_here
 from layerweld.runtime.terminal import showing_progress
 from layerweld.settings.run import RunSettings
 from layerweld.settings.sites import read_run_file
+from server.federation import Federation
+from server.in_process import InProcessGrid
+from server.journal import RunJournal
 
 Nodes = Sequence[dict[str, int]]
 """One node configuration per site."""
@@ -51,14 +57,11 @@ def compared(
     nodes: Nodes,
     seeds: Sequence[int],
     tune: int = 1,
-    on_known: Callable[[Any], None] = lambda _known: None,
-) -> Any:
+    on_known: Callable[[Comparison], None] = lambda _known: None,
+) -> Comparison:
     """Play a benchmark's methods; what any script has played before is found, not played again.
 
     Every seed draws other samples, so each has a run file of its own.
-
-    Returns:
-        The ``layerweld.report.comparison_results.Comparison``.
     """
 
     def at_seed(changed: RunSettings) -> RunSettings:
@@ -91,23 +94,18 @@ def fine_tuned_otherwise(
 
 
 @contextmanager
-def federation(settings: RunSettings, nodes: Nodes) -> Iterator[Any]:
+def federation(settings: RunSettings, nodes: Nodes) -> Iterator[Federation]:
     """The server's side of a run in this process, introduced and with every adapter trained.
 
     For what is measured beside a comparison: shifts, other cohorts. Sites forget it afterwards.
-
-    Yields:
-        A ``server.federation.Federation``.
     """
     settings = settings.model_copy(update={"min_sites": len(nodes)})
-    grid = app_module("server.in_process").InProcessGrid(
-        app_module("client.app").app, nodes, settings
-    )
+    grid = InProcessGrid(app, nodes, settings)
     with tempfile.TemporaryDirectory() as folder, showing_progress():
-        journal = app_module("server.journal").RunJournal(Path(folder) / "journal")
-        played = app_module("server.federation").Federation(grid, settings, settings.base, journal)
+        journal = RunJournal(Path(folder) / "journal")
+        played = Federation(grid, settings, settings.base, journal)
         played.introduce()
         played.fine_tune()
         yield played
         with raising_here():
-            app_module("client.site").forget_run(nodes, settings, played.run)
+            forget_run(nodes, settings, played.run)

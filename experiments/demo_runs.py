@@ -7,14 +7,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from layerweld.cli.in_process import run_in_process
 from layerweld.demo.federation import demo_file
-from layerweld.launch import app_module, play_in_process
+from layerweld.report.results import RunResults
+from layerweld.report.scores import summaries
 from layerweld.settings.sites import read_run_file
 
 Row = dict[str, Any]
 
 
-def play_demo(seed: int, methods: str, merge: Mapping[str, Any], samples: int) -> Any:
+def play_demo(seed: int, methods: str, merge: Mapping[str, Any], samples: int) -> RunResults:
     """Merge the demo's six sites; adapters are trained once per seed and found again after that.
 
     Args:
@@ -22,25 +24,21 @@ def play_demo(seed: int, methods: str, merge: Mapping[str, Any], samples: int) -
         methods: comma-separated.
         merge: entries of ``merge`` that differ from the demo's.
         samples: calibration rows per site.
-
-    Returns:
-        The ``layerweld.report.run_results.RunResults`` of the run.
     """
     settings, sites = read_run_file(demo_file(seed))
     changed = settings.merge.model_copy(update={"covariate_shift": "off", **merge})
     calibration = settings.calibration.model_copy(update={"samples": samples})
     changes = {"methods": methods, "merge": changed, "calibration": calibration}
     settings = settings.model_copy(update=changes | {"min_sites": len(sites)})
-    nodes = [{"partition-id": i, "num-partitions": len(sites)} for i in range(len(sites))]
+    nodes = [site.node_config() for site in sites]
     with tempfile.TemporaryDirectory() as folder:
-        return play_in_process(settings, nodes, settings.base, Path(folder) / "out")
+        return run_in_process(settings, nodes, settings.base, Path(folder) / "out")
 
 
-def summary_rows(results: Any) -> list[Row]:
+def summary_rows(results: RunResults) -> list[Row]:
     """One row per method: means and worst site, as fractions."""
-    scores = app_module("layerweld.report.run_scores")
     rows = []
-    for name, summary in scores.summaries(results).items():
+    for name, summary in summaries(results).items():
         worst = summary.worst or ("", float("nan"))
         rows.append(
             {

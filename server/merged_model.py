@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from layerweld.model.schedule import Step
-from layerweld.report.run_results import GroupFigures, Score
+from layerweld.report.results import GroupFigures, Score
 from layerweld.settings.methods import Method
 from layerweld.updates.update import Update
 from strategies.chain_of_merges import ChainOfMerges, SolvedStep

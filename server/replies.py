@@ -8,7 +8,7 @@ from flwr.app import RecordDict
 from torch import Tensor
 
 from layerweld.errors import RefusedReplyError
-from layerweld.report.run_results import Score
+from layerweld.report.results import Score
 from layerweld.transport.introduction import decode_introduction
 from layerweld.transport.messages import FOUND_OUT_BY_TRAINING, Introduction, differing
 from layerweld.transport.remainder import decode_remainder
