@@ -8,7 +8,6 @@ from functools import cache
 import torch
 from flwr.app import Message
 
-from layerweld.launch import app_module
 from layerweld.plan import LayerGroup, LayerShape, MergePlan
 from layerweld.settings.merge import MergeSettings
 from layerweld.settings.run import validate_settings
@@ -20,6 +19,8 @@ from layerweld.transport.run import decode_run
 from layerweld.transport.subject import with_subject
 from layerweld.transport.updates import encode_updates
 from layerweld.updates.update import LowRankUpdate
+from strategies import cohort
+from strategies.chain_of_merges import ChainOfMerges
 
 PLAN = MergePlan(
     ("0", "1"),
@@ -168,8 +169,7 @@ def settings(**entries):
 
 
 def new_chain(chosen, method="com", journal=None, **changes):
-    cohort = app_module("strategies.cohort")
-    return app_module("strategies.chain_of_merges").ChainOfMerges(
+    return ChainOfMerges(
         plan=PLAN,
         cohort=cohort.Cohort(
             {name: number for number, name in enumerate(NAMES, start=1)},

@@ -69,8 +69,8 @@ def _check_config(folder: Path, base_config: Mapping[str, Any]) -> None:
     config = check_model_folder(folder, AdapterError)
     if config.get("quantization_config"):
         raise AdapterError(
-            f"{folder} is quantised; give its weights as they were before, or "
-            f"`model.dequantize()` and save it"
+            f"{folder} is quantised; give the weights from before, or call `model.dequantize()` "
+            f"and save it"
         )
     for key in _architecture_keys(config):
         if key in base_config and config[key] != base_config[key]:
@@ -81,7 +81,7 @@ def _check_config(folder: Path, base_config: Mapping[str, Any]) -> None:
 
 
 def _architecture_keys(config: Collection[str]) -> list[str]:
-    """Settings of which a different value means another network: sizes, counts, activation."""
+    """Settings whose value decides which network it is: sizes, counts, activation."""
     named = {"model_type", "hidden_act"}
     return [k for k in config if k in named or k.startswith("num_") or k.endswith("_size")]
 
@@ -89,7 +89,7 @@ def _architecture_keys(config: Collection[str]) -> list[str]:
 def _load(folder: Path) -> nn.Module:
     from transformers import AutoModel
 
-    problem = f"{folder} is damaged or no model that transformers can load"
+    problem = f"{folder} is damaged, or not a model that transformers can load"
     with reading(problem, "save it again", AdapterError):
         model, report = AutoModel.from_pretrained(
             folder,

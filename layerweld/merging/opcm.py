@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
+from layerweld.merging.method import Method
 from layerweld.merging.one_round import Merge, MergeMethod, SiteUpdates
 from layerweld.merging.spectral import norm, summed
 from layerweld.settings_table import Share
@@ -65,3 +66,16 @@ class Opcm(MergeMethod):
         size = norm(merged.values())
         scale = sum(norms) / len(norms) / size if size > 0 else 1.0
         return Merge({layer: (update * scale).float32() for layer, update in merged.items()})
+
+
+METHODS = (
+    Method(
+        "opcm",
+        "OPCM",
+        "Tang et al. 2025, arXiv:2501.09522",
+        "site after site: M += ΔW_i without M's leading block and diagonal; at the end the sites' "
+        "mean norm. The order of names matters",
+        Opcm,
+        tune={"threshold": (0.2, 0.8, 0.35, 0.65, 0.9)},
+    ),
+)

@@ -24,7 +24,7 @@ TOKENIZER_FILES = (
     "special_tokens_map.json", "spiece.model", "spm.model", "tokenizer.json", "tokenizer.model",
     "tokenizer_config.json", "vocab.json", "vocab.txt",
 )  # fmt: skip
-"""What decides which tokens a text, or which pixels an image, becomes."""
+"""The files that decide which tokens a text, or which pixels an image, becomes."""
 _LARGEST_TOKENIZER = 256 * 2**20  # bytes of one of its files; vocabularies of 256,000 words have 35
 
 
@@ -33,7 +33,7 @@ class BaseModel:
     """The backbone without a task head, in float32 and in evaluation mode.
 
     Attributes:
-        folder: transformers model folder it was read from.
+        folder: the transformers model folder that it was read from.
         backbone: the model; layer names in this project are names of its modules.
         name: what cards and adapter configurations call it: a hub name, or the folder's.
     """
@@ -84,7 +84,7 @@ def load_base(folder: str | Path, name: str = "") -> BaseModel:
 
     path = Path(folder).expanduser()
     if not (path / "config.json").is_file():
-        raise ConfigError(f"{path} is no model folder: it has no config.json")
+        raise ConfigError(f"{path} is not a model folder: it has no config.json")
     if not any(path.glob("*.safetensors")):
         raise ConfigError(
             f"{path} has no *.safetensors; convert it once with "
@@ -93,7 +93,7 @@ def load_base(folder: str | Path, name: str = "") -> BaseModel:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     check_model_folder(path, ConfigError)
-    problem = f"{path} is no model that transformers itself can load"
+    problem = f"{path} is not a model that transformers itself can load"
     with reading(problem, "save it again with `model.save_pretrained(…)`", ConfigError):
         backbone, report = AutoModel.from_pretrained(
             path,
@@ -104,9 +104,9 @@ def load_base(folder: str | Path, name: str = "") -> BaseModel:
             output_loading_info=True,
         )
     drawn = missing_weights(report)
-    if drawn:
+    if drawn:  # transformers has just made them up at random
         raise ConfigError(
-            f"{path} lacks {len(drawn)} of its model's weights, {quoted(drawn[0])} for one; copy "
+            f"{path} lacks {len(drawn)} of its model's weights, such as {quoted(drawn[0])}; copy "
             f"the whole folder again"
         )
     for name_of, parameter in backbone.named_parameters():
@@ -118,7 +118,7 @@ def load_base(folder: str | Path, name: str = "") -> BaseModel:
 
 
 def device_named(name: str) -> torch.device:
-    """``auto`` is the first GPU where there is one, else the CPU.
+    """The device of a name; ``auto`` is the first GPU if there is one, else the CPU.
 
     Raises:
         ConfigError: torch does not know the name, or the machine has no such device.
@@ -127,7 +127,7 @@ def device_named(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("meta"):
         raise ConfigError(
-            f"calibration.device = {name!r}: it computes nothing; `auto` always works"
+            f"calibration.device = {name!r}: this device computes nothing; `auto` always works"
         )
     try:
         return torch.empty(0, device=name).device
@@ -137,7 +137,7 @@ def device_named(name: str) -> torch.device:
 
 
 def tokenizer_fingerprint(folder: Path) -> str:
-    """SHA-256 over the tokenizer's or image processor's files; empty text where there are none."""
+    """SHA-256 over the tokenizer's or image processor's files; empty if there are none."""
     files = tokenizer_files(folder)
     digest = hashlib.sha256()
     for file in files:
@@ -147,10 +147,10 @@ def tokenizer_fingerprint(folder: Path) -> str:
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
-    """The tokenizer's or image processor's files that are there, each fit to be given to a library.
+    """The tokenizer's or image processor's files that exist, each safe to give to a library.
 
     Raises:
-        ConfigError: one is larger than any such file, no plain file, or may not be read.
+        ConfigError: one is larger than any such file, not a plain file, or not readable.
     """
     files = [folder / name for name in TOKENIZER_FILES if (folder / name).exists()]
     for file in files:

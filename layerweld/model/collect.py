@@ -40,7 +40,7 @@ class ReplayableModel:
         return {name: self.backbone.get_submodule(name) for name in self.plan.layer_names}
 
     def record(self, batches: Sequence[Mapping[str, Tensor]]) -> list[RecordedBatch]:
-        """Note how every block is called on these batches; see :mod:`layerweld.model.replay`."""
+        """Record how every block is called on these batches; see :mod:`layerweld.model.replay`."""
         return [record(self.backbone, self.blocks, batch) for batch in batches]
 
     def updates_of_block(self, block: int, updates: Mapping[str, Update]) -> dict[str, Update]:
@@ -75,7 +75,7 @@ def entering_first(
 ) -> HiddenStates:
     """Hidden states that enter the block of a step's first group, with nothing merged before it.
 
-    Adapters may leave the first blocks alone; the tokens pass through them all the same.
+    Adapters may leave the first blocks unchanged; the tokens pass through them all the same.
     """
     hidden = [batch.entry for batch in recording]
     for block in range(step.groups[0].block):
@@ -135,8 +135,8 @@ def input_moments(
         updates: of the whole model, by layer.
 
     Returns:
-        The moments by group, and the hidden states that leave the block: none after the plan's last
-        group, where nobody reads them.
+        The moments by group, and the hidden states that leave the block. After the plan's last
+        group there are none, because nothing reads them.
     """
     device = hidden[0].device
     groups = model.plan.groups_of_block(block)

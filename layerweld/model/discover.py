@@ -1,4 +1,4 @@
-"""Find a model's layer groups by running it once: who reads which tensor, in which order."""
+"""Find a model's layer groups by running it once: which layers read which tensor, in order."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _ONE_STACK = (
 def discover_plan(backbone: PreTrainedModel) -> MergePlan:
     """The merge plan of a transformers model, from one hooked forward pass on a made-up input.
 
-    Nothing is known about architectures: the blocks are the elements of the model's one list of
-    modules that run one after the other, each on what the one before it returned; a group is the
-    linear layers inside a block that were handed the same tensor.
+    No architecture is known by name. The blocks are the elements of the model's one list of modules
+    that run one after the other, each on what the one before it returned. A group is the linear
+    layers inside a block that were given the same tensor.
 
     Raises:
         PlanError: the model has no such list, several of them (encoder-decoder), or runs a layer
@@ -53,7 +53,7 @@ def discover_plan(backbone: PreTrainedModel) -> MergePlan:
 
 @dataclass
 class _Calls:
-    """Inputs of modules during one pass; they are held so that no address is used twice."""
+    """Inputs of modules during one pass; holding them keeps any address from being reused."""
 
     order: list[tuple[nn.Module, Tensor]] = field(default_factory=list)
 

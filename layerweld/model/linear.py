@@ -1,4 +1,4 @@
-"""The linear layers of a model, whatever class they are and whichever way round they are stored."""
+"""The linear layers of a model, of whichever class, stored as they are or transposed."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def weight_of(layer: nn.Module) -> Tensor:
 
 @contextmanager
 def updated(layers: Mapping[str, nn.Module], updates: Mapping[str, Update]) -> Iterator[None]:
-    """Run with ``W_0 + ΔW`` in the named layers; on the way out every weight is ``W_0`` again.
+    """Run with ``W_0 + ΔW`` in the named layers; afterwards every weight is ``W_0`` again.
 
-    The sum is formed in float32, whatever the layer's dtype is on disk: a bfloat16 sum would round
+    The sum is formed in float32, whatever the layer's dtype on disk: a bfloat16 sum would round
     most of a small update away. Base weights are put back, never recomputed, so nothing drifts.
     """
     base: dict[str, Tensor] = {}

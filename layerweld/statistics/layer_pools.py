@@ -25,10 +25,11 @@ class Equations:
     Attributes:
         system: ``S + λI``.
         sites: how many sites are in it.
-        settings: anchor, solver and rank.
+        settings: anchor and rank.
         scales: factor on each site's weight; 1 if absent, 0 leaves the site out.
         silent: ``Σ ω_i ε_i``. What the products say is measured with ``S + Σ ω_i ε_i I``: in it
             every site's misfit is a sum of squares, whatever the site has sent.
+        iterations: steps of conjugate gradients from the anchor; 0 solves exactly.
     """
 
     system: RegularizedGram
@@ -36,6 +37,7 @@ class Equations:
     settings: MergeSettings
     scales: Mapping[str, float]
     silent: float = 0.0
+    iterations: int = 0
 
     @property
     def anchored(self) -> bool:
@@ -45,9 +47,9 @@ class Equations:
     def solution(self, sums: Sums) -> Update:
         """``(R + λ ΔW_anchor) (S + λI)⁻¹``, or as near as the iterations come; in float64."""
         target = sums.moments.map_rows(lambda rows: rows + self.system.ridge * sums.anchor)
-        if self.settings.solver == "exact":
+        if not self.iterations:
             return target.map_rows(self.system.solve)
-        metric, steps = target.metric, self.settings.iterations
+        metric, steps = target.metric, self.iterations
         return target.map_rows(lambda rows: self.system.approach(rows, sums.anchor, metric, steps))
 
     def misfit(self, merged: Update, sums: Sums) -> float:
