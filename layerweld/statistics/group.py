@@ -18,7 +18,8 @@ from layerweld.statistics.gram import (
     shrink,
     unpack_symmetric,
 )
-from layerweld.updates.update import DenseUpdate, Update, blank_update, update_from
+from layerweld.updates.named_tensors import blank_update
+from layerweld.updates.update import DenseUpdate, Update, update_from
 
 _MOMENTS = {"left": "left", "right": "right", "weight": "product"}
 _OWN = {"right": "factor", "weight": "update"}

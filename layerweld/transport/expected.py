@@ -7,8 +7,7 @@ from math import prod
 
 from layerweld.plan import LayerGroup, MergePlan
 from layerweld.statistics.group import ProductForm, blank_statistics
-from layerweld.updates.named_tensors import update_tensors
-from layerweld.updates.update import blank_update
+from layerweld.updates.named_tensors import blank_update, update_tensors
 
 Shapes = dict[str, tuple[int, ...]]
 
