@@ -17,6 +17,7 @@ from layerweld.cli.in_process import compare_in_process
 from layerweld.report.comparison.results import Comparison
 from layerweld.runtime.incidents import raising_here
 from layerweld.runtime.terminal import showing_progress
+from layerweld.settings.comparison import ComparisonSettings
 from layerweld.settings.run import RunSettings
 from layerweld.settings.sites import read_run_file
 from server.federation import Federation
@@ -66,7 +67,9 @@ def compared(
     """Play the settings' methods; what any script has played before is found, not played again."""
     kept = user_cache() / "played"
     with showing_progress():
-        return compare_in_process(settings, nodes, settings.base, seeds, tune, kept, on_known)
+        return compare_in_process(
+            ComparisonSettings(settings, settings.base, seeds, tune), nodes, kept, on_known
+        )
 
 
 def fine_tuned_otherwise(

@@ -14,7 +14,7 @@ import typer
 
 from experiments.benchmark_runs import RESULTS, Name
 from experiments.figures import COLOURS, INK, legend_above, panels, save
-from layerweld.settings.methods import METHODS
+from layerweld.merging.registry import METHODS
 
 _COSTS = {
     "bytes": "MB sent, up and down, all sites",

@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from experiments.benchmark_runs import RESULTS, Name, benchmark, federation
 from experiments.figures import COLOURS, panels, save
-from layerweld.settings.methods import METHODS
+from layerweld.merging.registry import METHODS
 
 
 def main(

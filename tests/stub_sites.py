@@ -8,7 +8,6 @@ from functools import cache
 import torch
 from flwr.app import Message
 
-from layerweld.launch import app_module
 from layerweld.plan import LayerGroup, LayerShape, MergePlan
 from layerweld.settings.run import validate_settings
 from layerweld.statistics.gram import GramAccumulator
@@ -20,6 +19,8 @@ from layerweld.transport.run import decode_run
 from layerweld.transport.subject import with_subject
 from layerweld.transport.updates import encode_updates
 from layerweld.updates.update import LowRankUpdate
+from strategies import cohort
+from strategies.chain_of_merges import ChainOfMerges
 
 PLAN = MergePlan(
     ("0", "1"),
@@ -171,8 +172,7 @@ def settings(**entries):
 
 
 def new_chain(chosen, method="com", journal=None, **changes):
-    cohort = app_module("strategies.cohort")
-    return app_module("strategies.chain_of_merges").ChainOfMerges(
+    return ChainOfMerges(
         plan=PLAN,
         cohort=cohort.Cohort(
             {name: number for number, name in enumerate(NAMES, start=1)},

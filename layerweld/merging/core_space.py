@@ -5,7 +5,7 @@ from typing import Literal
 
 import torch
 
-from layerweld.merging.isotropic import IsoC
+from layerweld.merging.method import Method
 from layerweld.merging.one_round import Merge, MergeMethod, SiteUpdates, changed, low_rank
 from layerweld.merging.spectral import spectrum
 from layerweld.merging.sums import TaskArithmetic
@@ -48,8 +48,6 @@ class CoreSpace(MergeMethod):
     where all sites have one rank, since the bases are orthonormal."""
     density: NonZeroShare = 0.1
     """Share of entries kept by ``inner = "ties"``; nothing else reads it."""
-    isotropic: bool = False
-    """Make all singular values of the merged small matrix the same."""
     scaling: Positive = 1.0
     """λ on the merged update."""
 
@@ -60,10 +58,22 @@ class CoreSpace(MergeMethod):
             "ties": Ties(density=self.density, scaling=self.scaling),
             "tsv": Tsv(scaling=self.scaling),
         }
-        merged = {
-            layer: core_space(changed(of), sites.samples, inner[self.inner])
-            for layer, of in sites.layers.items()
-        }
-        if not self.isotropic:
-            return Merge(merged)
-        return IsoC().merge(SiteUpdates({"": 1}, {k: {"": u} for k, u in merged.items()}))
+        return Merge(
+            {
+                layer: core_space(changed(of), sites.samples, inner[self.inner])
+                for layer, of in sites.layers.items()
+            }
+        )
+
+
+METHODS = (
+    Method(
+        "core-space",
+        "Core Space",
+        "Panariello et al. 2025, arXiv:2509.17786",
+        "U_B · inner(U_Bᵀ ΔW_i V_A) · V_Aᵀ, U_B and V_A bases of all B_i and all A_i",
+        CoreSpace,
+        needs=("LoRA",),
+        tune={"scaling": (0.6, 1.5, 0.4, 0.8, 1.2)},
+    ),
+)

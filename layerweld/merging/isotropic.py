@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from jaxtyping import Float64
 from torch import Tensor
 
+from layerweld.merging.method import Method
 from layerweld.merging.one_round import Merge, MergeMethod, SiteUpdates, in_kind, layer_by_layer
 from layerweld.merging.spectral import NEGLIGIBLE, Spectrum, spectrum, summed
 from layerweld.merging.tsv import decorrelated
@@ -76,3 +77,25 @@ class IsoCts(MergeMethod):
     def merge(self, sites: SiteUpdates) -> Merge:
         """From the factors where there are factors."""
         return layer_by_layer(sites, lambda updates: iso_cts(updates, self.common, self.scaling))
+
+
+METHODS = (
+    Method(
+        "iso-c",
+        "Iso-C",
+        "Marczak et al. 2025, arXiv:2502.04959",
+        "λ s̄ U Vᵀ of Σ ΔW_i, s̄ the mean singular value",
+        IsoC,
+        sums=True,
+        tune={"scaling": (0.6, 1.5, 0.4, 0.8, 1.2)},
+    ),
+    Method(
+        "iso-cts",
+        "Iso-CTS",
+        "Marczak et al. 2025, arXiv:2502.04959",
+        "as `iso-c`, the weakest directions replaced by each site's leading ones outside of "
+        "the rest",
+        IsoCts,
+        tune={"scaling": (0.6, 1.5, 0.4), "common": (0.6, 0.9)},
+    ),
+)

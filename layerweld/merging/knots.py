@@ -7,6 +7,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from layerweld.merging.dare import DareTies, DropRate
+from layerweld.merging.method import Method
 from layerweld.merging.one_round import (
     Merge,
     MergeMethod,
@@ -85,3 +86,23 @@ class KnotsDareTies(MergeMethod):
     def merge(self, sites: SiteUpdates) -> Merge:
         """As the authors run it: dropping takes the place of trimming."""
         return knots(sites, DareTies(drop=self.drop, scaling=self.scaling, seed=self.seed))
+
+
+METHODS = (
+    Method(
+        "knots-ties",
+        "KnOTS-TIES",
+        "Stoica et al. 2025, arXiv:2410.19735",
+        "U · ties(Uᵀ ΔW_i), U the left singular vectors of [ΔW_1 … ΔW_N]",
+        KnotsTies,
+        tune={"scaling": (0.4, 1.0, 1.5), "density": (0.1, 0.5)},
+    ),
+    Method(
+        "knots-dare-ties",
+        "KnOTS-DARE-TIES",
+        "Stoica et al. 2025, arXiv:2410.19735",
+        "U · dare-ties(Uᵀ ΔW_i)",
+        KnotsDareTies,
+        tune={"scaling": (0.4, 1.0, 1.5), "drop": (0.5, 0.9)},
+    ),
+)

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from layerweld.merging.method import Method
 from layerweld.merging.one_round import Merge, MergeMethod, SiteUpdates
 from layerweld.merging.spectral import norm, spectrum, summed
 from layerweld.settings_table import Share
@@ -82,3 +83,16 @@ def _as_sent(update: Update) -> Update:
     if isinstance(update, LowRankUpdate):
         return LowRankUpdate(update.left.float(), update.right.float())
     return DenseUpdate(update.weight.float())
+
+
+METHODS = (
+    Method(
+        "opcm",
+        "OPCM",
+        "Tang et al. 2025, arXiv:2501.09522",
+        "site after site: M += ΔW_i without M's leading block and diagonal; at the end the sites' "
+        "mean norm. The order of names matters",
+        Opcm,
+        tune={"threshold": (0.2, 0.8, 0.35, 0.65, 0.9)},
+    ),
+)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 
+from layerweld.merging.method import Method
 from layerweld.merging.one_round import Merge, MergeMethod, SiteUpdates, layer_by_layer
 from layerweld.settings_table import Positive
 from layerweld.updates.exact_sum import ExactSum
@@ -56,3 +57,24 @@ class TaskArithmetic(MergeMethod):
     def merge(self, sites: SiteUpdates) -> Merge:
         """The sum over the sites that changed a layer, scaled."""
         return layer_by_layer(sites, partial(scaled_sum, factor=self.scaling))
+
+
+METHODS = (
+    Method(
+        "task-arithmetic",
+        "Task arithmetic",
+        "Ilharco et al. 2023, arXiv:2212.04089",
+        "λ Σ ΔW_i",
+        TaskArithmetic,
+        sums=True,
+        tune={"scaling": (0.2, 0.5, 0.15, 0.7, 1.0)},
+    ),
+    Method(
+        "mean",
+        "Mean of the updates",
+        "McMahan et al. 2017, arXiv:1602.05629",
+        "Σ ΔW_i / N",
+        Mean,
+        sums=True,
+    ),
+)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from layerweld.merging.method import Method
 from layerweld.merging.one_round import Merge, MergeMethod, SiteUpdates, in_kind, layer_by_layer
 from layerweld.merging.spectral import spectrum
 from layerweld.settings_table import Positive
@@ -53,3 +54,15 @@ class Wudi(MergeMethod):
     def merge(self, sites: SiteUpdates) -> Merge:
         """The authors descend for 300 steps from the sum; this is where the descent would end."""
         return layer_by_layer(sites, lambda updates: wudi(updates, self.ridge))
+
+
+METHODS = (
+    Method(
+        "wudi",
+        "WUDI, closed form",
+        "Cheng et al. 2025, arXiv:2503.08099",
+        "(Σ ΔW_i G_i) (Σ G_i + λ I)⁻¹ with G_i = ΔW_iᵀ ΔW_i / ‖ΔW_i‖²",
+        Wudi,
+        tune={"ridge": (0.1, 0.001, 0.03, 0.003, 0.0003)},
+    ),
+)

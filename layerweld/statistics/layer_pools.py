@@ -23,10 +23,11 @@ class Equations:
     Attributes:
         system: ``S + λI``.
         sites: how many sites are in it.
-        settings: anchor, solver and rank.
+        settings: anchor and rank.
         scales: factor on each site's weight; 1 if absent, 0 leaves the site out.
         silent: ``Σ ω_i ε_i``. What the products say is measured with ``S + Σ ω_i ε_i I``: in it
             every site's misfit is a sum of squares, whatever the site has sent.
+        iterations: steps of conjugate gradients from the anchor; 0 solves exactly.
     """
 
     system: RegularizedGram
@@ -34,6 +35,7 @@ class Equations:
     settings: MergeSettings
     scales: Mapping[str, float]
     silent: float = 0.0
+    iterations: int = 0
 
     @property
     def anchored(self) -> bool:
@@ -43,9 +45,9 @@ class Equations:
     def solution(self, moments: Tensor, anchor: Tensor, left: Tensor | None) -> Tensor:
         """``(R + λ ΔW_anchor) (S + λI)⁻¹``, or as near as the iterations come, without ``left``."""
         target = moments + self.system.ridge * anchor
-        if self.settings.solver == "exact":
+        if not self.iterations:
             return self.system.solve(target)
-        return self.system.approach(target, anchor, left, self.settings.iterations)
+        return self.system.approach(target, anchor, left, self.iterations)
 
 
 @dataclass(frozen=True)

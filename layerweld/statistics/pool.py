@@ -83,11 +83,13 @@ class GroupPool:
     Args:
         group: the layer group.
         settings: normalisation, importance, shrinkage, ridge, anchor, rank, bounds and influence.
+        iterations: steps of conjugate gradients from the anchor; 0 solves exactly.
     """
 
-    def __init__(self, group: LayerGroup, settings: MergeSettings) -> None:
+    def __init__(self, group: LayerGroup, settings: MergeSettings, iterations: int = 0) -> None:
         self.group = group
         self.settings = settings
+        self.iterations = iterations
         self._gram = ExactSum((group.d_in, group.d_in))
         self._layers: dict[str, LayerPool] = {}
         self._admitted: dict[str, Admitted] = {}
@@ -237,7 +239,7 @@ class GroupPool:
         weights = self._weights(scales)
         silent = math.fsum(w * self._admitted[site].silent for site, w in weights.items())
         sites = sum(1 for site in weights if scales.get(site, 1.0) > 0)
-        return Equations(system, sites, self.settings, scales, silent)
+        return Equations(system, sites, self.settings, scales, silent, self.iterations)
 
     def _pools_under(self, scales: Mapping[str, float]) -> Iterator[tuple[str, LayerPool]]:
         """The layers that a site is left in, in the group's order."""
