@@ -13,8 +13,9 @@ from typing import Annotated, Any, Literal
 import pandas as pd
 import typer
 
-from experiments.benchmark_runs import RESULTS, Name, benchmark, compared
+from experiments.benchmark_runs import RESULTS, benchmark, compared
 from experiments.figures import COLOURS, INK, panels, save
+from experiments.prepare import Name
 from layerweld.report.comparison.spreads import over_seeds
 from layerweld.settings.run import RunSettings
 

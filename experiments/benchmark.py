@@ -11,8 +11,9 @@ from typing import Annotated
 
 import typer
 
-from experiments.benchmark_runs import RESULTS, Name, benchmark, compared, fine_tuned_otherwise
+from experiments.benchmark_runs import RESULTS, benchmark, compared, fine_tuned_otherwise
 from experiments.figures import COLOURS, INK, panels, save
+from experiments.prepare import Name
 from layerweld.merging.registry import METHODS
 from layerweld.report.comparison.results import Comparison
 from layerweld.report.comparison.spreads import MethodOverSeeds, over_seeds

@@ -12,8 +12,9 @@ from typing import Annotated
 import pandas as pd
 import typer
 
-from experiments.benchmark_runs import RESULTS, Name
+from experiments.benchmark_runs import RESULTS
 from experiments.figures import COLOURS, INK, legend_above, panels, save
+from experiments.prepare import Name
 from layerweld.merging.registry import METHODS
 
 _COSTS = {

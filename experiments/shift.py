@@ -13,8 +13,9 @@ import pandas as pd
 import typer
 from matplotlib.ticker import MaxNLocator
 
-from experiments.benchmark_runs import RESULTS, Name, benchmark, federation
+from experiments.benchmark_runs import RESULTS, benchmark, federation
 from experiments.figures import COLOURS, panels, save
+from experiments.prepare import Name
 from layerweld.merging.registry import METHODS
 
 

@@ -9,7 +9,6 @@ from flwr.app import RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from layerweld.demo import demo_name
 from layerweld.errors import CohortError, LostSiteError, RefusedReplyError, UnusableMergeError
 from layerweld.merging.compression import compressed
 from layerweld.merging.method import CHAIN, Method
@@ -66,7 +65,7 @@ class Federation:
         self.grid = grid
         self.settings = settings
         self.methods = methods_of(settings)
-        self.base: BaseModel = load_base(base, settings.base_name or demo_name(settings))
+        self.base: BaseModel = load_base(base, settings.base_name)
         self.whole_plan = discover_plan(self.base.backbone)
         self.journal = journal
         self.run = journal.run_id()

@@ -18,7 +18,7 @@ from layerweld.settings.methods import TABLES, methods_of
 from layerweld.settings.run import RunSettings, Scalar
 from layerweld.statistics.influence import opposed, outliers
 from layerweld.transport.messages import Introduction
-from layerweld.updates.update import LowRankUpdate
+from layerweld.updates.update import all_low_rank
 from server.cohort_warnings import of_most
 from server.federation import Federation
 from server.manifest import write_environments, write_manifest
@@ -71,8 +71,9 @@ def _write_merge(
     folder: Path, merged: MergedModel, base: BaseModel, prefix: str, task: str
 ) -> Form:
     """Write the merged adapter, or the merged model where it is not a LoRA, into a folder of it."""
-    low_rank = {k: u for k, u in merged.updates.items() if isinstance(u, LowRankUpdate)}
-    if len(low_rank) == len(merged.updates) and not merged.remainder:
+    factored = all_low_rank(merged.updates.values())
+    if factored and not merged.remainder:
+        low_rank = dict(zip(merged.updates, factored, strict=True))
         write_adapter(folder / "adapter", low_rank, base, prefix, task)
         return "adapter"
     write_model(folder / "model", merged.updates, merged.remainder, base)

@@ -6,7 +6,7 @@ import torch
 
 from client.handlers.questions import require_updates_of
 from layerweld.merging.fisher import Fisher
-from layerweld.statistics.group import ProductForm
+from layerweld.statistics.group import GroupAccumulator, ProductForm
 from layerweld.transport.chain import (
     decode_question,
     encode_answer,
@@ -79,22 +79,10 @@ def _statistics(form):
     round_ = chain._new_round(chain.steps[0], None)
     group = PLAN.groups[0]
     if form.dense:
-        from layerweld.statistics.gram import GramAccumulator
-        from layerweld.statistics.group import group_statistics
-
         tokens = torch.randn(1, 20, group.d_in, generator=torch.Generator().manual_seed(5))
-        accumulator = GramAccumulator(group.d_in, unit_tokens=True)
+        accumulator = GroupAccumulator(group, chosen.merge)
         accumulator.update(tokens, torch.ones(1, 20, dtype=torch.bool))
-        own = {shape.name: updates_of(SITE)[shape.name] for shape in group.layers}
-        statistics = group_statistics(
-            group.name,
-            accumulator.mean(),
-            20,
-            own,
-            normalization="token",
-            shrinkage=1.0,
-            form=form,
-        )
+        statistics = accumulator.statistics(updates_of(SITE), form)
     else:
         statistics = statistics_of(SITE, group.name)
     asked = round_._question

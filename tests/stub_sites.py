@@ -9,9 +9,9 @@ import torch
 from flwr.app import Message
 
 from layerweld.plan import LayerGroup, LayerShape, MergePlan
+from layerweld.settings.merge import MergeSettings
 from layerweld.settings.run import validate_settings
-from layerweld.statistics.gram import GramAccumulator
-from layerweld.statistics.group import ProductForm, group_statistics
+from layerweld.statistics.group import GroupAccumulator, ProductForm
 from layerweld.transport.chain import decode_question, encode_answer
 from layerweld.transport.introduction import encode_introduction
 from layerweld.transport.messages import Answer, Introduction, Subject
@@ -83,12 +83,9 @@ def statistics_of(name, group_name):
     group = next(g for g in PLAN.groups if g.name == group_name)
     generator = torch.Generator().manual_seed(100 + NAMES.index(name))
     tokens = torch.randn(1, 20, group.d_in, generator=generator)
-    accumulator = GramAccumulator(group.d_in, unit_tokens=True)
+    accumulator = GroupAccumulator(group, MergeSettings())
     accumulator.update(tokens, torch.ones(1, 20, dtype=torch.bool))
-    own = {shape.name: updates_of(name)[shape.name] for shape in group.layers}
-    return group_statistics(
-        group_name, accumulator.mean(), 20, own, normalization="token", shrinkage=1.0, form=FORM
-    )
+    return accumulator.statistics(updates_of(name), FORM)
 
 
 def reply_with(content, message, context):

@@ -11,7 +11,8 @@ from layerweld.formats.adapters import digest_of, read_adapter
 from layerweld.formats.lora_config import _REFUSED
 from layerweld.formats.task_vectors import read_fine_tuned
 from layerweld.model.linear import linear_layers, updated
-from layerweld.updates.update import DenseUpdate, LowRankUpdate, TaskVector
+from layerweld.updates.task_vector import TaskVector
+from layerweld.updates.update import DenseUpdate, LowRankUpdate
 from tests.tiny_peft import (
     TARGETS,
     edit_config,

@@ -9,7 +9,7 @@ import torch
 from layerweld.errors import CohortError, RefusedReplyError
 from layerweld.merging.lora_averaging import FfaLora, Flora
 from layerweld.merging.sums import Mean
-from layerweld.statistics.group import DenseProduct
+from layerweld.statistics.group import Product
 from layerweld.transport.introduction import encode_introduction
 from layerweld.transport.messages import Subject
 from layerweld.transport.subject import with_subject
@@ -155,8 +155,8 @@ class WholeLayers(StubApp):
     @staticmethod
     def dense(answer):
         def whole(one):
-            products = {k: DenseProduct(p.left @ p.right, None) for k, p in one.products.items()}
-            return replace(one, products=products)
+            moments = {k: DenseUpdate(p.moments.dense()) for k, p in one.products.items()}
+            return replace(one, products={k: Product(m) for k, m in moments.items()})
 
         return replace(answer, statistics=tuple(map(whole, answer.statistics)))
 

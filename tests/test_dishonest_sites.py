@@ -53,7 +53,7 @@ class ScalingApp(StubApp):
         return replace(answer, statistics=tuple(map(self.lie, answer.statistics)))
 
     def lie(self, one):
-        lied = {k: replace(p, left=p.left * self.factor) for k, p in one.products.items()}
+        lied = {k: replace(p, moments=p.moments * self.factor) for k, p in one.products.items()}
         return replace(one, products=lied)
 
 
@@ -259,7 +259,9 @@ def test_an_update_in_directions_that_no_token_excites_is_bounded_where_the_anch
         if site.name == "b":
             silent = torch.linalg.eigh(statistics.gram.double())[1][:, 0].float()
             lied = {
-                k: replace(p, factor=p.factor + 1e3 * silent)
+                k: replace(
+                    p, update=p.update.map_rows(lambda rows, silent=silent: rows + 1e3 * silent)
+                )
                 for k, p in statistics.products.items()
             }
             statistics = replace(statistics, products=lied)
@@ -295,7 +297,7 @@ def test_whatever_factors_are_sent_nothing_is_less_than_nothing(seed, rank, scal
     site = replace(new_sites(1, seed=0)[0], updates={"q": LowRankUpdate(left * 2.0**scale, right)})
     statistics = statistics_of(site, MergeSettings())
     factor = check_statistics(statistics, 6, "token")
-    product = statistics.products["q"]
+    product = statistics.products["q"].moments
     found = factor.magnitude(product, factor.implied_update(product))
     assert found.energy >= 0
     assert found.square >= 0

@@ -11,7 +11,7 @@ from layerweld.merging.isotropic import IsoC, IsoCts
 from layerweld.merging.knots import KnotsDareTies, KnotsTies
 from layerweld.merging.one_round import SiteUpdates
 from layerweld.merging.opcm import Opcm
-from layerweld.merging.spectral import norm, relative_distance, spectrum, truncated
+from layerweld.merging.spectral import norm, relative_distance, truncated
 from layerweld.merging.sums import TaskArithmetic
 from layerweld.merging.tsv import Tsv
 from layerweld.merging.wudi import Wudi
@@ -270,7 +270,7 @@ def test_orthogonal_sites_do_not_disturb_each_other_in_tsv():
 
 def test_isotropic_merges_have_one_singular_value():
     for method in (IsoC(), IsoCts()):
-        values = spectrum(method.merge(random_sites(3)).updates["up"]).values
+        values = method.merge(random_sites(3)).updates["up"].spectrum().values
         torch.testing.assert_close(values, values.mean().expand(len(values)), rtol=1e-5, atol=0)
 
 
@@ -303,7 +303,7 @@ def test_a_site_that_brings_an_update_and_no_samples_is_named():
 
 def test_all_directions_of_the_merge_can_be_closed_to_later_sites():
     one, other = (random_sites(1, seed=seed, dense=True).layers["q"]["ash"] for seed in (0, 1))
-    inside = spectrum(one)
+    inside = one.spectrum()
     merged = Opcm(threshold=1.0).merge(side_by_side({"a": {"q": one}, "b": {"q": other}}))
     merged = merged.updates["q"].dense().double()
     left, right = inside.left[:, :9], inside.right[:9]  # the last one is a matter of rounding

@@ -6,10 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
-from client import package_tasks
-from client.package_images import PackageImage
+from layerweld.demo.federation import prepared
+from layerweld.demo.texts import LabelledText, write_texts
 from layerweld.deploy.site import open_site
 from layerweld.runtime.disk import new_folder, writing
 from server.journal import FINISHED, RunJournal
@@ -134,9 +133,10 @@ def test_the_folders_of_a_deployment_are_on_the_disk(sites, disk, tmp_path, monk
     assert disk.lacks(tmp_path / "fed") == disk.lacks(tmp_path / "hospital-a/bin") == []
 
 
-def test_an_image_out_of_a_package_is_on_the_disk(disk, tmp_path, monkeypatch):
+def test_a_prepared_federation_is_on_the_disk(disk, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    image = PackageImage(lambda: Image.new("L", (2, 2)), "cat", group="0")
-    file = package_tasks._image_file("pets", 0, image)
-    assert file.is_file()
-    assert disk.lacks(tmp_path) == []
+    site = {"name": "a", "data": "a.jsonl", "held-out": "b.jsonl"}
+    tables = {"name": "demo", "calibration": {"seed": 0}, "sites": [site]}
+    texts = [LabelledText(f"text {i}", "a", str(i)) for i in range(9)]
+    assert prepared(tables, lambda _task: texts, write_texts).is_file()
+    assert disk.lacks(tmp_path / "layerweld/federations") == []

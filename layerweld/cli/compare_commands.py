@@ -46,14 +46,14 @@ def compare(
     from layerweld.runtime.terminal import console, showing_progress
     from layerweld.settings.comparison import ComparisonSettings
     from layerweld.settings.methods import methods_of
-    from layerweld.settings.sites import base_of, read_run_file
+    from layerweld.settings.sites import read_run_file
 
     settings, sites = read_run_file(config)
     names = ",".join(METHODS) if methods == "all" else methods
     settings = settings.model_copy(update={"min_sites": len(sites), "methods": names})
     methods_of(settings)
     first = settings.calibration.seed
-    base = base_of(settings, sites, config)
+    base = settings.require_base()
     with comparing_in(output), showing_progress():
         comparison = compare_in_process(
             ComparisonSettings(settings, base, range(first, first + seeds), tune),

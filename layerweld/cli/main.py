@@ -36,18 +36,28 @@ def demo(
     output: Output = Path("demo-output"),
     seed: Seed = 0,
     methods: Annotated[
-        str, typer.Option(help="Comma-separated; the first one's merge is written out.")
-    ] = "com,regmean++,regmean,task-arithmetic,mean",
+        str,
+        typer.Option(
+            help="Comma-separated; the first one's merge is written out. Default: the file's."
+        ),
+    ] = "",
+    prepare_only: Annotated[
+        bool, typer.Option("--prepare-only", help="Write the files, say where they are, and stop.")
+    ] = False,
 ) -> None:
     """Six sites, six real text tasks: fine-tune, merge, evaluate, report.
 
+    Writes the sites' samples and a `run.toml` into your cache folder, and simulates that.
+
     Example: `layerweld demo --output demo-output`
     """
-    from layerweld.demo import base_folder, demo_settings
+    from layerweld.demo.federation import demo_file, flower_config
 
-    settings = demo_settings(seed, methods)
-    nodes = [{"partition-id": number, "num-partitions": 6} for number in range(6)]
-    _play(settings, nodes, str(base_folder()), output)
+    file = demo_file(seed)
+    if prepare_only:
+        typer.echo(f"run file    {file}\nrun-config  {flower_config(file, seed)}")
+        return
+    _simulate(file, output, methods)
 
 
 @app.command()
@@ -61,14 +71,7 @@ def simulate(
 
     Example: `layerweld simulate hospitals.toml --output merged`
     """
-    from layerweld.settings.sites import base_of, read_run_file
-
-    settings, sites = read_run_file(config)
-    base = base_of(settings, sites, config)
-    settings = settings.model_copy(update={"min_sites": len(sites)})
-    nodes = [site.node_config() for site in sites]
-    folder = output or Path(settings.output or f"runs/{settings.name}")
-    _play(settings, nodes, base, folder)
+    _simulate(config, output)
 
 
 app.command()(compare_commands.compare)
@@ -196,6 +199,18 @@ def _nodes(sites: list[str]) -> list[dict[str, Scalar]]:
         entries.append({"name": name, "adapter": adapter, "data": data})
     checked = site_entries(entries, Path("--site"))
     return [site.node_config() for site in checked]
+
+
+def _simulate(config: Path, output: Path | None, methods: str = "") -> None:
+    """Run a run file's sites; ``methods``, where given, instead of the file's."""
+    from layerweld.settings.sites import read_run_file
+
+    settings, sites = read_run_file(config)
+    changes = {"min_sites": len(sites), "methods": methods or settings.methods}
+    settings = settings.model_copy(update=changes)
+    folder = output or Path(settings.output or f"runs/{settings.name}")
+    nodes = [site.node_config() for site in sites]
+    _play(settings, nodes, settings.require_base(), folder)
 
 
 def _play(settings: RunSettings, nodes: Nodes, base: str, output: Path) -> None:

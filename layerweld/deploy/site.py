@@ -26,7 +26,7 @@ from layerweld.deploy.processes import Program
 from layerweld.errors import DeployError, InUseError
 from layerweld.runtime.app_path import app_folder
 from layerweld.runtime.disk import is_held, only_here
-from layerweld.settings.sites import DEMO, SiteEntry, on_its_own
+from layerweld.settings.sites import SiteEntry, on_its_own
 from layerweld.untrusted.files import named_path
 
 _MADE_BY = "layerweld site init SITE --model … --data …"
@@ -278,8 +278,6 @@ def _join_lock(site: Site) -> Path:
 
 
 def _absolute(path: str) -> str:
-    if path.startswith(DEMO):
-        return path
     absolute = named_path(path, "the site's files", DeployError)
     if not absolute.exists():
         raise DeployError(f"{absolute} does not exist")

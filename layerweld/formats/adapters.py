@@ -20,7 +20,8 @@ from layerweld.model.base_model import BaseModel
 from layerweld.model.linear import linear_layers, weight_of
 from layerweld.untrusted.tensors import check_numbers, opened_tensors, shape_of, trained_tensor
 from layerweld.untrusted.text import quoted
-from layerweld.updates.update import LowRankUpdate, TaskVector
+from layerweld.updates.task_vector import TaskVector
+from layerweld.updates.update import LowRankUpdate
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 
@@ -108,11 +109,8 @@ def digest_of(task_vector: TaskVector) -> str:
 
 def _named_tensors(task_vector: TaskVector) -> Iterator[tuple[str, Tensor]]:
     for name, update in task_vector.updates.items():
-        if isinstance(update, LowRankUpdate):
-            yield f"{name}.left", update.left
-            yield f"{name}.right", update.right
-        else:
-            yield f"{name}.update", update.weight
+        for part, tensor in update.tensors().items():
+            yield f"{name}.{part}", tensor
     for name, difference in task_vector.remainder.items():
         yield f"{name}.remainder", difference
 

@@ -12,12 +12,14 @@ from transformers import PretrainedConfig
 
 from layerweld.errors import AdapterError
 from layerweld.model.base_model import BaseModel
+from layerweld.model.families import missing_weights
 from layerweld.model.folder import check_model_folder
 from layerweld.model.linear import is_transposed, linear_layers
 from layerweld.untrusted.files import reading
 from layerweld.untrusted.tensors import check_numbers
 from layerweld.untrusted.text import quoted
-from layerweld.updates.update import DenseUpdate, TaskVector
+from layerweld.updates.task_vector import TaskVector
+from layerweld.updates.update import DenseUpdate
 
 
 def read_checkpoint(folder: Path, base: BaseModel) -> TaskVector:
@@ -97,8 +99,7 @@ def _load(folder: Path) -> nn.Module:
             use_safetensors=True,
             output_loading_info=True,
         )
-    # A pooler is part of some classes' heads; transformers makes one up if there is none.
-    missing = sorted(k for k in report["missing_keys"] if not k.startswith("pooler."))
+    missing = missing_weights(report)
     if missing:
         raise AdapterError(
             f"{folder} is incomplete: {missing[0]!r} (of {len(missing)} such) is not in its files; "

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from layerweld.errors import OutputError, UnusableMergeError
 from layerweld.model.base_model import TOKENIZER_FILES, BaseModel
+from layerweld.model.families import without_made_up_pooler
 from layerweld.model.linear import is_transposed, linear_layers, weight_of
 from layerweld.runtime.disk import new_folder
 from layerweld.updates.bounds import LARGEST_WEIGHT, out_of_bounds, require_finite
@@ -155,8 +156,7 @@ def _second_copy(base: BaseModel) -> PreTrainedModel:
         use_safetensors=True,
         output_loading_info=True,
     )
-    if any(key.startswith("pooler.") for key in report["missing_keys"]):
-        model.pooler = None  # transformers has just made it up at random
+    without_made_up_pooler(model, report)
     return model
 
 

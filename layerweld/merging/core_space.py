@@ -7,12 +7,12 @@ import torch
 
 from layerweld.merging.method import Method
 from layerweld.merging.one_round import Merge, MergeMethod, SiteUpdates, changed, low_rank
-from layerweld.merging.spectral import spectrum
 from layerweld.merging.sums import TaskArithmetic
 from layerweld.merging.ties import Ties
 from layerweld.merging.tsv import Tsv
 from layerweld.settings_table import NonZeroShare, Positive
-from layerweld.updates.update import DenseUpdate, LowRankUpdate, Update
+from layerweld.updates.spectrum import spectrum_of
+from layerweld.updates.update import LowRankUpdate, Update
 
 Inner = Literal["task-arithmetic", "ties", "tsv"]
 
@@ -31,13 +31,10 @@ def core_space(
     factors = low_rank(updates)
     lefts = torch.cat([update.left.double() for update in factors.values()], dim=1)
     rights = torch.cat([update.right.double() for update in factors.values()])
-    outputs, inputs = spectrum(DenseUpdate(lefts)).left, spectrum(DenseUpdate(rights)).right
-    cores: dict[str, Update] = {
-        site: LowRankUpdate(outputs.T @ update.left.double(), update.right.double() @ inputs.T)
-        for site, update in factors.items()
-    }
+    outputs, inputs = spectrum_of(lefts).left, spectrum_of(rights).right
+    cores = {s: outputs.T @ update.float64() @ inputs.T for s, update in factors.items()}
     merged = inner.merge(SiteUpdates(samples, {"": cores})).updates[""].dense().double()
-    return LowRankUpdate((outputs @ merged).float(), inputs.float())
+    return LowRankUpdate(outputs @ merged, inputs).float32()
 
 
 class CoreSpace(MergeMethod):

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from layerweld.merging.method import Method
 from layerweld.merging.one_round import Merge, MergeMethod, SiteUpdates, in_kind, layer_by_layer
-from layerweld.merging.spectral import Spectrum
 from layerweld.merging.ties import ties
 from layerweld.merging.tsv import decorrelated, leading_parts
 from layerweld.settings_table import NonZeroShare, Positive
+from layerweld.updates.spectrum import Spectrum
 from layerweld.updates.update import Update
 
 

@@ -14,10 +14,10 @@ from layerweld.merging.one_round import (
     SiteUpdates,
     in_kind,
 )
-from layerweld.merging.spectral import spectrum
 from layerweld.merging.ties import Ties
 from layerweld.settings_table import NonZeroShare, Positive, Seed
-from layerweld.updates.update import DenseUpdate, LowRankUpdate, Update
+from layerweld.updates.spectrum import spectrum_of
+from layerweld.updates.update import DenseUpdate, Update
 
 
 def shared_basis(updates: Sequence[Update]) -> Float64[Tensor, "d_out k"]:
@@ -26,22 +26,12 @@ def shared_basis(updates: Sequence[Update]) -> Float64[Tensor, "d_out k"]:
     Of LoRAs the rows of ``A_i = L_i Q_i`` are made orthonormal first; then ``[B_1 L_1 … B_N L_N]``,
     which has ``Σ r_i`` columns, has the same left singular vectors.
     """
-    columns = torch.cat([_columns(update) for update in updates], dim=1)
-    return spectrum(DenseUpdate(columns)).left
+    return spectrum_of(torch.cat([update.column_factor() for update in updates], dim=1)).left
 
 
 def in_basis(update: Update, basis: Float64[Tensor, "d_out k"]) -> DenseUpdate:
     """``Uᵀ ΔW``, ``(k, d_in)``: what the authors call ``diag(s) V_i``."""
-    if isinstance(update, LowRankUpdate):
-        return DenseUpdate((basis.T @ update.left.double()) @ update.right.double())
-    return DenseUpdate(basis.T @ update.weight.double())
-
-
-def _columns(update: Update) -> Tensor:
-    if isinstance(update, LowRankUpdate):
-        lower: Tensor = torch.linalg.qr(update.right.double().T).R.T
-        return update.left.double() @ lower
-    return update.weight.double()
+    return DenseUpdate((basis.T @ update.float64()).dense())
 
 
 def knots(sites: SiteUpdates, method: MergeMethod) -> Merge:

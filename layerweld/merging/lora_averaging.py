@@ -9,7 +9,7 @@ from layerweld.merging.method import Method
 from layerweld.merging.one_round import Merge, MergeMethod, SiteUpdates, low_rank
 from layerweld.merging.spectral import relative_distance, truncated
 from layerweld.settings_table import Rank
-from layerweld.updates.update import LowRankUpdate, Update, stack
+from layerweld.updates.update import LowRankUpdate, stack
 
 Weighting = Literal["samples", "uniform"]
 ERROR = "distance to the mean"
@@ -64,7 +64,7 @@ class FedIt(MergeMethod):
         for layer, (updates, shares) in weighted(sites, self.weighting).items():
             merged[layer] = factors_apart(updates, shares)
             means[layer] = weighted_mean(updates, shares)
-        return Merge(merged, {ERROR: _distance(merged, means)})
+        return Merge(merged, {ERROR: relative_distance(merged.values(), means.values())})
 
 
 class FfaLora(MergeMethod):
@@ -126,7 +126,7 @@ class FedEx(MergeMethod):
         for layer, (updates, shares) in weighted(sites, self.weighting).items():
             merged[layer] = weighted_mean(updates, shares)
             apart[layer] = factors_apart(updates, shares)
-        residual = _distance(apart, merged)
+        residual = relative_distance(apart.values(), merged.values())
         return Merge(merged, {ERROR: 0.0, "residual in the mean": residual})
 
 
@@ -145,13 +145,7 @@ class FlexLora(MergeMethod):
             means[layer] = weighted_mean(updates, shares)
             rank = self.rank or max(update.rank for update in updates)
             merged[layer] = truncated(means[layer], rank)
-        return Merge(merged, {ERROR: _distance(merged, means)})
-
-
-def _distance(merged: dict[str, LowRankUpdate], means: dict[str, LowRankUpdate]) -> float:
-    ones: list[Update] = list(merged.values())
-    others: list[Update] = list(means.values())
-    return relative_distance(ones, others)
+        return Merge(merged, {ERROR: relative_distance(merged.values(), means.values())})
 
 
 METHODS = (

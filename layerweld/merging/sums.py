@@ -7,13 +7,12 @@ from layerweld.merging.method import Method
 from layerweld.merging.one_round import Merge, MergeMethod, SiteUpdates, layer_by_layer
 from layerweld.settings_table import Positive
 from layerweld.updates.exact_sum import ExactSum
-from layerweld.updates.update import DenseUpdate, LowRankUpdate, Update, stack
+from layerweld.updates.update import DenseUpdate, Update, all_low_rank, stack
 
 
 def scaled_sum(updates: Sequence[Update], factor: float) -> Update:
     """``factor · Σ ΔW_i``: LoRA updates stacked to rank ``Σ r_i``, dense ones summed exactly."""
-    low_rank = [update for update in updates if isinstance(update, LowRankUpdate)]
-    if len(low_rank) == len(updates):
+    if low_rank := all_low_rank(updates):
         return stack(low_rank) * factor
     total = ExactSum(updates[0].shape)
     for update in updates:
@@ -23,13 +22,8 @@ def scaled_sum(updates: Sequence[Update], factor: float) -> Update:
 
 def weighted_sum(updates: Sequence[Update], factors: Sequence[float]) -> Update:
     """``Σ factor_i · ΔW_i``, in the same way."""
-    low_rank = [
-        update * factor
-        for update, factor in zip(updates, factors, strict=True)
-        if isinstance(update, LowRankUpdate)
-    ]
-    if len(low_rank) == len(updates):
-        return stack(low_rank)
+    if low_rank := all_low_rank(updates):
+        return stack([update * f for update, f in zip(low_rank, factors, strict=True)])
     total = ExactSum(updates[0].shape)
     for update, factor in zip(updates, factors, strict=True):
         total.add(update.dense().double() * factor)

@@ -6,8 +6,8 @@ import torch
 
 from layerweld.merging.method import Method
 from layerweld.merging.one_round import Merge, MergeMethod, SiteUpdates, in_kind, layer_by_layer
-from layerweld.merging.spectral import Spectrum, polar, spectrum
 from layerweld.settings_table import Positive
+from layerweld.updates.spectrum import Spectrum, polar
 from layerweld.updates.update import Update
 
 
@@ -17,7 +17,7 @@ def leading_parts(updates: Sequence[Update]) -> list[Spectrum]:
     A LoRA usually has fewer directions than its share, and keeps them all.
     """
     share = max(1, min(updates[0].shape) // len(updates))
-    return [spectrum(update).leading(share) for update in updates]
+    return [update.spectrum().leading(share) for update in updates]
 
 
 def decorrelated(parts: Sequence[Spectrum]) -> Spectrum:

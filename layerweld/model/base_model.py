@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
 from layerweld.errors import ConfigError
+from layerweld.model.families import missing_weights, reads_images, without_cache, without_pooler
 from layerweld.model.folder import check_model_folder
 from layerweld.untrusted.files import add_to_hash, opened_file, reading, refuse_larger
 from layerweld.untrusted.text import quoted
@@ -51,8 +51,7 @@ class BaseModel:
     @property
     def reads_images(self) -> bool:
         """Whether the model's input is pixels and not token ids."""
-        name: str = self.backbone.main_input_name
-        return name == "pixel_values"
+        return reads_images(self.backbone)
 
     @property
     def d_model(self) -> int:
@@ -104,7 +103,7 @@ def load_base(folder: str | Path, name: str = "") -> BaseModel:
             trust_remote_code=False,
             output_loading_info=True,
         )
-    drawn = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
+    drawn = missing_weights(report)
     if drawn:  # transformers has just made them up at random
         raise ConfigError(
             f"{path} lacks {len(drawn)} of its model's weights, such as {quoted(drawn[0])}; copy "
@@ -113,10 +112,8 @@ def load_base(folder: str | Path, name: str = "") -> BaseModel:
     for name_of, parameter in backbone.named_parameters():
         if not torch.isfinite(parameter).all():
             raise ConfigError(f"{path}: {name_of!r} holds NaN or infinity; give another base model")
-    if isinstance(getattr(backbone, "pooler", None), nn.Module):
-        backbone.pooler = None  # part of the heads of some classes; no block reads it
-    if getattr(backbone.config, "use_cache", False):
-        backbone.config.use_cache = False  # a key-value cache would corrupt every replay
+    without_pooler(backbone)
+    without_cache(backbone)
     return BaseModel(path, backbone.eval().requires_grad_(False), name or path.resolve().name)
 
 

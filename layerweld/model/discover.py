@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from layerweld.errors import PlanError
+from layerweld.model.families import probe_inputs, taken_apart
 from layerweld.model.linear import linear_layers, weight_of
 from layerweld.plan import LayerGroup, LayerShape, MergePlan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_PROBE_TOKENS = 8
 _ONE_STACK = (
     "layerweld merges models with one stack of blocks (encoders, decoders, vision transformers)"
 )
@@ -51,19 +51,6 @@ def discover_plan(backbone: PreTrainedModel) -> MergePlan:
     return MergePlan(tuple(names[block] for block in blocks), tuple(groups))
 
 
-def probe_inputs(backbone: PreTrainedModel) -> dict[str, Tensor]:
-    """A made-up batch of one sample: a few token ids, or one image of the configured size."""
-    config = backbone.config
-    if backbone.main_input_name == "pixel_values":
-        size = config.image_size
-        height, width = (size, size) if isinstance(size, int) else size
-        channels: int = getattr(config, "num_channels", 3)
-        return {"pixel_values": torch.zeros(1, channels, height, width)}
-    text_config = config.get_text_config()
-    ids = torch.arange(_PROBE_TOKENS)[None] % text_config.vocab_size
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-
-
 @dataclass
 class _Calls:
     """Inputs of modules during one pass; holding them keeps any address from being reused."""
@@ -76,7 +63,7 @@ def _watching(modules: list[nn.Module]) -> Iterator[_Calls]:
     calls = _Calls()
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        hidden = args[0] if args else kwargs.get("hidden_states")
+        hidden, _, _ = taken_apart(args, kwargs)
         if isinstance(hidden, Tensor):
             calls.order.append((module, hidden))
 

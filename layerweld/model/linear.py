@@ -7,23 +7,19 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
+from layerweld.model.families import LINEAR, TRANSPOSED
 from layerweld.updates.update import Update
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
     """Every ``nn.Linear`` and GPT-2 ``Conv1D`` of the model, by name, in the model's own order."""
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D)
-    }
+    return {name: module for name, module in model.named_modules() if isinstance(module, LINEAR)}
 
 
 def is_transposed(layer: nn.Module) -> bool:
     """Whether the layer stores ``(d_in, d_out)``, as ``Conv1D`` does (PEFT: ``fan_in_fan_out``)."""
-    return isinstance(layer, Conv1D)
+    return isinstance(layer, TRANSPOSED)
 
 
 def weight_of(layer: nn.Module) -> Tensor:

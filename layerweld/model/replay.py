@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from layerweld.errors import PlanError
+from layerweld.model.families import CACHES, states_in, taken_apart
 
 Tap = Callable[[Tensor], None]
 
@@ -65,7 +66,7 @@ def record(
         )
     entry = seen[blocks[0]][0]
     calls = tuple(seen[block][1] for block in blocks)
-    cached = [k for k in ("past_key_values", "cache") if calls[0].kwargs.get(k) is not None]
+    cached = [k for k in CACHES if calls[0].kwargs.get(k) is not None]
     if cached:
         raise PlanError(f"blocks are given {cached[0]!r}; set config.use_cache = False")
     mask = batch.get("attention_mask")
@@ -79,8 +80,8 @@ def _passed_over(
 ) -> Iterator[None]:
     def stand_in(block: nn.Module) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
-            hidden = args[0] if args else kwargs.pop("hidden_states")
-            seen[block] = (hidden, BlockCall(args[1:], kwargs))
+            hidden, others, named = taken_apart(args, kwargs)
+            seen[block] = (hidden, BlockCall(others, named))
             return hidden
 
         return forward
@@ -114,10 +115,8 @@ def run_block(
 
 
 def forward_block(block: nn.Module, hidden: Tensor, call: BlockCall) -> Tensor:
-    """As :func:`run_block`, with gradients for the weights that require them."""
-    output = block(hidden, *call.args, **call.kwargs)
-    result: Tensor = output[0] if isinstance(output, tuple) else output
-    return result
+    """As :func:`run_block`, with gradients wherever a weight of the block wants one."""
+    return states_in(block(hidden, *call.args, **call.kwargs))
 
 
 @torch.no_grad()

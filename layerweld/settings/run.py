@@ -131,12 +131,13 @@ class RunSettings(Settings):
     """Everything a run's behaviour depends on; the same at the server and at every site."""
 
     base: PathText = ""
-    """Folder of the base model; may be empty only where all sites are the demo's."""
+    """Folder of the base model."""
     base_name: LineText = ""
     """What cards and adapter configurations call the base model, e.g. its name on a hub; empty for
     the name of its folder."""
     sites: PathText = ""
-    """TOML file that lists the sites; empty for the demo's six."""
+    """TOML file that lists the sites of one machine; empty where each node says itself which site
+    it is."""
     min_sites: Annotated[int, Field(ge=1, le=10_000)] = 2
     """Sites that must be connected before the handshake, and fewer than which no run goes on."""
     methods: ListText = "chain"
@@ -176,6 +177,20 @@ class RunSettings(Settings):
         if isinstance(table, MergeMethod):
             return table
         raise ConfigError(f"{name!r} has no settings of its own; `layerweld methods` lists all")
+
+    def require_base(self) -> str:
+        """Folder of the base model.
+
+        Raises:
+            ConfigError: none is set.
+        """
+        if self.base:
+            return self.base
+        raise ConfigError(
+            f"{self.sites or 'this run'} names no base model; set `base`, above the tables: the "
+            f"folder of the model that the sites fine-tune, or have fine-tuned. For `flwr run .` "
+            f"`layerweld demo --prepare-only` prints the demo's settings"
+        )
 
     def flat(self) -> dict[str, Scalar]:
         """As Flower's ``run_config``: dotted keys, scalar values."""
