@@ -15,7 +15,7 @@ import typer
 from experiments.benchmark_runs import RESULTS
 from experiments.figures import COLOURS, INK, legend_above, panels, save
 from experiments.prepare import Name
-from layerweld.settings.methods import METHODS
+from layerweld.merging.registry import METHODS
 
 _COSTS = {
     "bytes": "MB sent, up and down, all sites",

@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from experiments.benchmark_runs import RESULTS, benchmark, federation
 from experiments.figures import COLOURS, panels, save
 from experiments.prepare import Name
-from layerweld.settings.methods import METHODS
+from layerweld.merging.registry import METHODS
 
 
 def main(

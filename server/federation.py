@@ -11,12 +11,13 @@ from torch import Tensor
 
 from layerweld.errors import CohortError, LostSiteError, RefusedReplyError, UnusableMergeError
 from layerweld.merging.compression import compressed
+from layerweld.merging.method import CHAIN, Method
 from layerweld.model.base_model import BaseModel, load_base, tokenizer_fingerprint
 from layerweld.model.discover import discover_plan
 from layerweld.plan import MergePlan
 from layerweld.report.results import Score
 from layerweld.runtime.progress import report_progress
-from layerweld.settings.methods import Method, methods_of, settings_for
+from layerweld.settings.methods import methods_of, settings_for
 from layerweld.settings.run import RunSettings
 from layerweld.statistics.group import ProductForm
 from layerweld.transport.introduction import BUDGET as INTRODUCTION
@@ -176,6 +177,8 @@ class Federation:
 
     def begin_journal(self) -> None:
         """From here on, what is solved is kept."""
+        in_rounds = (m for m in self.methods if m.kind is CHAIN or m.kind.learns)
+        own = {table for method in in_rounds for table in method.tables}
         self.journal.open(
             {
                 "run": self.run,
@@ -186,7 +189,7 @@ class Federation:
                 "learning": {
                     key: value
                     for key, value in self.settings.flat().items()
-                    if key.partition(".")[0] in {m.table for m in self.methods if m.learns}
+                    if key.partition(".")[0] in own
                 },
                 "sites": {one.site: facts_of(one) for one in self.introductions},
             }
@@ -235,7 +238,7 @@ class Federation:
 
     def merge(self, method: Method, remainder: Mapping[str, Tensor]) -> MergedModel:
         """Play one method."""
-        if method.granularity is None:
+        if method.kind is not CHAIN:
             return self._play_rounds(method, remainder)
         started = time.perf_counter()
         effective = settings_for(method.name, self.settings)

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from layerweld.merging.method import Method
 from layerweld.model.schedule import Step
-from layerweld.report.results import GroupFigures, Score
-from layerweld.settings.methods import Method
+from layerweld.report.results import GroupMetrics, Score
 from layerweld.updates.update import Update
 from strategies.chain_of_merges import ChainOfMerges, SolvedStep
 
@@ -37,7 +37,7 @@ class MergedModel:
     bytes_up: int
     bytes_down: int
     lost: Mapping[str, int] = field(default_factory=dict)
-    groups: tuple[GroupFigures, ...] = ()
+    groups: tuple[GroupMetrics, ...] = ()
     prefix: str = ""
     figures: Mapping[str, float] = field(default_factory=dict)
     scores: dict[str, Score] = field(default_factory=dict)
@@ -78,12 +78,12 @@ def _lost(solved: Sequence[SolvedStep]) -> dict[str, int]:
     return dict(sorted(rounds.items()))
 
 
-def _figures(steps: Sequence[Step], solved: Sequence[SolvedStep]) -> tuple[GroupFigures, ...]:
+def _figures(steps: Sequence[Step], solved: Sequence[SolvedStep]) -> tuple[GroupMetrics, ...]:
     """One entry per group; of Jacobi rounds the last one's."""
-    by_group: dict[str, GroupFigures] = {}
+    by_group: dict[str, GroupMetrics] = {}
     for step, done in zip(steps, solved, strict=True):
         for group, solution in zip(step.groups, done.solutions, strict=True):
-            by_group[group.name] = GroupFigures(
+            by_group[group.name] = GroupMetrics(
                 name=group.name,
                 step=step.index,
                 layers=tuple(shape.name for shape in group.layers),

@@ -10,7 +10,7 @@ from flwr.app import RecordDict
 from torch import Tensor
 
 from layerweld.errors import RefusedReplyError, StaleReplyError
-from layerweld.merging.adamerging import LayerCoefficients, merge_by_layer, weighed
+from layerweld.merging.adamerging import AdaMerging, LayerCoefficients, merge_by_layer, weighed
 from layerweld.merging.one_round import Merge, SiteUpdates
 from layerweld.plan import MergePlan
 from layerweld.settings.run import RunSettings
@@ -62,7 +62,7 @@ class AdaptiveMerging:
         self.plan = plan
         self.cohort = cohort
         self.remainder = remainder
-        self.count = 1 + settings.adamerging.rounds
+        self.count = 1 + settings.table(AdaMerging).rounds
         self.played = 0
         self._method = method
         self._settings = settings
@@ -114,7 +114,7 @@ class AdaptiveMerging:
 
     def _begin(self, received: Mapping[str, OfOneSite]) -> None:
         sites = side_by_side(self.plan, self.cohort, received)
-        settings = self._settings.adamerging
+        settings = self._settings.table(AdaMerging)
         shape = (len(sites.sites), len(self.plan.layer_names))
         first = first_prefix(self.plan.digest, self._settings.digest(), self.remainder)
         self._received = received

@@ -1,4 +1,4 @@
-"""Which rounds play which method: a plain table. The chain's variants are not in it."""
+"""Which rounds play which kind of method: a plain table. The chain is not in it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from layerweld.merging.fisher import Fisher
+from layerweld.merging.method import DISTILLATION, ENTROPY, FISHER, UPDATES, Kind, Method
 from layerweld.plan import MergePlan
-from layerweld.settings.methods import Method
 from layerweld.settings.run import RunSettings
 from strategies.adaptive_merging import AdaptiveMerging
 from strategies.cohort import Cohort
@@ -42,7 +43,7 @@ class Play:
 
 def rounds_of(play: Play) -> Rounds:
     """The rounds of a method that is no chain."""
-    return _ROUNDS.get(play.method.name, _of_updates)(play)
+    return _ROUNDS[play.method.kind](play)
 
 
 def _of_updates(play: Play) -> Rounds:
@@ -56,7 +57,7 @@ def _of_updates(play: Play) -> Rounds:
 
 
 def _fisher(play: Play) -> Rounds:
-    return FisherAveraging(play.plan, play.cohort, play.remainder, play.settings.fisher)
+    return FisherAveraging(play.plan, play.cohort, play.remainder, play.settings.table(Fisher))
 
 
 def _adamerging(play: Play) -> Rounds:
@@ -71,9 +72,9 @@ def _prodistill(play: Play) -> Rounds:
     )
 
 
-_ROUNDS: Mapping[str, Callable[[Play], Rounds]] = {
-    "fisher": _fisher,
-    "adamerging": _adamerging,
-    "adamerging++": _adamerging,
-    "prodistill": _prodistill,
+_ROUNDS: Mapping[Kind, Callable[[Play], Rounds]] = {
+    UPDATES: _of_updates,
+    FISHER: _fisher,
+    ENTROPY: _adamerging,
+    DISTILLATION: _prodistill,
 }

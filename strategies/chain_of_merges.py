@@ -14,7 +14,7 @@ from torch import Tensor
 from layerweld.errors import RefusedReplyError, StaleReplyError
 from layerweld.model.schedule import Step, schedule
 from layerweld.plan import MergePlan
-from layerweld.settings.methods import settings_for
+from layerweld.settings.methods import iterations_of, settings_for
 from layerweld.settings.run import RunSettings
 from layerweld.statistics.admission import Admitted
 from layerweld.statistics.group import ProductForm
@@ -233,7 +233,8 @@ class _Round:
         self._question = question
         self._remainder = remainder
         self._merged = merged
-        self._pools = {group.name: GroupPool(group, settings.merge) for group in step.groups}
+        iterations = iterations_of(question.method, settings)
+        self._pools = {g.name: GroupPool(g, settings.merge, iterations) for g in step.groups}
         # What the last step solved; before the first one, the remainder.
         self._catch_up = CatchUp(step, self._encoded, step.index - 1)
         self._bytes_down = 0

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from layerweld.errors import RefusedReplyError, StaleReplyError
 from layerweld.merging.one_round import Merge
-from layerweld.merging.prodistill import EntryCoefficients
+from layerweld.merging.prodistill import EntryCoefficients, ProDistill
 from layerweld.model.schedule import block_steps
 from layerweld.plan import MergePlan
 from layerweld.settings.run import RunSettings
@@ -71,9 +71,9 @@ class ProgressiveDistillation:
         self.cohort = cohort
         self.remainder = remainder
         self.steps = block_steps(plan)
-        self.count = 1 + len(self.steps) * settings.prodistill.steps
+        self._settings = settings.table(ProDistill)
+        self.count = 1 + len(self.steps) * self._settings.steps
         self.played = 0
-        self._settings = settings.prodistill
         self._prefix = first_prefix(plan.digest, settings.digest(), remainder)
         self._ledger = RoundLedger(journal, cohort)
         self._layers: Mapping[str, Mapping[str, Update]] = {}  # ΔW by layer, then by site

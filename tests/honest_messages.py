@@ -5,9 +5,8 @@ from dataclasses import replace
 import torch
 
 from client.handlers.questions import require_updates_of
-from layerweld.launch import app_module
 from layerweld.merging.fisher import Fisher
-from layerweld.statistics.group import ProductForm
+from layerweld.statistics.group import GroupAccumulator, ProductForm
 from layerweld.transport.chain import (
     decode_question,
     encode_answer,
@@ -44,6 +43,9 @@ from layerweld.transport.score import BUDGET as SCORE
 from layerweld.transport.score import encode_score
 from layerweld.transport.shift import decode_shifts, encode_shifts, shifts_budget
 from layerweld.transport.updates import encode_updates, updates_budget
+from server import replies as server_replies
+from strategies import site_updates
+from strategies.fisher_averaging import FisherAveraging
 from tests.stub_sites import (
     FORM,
     NAMES,
@@ -77,22 +79,10 @@ def _statistics(form):
     round_ = chain._new_round(chain.steps[0], None)
     group = PLAN.groups[0]
     if form.dense:
-        from layerweld.statistics.gram import GramAccumulator
-        from layerweld.statistics.group import group_statistics
-
         tokens = torch.randn(1, 20, group.d_in, generator=torch.Generator().manual_seed(5))
-        accumulator = GramAccumulator(group.d_in, unit_tokens=True)
+        accumulator = GroupAccumulator(group, chosen.merge)
         accumulator.update(tokens, torch.ones(1, 20, dtype=torch.bool))
-        own = {shape.name: updates_of(SITE)[shape.name] for shape in group.layers}
-        statistics = group_statistics(
-            group.name,
-            accumulator.mean(),
-            20,
-            own,
-            normalization="token",
-            shrinkage=1.0,
-            form=form,
-        )
+        statistics = accumulator.statistics(updates_of(SITE), form)
     else:
         statistics = statistics_of(SITE, group.name)
     asked = round_._question
@@ -102,14 +92,12 @@ def _statistics(form):
 
 
 def _updates():
-    site_updates = app_module("strategies.site_updates")
     round_ = site_updates.updates_round(PLAN, new_chain(settings()).cohort, dict)
     return encode_updates(updates_of(SITE)), round_.read, updates_budget(update_shapes(PLAN, RANKS))
 
 
 def _fisher():
-    fisher = app_module("strategies.fisher_averaging").FisherAveraging
-    method = fisher(PLAN, new_chain(settings()).cohort, {}, Fisher())
+    method = FisherAveraging(PLAN, new_chain(settings()).cohort, {}, Fisher())
     shapes = fisher_shapes(PLAN)
     sums = {name: torch.ones_like(values) for name, values in _numbers(shapes).items()}
     return encode_fisher(sums), method._read, fisher_budget(shapes)
@@ -137,18 +125,17 @@ def _block():
 
 def replies():
     """By kind: honest content, how it is read, and what it may take."""
-    server = app_module("server.replies")
     known = replace(introduction_of(SITE), kind="none")
     groups = [group.name for group in PLAN.groups]
     return {
         "handshake": (
             encode_introduction(introduction_of(SITE)),
-            server.read_introduction,
+            server_replies.read_introduction,
             BUDGET,
         ),
         "trained": (
             encode_introduction(introduction_of(SITE)),
-            lambda _site, content: server.read_trained(content, known),
+            lambda _site, content: server_replies.read_trained(content, known),
             BUDGET,
         ),
         "statistics": _statistics(FORM),
@@ -159,10 +146,10 @@ def replies():
         "block gradients": _block(),
         "remainder": (
             encode_remainder(_numbers(PARAMETERS)),
-            lambda _site, content: server.read_remainder(content, PARAMETERS),
+            lambda _site, content: server_replies.read_remainder(content, PARAMETERS),
             remainder_budget(PARAMETERS),
         ),
-        "metrics": (encode_score(0.75, 12), server.read_score, SCORE),
+        "metrics": (encode_score(0.75, 12), server_replies.read_score, SCORE),
         "shift": (
             encode_shifts(dict.fromkeys(groups, 0.25)),
             lambda _site, content: decode_shifts(content, groups),

@@ -8,11 +8,10 @@ from functools import cache
 import torch
 from flwr.app import Message
 
-from layerweld.launch import app_module
 from layerweld.plan import LayerGroup, LayerShape, MergePlan
+from layerweld.settings.merge import MergeSettings
 from layerweld.settings.run import validate_settings
-from layerweld.statistics.gram import GramAccumulator
-from layerweld.statistics.group import ProductForm, group_statistics
+from layerweld.statistics.group import GroupAccumulator, ProductForm
 from layerweld.transport.chain import decode_question, encode_answer
 from layerweld.transport.introduction import encode_introduction
 from layerweld.transport.messages import Answer, Introduction, Subject
@@ -20,6 +19,8 @@ from layerweld.transport.run import decode_run
 from layerweld.transport.subject import with_subject
 from layerweld.transport.updates import encode_updates
 from layerweld.updates.update import LowRankUpdate
+from strategies import cohort
+from strategies.chain_of_merges import ChainOfMerges
 
 PLAN = MergePlan(
     ("0", "1"),
@@ -82,12 +83,9 @@ def statistics_of(name, group_name):
     group = next(g for g in PLAN.groups if g.name == group_name)
     generator = torch.Generator().manual_seed(100 + NAMES.index(name))
     tokens = torch.randn(1, 20, group.d_in, generator=generator)
-    accumulator = GramAccumulator(group.d_in, unit_tokens=True)
+    accumulator = GroupAccumulator(group, MergeSettings())
     accumulator.update(tokens, torch.ones(1, 20, dtype=torch.bool))
-    own = {shape.name: updates_of(name)[shape.name] for shape in group.layers}
-    return group_statistics(
-        group_name, accumulator.mean(), 20, own, normalization="token", shrinkage=1.0, form=FORM
-    )
+    return accumulator.statistics(updates_of(name), FORM)
 
 
 def reply_with(content, message, context):
@@ -171,8 +169,7 @@ def settings(**entries):
 
 
 def new_chain(chosen, method="com", journal=None, **changes):
-    cohort = app_module("strategies.cohort")
-    return app_module("strategies.chain_of_merges").ChainOfMerges(
+    return ChainOfMerges(
         plan=PLAN,
         cohort=cohort.Cohort(
             {name: number for number, name in enumerate(NAMES, start=1)},

@@ -7,16 +7,18 @@ import pytest
 import torch
 
 from layerweld.errors import CohortError, RefusedReplyError
-from layerweld.launch import app_module
 from layerweld.merging.lora_averaging import FfaLora, Flora
 from layerweld.merging.sums import Mean
-from layerweld.statistics.group import DenseProduct
+from layerweld.statistics.group import Product
 from layerweld.transport.introduction import encode_introduction
 from layerweld.transport.messages import Subject
 from layerweld.transport.subject import with_subject
 from layerweld.transport.updates import encode_updates
 from layerweld.updates.shared_factor import digest_of_draw, digest_of_factors
 from layerweld.updates.update import DenseUpdate, LowRankUpdate
+from server.replies import read_trained
+from strategies.round_by_round import RoundByRound
+from strategies.update_merging import UpdateMerging
 from tests.faulty_grid import FaultyGrid, none
 from tests.stub_sites import (
     NAMES,
@@ -80,9 +82,9 @@ def play(sent, claimed, clock, method, **entries):
     for name, factors in claimed.items():
         ranks = (2,) * len(PLAN.layer_names)
         cohort.introductions[name] = replace(introduction_of(name), ranks=ranks, factors=factors)
-    merging = app_module("strategies.update_merging").UpdateMerging(PLAN, cohort, method, {})
+    merging = UpdateMerging(PLAN, cohort, method, {})
     grid = FaultyGrid(Sites(), NODES, chosen, none(), clock)
-    app_module("strategies.round_by_round").RoundByRound(cohort, merging).play(grid)
+    RoundByRound(cohort, merging).play(grid)
     return merging
 
 
@@ -153,8 +155,8 @@ class WholeLayers(StubApp):
     @staticmethod
     def dense(answer):
         def whole(one):
-            products = {k: DenseProduct(p.left @ p.right, None) for k, p in one.products.items()}
-            return replace(one, products=products)
+            moments = {k: DenseUpdate(p.moments.dense()) for k, p in one.products.items()}
+            return replace(one, products={k: Product(m) for k, m in moments.items()})
 
         return replace(answer, statistics=tuple(map(whole, answer.statistics)))
 
@@ -187,8 +189,7 @@ def content_of(introduction):
 
 @pytest.mark.parametrize("changes", TRAINED.values(), ids=TRAINED)
 def test_what_fine_tuning_makes_is_what_the_methods_were_chosen_for(changes):
-    read = app_module("server.replies").read_trained
     before, trained = replace(introduction_of("ash"), kind="none"), introduction_of("ash")
-    assert read(content_of(trained), before) == trained
+    assert read_trained(content_of(trained), before) == trained
     with pytest.raises(RefusedReplyError, match="no LoRA of the layers and ranks"):
-        read(content_of(replace(trained, **changes)), before)
+        read_trained(content_of(replace(trained, **changes)), before)

@@ -5,8 +5,7 @@ import torch
 from flwr.app import ArrayRecord
 
 from layerweld.errors import RefusedReplyError
-from layerweld.launch import app_module
-from layerweld.settings.methods import METHODS
+from layerweld.merging.registry import METHODS
 from layerweld.transport.descent import (
     decode_block,
     decode_coefficients,
@@ -14,6 +13,8 @@ from layerweld.transport.descent import (
     encode_gradient,
 )
 from layerweld.transport.descent_messages import BlockAnswer, CoefficientAnswer
+from strategies import by_method
+from strategies.round_by_round import RoundByRound
 from tests.faulty_grid import Faults, FaultyGrid, none
 from tests.stub_sites import (
     NAMES,
@@ -84,10 +85,9 @@ def learn(stub, faults, clock, journal=None, grid=FaultyGrid, **entries):
     )
     cohort = new_chain(chosen).cohort
     name = "adamerging" if isinstance(stub, LearningStub) else "prodistill"
-    table = app_module("strategies.by_method")
-    play = table.Play(METHODS[name], PLAN, cohort, chosen, {}, journal or MemoryJournal())
+    play = by_method.Play(METHODS[name], PLAN, cohort, chosen, {}, journal or MemoryJournal())
     grid = grid(stub, NODES, chosen, faults, clock)
-    return app_module("strategies.round_by_round").RoundByRound(cohort, table.rounds_of(play)), grid
+    return RoundByRound(cohort, by_method.rounds_of(play)), grid
 
 
 STUBS = pytest.mark.parametrize("stub", [LearningStub, DistilledStub])

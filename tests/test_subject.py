@@ -6,9 +6,11 @@ import pytest
 from flwr.app import ConfigRecord, RecordDict
 
 from layerweld.errors import LostSiteError
-from layerweld.launch import app_module
 from layerweld.transport.introduction import BUDGET
 from layerweld.transport.run import encode_run
+from server.replies import read_introduction
+from strategies.cohort import Cohort, Patience
+from strategies.inquiry import ask
 from tests.faulty_grid import Faults, FaultyGrid
 from tests.stub_sites import NAMES, NODES, RUN, StubApp, new_chain, reply_with, settings
 
@@ -17,13 +19,10 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def shake_hands(faults, clock):
     chosen = settings()
-    cohort = app_module("strategies.cohort")
-    nodes = cohort.Cohort({"node 1": 1, "node 2": 2}, {}, RUN, cohort.Patience.of_handshake(chosen))
+    nodes = Cohort({"node 1": 1, "node 2": 2}, {}, RUN, Patience.of_handshake(chosen))
     grid = FaultyGrid(StubApp(), NODES[:2], chosen, faults, clock)
-    ask = app_module("strategies.inquiry").ask
-    read = app_module("server.replies").read_introduction
     about = encode_run(RUN)
-    return dict(ask(grid, nodes, "query.handshake", "handshake", about, read, BUDGET))
+    return dict(ask(grid, nodes, "query.handshake", "handshake", about, read_introduction, BUDGET))
 
 
 @pytest.mark.parametrize(("code", "says"), [(1, "another one installed"), (7, "refused the app")])
@@ -58,7 +57,7 @@ class EchoApp:
 @pytest.mark.parametrize("kind", ["evaluate.model", "query.shift", "train.remainder"])
 def test_a_reply_about_an_earlier_model_is_refused_and_counted(kind, clock):
     """Scores carry nothing else that would tell them from those of another model."""
-    ask, ignored = app_module("strategies.inquiry").ask, Counter()
+    ignored = Counter()
     for seed in range(20):
         chosen = settings()
         cohort = new_chain(chosen).cohort

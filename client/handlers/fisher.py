@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from client.data.labels import labels_of
 from client.state import SiteState
-from layerweld.merging.fisher import normalised, squared_gradients
+from layerweld.merging.fisher import Fisher, normalised, squared_gradients
 from layerweld.model.collect import ReplayableModel
 from layerweld.model.linear import updated
 
@@ -33,7 +33,7 @@ def fisher_sums(state: SiteState, layers: tuple[str, ...]) -> dict[str, Tensor]:
         information = normalised(_mean_squared_gradients(state, model))
     sums: dict[str, Tensor] = {}
     for layer, values in information.items():
-        floored = values.cpu().clamp(min=state.settings.fisher.floor)
+        floored = values.cpu().clamp(min=state.settings.table(Fisher).floor)
         update = own.updates.get(layer)
         sums[f"importance/{layer}"] = floored
         sums[f"product/{layer}"] = (

@@ -7,12 +7,8 @@ from collections.abc import Mapping
 from flwr.app import ConfigRecord, RecordDict
 from torch import Tensor
 
-from layerweld.statistics.gram import pack_symmetric, unpack_symmetric
 from layerweld.statistics.group import (
-    DenseProduct,
     GroupStatistics,
-    LowRankProduct,
-    Product,
     ProductForm,
 )
 from layerweld.transport.arrays import from_arrays, read_arrays, to_arrays
@@ -109,10 +105,7 @@ def encode_answer(answer: Answer) -> RecordDict:
     """An answer; of each Gram matrix only the upper triangle travels."""
     tensors: dict[str, Tensor] = {}
     for i, statistics in enumerate(answer.statistics):
-        tensors[f"{i}/gram"] = pack_symmetric(statistics.gram)
-        for layer, product in statistics.products.items():
-            for name, tensor in product.tensors().items():
-                tensors[f"{i}/{layer}/{name}"] = tensor
+        tensors |= {f"{i}/{name}": tensor for name, tensor in statistics.tensors().items()}
     about = ConfigRecord(
         {
             "site": answer.site,
@@ -208,24 +201,10 @@ def _all_statistics(
         strict=True,
     )
     return tuple(
-        _statistics_from(i, group, width, tokens, arrays)
+        GroupStatistics.from_tensors(group, width, tokens, _within(f"{i}/", arrays))
         for i, (group, width, tokens) in enumerate(groups)
     )
 
 
-def _statistics_from(
-    index: int, group: str, width: int, tokens: int, arrays: Mapping[str, Tensor]
-) -> GroupStatistics:
-    here = f"{index}/"
-    own = {name.removeprefix(here): t for name, t in arrays.items() if name.startswith(here)}
-    gram = unpack_symmetric(own.pop("gram"), width)
-    layers = dict.fromkeys(name.rpartition("/")[0] for name in own)
-    products = {layer: _product_from(layer, own) for layer in layers}
-    return GroupStatistics(group, gram, products, tokens)
-
-
-def _product_from(layer: str, arrays: Mapping[str, Tensor]) -> Product:
-    if f"{layer}/left" in arrays:
-        factor = arrays.get(f"{layer}/factor")
-        return LowRankProduct(arrays[f"{layer}/left"], arrays[f"{layer}/right"], factor)
-    return DenseProduct(arrays[f"{layer}/product"], arrays.get(f"{layer}/update"))
+def _within(prefix: str, arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): t for n, t in arrays.items() if n.startswith(prefix)}

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from layerweld.merging.adamerging import AdaMerging
+from layerweld.merging.method import CHAIN, DISTILLATION, ENTROPY, FISHER, Method, Quantity
+from layerweld.merging.prodistill import ProDistill
 from layerweld.model.schedule import block_steps, schedule
 from layerweld.plan import MergePlan
-from layerweld.settings.methods import Method, Quantity, sent_by, settings_for
+from layerweld.settings.methods import sent_by, settings_for
 from layerweld.settings.run import RunSettings
 from layerweld.statistics.group import ProductForm
 from layerweld.transport.expected import bytes_of, fisher_shapes, statistics_shapes, update_shapes
@@ -40,7 +43,7 @@ class Upload:
     @property
     def grows_with_sites(self) -> bool:
         """Whether a site sends more where more sites take part."""
-        return "∂H/∂λ" in self.sends
+        return self.method.kind is ENTROPY
 
 
 def upload_of(
@@ -56,18 +59,20 @@ def upload_of(
         ranks: LoRA rank of each layer that the site fine-tuned; 0 where the whole layer changed.
     """
     sends = sent_by(method, settings)
-    if method.granularity:
+    if method.kind is CHAIN:
         return _of_chain(method, sends, settings, plan, ranks)
-    if "F" in sends:
+    if method.kind is FISHER:
         return Upload(method, sends, 1, bytes_of(fisher_shapes(plan)))
     rounds, num_bytes = 1, bytes_of(update_shapes(plan, ranks))
-    if "∂H/∂λ" in sends:
-        rounds += settings.adamerging.rounds
-        num_bytes += settings.adamerging.rounds * 4 * settings.min_sites * len(plan.layer_names)
-    if "∂D/∂W" in sends:
+    if method.kind is ENTROPY:
+        steps = settings.table(AdaMerging).rounds
+        rounds += steps
+        num_bytes += steps * 4 * settings.min_sites * len(plan.layer_names)
+    if method.kind is DISTILLATION:
+        steps = settings.table(ProDistill).steps
         dense = update_shapes(plan, dict.fromkeys(plan.layer_names, 0))
-        rounds += settings.prodistill.steps * len(block_steps(plan))
-        num_bytes += settings.prodistill.steps * bytes_of(dense)
+        rounds += steps * len(block_steps(plan))
+        num_bytes += steps * bytes_of(dense)
     return Upload(method, sends, rounds, num_bytes)
 
 
@@ -78,8 +83,9 @@ def _of_chain(
     plan: MergePlan,
     ranks: Mapping[str, int],
 ) -> Upload:
-    steps = schedule(plan, settings_for(method.name, settings).merge)
-    form = ProductForm(settings.merge.products == "dense", with_updates="ΔW" in sends)
+    merge = settings_for(method.name, settings).merge
+    steps = schedule(plan, merge)
+    form = ProductForm(merge.products == "dense", with_updates=merge.anchor == "mean")
     of = {g.name: bytes_of(statistics_shapes([g], ranks, form)) for g in plan.groups}
     num_bytes = sum(of[group.name] for step in steps for group in step.groups)
     return Upload(method, sends, len(steps), num_bytes, tuple(of.values()))
