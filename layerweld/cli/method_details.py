@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from layerweld.merging.method import CHAIN, Method, Quantity
+from layerweld.merging.method import CHAIN, SENT, Method
 from layerweld.settings.facts import facts_of
 from layerweld.settings.methods import reads, sent_by
 from layerweld.settings.run import RunSettings
@@ -26,20 +26,6 @@ _NEEDS = {
     "shared A": "the same, frozen A at every site",
     "labels": "labelled calibration samples",
     "head": "a head at every site",
-}
-_SENT: Mapping[Quantity, str] = {
-    "ΔW": "ΔW: the update of each layer, of a LoRA as A and B",
-    "A": "A: of each layer",
-    "B": "B: of each layer, scaled",
-    "G": "G: the upper triangle of one Gram matrix a layer group",
-    "ΔW·G": "ΔW·G: of each layer, of a LoRA as B and A·G",
-    "n": "n: how many tokens were measured",
-    "F": "F: the mean squared gradient by each weight",
-    "F⊙ΔW": "F⊙ΔW: of each layer",
-    "H": "H: the mean entropy of its head's predictions",
-    "∂H/∂λ": "∂H/∂λ: one number for each site and layer",
-    "D": "D: how far the merged block's output is from its own",
-    "∂D/∂W": "∂D/∂W: of each layer of the block",
 }
 _GOES_TO = {
     False: "the server alone",
@@ -77,7 +63,7 @@ def _about(method: Method) -> Table:
     table.add_row("needs", ", ".join(dict.fromkeys(needs)))
     table.add_row("rounds", _ROUNDS[method.rounds])
     sent = sent_by(method, RunSettings())
-    table.add_row("leaves a site", "\n".join(_SENT[quantity] for quantity in sent))
+    table.add_row("leaves a site", "\n".join(SENT[quantity] for quantity in sent))
     table.add_row("goes to", _GOES_TO[method.kind.shares])
     table.add_row("besides", "\n".join(_besides(method)))
     table.add_row("server needs", server)
