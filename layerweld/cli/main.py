@@ -1,4 +1,4 @@
-"""The command line: see a plan, merge folders, simulate sites, run the demo."""
+"""The command line: look at a plan, merge folders, simulate sites, see the demo."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def merge(
     base: Base,
     site: Annotated[
         list[str],
-        typer.Option(help="NAME=ADAPTER:DATA, once per site: a PEFT folder, and texts or images."),
+        typer.Option(help="NAME=ADAPTER:DATA, once per site: a PEFT folder, and its data."),
     ],
     output: Output,
     base_name: Annotated[
@@ -111,17 +111,17 @@ def merge(
     ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Samples per forward pass.")] = None,
     samples: Annotated[
-        int | None, typer.Option(help="Samples to draw per site; default: every sample, in order.")
+        int | None, typer.Option(help="Samples to draw per site; default: all, in order.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of every random choice.")] = None,
     covariate_shift: Annotated[
         bool, typer.Option("--covariate-shift", help="Measure eq. 8 per group and site.")
     ] = False,
 ) -> None:
-    """Merge local PEFT adapters, each with samples of the data that it was trained for.
+    """Merge local PEFT adapters, each with samples of its own kind of data.
 
     All other settings have their defaults, as `docs/settings.md` lists them, unless `--set` says
-    otherwise. Samples with their text in another column need `--set calibration.text-column=body`.
+    otherwise: samples with their text in another column need `--set calibration.text-column=body`.
 
     Example: `layerweld merge base --site a=adapters/a:a.jsonl --site b=adapters/b:b.csv --output
     merged --method ties --set density=0.1`
@@ -182,7 +182,7 @@ def plan(base: Base) -> None:
 
 
 def main() -> None:
-    """Run a command. However it ends, it says an exit code, a cause and a next step."""
+    """Run a command; however it ends, that has an exit code, a cause and a next step."""
     run_and_end(app)
 
 

@@ -8,7 +8,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from layerweld.merging.method import CHAIN, IN_WORDS, Method
+from layerweld.merging.method import CHAIN, SENT, Method
 from layerweld.settings.facts import facts_of
 from layerweld.settings.methods import reads, sent_by
 from layerweld.settings.run import RunSettings
@@ -37,8 +37,8 @@ _BESIDES = (
     "if all sites can evaluate, accuracies and the number of held-out samples",
 )
 _BESIDES_OF_CHAINS = {
-    "merge.anchor": 'with merge.anchor = "mean" ΔW itself; of a LoRA, A',
-    "merge.covariate-shift": "with merge.covariate-shift one number per layer group",
+    "merge.anchor": 'with merge.anchor = "mean" ΔW itself, of a LoRA as A',
+    "merge.covariate-shift": "with merge.covariate-shift one number a layer group",
 }
 _ROUNDS = {
     "1": "one",
@@ -63,7 +63,7 @@ def _about(method: Method) -> Table:
     table.add_row("needs", ", ".join(dict.fromkeys(needs)))
     table.add_row("rounds", _ROUNDS[method.rounds])
     sent = sent_by(method, RunSettings())
-    table.add_row("leaves a site", "\n".join(IN_WORDS[quantity] for quantity in sent))
+    table.add_row("leaves a site", "\n".join(SENT[quantity] for quantity in sent))
     table.add_row("goes to", _GOES_TO[method.kind.shares])
     table.add_row("besides", "\n".join(_besides(method)))
     table.add_row("server needs", server)

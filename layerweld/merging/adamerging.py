@@ -86,10 +86,10 @@ def merge_by_layer(
     return Merge(
         {
             layer: weighted_sum(
-                list(of.values()),
-                [float(coefficients[row_of[site], column_of[layer]]) for site in of],
+                list(by_site.values()),
+                [float(coefficients[row_of[site], column_of[layer]]) for site in by_site],
             )
-            for layer, of in sites.layers.items()
+            for layer, by_site in sites.layers.items()
         }
     )
 

@@ -57,8 +57,8 @@ class CoreSpace(MergeMethod):
         }
         return Merge(
             {
-                layer: core_space(changed(of), sites.samples, inner[self.inner])
-                for layer, of in sites.layers.items()
+                layer: core_space(changed(by_site), sites.samples, inner[self.inner])
+                for layer, by_site in sites.layers.items()
             }
         )
 

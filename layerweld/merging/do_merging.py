@@ -65,7 +65,9 @@ class DoMerging(MergeMethod):
         Raises:
             ValueError: an update is dense.
         """
-        return Merge({layer: self._layer(changed(of)) for layer, of in sites.layers.items()})
+        return Merge(
+            {layer: self._layer(changed(by_site)) for layer, by_site in sites.layers.items()}
+        )
 
     def _layer(self, updates: Mapping[str, Update]) -> Update:
         factors = low_rank(updates).values()

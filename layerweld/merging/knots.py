@@ -36,16 +36,16 @@ def in_basis(update: Update, basis: Float64[Tensor, "d_out k"]) -> DenseUpdate:
 
 def knots(sites: SiteUpdates, method: MergeMethod) -> Merge:
     """Merge with a method that knows entries only, in each layer's shared basis."""
-    bases = {layer: shared_basis(list(of.values())) for layer, of in sites.layers.items()}
+    bases = {layer: shared_basis(list(by_site.values())) for layer, by_site in sites.layers.items()}
     aligned = {
-        layer: {site: in_basis(update, bases[layer]) for site, update in of.items()}
-        for layer, of in sites.layers.items()
+        layer: {site: in_basis(update, bases[layer]) for site, update in by_site.items()}
+        for layer, by_site in sites.layers.items()
     }
     merged = method.merge(SiteUpdates(sites.samples, aligned)).updates
     return Merge(
         {
-            layer: in_kind(list(of.values()), bases[layer], merged[layer].dense().double())
-            for layer, of in sites.layers.items()
+            layer: in_kind(list(by_site.values()), bases[layer], merged[layer].dense().double())
+            for layer, by_site in sites.layers.items()
         }
     )
 

@@ -27,10 +27,10 @@ def weighted(
     shares = sites.shares(by_samples=weighting == "samples")
     return {
         layer: (
-            list(low_rank(of).values()),
-            [shares[site] for site in of],
+            list(low_rank(by_site).values()),
+            [shares[site] for site in by_site],
         )
-        for layer, of in sites.layers.items()
+        for layer, by_site in sites.layers.items()
     }
 
 

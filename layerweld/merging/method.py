@@ -10,11 +10,11 @@ Data = Literal["none", "unlabelled", "labelled"]
 Need = Literal["LoRA", "equal ranks", "shared A", "labels", "head"]
 Quantity = Literal["ΔW", "A", "B", "G", "ΔW·G", "n", "F", "F⊙ΔW", "H", "∂H/∂λ", "D", "∂D/∂W"]
 
-IN_WORDS: Mapping[Quantity, str] = {
+SENT: Mapping[Quantity, str] = {
     "ΔW": "ΔW: the update of each layer, of a LoRA as A and B",
     "A": "A: of each layer",
     "B": "B: of each layer, scaled",
-    "G": "G: the upper triangle of one Gram matrix per layer group",
+    "G": "G: the upper triangle of one Gram matrix a layer group",
     "ΔW·G": "ΔW·G: of each layer, of a LoRA as B and A·G",
     "n": "n: how many tokens were measured",
     "F": "F: the mean squared gradient by each weight",
@@ -24,7 +24,7 @@ IN_WORDS: Mapping[Quantity, str] = {
     "D": "D: how far the merged block's output is from its own",
     "∂D/∂W": "∂D/∂W: of each layer of the block",
 }
-"""What each quantity is, for people."""
+"""What leaves a site, in words."""
 
 
 @dataclass(frozen=True)

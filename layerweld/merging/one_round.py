@@ -32,11 +32,11 @@ class SiteUpdates:
     layers: Mapping[str, Mapping[str, Update]]
 
     def __post_init__(self) -> None:
-        for layer, of in self.layers.items():
-            for site in of:
+        for layer, by_site in self.layers.items():
+            for site in by_site:
                 if site not in self.samples:
                     raise ValueError(f"{site!r} has an update of {layer!r}, but no samples")
-        in_order = {layer: dict(sorted(of.items())) for layer, of in self.layers.items()}
+        in_order = {layer: dict(sorted(by_site.items())) for layer, by_site in self.layers.items()}
         object.__setattr__(self, "samples", dict(sorted(self.samples.items())))
         object.__setattr__(self, "layers", in_order)
 
@@ -106,7 +106,9 @@ class MergeMethod(Settings):
 
 def layer_by_layer(sites: SiteUpdates, kernel: Callable[[Sequence[Update]], Update]) -> Merge:
     """Apply a kernel to each layer's updates, of the sites that changed it, in order of names."""
-    return Merge({layer: kernel(list(changed(of).values())) for layer, of in sites.layers.items()})
+    return Merge(
+        {layer: kernel(list(changed(by_site).values())) for layer, by_site in sites.layers.items()}
+    )
 
 
 def changed(updates: Mapping[str, Update]) -> Mapping[str, Update]:
@@ -165,7 +167,7 @@ def in_kind(
 
 
 def _shapes(sites: SiteUpdates) -> dict[str, tuple[int, int]]:
-    return {layer: next(iter(of.values())).shape for layer, of in sites.layers.items()}
+    return {layer: next(iter(by_site.values())).shape for layer, by_site in sites.layers.items()}
 
 
 def _task_vectors(sites: SiteUpdates) -> Float[Tensor, "sites entries"]:

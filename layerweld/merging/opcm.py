@@ -58,10 +58,12 @@ class Opcm(MergeMethod):
     def merge(self, sites: SiteUpdates) -> Merge:
         """The merged model has the mean norm of the sites' updates."""
         merged = {
-            layer: opcm(list(of.values()), self.threshold) for layer, of in sites.layers.items()
+            layer: opcm(list(by_site.values()), self.threshold)
+            for layer, by_site in sites.layers.items()
         }
         norms = [
-            norm([of[site] for of in sites.layers.values() if site in of]) for site in sites.sites
+            norm([by_site[site] for by_site in sites.layers.values() if site in by_site])
+            for site in sites.sites
         ]
         size = norm(merged.values())
         scale = sum(norms) / len(norms) / size if size > 0 else 1.0

@@ -36,8 +36,8 @@ class EntryCoefficients:
 
     def __init__(self, updates: Mapping[str, Mapping[str, Update]], settings: ProDistill) -> None:
         self._vectors = {
-            layer: torch.stack([update.dense().float() for update in of.values()])
-            for layer, of in updates.items()
+            layer: torch.stack([update.dense().float() for update in by_site.values()])
+            for layer, by_site in updates.items()
         }
         start = [torch.full_like(vectors, settings.start) for vectors in self._vectors.values()]
         self._descent = Descent(start, settings.learning_rate)

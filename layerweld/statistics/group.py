@@ -14,10 +14,12 @@ from layerweld.statistics.gram import (
     GramAccumulator,
     normalize,
     pack_symmetric,
+    packed_size,
     shrink,
     unpack_symmetric,
 )
-from layerweld.updates.update import DenseUpdate, Update, blank_update, update_from
+from layerweld.updates.named_tensors import blank_update
+from layerweld.updates.update import DenseUpdate, Update, update_from
 
 _MOMENTS = {"left": "left", "right": "right", "weight": "product"}
 _OWN = {"right": "factor", "weight": "update"}
@@ -102,9 +104,9 @@ class GroupStatistics:
     @property
     def num_bytes(self) -> int:
         """Bytes on the wire, in float32."""
-        d_in = len(self.gram)
+        size = packed_size(len(self.gram))
         tensors = [t for product in self.products.values() for t in product.tensors().values()]
-        return 4 * (d_in * (d_in + 1) // 2 + sum(tensor.numel() for tensor in tensors))
+        return 4 * (size + sum(tensor.numel() for tensor in tensors))
 
 
 @dataclass(frozen=True)
@@ -167,13 +169,12 @@ def blank_statistics(
         form: how products travel in this run.
     """
     gram = torch.empty(group.d_in, group.d_in, device="meta")
-    products = {
-        layer.name: _product(
-            blank_update((layer.d_out, group.d_in), ranks[layer.name]), gram.double(), form
-        )
-        for layer in group.layers
-        if layer.name in ranks
-    }
+    products = {}
+    for layer in group.layers:
+        if layer.name in ranks:
+            rank = 0 if form.dense else ranks[layer.name]
+            update = blank_update((layer.d_out, group.d_in), rank)
+            products[layer.name] = Product(update, update if form.with_updates else None)
     return GroupStatistics(group.name, gram, products, 0)
 
 

@@ -138,9 +138,9 @@ class GroupPool:
         if len(magnitudes) == 2 < len(self._admitted):
             return  # of two sites among many nobody can say which one is wrong: influence shows it
         name, most = self.group.name, self.settings.max_size
-        energies = {site: found.energy**0.5 for site, found in magnitudes.items()}
+        energies = {site: one.energy**0.5 for site, one in magnitudes.items()}
         refuse_out_of_proportion(energies, most, f"what its update of {name} does to its tokens")
-        sizes = {site: found.square**0.5 for site, found in magnitudes.items()}
+        sizes = {site: one.square**0.5 for site, one in magnitudes.items()}
         refuse_out_of_proportion(sizes, most, f"the update behind its products of {name}")
 
     def solve(self) -> GroupSolution:

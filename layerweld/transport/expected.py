@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from math import prod
 
 from layerweld.plan import LayerGroup, MergePlan
-from layerweld.statistics.group import ProductForm
+from layerweld.statistics.group import ProductForm, blank_statistics
+from layerweld.updates.named_tensors import blank_update, update_tensors
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -26,30 +27,18 @@ def statistics_shapes(
         ranks: LoRA rank of each layer that the site fine-tuned; 0 where the whole layer changed.
         form: how products travel in this run.
     """
-    shapes: Shapes = {}
-    for index, group in enumerate(groups):
-        shapes[f"{index}/gram"] = (group.d_in * (group.d_in + 1) // 2,)
-        for layer in group.layers:
-            if layer.name not in ranks:
-                continue
-            rank = 0 if form.dense else ranks[layer.name]
-            parts = _product(layer.d_out, group.d_in, rank, form.with_updates)
-            shapes |= {f"{index}/{layer.name}/{part}": shape for part, shape in parts.items()}
-    return shapes
+    return {
+        f"{index}/{name}": tuple(tensor.shape)
+        for index, group in enumerate(groups)
+        for name, tensor in blank_statistics(group, ranks, form).tensors().items()
+    }
 
 
 def update_shapes(plan: MergePlan, ranks: Mapping[str, int]) -> Shapes:
     """Names and shapes of a site's updates themselves."""
-    shapes: Shapes = {}
-    for group in plan.groups:
-        for layer in group.layers:
-            rank = ranks.get(layer.name)
-            if rank:
-                shapes[f"{layer.name}/left"] = (layer.d_out, rank)
-                shapes[f"{layer.name}/right"] = (rank, group.d_in)
-            elif rank == 0:
-                shapes[f"{layer.name}/weight"] = (layer.d_out, group.d_in)
-    return shapes
+    shapes = {layer.name: (layer.d_out, g.d_in) for g in plan.groups for layer in g.layers}
+    blank = {k: blank_update(shape, ranks[k]) for k, shape in shapes.items() if k in ranks}
+    return {name: tuple(tensor.shape) for name, tensor in update_tensors(blank).items()}
 
 
 def fisher_shapes(plan: MergePlan) -> Shapes:
@@ -60,11 +49,3 @@ def fisher_shapes(plan: MergePlan) -> Shapes:
         for group in plan.groups
         for layer in group.layers
     }
-
-
-def _product(d_out: int, d_in: int, rank: int, with_updates: bool) -> Shapes:
-    if rank:
-        factors: Shapes = {"left": (d_out, rank), "right": (rank, d_in)}
-        return factors | {"factor": (rank, d_in)} if with_updates else factors
-    product: Shapes = {"product": (d_out, d_in)}
-    return product | {"update": (d_out, d_in)} if with_updates else product

@@ -284,14 +284,6 @@ def update_from(tensors: Mapping[str, Tensor]) -> Update:
     return LowRankUpdate(tensors["left"], tensors["right"])
 
 
-def blank_update(shape: tuple[int, int], rank: int) -> Update:
-    """An update that has a shape and no numbers; of rank 0 a dense one."""
-    d_out, d_in = shape
-    if not rank:
-        return DenseUpdate(torch.empty(shape, device="meta"))
-    return LowRankUpdate(*(torch.empty(s, device="meta") for s in ((d_out, rank), (rank, d_in))))
-
-
 def all_low_rank(updates: Iterable[Update]) -> list[LowRankUpdate]:
     """The same updates if every one has factors; none at all if one is dense."""
     each = list(updates)
