@@ -1,4 +1,4 @@
-"""A benchmark's settings and sites, and how its methods are played: what all scripts here share."""
+"""A benchmark's settings and sites, and how its methods are run: what all scripts here share."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _ATTENTION = {
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One benchmark, ready to be played."""
+    """One benchmark, ready to run."""
 
     settings: RunSettings
     nodes: Nodes
@@ -61,7 +61,7 @@ def compared(
     tune: int = 1,
     on_known: Callable[[Comparison], None] = lambda _known: None,
 ) -> Comparison:
-    """Play a benchmark's methods; what any script has played before is found, not played again.
+    """Run a benchmark's methods; what any script has run before is found, not run again.
 
     Every seed draws other samples, so each has a run file of its own.
     """
@@ -101,7 +101,7 @@ def fine_tuned_otherwise(
 
 @contextmanager
 def federation(settings: RunSettings, nodes: Nodes) -> Iterator[Federation]:
-    """The server's side of a run in this process, introduced and with every adapter trained.
+    """The server's side of a run in this process, after the handshake and with every adapter trained.
 
     For what is measured beside a comparison: shifts, other cohorts. Sites forget it afterwards.
     """

@@ -26,12 +26,12 @@ _SETTINGS = (
 
 def main(
     seeds: Annotated[str, typer.Option(help="Comma-separated.")] = "3,4,5",
-    samples: Annotated[int, typer.Option(help="Calibration rows per site.")] = 50,
+    samples: Annotated[int, typer.Option(help="Calibration samples per site.")] = 50,
     output: Annotated[Path, typer.Option(help="CSV to write.")] = Path(
         "experiments/results/defaults.csv"
     ),
 ) -> None:
-    """Play the chain once for every setting and seed; a finished row is not played again."""
+    """Run the chain once for every setting and seed; a finished row is not run again."""
     kept = pd.read_csv(output).to_dict("records") if output.exists() else []
     done: list[dict[Any, Any]] = list(kept)
     known = {

@@ -1,4 +1,4 @@
-"""Play the demo's federation with other settings, and keep what came out as rows of a table."""
+"""Run the demo's federation with other settings, and keep what came out as rows of a table."""
 
 from __future__ import annotations
 

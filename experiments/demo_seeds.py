@@ -26,7 +26,7 @@ _FIGURES = ("accuracy", "normalised", "worst_normalised")
 def main(
     seeds: Annotated[str, typer.Option(help="Comma-separated.")] = "0,1,2",
     methods: Annotated[str, typer.Option(help="Comma-separated.")] = _METHODS,
-    samples: Annotated[int, typer.Option(help="Calibration rows per site.")] = 50,
+    samples: Annotated[int, typer.Option(help="Calibration samples per site.")] = 50,
     output: Annotated[Path, typer.Option(help="Folder of the three files.")] = Path(
         "experiments/results"
     ),

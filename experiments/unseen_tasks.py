@@ -28,7 +28,7 @@ def main(
     seed: Annotated[int, typer.Option()] = 0,
     output: Annotated[Path, typer.Option(help="Folder of the results.")] = RESULTS,
 ) -> None:
-    """Play each split; writes ``unseen-tasks.csv`` and ``.png``."""
+    """Run each split; write ``unseen-tasks.csv`` and ``.png``."""
     of = benchmark(name, seed)
     settings = of.settings.model_copy(update={"methods": methods})
     rows: list[dict[str, Any]] = []
@@ -51,7 +51,7 @@ def divided(nodes: Nodes, split: int) -> tuple[Nodes, Nodes]:
 
 
 def played(settings: RunSettings, seen: Nodes, unseen: Nodes, split: int) -> list[dict[str, Any]]:
-    """One row a method: mean accuracy at the merged sites and at the others."""
+    """One row per method: mean accuracy at the merged sites and at the others."""
     rows = []
     with federation(settings, seen) as merging, federation(settings, unseen) as judging:
         about = {"split": split, "left_out": " ".join(i.site for i in judging.introductions)}
