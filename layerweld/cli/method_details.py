@@ -33,8 +33,8 @@ _GOES_TO = {
 }
 _BESIDES = (
     IN_THE_HANDSHAKE,
-    "of whole models what changed in norms, biases and embeddings",
-    "where all sites can evaluate, accuracies and the number of held-out samples",
+    "of whole models, what changed in norms, biases and embeddings",
+    "if all sites can evaluate, accuracies and the number of held-out samples",
 )
 _BESIDES_OF_CHAINS = {
     "merge.anchor": 'with merge.anchor = "mean" ΔW itself, of a LoRA as A',
