@@ -166,7 +166,7 @@ def test_a_site_refuses_another_application_before_unpacking_it(federation, tmp_
     )
     assert not (tmp_path / "executed").exists()
     for site in ("ash", "birch", "cedar"):
-        assert "it stays closed" in (federation.folder / site / "logs/supernode.log").read_text()
+        assert "it stays unopened" in (federation.folder / site / "logs/supernode.log").read_text()
 
 
 def test_one_site_cannot_instruct_another_through_the_door(federation):

@@ -17,7 +17,7 @@ from layerweld.settings.run import RunSettings
         ("ties", "every single site", {"ties.density", "ties.scaling"}),
         ("ties+lines", "every single site", {"ties.density", "lines.slope"}),
         ("mean", "sums over the sites", set()),
-        ("fisher", "labelled calibration rows", {"fisher.floor"}),
+        ("fisher", "labelled calibration samples", {"fisher.floor"}),
         ("ffa-lora", "the same, frozen A at every site", set()),
         ("adamerging++", "as many as its settings say", {"adamerging.density"}),
     ],

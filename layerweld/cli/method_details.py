@@ -16,15 +16,15 @@ from layerweld.settings_table import Settings
 from layerweld.transport.uploads import IN_THE_HANDSHAKE
 
 _DATA = {
-    "none": "no rows",
-    "unlabelled": "calibration rows, without labels",
-    "labelled": "labelled calibration rows",
+    "none": "no samples",
+    "unlabelled": "calibration samples, without labels",
+    "labelled": "labelled calibration samples",
 }
 _NEEDS = {
     "LoRA": "a LoRA adapter at every site",
     "equal ranks": "the same rank at every site",
     "shared A": "the same, frozen A at every site",
-    "labels": "labelled calibration rows",
+    "labels": "labelled calibration samples",
     "head": "a head at every site",
 }
 _GOES_TO = {
@@ -34,7 +34,7 @@ _GOES_TO = {
 _BESIDES = (
     IN_THE_HANDSHAKE,
     "of whole models what changed in norms, biases and embeddings",
-    "where all sites can evaluate, accuracies and the number of held-out rows",
+    "where all sites can evaluate, accuracies and the number of held-out samples",
 )
 _BESIDES_OF_CHAINS = {
     "merge.anchor": 'with merge.anchor = "mean" ΔW itself, of a LoRA as A',

@@ -27,11 +27,11 @@ class AdaMerging(Settings):
     start: Share = 0.3
     """Every coefficient before the first round."""
     rows: Annotated[int, Field(ge=1, le=65_536)] = 32
-    """Rows of each site in a round; the authors draw two batches of 16."""
+    """Samples of each site in a round; the authors draw two batches of 16."""
     density: NonZeroShare = 0.2
     """Share of a site's entries that AdaMerging++ keeps; AdaMerging does not read it."""
     seed: Seed = 0
-    """Of the draw of rows, together with the round's number."""
+    """Seed of the draw of samples, together with the round's number."""
 
 
 class LayerCoefficients:
@@ -61,7 +61,7 @@ class LayerCoefficients:
 
 
 def weighed(method: str, sites: SiteUpdates, settings: AdaMerging) -> SiteUpdates:
-    """What the coefficients stand before.
+    """What the coefficients multiply.
 
     The updates themselves, or for ``adamerging++`` of each site's largest entries those that have
     the elected sign; these are dense.
@@ -95,7 +95,7 @@ def merge_by_layer(
 
 
 def mean_entropy(logits: Float[Tensor, "rows classes"]) -> Float[Tensor, ""]:
-    """Mean over rows of ``-Σ p log p``, in nats: 0 where the head is sure of every row."""
+    """Mean over samples of ``-Σ p log p``, in nats: 0 if the head is sure of every sample."""
     logs = logits.log_softmax(dim=1)
     return -(logs.exp() * logs).sum(dim=1).mean()
 

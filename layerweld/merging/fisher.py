@@ -27,7 +27,7 @@ class Fisher(Settings):
 def squared_gradients(
     inputs: Float[Tensor, "rows tokens d_in"], gradients: Float[Tensor, "rows tokens d_out"]
 ) -> Float[Tensor, "d_out d_in"]:
-    """Sum over rows of the squared gradient of the row's own loss by a linear layer's weight.
+    """Sum over samples of the squared gradient of the sample's own loss by a linear layer's weight.
 
     Args:
         inputs: what the layer read.
@@ -52,7 +52,7 @@ def normalised(information: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def problem_with(importance: Mapping[str, Tensor], floor: float) -> str:
-    """What makes a site's importances none that it can have; empty for nothing.
+    """Why a site cannot have these importances; empty if it can.
 
     Their root mean square is 1 before the floor lifts the small ones (0 where no loss depends on
     anything), so that no site can give itself more weight than another.

@@ -37,7 +37,7 @@ def iso_cts(updates: Sequence[Update], common: float, scaling: float) -> Update:
 
 
 def _own_directions(update: Update, basis: Float64[Tensor, "d_out k"]) -> Spectrum:
-    """Of what an update does outside of a basis; what is only rounding of the update is not."""
+    """The part of an update outside of a basis, without what is only rounding."""
     outside = update.float64().map_columns(lambda columns: columns - basis @ (basis.T @ columns))
     largest, own = update.spectrum().values[0], outside.spectrum()
     return own.leading(int((own.values > NEGLIGIBLE * largest).sum()))

@@ -67,11 +67,11 @@ class KnotsDareTies(MergeMethod):
     """KnOTS-DARE-TIES (Stoica et al. 2025)."""
 
     drop: DropRate = 0.1
-    """Probability with which an entry in the shared bases is dropped."""
+    """Probability that an entry in the shared bases is dropped."""
     scaling: Positive = 0.7
     """λ on the merged update."""
     seed: Seed = 0
-    """Of the random choice."""
+    """Seed of the random choice."""
 
     def merge(self, sites: SiteUpdates) -> Merge:
         """As the authors run it: dropping takes the place of trimming."""

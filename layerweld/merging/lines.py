@@ -13,7 +13,7 @@ from layerweld.updates.update import Update
 class Lines(Settings):
     """LiNeS, a step after any method (Wang et al. 2025, arXiv:2410.17146).
 
-    It takes the place of the method's own λ.
+    It replaces the method's own λ.
     """
 
     slope: NonNegative = 0.5

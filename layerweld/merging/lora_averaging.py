@@ -51,7 +51,7 @@ class FedIt(MergeMethod):
     """FedIT: average all ``A`` and all ``B`` apart (Zhang et al. 2024, arXiv:2305.05644)."""
 
     weighting: Weighting = "samples"
-    """Sites count by their training rows, or all alike."""
+    """Sites count by their training samples, or all alike."""
 
     @property
     def averages_factors(self) -> bool:
@@ -71,7 +71,7 @@ class FfaLora(MergeMethod):
     """FFA-LoRA: average ``B`` over sites that share one frozen ``A`` (Sun et al. 2024)."""
 
     weighting: Weighting = "samples"
-    """Sites count by their training rows, or all alike."""
+    """Sites count by their training samples, or all alike."""
 
     @property
     def shares_factor(self) -> bool:
@@ -98,7 +98,7 @@ class Flora(MergeMethod):
     """FLoRA: stack the factors (Wang et al. 2024, arXiv:2409.05976)."""
 
     weighting: Weighting = "samples"
-    """Sites count by their training rows, or all alike."""
+    """Sites count by their training samples, or all alike."""
 
     def merge(self, sites: SiteUpdates) -> Merge:
         """Exact, whatever the sites' ranks; the merge has rank ``Σ r_i``."""
@@ -113,7 +113,7 @@ class FedEx(MergeMethod):
     """FedEx-LoRA: average factors apart and add the residual (Singhal et al. 2025)."""
 
     weighting: Weighting = "uniform"
-    """Sites count all alike, or by their training rows."""
+    """Sites count all alike, or by their training samples."""
 
     def merge(self, sites: SiteUpdates) -> Merge:
         """Exact. As one merge it is the mean; the figure says how much of it is residual.
@@ -134,7 +134,7 @@ class FlexLora(MergeMethod):
     """FlexLoRA: the mean, cut to a rank by its singular values (Bai et al. 2024)."""
 
     weighting: Weighting = "samples"
-    """Sites count by their training rows, or all alike."""
+    """Sites count by their training samples, or all alike."""
     rank: Rank = 0
     """Rank of the merge in every layer; 0 takes the largest rank that a site has there."""
 

@@ -16,11 +16,11 @@ from layerweld.updates.update import DenseUpdate, LowRankUpdate, Update, all_low
 class SiteUpdates:
     """The updates of all sites, side by side.
 
-    However they are given, sites are kept in the order of their names: the order in which every
-    method takes them, so that no result depends on who answered first.
+    However they are given, sites are kept in the order of their names. Every method takes them in
+    that order, so no result depends on who replied first.
 
     Attributes:
-        samples: training rows by site.
+        samples: training samples by site.
         layers: ``ΔW`` by layer in forward order, then by site. A site that did not change a layer
             is absent there.
 
@@ -46,10 +46,10 @@ class SiteUpdates:
         return tuple(self.samples)
 
     def shares(self, *, by_samples: bool) -> dict[str, float]:
-        """Each site's share of the whole: by its training rows, or the same for all.
+        """Each site's share of the whole: by its training samples, or the same for all.
 
-        Nobody can check how many rows a site says that it has. So among three sites or more no
-        number buys more than half of the whole; the others then share the rest by their rows.
+        Nobody can check how many samples a site says that it has. So among three sites or more no
+        number buys more than half of the whole. The others then share the rest by their samples.
         """
         counts = self.samples if by_samples else dict.fromkeys(self.samples, 1)
         most = max(counts, key=counts.__getitem__)

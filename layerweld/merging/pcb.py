@@ -46,7 +46,7 @@ class Pcb(MergeMethod):
     """PCB-Merging, parameter competition balancing (Du et al. 2024, arXiv:2410.02396)."""
 
     density: NonZeroShare = 0.05
-    """Share of a site's entries that weighs anything, over all layers together."""
+    """Share of a site's entries that have a weight, over all layers together."""
     scaling: Positive = 1.2
     """λ on the merged update."""
 

@@ -15,8 +15,8 @@ class ProDistill(Settings):
     """Progressive layer-wise distillation (Xu et al. 2025, arXiv:2502.12706)."""
 
     steps: Steps = 100
-    """Steps of Adam per block, each a round over all calibration rows; the authors take 100 passes
-    over their rows. 0 is task arithmetic."""
+    """Steps of Adam per block, each a round over all calibration samples; the authors take 100
+    passes over their samples. 0 is task arithmetic."""
     learning_rate: Rate = 0.01
     """Of Adam: about the most that a coefficient moves in a round."""
     start: Positive = 0.3

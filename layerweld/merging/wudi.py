@@ -1,4 +1,4 @@
-"""WUDI in closed form: RegMean with ``ΔWᵀ ΔW`` in the place of a Gram matrix. Tensors only."""
+"""WUDI in closed form: RegMean with ``ΔWᵀ ΔW`` instead of a Gram matrix. Tensors only."""
 
 from collections.abc import Sequence
 
