@@ -192,7 +192,7 @@ class _Seed:
         return Entry(self.seed, reference_result(federation, kind))
 
     def _merged(self, federation: Federation, method: Method, number: int) -> Entry:
-        remainder = federation.average_remainder()
+        remainder = federation.average_other_params()
         with peak_resident() as peak:
             merged = federation.merge(method, remainder)
             peak_bytes = peak()

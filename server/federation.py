@@ -10,16 +10,14 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from layerweld.demo import demo_name
-from layerweld.errors import CohortError, LostSiteError, RefusedReplyError, UnusableMergeError
-from layerweld.merging.compression import compressed
+from layerweld.errors import CohortError, LostSiteError, RefusedReplyError
 from layerweld.model.base_model import BaseModel, load_base, tokenizer_fingerprint
 from layerweld.model.discover import discover_plan
 from layerweld.plan import MergePlan
 from layerweld.report.run_results import Score
 from layerweld.runtime.progress import report_progress
-from layerweld.settings.methods import Method, methods_of, settings_for
+from layerweld.settings.methods import Method, methods_of
 from layerweld.settings.run import RunSettings
-from layerweld.statistics.group import ProductForm
 from layerweld.transport.introduction import BUDGET as INTRODUCTION
 from layerweld.transport.messages import Introduction, ModelToMeasure, facts_of
 from layerweld.transport.model import encode_model
@@ -27,26 +25,24 @@ from layerweld.transport.remainder import remainder_budget
 from layerweld.transport.run import encode_run
 from layerweld.transport.score import BUDGET as SCORE
 from layerweld.transport.shift import decode_shifts, shifts_budget
-from layerweld.updates.bounds import out_of_bounds, part_of
+from layerweld.updates.bounds import part_of
 from layerweld.updates.exact_sum import ExactSum
 from layerweld.updates.proportion import OutOfProportionError, Part
-from layerweld.updates.ranks import all_within_ranks
 from server.handshake import check_cohort, check_layers, merged_layers, own_versions
 from server.journal import RunJournal
-from server.merged_model import MergedModel, made_by_chain
+from server.merged_model import MergedModel, merged_by
 from server.replies import (
     read_introduction,
     read_remainder,
     read_score,
     read_trained,
 )
-from server.step_progress import StepProgress
-from strategies.by_method import Play, rounds_of
-from strategies.chain_of_merges import ChainOfMerges
+from server.round_progress import RoundProgress
+from strategies.by_method import rounds_of
 from strategies.cohort import Cohort, Patience, require_same_training
-from strategies.inquiry import ask
+from strategies.merge_strategy import MergeStrategy
 from strategies.notices import notice
-from strategies.round_by_round import RoundByRound
+from strategies.poll import poll
 
 _POLL_SECONDS = 0.2
 
@@ -58,7 +54,7 @@ class Federation:
         grid: Flower's grid.
         settings: of the run.
         base: folder of the base model at the server.
-        journal: where solved steps are kept.
+        journal: where finished rounds are kept.
     """
 
     def __init__(self, grid: Grid, settings: RunSettings, base: str, journal: RunJournal) -> None:
@@ -84,7 +80,7 @@ class Federation:
         return dict(sorted(self.cohort.lost.items()))
 
     def waiting_for(self) -> Mapping[str, str]:
-        """Who has not answered the question that is out, each with its last failure."""
+        """Who has not replied to the request that is out, each with its last failure."""
         return dict(sorted(self.cohort.waiting.items()))
 
     @property
@@ -110,7 +106,7 @@ class Federation:
         self.cohort = unnamed
         came: dict[str, Introduction] = {}
         about = encode_run(self.run)
-        answers = ask(
+        answers = poll(
             self.grid,
             unnamed,
             "query.handshake",
@@ -160,7 +156,7 @@ class Federation:
         if all(introduction.kind != "none" for introduction in self.introductions):
             return
         about = encode_run(self.run)
-        answers = ask(
+        answers = poll(
             self.grid,
             self.cohort,
             "train.finetune",
@@ -176,7 +172,7 @@ class Federation:
         )
 
     def begin_journal(self) -> None:
-        """From here on, what is solved is kept."""
+        """From here on, what is finished is kept."""
         self.journal.open(
             {
                 "run": self.run,
@@ -193,7 +189,7 @@ class Federation:
             }
         )
 
-    def average_remainder(self) -> dict[str, Tensor]:
+    def average_other_params(self) -> dict[str, Tensor]:
         """What full fine-tuning changed outside of the linear layers, averaged over the sites.
 
         It must be known before the chain starts, since the chain's inputs depend on it; and it is
@@ -201,24 +197,24 @@ class Federation:
         """
         if all(introduction.kind == "lora" for introduction in self.introductions):
             return {}
-        kept = self.journal.load_remainder()
+        kept = self.journal.load_other_params()
         if kept is not None:
             return kept
         try:
-            mean = self._mean_remainder()
+            mean = self._mean_other_params()
         except OutOfProportionError as error:
             self.cohort.part_with(error)
-            return self.average_remainder()
-        self.journal.keep_remainder(mean)
+            return self.average_other_params()
+        self.journal.keep_other_params(mean)
         return mean
 
-    def _mean_remainder(self) -> dict[str, Tensor]:
+    def _mean_other_params(self) -> dict[str, Tensor]:
         parameters, nothing = self._parameters_outside_of_layers(), dict[str, tuple[int, ...]]()
         changed = {one.site for one in self.introductions if one.kind == "full"}
         sums: dict[str, ExactSum] = {}
         sizes: dict[str, dict[str, Part]] = {}
         about = encode_run(self.run)
-        for site, tensors in ask(
+        for site, tensors in poll(
             self.grid, self.cohort, "train.remainder", "remainder", about,
             lambda one, found: read_remainder(found, parameters if one in changed else nothing),
             remainder_budget(parameters),
@@ -234,35 +230,22 @@ class Federation:
         parameters = self.base.backbone.named_parameters()
         return {name: tuple(p.shape) for name, p in parameters if name not in weights}
 
-    def merge(self, method: Method, remainder: Mapping[str, Tensor]) -> MergedModel:
-        """Play one method."""
-        if method.granularity is None:
-            return self._play_rounds(method, remainder)
+    def merge(self, method: Method, other_params: Mapping[str, Tensor]) -> MergedModel:
+        """Run one method."""
         started = time.perf_counter()
-        effective = settings_for(method.name, self.settings)
-        dense = self.settings.merge.products == "dense" or any(
-            introduction.kind == "full" for introduction in self.introductions
-        )
-        strategy = ChainOfMerges(
-            plan=self.plan,
-            cohort=self.cohort,
-            settings=self.settings,
-            method=method.name,
-            run=self.run,
-            form=ProductForm(dense, with_updates=effective.merge.anchor == "mean"),
-            remainder=remainder,
-            journal=self.journal.of_method(method.name),
-        )
-        strategy.on_step = StepProgress(method.label, len(strategy.steps))
-        strategy.play(self.grid)
-        return made_by_chain(strategy, method, remainder, time.perf_counter() - started)
+        rounds = rounds_of(method, self.plan, self.cohort, self.settings, other_params)
+        journal = self.journal.of_method(method.name)
+        progress = RoundProgress(method.label, rounds.count)
+        strategy = MergeStrategy(self.cohort, rounds, journal, progress)
+        strategy.run(self.grid)
+        return merged_by(strategy, method, started)
 
     def evaluate(self, kind: str, merged: MergedModel | None = None) -> dict[str, Score]:
         """Held-out accuracy at every site: of the base model, the sites' own, or a merged one."""
         label = merged.method.label if merged else kind
         content = encode_model(self._model(kind, merged))
         scores: dict[str, Score] = {}
-        for site, score in ask(
+        for site, score in poll(
             self.grid, self.cohort, "evaluate.model", f"evaluation of {label}", content, read_score,
             SCORE,
         ):  # fmt: skip
@@ -276,7 +259,7 @@ class Federation:
         content = encode_model(self._model("merged", merged))
         groups = by_group.keys()
         what = f"covariate shift, {merged.method.label}"
-        answers = ask(
+        answers = poll(
             self.grid,
             self.cohort,
             "query.shift",
@@ -290,37 +273,6 @@ class Federation:
                 by_group[group][site] = value
             report_progress(what, done, len(self.cohort.names))
         return {group: dict(sorted(sites.items())) for group, sites in by_group.items()}
-
-    def _play_rounds(self, method: Method, remainder: Mapping[str, Tensor]) -> MergedModel:
-        started = time.perf_counter()
-        journal = self.journal.rounds_of(method.name)
-        rounds = rounds_of(Play(method, self.plan, self.cohort, self.settings, remainder, journal))
-        report_progress(method.label, rounds.played, rounds.count)
-        strategy = RoundByRound(
-            self.cohort,
-            rounds,
-            lambda: report_progress(method.label, rounds.played, rounds.count),
-        )
-        strategy.play(self.grid)
-        merged = compressed(rounds.merged, self.settings.merge.rank)
-        updates = all_within_ranks(merged.updates)
-        layer = out_of_bounds(updates)
-        if layer:
-            raise UnusableMergeError(
-                f"{method.label}: {layer} came out with numbers that are not finite or far too "
-                f"large, and no model can use it"
-            )
-        return MergedModel(
-            method=method,
-            updates=updates,
-            remainder=rounds.remainder,
-            lost=strategy.lost,
-            rounds=rounds.count,
-            seconds=time.perf_counter() - started,
-            bytes_up=rounds.traffic.up,
-            bytes_down=rounds.traffic.down,
-            figures=merged.figures,
-        )
 
     def _model(self, kind: str, merged: MergedModel | None) -> ModelToMeasure:
         updates = merged.updates if merged else {}

@@ -20,19 +20,19 @@ from layerweld.untrusted.documents import read_json
 from layerweld.untrusted.files import reading
 from layerweld.untrusted.names import below
 from server.hashed_files import read_hashed, write_hashed
-from server.round_files import RoundFiles, round_files
-from server.step_files import StepFiles, step_files
+from server.kept_rounds import RoundFiles
 
 FINISHED = "journal.finished"
 """What the journal is called while it is being removed."""
 
+_FORMAT = 2  # of all files here; 1 had files of steps and files of rounds
 _HEADER = "run.json"
 _LARGEST_HEADER = 256 * 2**20  # bytes: it has what every site said of itself
-_REMAINDER = "remainder.safetensors"
+_OTHER_PARAMS = "other-params.safetensors"
 
 
 class RunJournal:
-    """One run's folder of steps and rounds, and the facts that a resumed run must share with it.
+    """One run's folder of finished rounds, and the facts that a resumed run must share with it.
 
     Args:
         folder: of the journal; created by :meth:`open`.
@@ -43,7 +43,11 @@ class RunJournal:
         self._facts: dict[str, Any] = {}
 
     def run_id(self) -> str:
-        """The identifier of the interrupted run, or a new one. Nothing is written yet."""
+        """The identifier of the interrupted run, or a new one. Nothing is written yet.
+
+        Raises:
+            JournalError: the journal is damaged, or another version of layerweld began it.
+        """
         header = self._folder / _HEADER
         if not header.is_file():
             return secrets.token_hex(8)
@@ -54,6 +58,11 @@ class RunJournal:
         named = [run, *methods] if isinstance(methods, list) else [None]
         if not all(map(_is_name, named)) or not isinstance(sites, dict):
             raise JournalError(f"{header} is damaged: it names no run, methods or sites; {remedy}")
+        if self._facts.get("format") != _FORMAT:
+            raise JournalError(
+                f"{self._folder} holds an interrupted run of another version of layerweld: finish "
+                f"it with that version, or {remedy} to begin anew"
+            )
         return str(run)
 
     def absent(self, came: Collection[str]) -> list[Introduction]:
@@ -81,12 +90,7 @@ class RunJournal:
     def remaining(self) -> set[str]:
         """Names of the sites that the interrupted run goes on with; nobody for a new run."""
         methods = self._facts.get("methods", ())
-        lost = {
-            site
-            for name in methods
-            for kept in (self.of_method(name), self.rounds_of(name))
-            for site in kept.lost()
-        }
+        lost = {site for name in methods for site in self.of_method(name).lost()}
         return {*self._facts.get("sites", {})} - lost
 
     def open(self, facts: Mapping[str, Any]) -> None:
@@ -99,7 +103,7 @@ class RunJournal:
             JournalError: the journal on disk is of other sites, settings or models.
         """
         if not self._facts:
-            text = json.dumps(facts, sort_keys=True, allow_nan=False)
+            text = json.dumps({"format": _FORMAT, **facts}, sort_keys=True, allow_nan=False)
             with writing(self._folder / _HEADER) as partial:
                 partial.write_text(text, encoding="utf-8")
             self._facts = json.loads(text)
@@ -112,26 +116,22 @@ class RunJournal:
                 f"that one with its own settings, or remove the folder to begin anew"
             )
 
-    def keep_remainder(self, remainder: Mapping[str, Tensor]) -> None:
-        """Keep the averaged remainder: every step of the run is measured behind just this one."""
-        write_hashed(self._folder / _REMAINDER, remainder, {})
+    def keep_other_params(self, other_params: Mapping[str, Tensor]) -> None:
+        """Keep what was averaged outside of the layers: every round is measured behind just it."""
+        write_hashed(self._folder / _OTHER_PARAMS, other_params, {})
 
-    def load_remainder(self) -> dict[str, Tensor] | None:
-        """The kept remainder; None where the run was interrupted before there was one.
+    def load_other_params(self) -> dict[str, Tensor] | None:
+        """What :meth:`keep_other_params` kept; None where the run was interrupted before it.
 
         Raises:
             JournalError: the file is damaged.
         """
-        file = self._folder / _REMAINDER
+        file = self._folder / _OTHER_PARAMS
         return read_hashed(file)[0] if file.is_file() else None
 
-    def of_method(self, method: str) -> StepFiles:
-        """The steps of one chain of the run."""
-        return step_files(below(self._folder, method))
-
-    def rounds_of(self, method: str) -> RoundFiles:
-        """The rounds of one method that is no chain."""
-        return round_files(below(self._folder, method))
+    def of_method(self, method: str) -> RoundFiles:
+        """The finished rounds of one method of the run."""
+        return RoundFiles(below(self._folder, method))
 
     def remove(self) -> None:
         """The run is finished and written out.

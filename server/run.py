@@ -87,7 +87,7 @@ def _play(
 
 
 def _merge_all(federation: Federation) -> list[tuple[MergedModel, MethodResult]]:
-    remainder = federation.average_remainder()
+    remainder = federation.average_other_params()
     merges = []
     measured = measuring_shift(federation.settings)
     for method in federation.methods:

@@ -1,9 +1,8 @@
-"""Which rounds play which method: a plain table. The chain's variants are not in it."""
+"""Which rounds every method is."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 from torch import Tensor
 
@@ -11,69 +10,38 @@ from layerweld.plan import MergePlan
 from layerweld.settings.methods import Method
 from layerweld.settings.run import RunSettings
 from strategies.adaptive_merging import AdaptiveMerging
+from strategies.chain_of_merges import ChainRounds
 from strategies.cohort import Cohort
 from strategies.fisher_averaging import FisherAveraging
-from strategies.kept_rounds import RoundJournal
 from strategies.progressive_distillation import ProgressiveDistillation
-from strategies.round_by_round import Rounds
+from strategies.rounds import Rounds
 from strategies.update_merging import UpdateMerging
 
 
-@dataclass(frozen=True)
-class Play:
-    """What every method's rounds are made from.
+def rounds_of(
+    method: Method,
+    plan: MergePlan,
+    cohort: Cohort,
+    settings: RunSettings,
+    other_params: Mapping[str, Tensor],
+) -> Rounds:
+    """A method's rounds, the first of them next.
 
-    Attributes:
+    Args:
         method: which.
         plan: the layers that are merged.
         cohort: the sites.
         settings: of the run.
-        remainder: the mean of what fine-tuning changed outside of the layers; empty for LoRA.
-        journal: where a method of many rounds keeps how far it is.
+        other_params: the mean of what fine-tuning changed outside of the layers; empty for LoRA.
     """
-
-    method: Method
-    plan: MergePlan
-    cohort: Cohort
-    settings: RunSettings
-    remainder: Mapping[str, Tensor]
-    journal: RoundJournal
-
-
-def rounds_of(play: Play) -> Rounds:
-    """The rounds of a method that is no chain."""
-    return _ROUNDS.get(play.method.name, _of_updates)(play)
-
-
-def _of_updates(play: Play) -> Rounds:
-    return UpdateMerging(
-        play.plan,
-        play.cohort,
-        play.settings.of_method(play.method.table),
-        play.remainder,
-        play.settings.lines if play.method.lines else None,
-    )
-
-
-def _fisher(play: Play) -> Rounds:
-    return FisherAveraging(play.plan, play.cohort, play.remainder, play.settings.fisher)
-
-
-def _adamerging(play: Play) -> Rounds:
-    return AdaptiveMerging(
-        play.method.name, play.plan, play.cohort, play.settings, play.remainder, play.journal
-    )
-
-
-def _prodistill(play: Play) -> Rounds:
-    return ProgressiveDistillation(
-        play.plan, play.cohort, play.settings, play.remainder, play.journal
-    )
-
-
-_ROUNDS: Mapping[str, Callable[[Play], Rounds]] = {
-    "fisher": _fisher,
-    "adamerging": _adamerging,
-    "adamerging++": _adamerging,
-    "prodistill": _prodistill,
-}
+    if method.granularity:
+        return ChainRounds(method.name, plan, cohort, settings, other_params)
+    rank = settings.merge.rank
+    if method.table == "fisher":
+        return FisherAveraging(plan, cohort, other_params, settings.fisher, rank)
+    if method.table == "adamerging":
+        return AdaptiveMerging(method.name, plan, cohort, settings, other_params)
+    if method.table == "prodistill":
+        return ProgressiveDistillation(plan, cohort, settings, other_params)
+    kernel, lines = settings.of_method(method.table), settings.lines if method.lines else None
+    return UpdateMerging(plan, cohort, kernel, other_params, lines, rank)

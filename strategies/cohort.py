@@ -22,7 +22,7 @@ class Patience:
         deadline: seconds after which a round waits for nobody any more.
         lost_site: the policy, as in :attr:`layerweld.settings.run.RunSettings.lost_site`.
         min_sites: fewer than these never go on.
-        fails_fast: whether a failure that somebody at the site must mend ends the run at once:
+        fails_fast: whether a failure that somebody at the site must fix ends the run at once:
             in the handshake, when nothing is computed yet that waiting would save.
         max_size: how many times the median of the others' a site's numbers may be.
     """
@@ -78,17 +78,17 @@ class Cohort:
         self.lost: dict[str, str] = {}
         """Why each lost site was given up, by name."""
         self.waiting: dict[str, str] = {}
-        """Why each site that has not answered yet is asked again, by name; an empty text where it
+        """Why each site that has not replied yet is asked again, by name; an empty text where it
         has said nothing so far."""
         self.ignored: Counter[str] = Counter()
-        """Replies that were dropped, by kind: ``foreign``, ``duplicate``, ``stale`` (an answer to
-        another question), ``refused``, ``unknown site``."""
+        """Replies that were dropped, by kind: ``foreign``, ``duplicate``, ``stale`` (to another
+        request), ``refused``, ``unknown site``."""
         self.untrained: set[int] = set()
         """Nodes of sites that have lost the adapter that they trained: each trains it again, and
         is the same then, before anything else is asked of it."""
         self._nodes = dict(nodes)
-        self._strangers: set[int] = set()
-        self._second_homes: dict[str, int] = {}
+        self._turned_away: set[int] = set()
+        self._returned: dict[str, int] = {}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -105,12 +105,12 @@ class Cohort:
 
     def unknown_among(self, nodes: set[int]) -> set[int]:
         """Nodes that are no site's, and that were not turned away before."""
-        known = {*self._nodes.values(), *self._second_homes.values()}
-        return nodes - known - self._strangers
+        known = {*self._nodes.values(), *self._returned.values()}
+        return nodes - known - self._turned_away
 
     def turn_away(self, node: int) -> None:
         """Never ask this node again."""
-        self._strangers.add(node)
+        self._turned_away.add(node)
         self.ignored["unknown site"] += 1
 
     def recognise(self, introduction: Introduction) -> str:
@@ -123,9 +123,9 @@ class Cohort:
         """
         known = self.introductions.get(introduction.site)
         if known is None or introduction.site in self.lost:
-            raise RefusedReplyError(f"{introduction.site!r} is no site of this run")
+            raise RefusedReplyError(f"{introduction.site!r} is not a site of this run")
         if (known.kind == "none") != (introduction.kind == "none"):
-            # It fine-tuned before its first answer was lost, or has lost what it trained.
+            # It fine-tuned before its first reply was lost, or has lost what it trained.
             known_only = {name: getattr(known, name) for name in FOUND_OUT_BY_TRAINING}
             introduction = replace(introduction, **known_only)
         others = differing(known, introduction)
@@ -155,7 +155,7 @@ class Cohort:
 
         Where it has lost the adapter that it trained, the node is one of the :attr:`untrained`.
         """
-        self._second_homes[introduction.site] = node
+        self._returned[introduction.site] = node
         if introduction.kind == "none" and self._has_trained(introduction.site):
             self.untrained.add(node)
 
@@ -165,9 +165,9 @@ class Cohort:
 
     def move(self, site: str) -> bool:
         """Use the node that :meth:`note` has noted from now on, if there is one."""
-        if site not in self._second_homes:
+        if site not in self._returned:
             return False
-        self._nodes[site] = self._second_homes.pop(site)
+        self._nodes[site] = self._returned.pop(site)
         return True
 
     def lose(self, site: str, why: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
 from flwr.app import RecordDict
 
@@ -19,26 +20,42 @@ from layerweld.updates.proportion import Part
 from layerweld.updates.shared_factor import require_claimed_factors
 from layerweld.updates.update import Update
 from strategies.cohort import Cohort
-from strategies.round_by_round import Round
+from strategies.poll import Request
+from strategies.rounds import Kept, Round
 
 OfOneSite = Mapping[str, Update]
 """``ΔW`` by layer."""
 
 
+@dataclass(frozen=True)
+class AdmittedUpdates:
+    """One site's updates as training can leave them, and how large each is.
+
+    Attributes:
+        updates: ``ΔW`` by layer.
+        sizes: of every update, by layer.
+        factor_sizes: of every factor of a LoRA, by name.
+    """
+
+    updates: OfOneSite
+    sizes: Mapping[str, Part]
+    factor_sizes: Mapping[str, Part]
+
+
 def updates_round(
     plan: MergePlan,
     cohort: Cohort,
-    use: Callable[[Mapping[str, OfOneSite]], None],
+    use: Callable[[Mapping[str, OfOneSite]], Kept | None],
     *,
     factors_too: bool = False,
-) -> Round[OfOneSite]:
+) -> Round[AdmittedUpdates]:
     """Ask for the updates.
 
     Args:
         plan: the layers that are merged.
         cohort: the sites.
-        use: called with the updates by site, once all that are left have answered and none of
-            them is out of proportion.
+        use: called with the updates by site, once all that are left have replied and none of
+            them is out of proportion; returns what is kept of the round.
         factors_too: whether that is asked of the factors of a LoRA as well, and not of their
             product alone.
     """
@@ -48,24 +65,25 @@ def updates_round(
         introduction = cohort.introductions[site]
         return update_shapes(plan, dict(zip(introduction.layers, introduction.ranks, strict=True)))
 
-    def read(site: str, content: RecordDict) -> OfOneSite:
+    def read(site: str, content: RecordDict) -> AdmittedUpdates:
         updates = decode_updates(content, shapes(site))
         _require_bounded(updates)
         require_claimed_factors(cohort.introductions[site].factors, updates)
-        return updates
+        sizes = {layer: Part(u.norm, u.shape[0] * u.shape[1]) for layer, u in updates.items()}
+        factors = update_tensors(updates) if factors_too else {}
+        return AdmittedUpdates(updates, sizes, {k: part_of(one) for k, one in factors.items()})
 
     def budget(site: str) -> Budget:
         return updates_budget(shapes(site))
 
-    def fold(answers: Iterator[tuple[str, OfOneSite]]) -> None:
-        by_site = dict(answers)
-        cohort.require_proportion({s: _parts(of) for s, of in by_site.items()}, "its update")
-        if factors_too:
-            factors = {site: _factors(of) for site, of in by_site.items()}
-            cohort.require_proportion(factors, "its factor")
-        use(by_site)
+    def fold(replies: Iterator[tuple[str, AdmittedUpdates]]) -> Kept | None:
+        admitted = dict(replies)
+        cohort.require_proportion({s: one.sizes for s, one in admitted.items()}, "its update")
+        factors = {s: one.factor_sizes for s, one in admitted.items()}
+        cohort.require_proportion(factors, "its factor")
+        return use({site: one.updates for site, one in admitted.items()})
 
-    return Round("train.adapter", "updates", lambda _site: asked, read, budget, fold)
+    return Round(Request("train.adapter", "updates", lambda _site: asked, read, budget), fold)
 
 
 def side_by_side(plan: MergePlan, cohort: Cohort, by_site: Mapping[str, OfOneSite]) -> SiteUpdates:
@@ -93,12 +111,3 @@ def _require_bounded(updates: OfOneSite) -> None:
         raise RefusedReplyError(
             f"the factors of the update of {layer!r} cancel; no training leaves such an update"
         )
-
-
-def _parts(updates: OfOneSite) -> dict[str, Part]:
-    return {layer: Part(u.norm, u.shape[0] * u.shape[1]) for layer, u in updates.items()}
-
-
-def _factors(updates: OfOneSite) -> dict[str, Part]:
-    tensors = update_tensors(updates)
-    return {name: part_of(tensor) for name, tensor in tensors.items()}

@@ -1,4 +1,4 @@
-"""A server that dies, or that something else befalls, once it has kept a step or a round."""
+"""A server that dies, or that something else befalls, once it has kept a round."""
 
 from contextlib import contextmanager
 
@@ -13,8 +13,8 @@ class Killed(BaseException):
 
 @contextmanager
 def after_keeping(monkeypatch, act):
-    """Within, ``act(index)`` is called each time that a step or round has been made durable."""
-    files = app_module("server.numbered_files").NumberedFiles
+    """Within, ``act(index)`` is called each time that a round has been made durable."""
+    files = app_module("server.kept_rounds").RoundFiles
     keep = files.keep
 
     def keep_and_act(self, kept):
@@ -28,7 +28,7 @@ def after_keeping(monkeypatch, act):
 
 @contextmanager
 def killed_after(last, monkeypatch):
-    """What is played in here dies once it has kept the step or round of this index."""
+    """What is run in here dies once it has kept the round of this index."""
 
     def die(index):
         if index == last:

@@ -71,10 +71,8 @@ def _numbers(shapes, seed=0):
 
 
 def _statistics(form):
-    chosen = settings()
-    chain = new_chain(chosen)
-    chain.form = form
-    round_ = chain._new_round(chain.steps[0], None)
+    dense = {"products": "dense", "anchor": "mean"} if form.dense else {}
+    rounds = new_chain(settings(merge={"influence": False, **dense})).rounds
     group = PLAN.groups[0]
     if form.dense:
         from layerweld.statistics.gram import GramAccumulator
@@ -95,16 +93,19 @@ def _statistics(form):
         )
     else:
         statistics = statistics_of(SITE, group.name)
-    asked = round_._question
-    answer = Answer(SITE, RUN, 0, asked.plan, asked.prefix, (statistics,))
+    answer = Answer(SITE, RUN, 0, PLAN.digest, rounds.digests[0], (statistics,))
     shapes = statistics_shapes([group], RANKS, form)
-    return encode_answer(answer), round_._read, statistics_budget(shapes)
+    return encode_answer(answer), rounds.round_at(0).request.read, statistics_budget(shapes)
 
 
 def _updates():
     site_updates = app_module("strategies.site_updates")
     round_ = site_updates.updates_round(PLAN, new_chain(settings()).cohort, dict)
-    return encode_updates(updates_of(SITE)), round_.read, updates_budget(update_shapes(PLAN, RANKS))
+    return (
+        encode_updates(updates_of(SITE)),
+        round_.request.read,
+        updates_budget(update_shapes(PLAN, RANKS)),
+    )
 
 
 def _fisher():

@@ -156,13 +156,13 @@ class RecordedApp(StubApp):
 
 class MemoryJournal:
     def __init__(self):
-        self.steps = []
+        self.rounds = []
 
     def load(self):
-        return list(self.steps)
+        return list(self.rounds)
 
-    def keep(self, step):
-        self.steps.append(step)
+    def keep(self, round_):
+        self.rounds.append(round_)
 
 
 def settings(**entries):
@@ -170,31 +170,30 @@ def settings(**entries):
     return validate_settings(usual | entries)
 
 
-def new_chain(chosen, method="com", journal=None, **changes):
+def new_cohort(chosen):
     cohort = app_module("strategies.cohort")
-    return app_module("strategies.chain_of_merges").ChainOfMerges(
-        plan=PLAN,
-        cohort=cohort.Cohort(
-            {name: number for number, name in enumerate(NAMES, start=1)},
-            {name: introduction_of(name) for name in NAMES},
-            RUN,
-            cohort.Patience.of(chosen),
-        ),
-        settings=chosen,
-        method=method,
-        run=RUN,
-        form=FORM,
-        remainder={},
-        journal=journal or MemoryJournal(),
-        **changes,
+    return cohort.Cohort(
+        {name: number for number, name in enumerate(NAMES, start=1)},
+        {name: introduction_of(name) for name in NAMES},
+        RUN,
+        cohort.Patience.of(chosen),
     )
 
 
+def new_chain(chosen, method="com", journal=None):
+    """The strategy that runs a chain."""
+    cohort = new_cohort(chosen)
+    rounds = app_module("strategies.chain_of_merges").ChainRounds(method, PLAN, cohort, chosen, {})
+    strategy = app_module("strategies.merge_strategy").MergeStrategy
+    return strategy(cohort, rounds, journal or MemoryJournal())
+
+
 def digest_of(chain):
-    """As a manifest's hash: over every figure of every group, and over the merged bits."""
-    figures = [
-        {k: v for k, v in vars(solution).items() if k != "updates"} | {"lost": solved.lost}
-        for solved in chain.solved
-        for solution in solved.solutions
+    """As a manifest's hash: over every metric of every group but its bytes, and the merged bits."""
+    metrics = [
+        {key: value for key, value in group.items() if key != "bytes_up"}
+        for step in chain.rounds.groups
+        for group in step
     ]
-    return hashlib.sha256(json.dumps([figures, chain.final_prefix]).encode()).hexdigest()
+    text = json.dumps([metrics, chain.rounds.digests[-1]], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()

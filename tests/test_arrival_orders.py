@@ -71,7 +71,7 @@ class ShufflingGrid(InProcessGrid):
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(app_module("strategies.inquiry"), "time", clock)
+    monkeypatch.setattr(app_module("strategies.poll"), "time", clock)
     monkeypatch.setattr(app_module("strategies.notices"), "log", lambda _level, _text: None)
     monkeypatch.setattr(app_module("server.in_process"), "_through_the_wire", handing_over())
     before = torch.get_num_threads()
@@ -82,8 +82,8 @@ def clock(monkeypatch):
 
 def play(grid, chosen, method, run=RUN):
     chain = new_chain(chosen, method)
-    chain.run = chain.cohort.run = run
-    chain.play(grid)
+    chain.cohort.run = run
+    chain.run(grid)
     return chain
 
 
@@ -112,7 +112,7 @@ def test_no_order_of_arrival_changes_a_bit_and_every_surplus_reply_is_counted(me
         grid = ShufflingGrid(RecordedApp(recording), chosen, clock, seed, others)
         chain = play(grid, chosen, method)
         assert digest_of(chain) == whole, f"seed {seed}"
-        used = len(chain.solved) * len(NAMES)
+        used = len(chain.rounds.groups) * len(NAMES)
         assert chain.cohort.ignored.total() == grid.arrived - used, f"seed {seed}"
         ignored.update(chain.cohort.ignored)
         arrived += grid.arrived

@@ -60,8 +60,8 @@ def test_a_site_that_lost_its_cache_catches_up(bert_sites, tmp_path, monkeypatch
 def test_a_whole_run_on_a_faulty_network_ends_in_the_same_manifest(
     bert_sites, tmp_path, monkeypatch, seed
 ):
-    inquiry, clock = app_module("strategies.inquiry"), Clock()
-    monkeypatch.setattr(inquiry, "time", clock)
+    poll, clock = app_module("strategies.poll"), Clock()
+    monkeypatch.setattr(poll, "time", clock)
     monkeypatch.setattr(app_module("strategies.notices"), "log", lambda _level, _text: None)
     settings = bert_sites.settings()
     app, play_run = app_module("client.app").app, app_module("server.run").play
@@ -90,8 +90,8 @@ class CedarFails(FaultyGrid):
 def test_a_lost_site_is_named_wherever_the_merge_is_described_and_the_run_resumes_without_it(
     bert_sites, tmp_path, monkeypatch
 ):
-    inquiry, clock = app_module("strategies.inquiry"), Clock()
-    monkeypatch.setattr(inquiry, "time", clock)
+    poll, clock = app_module("strategies.poll"), Clock()
+    monkeypatch.setattr(poll, "time", clock)
     settings = bert_sites.settings().model_copy(
         update={"lost_site": "continue", "deadline": 60.0, "min_sites": 2}
     )

@@ -82,7 +82,7 @@ def play(sent, claimed, clock, method, **entries):
         cohort.introductions[name] = replace(introduction_of(name), ranks=ranks, factors=factors)
     merging = app_module("strategies.update_merging").UpdateMerging(PLAN, cohort, method, {})
     grid = FaultyGrid(Sites(), NODES, chosen, none(), clock)
-    app_module("strategies.round_by_round").RoundByRound(cohort, merging).play(grid)
+    app_module("strategies.merge_strategy").MergeStrategy(cohort, merging).run(grid)
     return merging
 
 
@@ -115,7 +115,7 @@ def test_where_a_is_drawn_the_site_that_drew_another_is_the_one_left_out(seed, c
 
 def assert_merged(merging, honest, liar):
     left = [honest[name] for name in NAMES if name != liar]
-    for layer, update in merging.merged.updates.items():
+    for layer, update in merging.rounds.outcome().updates.items():
         mean = sum(of[layer].dense() for of in left) / len(left)
         torch.testing.assert_close(update.dense(), mean)
 
@@ -165,7 +165,7 @@ def test_who_comes_first_does_not_fix_the_form_of_the_sums(liar, clock):
     chain = new_chain(chosen)
     nothing = (0,) * len(PLAN.layer_names)
     chain.cohort.introductions[liar] = replace(introduction_of(liar), ranks=nothing)
-    chain.play(FaultyGrid(WholeLayers(liar), NODES, chosen, none(), clock))
+    chain.run(FaultyGrid(WholeLayers(liar), NODES, chosen, none(), clock))
     assert chain.cohort.lost.keys() == {liar}
     if liar == "birch":
         assert digest_of(chain) == digest_of(play_without(clock, raises, 0, **GOES_ON))

@@ -59,7 +59,7 @@ class ScalingApp(StubApp):
 def play_chain(app, clock, method="com", **entries):
     chosen = settings(**entries)
     chain = new_chain(chosen, method)
-    chain.play(FaultyGrid(app, NODES, chosen, none(), clock))
+    chain.run(FaultyGrid(app, NODES, chosen, none(), clock))
     return chain
 
 
@@ -68,8 +68,8 @@ def test_a_site_out_of_proportion_ends_the_chain_by_name_and_nothing_of_it_is_ke
     chosen, journal = settings(), MemoryJournal()
     chain = new_chain(chosen, method, journal=journal)
     with pytest.raises(OutOfProportionError, match=r"birch: .* times as large as the median"):
-        chain.play(FaultyGrid(ScalingApp(1e3, step=1), NODES, chosen, none(), clock))
-    assert [solved.index for solved in journal.steps] == [0]
+        chain.run(FaultyGrid(ScalingApp(1e3, step=1), NODES, chosen, none(), clock))
+    assert [kept.index for kept in journal.rounds] == [0]
 
 
 @pytest.mark.parametrize("method", ["com", "regmean++"])
@@ -110,7 +110,7 @@ def play_updates(change, clock, merging=None, **entries):
         PLAN, cohort, merging or Mean(), {}
     )
     grid = FaultyGrid(Liar(), NODES, chosen, none(), clock)
-    app_module("strategies.round_by_round").RoundByRound(cohort, merging).play(grid)
+    app_module("strategies.merge_strategy").MergeStrategy(cohort, merging).run(grid)
     return merging
 
 
@@ -144,7 +144,7 @@ def test_an_update_out_of_proportion_ends_the_run_by_name(change, clock):
 
 @pytest.mark.parametrize("change", TOO_LARGE.values(), ids=TOO_LARGE)
 def test_or_it_goes_on_without_the_site(change, clock):
-    merged = play_updates(change, clock, **GOES_ON).merged.updates
+    merged = play_updates(change, clock, **GOES_ON).outcome().updates
     for layer, update in merged.items():
         mean = sum(updates_of(site)[layer].dense() for site in ("ash", "cedar")) / 2
         torch.testing.assert_close(update.dense(), mean)
@@ -152,7 +152,7 @@ def test_or_it_goes_on_without_the_site(change, clock):
 
 def test_factors_that_are_averaged_apart_are_in_proportion_apart(clock):
     same = every(100.0, 0.01)  # the same product
-    assert play_updates(same, clock).merged.updates
+    assert play_updates(same, clock).outcome().updates
     shared = every(100.0, 0.01)
 
     def of_one_rank(updates):

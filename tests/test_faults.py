@@ -60,7 +60,7 @@ def play(faults, clock, method="com", app=None, **entries):
     chosen = settings(**entries)
     grid = FaultyGrid(app or StubApp(), NODES, chosen, faults, clock)
     chain = new_chain(chosen, method)
-    chain.play(grid)
+    chain.run(grid)
     return chain
 
 
@@ -127,7 +127,7 @@ def play_without(clock, fail, step=2, method="com", journal=None, **entries):
     chosen = settings(**entries)
     grid = SilentGrid(Without("birch", step, fail), NODES, chosen, none(), clock)
     chain = new_chain(chosen, method, journal)
-    chain.play(grid)
+    chain.run(grid)
     return chain
 
 
@@ -149,7 +149,7 @@ def test_a_site_that_takes_long_is_named_while_the_others_have_answered(clock, s
     chosen = settings(timeout=600.0)
     faults = Faults(seed=0, rate=1.0, most=1, kinds=("late",))
     chain = new_chain(chosen)
-    chain.play(FaultyGrid(StubApp(), NODES, chosen, faults, clock))
+    chain.run(FaultyGrid(StubApp(), NODES, chosen, faults, clock))
     waiting = "waiting for ash at the statistics of step 1: no answer for"
     assert said == [f"{waiting} 15 s", f"{waiting} 30 s"]
     assert digest_of(chain) == digest_of(play(none(), clock))
@@ -166,7 +166,7 @@ def test_asking_again_backs_off(clock):
     chosen = settings(deadline=3600.0)
     grid = CountingGrid(Without("birch", 0, raises), NODES, chosen, none(), clock)
     with pytest.raises(LostSiteError):
-        new_chain(chosen).play(grid)
+        new_chain(chosen).run(grid)
     assert len(sent) < 80  # one a minute, after the first six
 
 
@@ -178,15 +178,17 @@ def test_a_run_that_aborts_stops_at_the_first_failure(clock):
 
 def test_a_run_that_goes_on_leaves_a_lost_site_out_from_there(clock):
     chain = play_without(clock, raises, deadline=600.0, **{"lost-site": "continue"})
-    assert [solved.lost for solved in chain.solved] == [(), (), ("birch",), ("birch",)]
-    sites = [sorted(solved.solutions[0].tokens) for solved in chain.solved]
+    groups = [group for step in chain.rounds.groups for group in step]
+    assert [group["lost"] for group in groups] == [(), (), ("birch",), ("birch",)]
+    assert chain.lost == {"birch": 3}
+    sites = [sorted(group["tokens"]) for group in groups]
     assert sites == [["ash", "birch", "cedar"]] * 2 + [["ash", "cedar"]] * 2
 
 
 def test_a_lost_site_stays_out_when_the_run_is_resumed(clock):
     journal = MemoryJournal()
     whole = play_without(clock, raises, journal=journal, deadline=60.0, **{"lost-site": "continue"})
-    journal.steps.pop()
+    journal.rounds.pop()
     resumed = play_without(
         clock, raises, step=9, journal=journal, deadline=60.0, **{"lost-site": "continue"}
     )
@@ -243,12 +245,8 @@ def test_a_node_that_is_not_the_site_it_replaces_is_turned_away(change, says, cl
     chosen = settings(deadline=600.0)
     faults = Faults(seed=1, rate=1.0, most=1, kinds=("moved",))
     with pytest.raises(LostSiteError, match="ash: its node is not reachable"):
-        new_chain(chosen).play(FaultyGrid(Impostor(), NODES, chosen, faults, clock))
+        new_chain(chosen).run(FaultyGrid(Impostor(), NODES, chosen, faults, clock))
     assert any("turned away" in text and says in text for text in said)
-
-
-def round_by_round():
-    return app_module("strategies.round_by_round")
 
 
 def update_merging():
@@ -263,8 +261,8 @@ def test_averaged_updates_survive_faults_too(seed, clock):
         cohort = new_chain(chosen).cohort
         averaging = update_merging().UpdateMerging(PLAN, cohort, Mean(), {})
         grid = FaultyGrid(StubApp(), NODES, chosen, faults, clock)
-        round_by_round().RoundByRound(cohort, averaging).play(grid)
-        merged.append(averaging.merged.updates)
+        app_module("strategies.merge_strategy").MergeStrategy(cohort, averaging).run(grid)
+        merged.append(averaging.outcome().updates)
     for layer, update in merged[0].items():
         assert torch.equal(update.dense(), merged[1][layer].dense())
 
@@ -291,7 +289,7 @@ def test_an_update_to_be_averaged_is_checked_as_strictly(name, clock):
     averaging = update_merging().UpdateMerging(PLAN, cohort, Mean(), {})
     grid = FaultyGrid(Spoiler(), NODES, chosen, none(), clock)
     with pytest.raises(RefusedReplyError, match="birch, asked 3 times"):
-        round_by_round().RoundByRound(cohort, averaging).play(grid)
+        app_module("strategies.merge_strategy").MergeStrategy(cohort, averaging).run(grid)
 
 
 def test_a_shape_that_asks_for_an_exabyte_takes_no_memory():

@@ -136,8 +136,8 @@ class Birch:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    inquiry = app_module("strategies.inquiry")
-    monkeypatch.setattr(inquiry, "time", clock)
+    poll = app_module("strategies.poll")
+    monkeypatch.setattr(poll, "time", clock)
     return clock
 
 

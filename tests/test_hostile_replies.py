@@ -51,7 +51,7 @@ def play_wire(clock, spoil=as_it_is, app=None, faults=None, **entries):
     chosen = settings(**entries)
     grid = WireGrid(app or StubApp(), NODES, chosen, faults or none(), clock, spoil)
     chain = new_chain(chosen)
-    chain.play(grid)
+    chain.run(grid)
     return chain, grid
 
 
@@ -129,7 +129,7 @@ def test_a_reply_to_what_somebody_else_was_asked_is_nobodys(clock):
 
     chosen = settings(deadline=60.0)
     with pytest.raises(LostSiteError, match="ash: it did not answer within 30 s"):
-        new_chain(chosen).play(Crossing(StubApp(), NODES, chosen, none(), clock))
+        new_chain(chosen).run(Crossing(StubApp(), NODES, chosen, none(), clock))
 
 
 # What a site may ask for.
@@ -220,7 +220,7 @@ class Failing(WireGrid):
 def test_a_reply_at_which_the_superlink_fails_is_its_sites_refusal(clock):
     chosen = settings()
     with pytest.raises(RefusedReplyError, match=r"^birch, asked 3 times: the SuperLink cannot"):
-        new_chain(chosen).play(Failing(StubApp(), NODES, chosen, none(), clock))
+        new_chain(chosen).run(Failing(StubApp(), NODES, chosen, none(), clock))
 
 
 def test_a_superlink_that_knows_the_run_no_more_ends_it(clock):
@@ -229,7 +229,7 @@ def test_a_superlink_that_knows_the_run_no_more_ends_it(clock):
 
     chosen = settings()
     with pytest.raises(httpx.HTTPStatusError):
-        new_chain(chosen).play(Unknown(StubApp(), NODES, chosen, none(), clock))
+        new_chain(chosen).run(Unknown(StubApp(), NODES, chosen, none(), clock))
 
 
 def test_a_stranger_whose_introduction_cannot_be_read_is_turned_away(clock, monkeypatch):
@@ -249,13 +249,13 @@ def test_a_stranger_whose_introduction_cannot_be_read_is_turned_away(clock, monk
     chosen = settings(deadline=60.0)
     faults = Faults(seed=1, rate=1.0, most=1, kinds=("moved",))
     with pytest.raises(LostSiteError, match="ash: its node is not reachable"):
-        new_chain(chosen).play(Stranger(StubApp(), NODES, chosen, faults, clock))
+        new_chain(chosen).run(Stranger(StubApp(), NODES, chosen, faults, clock))
     assert any("is turned away: a reply that cannot be read" in text for text in said)
 
 
 def test_nothing_is_left_at_the_superlink_of_a_reply_that_was_refused(clock):
     chosen = settings(**{"lost-site": "continue", "deadline": 60.0})
     grid = WireGrid(StubApp(), NODES, chosen, none(), clock, ATTACKS["30 MB of text"])
-    new_chain(chosen).play(grid)
+    new_chain(chosen).run(grid)
     assert not grid._objects
     assert grid.most_pulled < 31 * 2**20

@@ -84,10 +84,10 @@ def learn(stub, faults, clock, journal=None, grid=FaultyGrid, **entries):
     )
     cohort = new_chain(chosen).cohort
     name = "adamerging" if isinstance(stub, LearningStub) else "prodistill"
-    table = app_module("strategies.by_method")
-    play = table.Play(METHODS[name], PLAN, cohort, chosen, {}, journal or MemoryJournal())
+    rounds = app_module("strategies.by_method").rounds_of(METHODS[name], PLAN, cohort, chosen, {})
+    strategy = app_module("strategies.merge_strategy").MergeStrategy
     grid = grid(stub, NODES, chosen, faults, clock)
-    return app_module("strategies.round_by_round").RoundByRound(cohort, table.rounds_of(play)), grid
+    return strategy(cohort, rounds, journal or MemoryJournal()), grid
 
 
 STUBS = pytest.mark.parametrize("stub", [LearningStub, DistilledStub])
@@ -99,9 +99,9 @@ def test_no_fault_on_the_way_changes_a_bit(stub, seed, clock):
     merges = []
     for faults in (none(), Faults(seed)):
         strategy, grid = learn(stub(), faults, clock)
-        strategy.play(grid)
-        merges.append(strategy.rounds.merged)
-    assert merges[0].figures == merges[1].figures
+        strategy.run(grid)
+        merges.append(strategy.rounds.outcome())
+    assert merges[0].metrics == merges[1].metrics
     for layer, update in merges[0].updates.items():
         assert torch.equal(update.dense(), merges[1].updates[layer].dense())
 
@@ -109,11 +109,11 @@ def test_no_fault_on_the_way_changes_a_bit(stub, seed, clock):
 @STUBS
 def test_flowers_own_loop_learns_the_same(stub, clock):
     played, grid = learn(stub(), none(), clock)
-    played.play(grid)
+    played.run(grid)
     started, grid = learn(stub(), Faults(5, kinds=("error 2", "moved")), clock)
     started.start(grid, ArrayRecord())
-    for layer, update in played.rounds.merged.updates.items():
-        assert torch.equal(update.dense(), started.rounds.merged.updates[layer].dense())
+    for layer, update in played.rounds.outcome().updates.items():
+        assert torch.equal(update.dense(), started.rounds.outcome().updates[layer].dense())
 
 
 @STUBS
@@ -128,7 +128,7 @@ def test_a_gradient_that_cannot_be_added_is_refused(stub, name, clock):
 
     strategy, grid = learn(Spoiler(), none(), clock)
     with pytest.raises(RefusedReplyError, match="birch, asked 3 times"):
-        strategy.play(grid)
+        strategy.run(grid)
 
 
 @STUBS
@@ -143,12 +143,12 @@ def test_a_run_goes_on_without_a_lost_site_and_is_resumed_without_it(stub, clock
     answers, journal = {}, MemoryJournal()
     policy = {"lost-site": "continue", "deadline": 600.0}
     strategy, grid = learn(Lost(), none(), clock, journal, SilentGrid, **policy)
-    strategy.play(grid)
-    assert strategy.rounds.played == strategy.rounds.count
+    strategy.run(grid)
+    assert strategy.finished == strategy.rounds.count
     assert strategy.cohort.names == ("ash", "cedar")
     resumed, _ = learn(Lost(), none(), clock, journal, **policy)
-    assert resumed.rounds.played == resumed.rounds.count
+    assert resumed.finished == resumed.rounds.count
     assert resumed.cohort.names == ("ash", "cedar")
-    assert resumed.rounds.merged.figures == strategy.rounds.merged.figures
-    for layer, update in strategy.rounds.merged.updates.items():
-        assert torch.equal(update.dense(), resumed.rounds.merged.updates[layer].dense())
+    assert resumed.rounds.outcome().metrics == strategy.rounds.outcome().metrics
+    for layer, update in strategy.rounds.outcome().updates.items():
+        assert torch.equal(update.dense(), resumed.rounds.outcome().updates[layer].dense())

@@ -59,7 +59,7 @@ class CedarIsSilent(FaultyGrid):
 
 def without_cedar(sites, output, monkeypatch, **changes):
     clock = Clock()
-    monkeypatch.setattr(app_module("strategies.inquiry"), "time", clock)
+    monkeypatch.setattr(app_module("strategies.poll"), "time", clock)
     settings = sites.settings().model_copy(update=changes)
     app = app_module("client.app").app
     grid = CedarIsSilent(app, sites.nodes, settings, Faults(0, rate=0.0), clock)

@@ -20,7 +20,7 @@ def shake_hands(faults, clock):
     cohort = app_module("strategies.cohort")
     nodes = cohort.Cohort({"node 1": 1, "node 2": 2}, {}, RUN, cohort.Patience.of_handshake(chosen))
     grid = FaultyGrid(StubApp(), NODES[:2], chosen, faults, clock)
-    ask = app_module("strategies.inquiry").ask
+    ask = app_module("strategies.poll").poll
     read = app_module("server.replies").read_introduction
     about = encode_run(RUN)
     return dict(ask(grid, nodes, "query.handshake", "handshake", about, read, BUDGET))
@@ -58,7 +58,7 @@ class EchoApp:
 @pytest.mark.parametrize("kind", ["evaluate.model", "query.shift", "train.remainder"])
 def test_a_reply_about_an_earlier_model_is_refused_and_counted(kind, clock):
     """Scores carry nothing else that would tell them from those of another model."""
-    ask, ignored = app_module("strategies.inquiry").ask, Counter()
+    ask, ignored = app_module("strategies.poll").poll, Counter()
     for seed in range(20):
         chosen = settings()
         cohort = new_chain(chosen).cohort

@@ -1,8 +1,8 @@
-"""Nodes that nobody knows are greeted: a site that failed may be back as one of them."""
+"""Nodes that nobody knows: a site that failed may return as one of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Iterator
 
 from flwr.app import Message
 from flwr.serverapp import Grid
@@ -14,58 +14,62 @@ from layerweld.transport.receiving import Receiver
 from layerweld.transport.run import encode_run
 from layerweld.transport.subject import require_subject
 from strategies.cohort import Cohort
+from strategies.notices import notice
 
 _EVERY = 2.0  # seconds between two looks at which nodes are there
 _HANDSHAKE = ("query.handshake", "handshake")
 
 
-class Greeter:
-    """Shakes hands with unknown nodes for one inquiry. Knows no clock: it is told the time.
+class UnknownNodes:
+    """Shakes hands with unknown nodes for one poll. Knows no clock: it is told the time.
 
     Args:
         grid: Flower's grid.
         cohort: the sites; who is at which node is noted there.
-        say: told what people should know.
     """
 
-    def __init__(self, grid: Grid, cohort: Cohort, say: Callable[[str], None]) -> None:
+    def __init__(self, grid: Grid, cohort: Cohort) -> None:
         self._grid = grid
         self._cohort = cohort
-        self._say = say
-        self._greeted: dict[str, tuple[int, float]] = {}  # node and end of handshakes that are out
+        self._asked: dict[str, tuple[int, float]] = {}  # node and end of handshakes that are out
         self._next_look = 0.0
 
-    @property
-    def messages(self) -> Collection[str]:
-        """Ids of the handshakes that are out."""
-        return self._greeted.keys()
-
     def look_around(self, now: float) -> None:
-        """Greet whoever is new, if the last look was some time ago."""
+        """Ask whoever is new who it is, if the last look was some time ago."""
         if now < self._next_look:
             return
         self._next_look = now + _EVERY
-        self._greeted = {m: (node, end) for m, (node, end) in self._greeted.items() if now < end}
+        self._asked = {m: (node, end) for m, (node, end) in self._asked.items() if now < end}
         if not self._cohort.introductions:
             return
-        greeted = {node for node, _ in self._greeted.values()}
+        asked = {node for node, _ in self._asked.values()}
         unknown = self._cohort.unknown_among(set(self._grid.get_node_ids()))
-        for node in sorted(unknown - greeted):
-            self._greet(node, now)
+        for node in sorted(unknown - asked):
+            self._ask(node, now)
 
-    def pull(self, receiver: Receiver, message_id: str) -> list[Message]:
-        """The reply to a handshake, if there is one; who sends what is none is turned away."""
+    def returned(self, receiver: Receiver) -> Iterator[str]:
+        """Sites that have introduced themselves at another node since the last call."""
+        for message_id in [*self._asked]:
+            for reply in self._pull(receiver, message_id):
+                site = self._site_of(reply)
+                if site is not None:
+                    yield site
+
+    def _pull(self, receiver: Receiver, message_id: str) -> list[Message]:
         try:
             return receiver.pull(message_id, BUDGET)
         except UnreadableReplyError as error:
-            self._turn_away(self._greeted.pop(message_id)[0], error)
+            self._turn_away(self._asked.pop(message_id)[0], error)
             return []
 
-    def meet(self, reply: Message) -> str | None:
-        """The site whose node this handshake's reply is from, noted as such; None for nobody's."""
-        node = self._greeted.pop(reply.metadata.reply_to_message_id)[0]
+    def _site_of(self, reply: Message) -> str | None:
+        """The site whose node a handshake's reply is from, noted as such; None for nobody's."""
+        node, _ = self._asked.pop(reply.metadata.reply_to_message_id, (None, 0.0))
+        if node is None:
+            self._cohort.ignored["foreign"] += 1
+            return None
         if reply.has_error():
-            return None  # greeted again at the next look
+            return None  # asked again at the next look
         try:
             require_subject(reply.content, Subject(self._cohort.run, *_HANDSHAKE, str(node), ""))
             introduction = decode_introduction(reply.content)
@@ -81,12 +85,12 @@ class Greeter:
 
     def _turn_away(self, node: int, error: RefusedReplyError) -> None:
         self._cohort.turn_away(node)
-        self._say(f"node {node} is turned away: {error}")
+        notice(f"node {node} is turned away: {error}")
 
-    def _greet(self, node: int, now: float) -> None:
-        kind, question = _HANDSHAKE
+    def _ask(self, node: int, now: float) -> None:
+        kind, what = _HANDSHAKE
         timeout, about = self._cohort.patience.timeout, encode_run(self._cohort.run)
-        message = Message(about, node, kind, ttl=timeout, group_id=question)
+        message = Message(about, node, kind, ttl=timeout, group_id=what)
         for message_id in self._grid.push_messages([message]):
             if message_id:
-                self._greeted[message_id] = (node, now + timeout)
+                self._asked[message_id] = (node, now + timeout)

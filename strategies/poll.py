@@ -1,4 +1,4 @@
-"""One question to all sites: asked, asked again, and answered at most once by each."""
+"""One request to all sites: sent, sent again, and replied to at most once by each."""
 
 from __future__ import annotations
 
@@ -27,17 +27,48 @@ from layerweld.transport.subject import require_subject
 from layerweld.transport.untrusted import refusing_malformed
 from strategies.cohort import Cohort
 from strategies.failures import UNREACHABLE, why_it_failed
-from strategies.greeting import Greeter
 from strategies.notices import notice
-from strategies.silence import Silence
+from strategies.stall import Stall
+from strategies.unknown_nodes import UnknownNodes
 
 T = TypeVar("T")
 
 _POLL_SECONDS = 0.1
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 60.0  # seconds before a failed site is asked again, doubling
-_STRIKES = 3  # refused answers after which asking again is pointless
+_STRIKES = 3  # refused replies after which asking again is pointless
 _LONGEST_REASON = 500  # characters
 _TRAINING = ("train.finetune", "fine-tuning again")
+
+
+@dataclass(frozen=True)
+class Request(Generic[T]):
+    """What every site is asked, and how its reply is read.
+
+    Attributes:
+        message_type: Flower's type of the message.
+        what: the request, for humans.
+        content: what to send to a site; called each time it is asked.
+        read: a checked value from what a site sent. None: ask it again at once (``content`` knows
+            more now). It raises ``StaleReplyError`` for a reply to something else, and
+            ``RefusedReplyError`` for one that must not be used; so is one at which it raises
+            anything that is no :class:`~layerweld.errors.LayerweldError`.
+        budget: what a site's reply may take; it is weighed before it is decoded.
+    """
+
+    message_type: str
+    what: str
+    content: Callable[[str], RecordDict]
+    read: Callable[[str, RecordDict], T | None]
+    budget: Callable[[str], Budget]
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """A message: to whom, and whether it has a lost adapter trained again."""
+
+    site: str
+    node: int
+    trains: bool
 
 
 @dataclass
@@ -48,7 +79,7 @@ class _Asked:
         message: id of the message that is out; empty while none is.
         until: when that message's time is over, or when to ask again.
         failures: in a row.
-        strikes: refused answers.
+        strikes: refused replies.
         why: of the last failure, for humans.
     """
 
@@ -59,58 +90,37 @@ class _Asked:
     why: str = ""
 
 
-class Inquiry(Generic[T]):
-    """Puts one question to every site of a cohort and yields each one's first valid answer.
+class Poll(Generic[T]):
+    """Sends one request to every site of a cohort and yields each one's first valid reply.
 
     A site that fails, dies, becomes unreachable or lets its message's time pass is asked again,
-    after a pause that doubles from 1 to 60 seconds, with one message out at a time. What replies
-    nobody waits for, or that answer another question, is dropped and counted. An answer that is
-    refused, or cannot even be put together, is asked for again twice. What happens to a site that
-    never answers well is the cohort's :class:`~strategies.cohort.Patience`.
+    after a pause that doubles from 1 to 60 seconds, with one message out at a time. Replies that
+    nobody waits for, or to another request, are dropped and counted. A reply that is refused, or
+    cannot even be put together, is asked for again twice. What happens to a site that never sends
+    a good one is the cohort's :class:`~strategies.cohort.Patience`.
 
     Args:
         grid: Flower's grid.
         cohort: the sites; who is lost or has moved is noted there.
-        message_type: Flower's type of the message.
-        what: the question, for humans.
-        content: what to send to a site; called each time it is asked.
-        read: an answer from what a site sent. None: ask it again at once (``content`` knows more
-            now). It raises ``StaleReplyError`` for an answer to something else, and
-            ``RefusedReplyError`` for one that must not be used; so is one at which it raises
-            anything that is no :class:`~layerweld.errors.LayerweldError`.
-        budget: what a site's answer may take; it is weighed before it is decoded.
+        request: what they are asked.
     """
 
-    def __init__(
-        self,
-        grid: Grid,
-        cohort: Cohort,
-        message_type: str,
-        what: str,
-        content: Callable[[str], RecordDict],
-        read: Callable[[str, RecordDict], T | None],
-        budget: Callable[[str], Budget],
-    ) -> None:
+    def __init__(self, grid: Grid, cohort: Cohort, request: Request[T]) -> None:
         self._grid = grid
         self._cohort = cohort
-        self._message_type = message_type
-        self._what = what
-        self._content = content
-        self._read = read
-        self._budget = budget
+        self._request = request
         self._receiver = Receiver(grid)
         self._open: dict[str, _Asked] = {}
-        self._sent: dict[str, tuple[str, int]] = {}  # site and node of every message ever sent
-        self._trainings: set[str] = set()  # those of them that have a lost adapter trained again
+        self._sent: dict[str, _Sent] = {}  # every message ever sent, by its id
         self._unanswered: list[str] = []  # those of them without a reply
-        self._greeter = Greeter(grid, cohort, notice)
+        self._unknown = UnknownNodes(grid, cohort)
 
     def messages(self) -> list[Message]:
         """The first message for every site, in the order of their names, for Flower to send."""
         return [self._message(site, self._cohort.node_of(site)) for site in self._cohort.names]
 
-    def answers(self, early: Iterable[Message] = ()) -> Iterator[tuple[str, T]]:
-        """Each site and its answer, as they come.
+    def replies(self, early: Iterable[Message] = ()) -> Iterator[tuple[str, T]]:
+        """Each site and what was read from its reply, as they come.
 
         Args:
             early: replies that Flower's own loop has collected to :meth:`messages`; sites without
@@ -118,140 +128,126 @@ class Inquiry(Generic[T]):
 
         Raises:
             LostSiteError: the policy ends the run; the message names the site.
-            RefusedReplyError: a site's answer was refused three times.
+            RefusedReplyError: a site's reply was refused three times.
         """
         self._open = {site: _Asked() for site in self._cohort.names}
         self._cohort.waiting = dict.fromkeys(self._open, "")
         for reply in early:
             site = self._cohort.site_at(reply.metadata.src_node_id)
             if site is not None and site in self._open and reply.has_content():
-                answer = self._take(site, reply)
-                if answer is not None:
-                    yield site, answer
+                yield from self._take(site, reply)
         until = time.monotonic() + self._cohort.patience.deadline
-        silence = Silence(time.monotonic())
+        stall = Stall(time.monotonic())
         while self._open:
             self._keep_asking()
-            for found in self._arrivals():
-                yield found
-                silence.broken(time.monotonic())
-            self._name_the_silent(silence.worth_a_word(time.monotonic()))
+            for arrival in self._arrivals():
+                yield arrival
+                stall.end(time.monotonic())
+            if self._open and (seconds := stall.to_report(time.monotonic())):
+                names = ", ".join(sorted(self._open))
+                what = self._request.what
+                notice(f"waiting for {names} at the {what}: no answer for {seconds:.0f} s")
             if self._open and time.monotonic() > until:
                 self._give_up(sorted(self._open))
             if self._open and all(asked.until > time.monotonic() for asked in self._open.values()):
                 time.sleep(_POLL_SECONDS)
 
-    def _name_the_silent(self, seconds: float) -> None:
-        if not seconds or not self._open:
-            return
-        names = ", ".join(sorted(self._open))
-        notice(f"waiting for {names} at the {self._what}: no answer for {seconds:.0f} s")
-
     def _arrivals(self) -> Iterator[tuple[str, T]]:
         """Pull message by message, so that no reply has to wait in memory for another."""
-        for message_id in [*self._greeter.messages, *self._unanswered]:
+        for site in self._unknown.returned(self._receiver):
+            self._welcome(site)
+        for message_id in [*self._unanswered]:
             for reply in self._pull(message_id):
-                found = self._sort(reply)
-                if found is not None:
-                    yield found
+                yield from self._sort(reply)
 
     def _pull(self, message_id: str) -> list[Message]:
         """The reply, if there is one; what cannot be put together is its site's refusal."""
-        if message_id in self._greeter.messages:
-            return self._greeter.pull(self._receiver, message_id)
-        site = self._sent[message_id][0]
+        sent = self._sent[message_id]
         try:
-            trains = message_id in self._trainings
-            return self._receiver.pull(message_id, INTRODUCTION if trains else self._budget(site))
+            budget = INTRODUCTION if sent.trains else self._request.budget(sent.site)
+            return self._receiver.pull(message_id, budget)
         except UnreadableReplyError as error:
             if message_id in self._unanswered:
                 self._unanswered.remove(message_id)
-                self._strike(site, error)
+                self._strike(sent.site, error)
             return []
 
-    def _sort(self, reply: Message) -> tuple[str, T] | None:
+    def _sort(self, reply: Message) -> Iterator[tuple[str, T]]:
         message_id = reply.metadata.reply_to_message_id
-        if message_id in self._greeter.messages:
-            if (back := self._greeter.meet(reply)) is not None:
-                self._welcome(back)
-            return None
         unwanted = self._unwanted(message_id, reply)
         if unwanted:
             self._cohort.ignored[unwanted] += 1
-            return None
-        site = self._sent[message_id][0]
+            return
+        site = self._sent[message_id].site
         self._unanswered.remove(message_id)
         if not reply.has_error():
-            answer = self._take(site, reply)
-            return None if answer is None else (site, answer)
+            yield from self._take(site, reply)
         # An earlier message's error says nothing about the one that is out now.
-        if self._open[site].message == message_id:
+        elif self._open[site].message == message_id:
             self._fail(site, reply.error)
-        return None
 
     def _unwanted(self, message_id: str, reply: Message) -> str:
         """Why nobody waits for this reply; empty if somebody does."""
         if message_id not in self._sent:
             return "foreign"
-        site, node = self._sent[message_id]
-        if site not in self._open or message_id not in self._unanswered:
+        sent = self._sent[message_id]
+        if sent.site not in self._open or message_id not in self._unanswered:
             return "duplicate"
-        if not reply.has_error() and reply.metadata.src_node_id != node:
+        if not reply.has_error() and reply.metadata.src_node_id != sent.node:
             return "foreign"
         return ""
 
-    def _take(self, site: str, reply: Message) -> T | None:
-        asked = self._open[site]
-        trained = reply.metadata.reply_to_message_id in self._trainings
+    def _take(self, site: str, reply: Message) -> Iterator[tuple[str, T]]:
+        """The site's reply, if it is one to the request and may be used."""
+        asked, node = self._open[site], reply.metadata.src_node_id
+        sent = self._sent.get(reply.metadata.reply_to_message_id)
+        trains = sent is not None and sent.trains
         try:
             with refusing_malformed():
-                require_subject(reply.content, self._subject(site, reply, trained))
-                answer = None if trained else self._read(site, reply.content)
-                if trained:
-                    self._trained_again(site, reply)
+                require_subject(reply.content, self._subject(site, node, trains))
+                if trains:  # it has its adapter again, and is asked what it could not reply to
+                    self._cohort.trained_again(decode_introduction(reply.content), site, node)
+                value = None if trains else self._request.read(site, reply.content)
         except StaleReplyError as error:
             self._cohort.ignored["stale"] += 1
             self._ask_later(site, str(error))
-            return None
         except RefusedReplyError as error:
             self._strike(site, error)
-            return None
-        if answer is None:
-            asked.message, asked.until = "", 0.0
-            return None
-        self._close(site)
-        return answer
-
-    def _trained_again(self, site: str, reply: Message) -> None:
-        """A site has its adapter again: it is asked what it could not answer."""
-        introduction = decode_introduction(reply.content)
-        self._cohort.trained_again(introduction, site, reply.metadata.src_node_id)
+        else:
+            if value is None:
+                asked.message, asked.until = "", 0.0
+            else:
+                self._close(site)
+                yield site, value
 
     def _strike(self, site: str, error: RefusedReplyError) -> None:
-        """An answer of a site was refused; after a few the policy says what becomes of it."""
+        """A reply of a site was refused; after a few the policy says what becomes of it."""
         self._cohort.ignored["refused"] += 1
         asked = self._open[site]
         asked.strikes += 1
         why = str(error)[:_LONGEST_REASON]
         self._ask_later(site, why)
-        if asked.strikes >= _STRIKES:
-            self._refuse(site, why, error)
+        if asked.strikes < _STRIKES:
+            return
+        if self._cohort.patience.lost_site != "continue":
+            raise RefusedReplyError(f"{site}, asked {_STRIKES} times: {why}") from error
+        self._lose(site, why)
 
-    def _subject(self, site: str, reply: Message, trained: bool) -> Subject:
+    def _subject(self, site: str, node: int, trains: bool) -> Subject:
         known = site if site in self._cohort.introductions else ""
-        kind, what = _TRAINING if trained else (self._message_type, self._what)
-        return Subject(self._cohort.run, kind, what, str(reply.metadata.src_node_id), known)
+        kind, what = _TRAINING if trains else (self._request.message_type, self._request.what)
+        return Subject(self._cohort.run, kind, what, str(node), known)
 
     def _close(self, site: str) -> None:
         del self._open[site], self._cohort.waiting[site]
-        for message_id in [m for m in self._unanswered if self._sent[m][0] == site]:
+        for message_id in [m for m in self._unanswered if self._sent[m].site == site]:
             self._unanswered.remove(message_id)
             self._receiver.forget(message_id)
 
     def _keep_asking(self) -> None:
         now = time.monotonic()
         if any(asked.failures for asked in self._open.values()):
-            self._greeter.look_around(now)
+            self._unknown.look_around(now)
         for site, asked in sorted(self._open.items()):
             if now < asked.until:
                 continue
@@ -271,14 +267,13 @@ class Inquiry(Generic[T]):
             return
         asked.message = pushed[0]
         asked.until = time.monotonic() + self._cohort.patience.timeout
-        self._sent[asked.message] = (site, node)
-        if trains:
-            self._trainings.add(asked.message)
+        self._sent[asked.message] = _Sent(site, node, trains)
         self._unanswered.append(asked.message)
 
     def _message(self, site: str, node: int) -> Message:
-        ttl = self._cohort.patience.timeout
-        return Message(self._content(site), node, self._message_type, ttl=ttl, group_id=self._what)
+        request, ttl = self._request, self._cohort.patience.timeout
+        content = request.content(site)
+        return Message(content, node, request.message_type, ttl=ttl, group_id=request.what)
 
     def _training(self, node: int) -> Message:
         """For a site that has lost the adapter that it trained, before it is asked again."""
@@ -292,13 +287,13 @@ class Inquiry(Generic[T]):
             return
         why, is_lasting = why_it_failed(error)
         if self._cohort.patience.fails_fast and is_lasting:
-            raise LostSiteError(f"{site} failed at the {self._what}: {why}")
+            raise LostSiteError(f"{site} failed at the {self._request.what}: {why}")
         self._pause(site, why)
 
     def _pause(self, site: str, why: str) -> None:
         """A site failed: ask again after a while, unless the policy says that this is the end."""
         if self._cohort.patience.lost_site == "abort":
-            raise LostSiteError(f"{site} failed at the {self._what}: {why}")
+            raise LostSiteError(f"{site} failed at the {self._request.what}: {why}")
         self._ask_later(site, why)
         if self._cohort.move(site):
             self._open[site].until = 0.0
@@ -310,11 +305,11 @@ class Inquiry(Generic[T]):
         asked.message, asked.until = "", time.monotonic() + wait
         if why != asked.why:
             self._cohort.waiting[site] = why
-            notice(f"waiting for {site} at the {self._what}: {why}")
+            notice(f"waiting for {site} at the {self._request.what}: {why}")
         asked.why = why
 
     def _welcome(self, site: str) -> None:
-        """A site introduced itself at another node: ask it there, unless its old one may answer."""
+        """A site is back at another node: ask it there, unless its old one may still reply."""
         asked = self._open.get(site)
         if asked is None:
             return
@@ -323,22 +318,18 @@ class Inquiry(Generic[T]):
             self._cohort.move(site)
             asked.message, asked.until = "", 0.0
 
-    def _refuse(self, site: str, why: str, error: RefusedReplyError) -> None:
-        if self._cohort.patience.lost_site != "continue":
-            raise RefusedReplyError(f"{site}, asked {_STRIKES} times: {why}") from error
-        self._lose(site, why)
-
     def _give_up(self, silent: list[str]) -> None:
         """The deadline is over."""
+        whys = {site: self._open[site].why or "it never answered" for site in silent}
         if self._cohort.patience.lost_site == "continue":
-            for site in silent:
-                self._lose(site, self._open[site].why or "it never answered")
+            for site, why in whys.items():
+                self._lose(site, why)
             return
-        reasons = "; ".join(f"{s}: {self._open[s].why or 'it never answered'}" for s in silent)
+        reasons = "; ".join(f"{site}: {why}" for site, why in whys.items())
         raise LostSiteError(
-            f"no answer to the {self._what} within {self._cohort.patience.deadline:.0f} s from "
-            f"{reasons}. Merging without a site would silently drop its task: start it again and "
-            f"type the same command, and the run resumes here"
+            f"no answer to the {self._request.what} within {self._cohort.patience.deadline:.0f} s "
+            f"from {reasons}. Merging without a site would silently drop its task: start it again "
+            f"and type the same command, and the run resumes here"
         )
 
     def _lose(self, site: str, why: str) -> None:
@@ -347,7 +338,7 @@ class Inquiry(Generic[T]):
         notice(f"going on without {site}: {why}")
 
 
-def ask(
+def poll(
     grid: Grid,
     cohort: Cohort,
     message_type: str,
@@ -356,6 +347,6 @@ def ask(
     read: Callable[[str, RecordDict], T | None],
     budget: Budget,
 ) -> Iterator[tuple[str, T]]:
-    """The same content for every site, and each one's answer as it comes; see :class:`Inquiry`."""
-    sent, allowed = (lambda _site: content), (lambda _site: budget)
-    return Inquiry(grid, cohort, message_type, what, sent, read, allowed).answers()
+    """The same content for every site, and each one's reply as it comes; see :class:`Poll`."""
+    request = Request(message_type, what, lambda _site: content, read, lambda _site: budget)
+    return Poll(grid, cohort, request).replies()

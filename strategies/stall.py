@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-_FIRST = 15.0  # seconds without an answer before that is said; then doubling
+_FIRST = 15.0  # seconds without a reply before that is reported; then doubling
 
 
-class Silence:
-    """The time since a round's last answer. Knows no clock: it is told the time.
+class Stall:
+    """The time since a round's last reply. Knows no clock: it is told the time.
 
     Args:
         now: when the round began, in seconds.
     """
 
     def __init__(self, now: float) -> None:
-        self.broken(now)
+        self.end(now)
 
-    def broken(self, now: float) -> None:
-        """Somebody answered."""
+    def end(self, now: float) -> None:
+        """A reply came."""
         self._since = now
         self._next = _FIRST
 
-    def worth_a_word(self, now: float) -> float:
-        """How many seconds it has lasted, where that should be said now; otherwise 0."""
+    def to_report(self, now: float) -> float:
+        """How many seconds it has lasted, where that should be reported now; otherwise 0."""
         lasted = now - self._since
         if lasted < self._next:
             return 0.0
