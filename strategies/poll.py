@@ -7,16 +7,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from flwr.app import Error, Message, RecordDict
+from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from layerweld.errors import (
-    LostSiteError,
-    RefusedReplyError,
-    StaleReplyError,
-    UnreadableReplyError,
-)
-from layerweld.runtime.incidents import Code, parse_incident
+from layerweld.errors import RefusedReplyError, StaleReplyError, UnreadableReplyError
 from layerweld.transport.introduction import BUDGET as INTRODUCTION
 from layerweld.transport.introduction import decode_introduction
 from layerweld.transport.layout import Budget
@@ -26,17 +20,14 @@ from layerweld.transport.run import encode_run
 from layerweld.transport.subject import require_subject
 from layerweld.transport.untrusted import refusing_malformed
 from strategies.cohort import Cohort
-from strategies.failures import UNREACHABLE, why_it_failed
+from strategies.failures import UNREACHABLE, Asked, Failures
 from strategies.notices import notice
-from strategies.stall import Stall
 from strategies.unknown_nodes import UnknownNodes
 
 T = TypeVar("T")
 
 _POLL_SECONDS = 0.1
-_FIRST_WAIT, _LONGEST_WAIT = 1.0, 60.0  # seconds before a failed site is asked again, doubling
-_STRIKES = 3  # refused replies after which asking again is pointless
-_LONGEST_REASON = 500  # characters
+_FIRST_STALL = 15.0  # seconds without a reply before that is reported; then doubling
 _TRAINING = ("train.finetune", "fine-tuning again")
 
 
@@ -71,23 +62,28 @@ class _Sent:
     trains: bool
 
 
-@dataclass
-class _Asked:
-    """Where one site stands.
+class _Stall:
+    """The time since a poll's last reply, so that somebody who watches learns for whom it waits.
 
-    Attributes:
-        message: id of the message that is out; empty while none is.
-        until: when that message's time is over, or when to ask again.
-        failures: in a row.
-        strikes: refused replies.
-        why: of the last failure, for humans.
+    Args:
+        now: when the poll began, in seconds.
     """
 
-    message: str = ""
-    until: float = 0.0
-    failures: int = 0
-    strikes: int = 0
-    why: str = ""
+    def __init__(self, now: float) -> None:
+        self.end(now)
+
+    def end(self, now: float) -> None:
+        """A reply came."""
+        self._since = now
+        self._next = _FIRST_STALL
+
+    def to_report(self, now: float) -> float:
+        """How many seconds it has lasted, where that should be reported now; otherwise 0."""
+        lasted = now - self._since
+        if lasted < self._next:
+            return 0.0
+        self._next = 2 * lasted
+        return lasted
 
 
 class Poll(Generic[T]):
@@ -110,10 +106,10 @@ class Poll(Generic[T]):
         self._cohort = cohort
         self._request = request
         self._receiver = Receiver(grid)
-        self._open: dict[str, _Asked] = {}
+        self._open: dict[str, Asked] = {}
         self._sent: dict[str, _Sent] = {}  # every message ever sent, by its id
         self._unanswered: list[str] = []  # those of them without a reply
-        self._unknown = UnknownNodes(grid, cohort)
+        self._unknown: UnknownNodes | None = None  # looked for once a site has failed
 
     def messages(self) -> list[Message]:
         """The first message for every site, in the order of their names, for Flower to send."""
@@ -130,14 +126,14 @@ class Poll(Generic[T]):
             LostSiteError: the policy ends the run; the message names the site.
             RefusedReplyError: a site's reply was refused three times.
         """
-        self._open = {site: _Asked() for site in self._cohort.names}
+        self._open = {site: Asked() for site in self._cohort.names}
         self._cohort.waiting = dict.fromkeys(self._open, "")
         for reply in early:
             site = self._cohort.site_at(reply.metadata.src_node_id)
             if site is not None and site in self._open and reply.has_content():
                 yield from self._take(site, reply)
         until = time.monotonic() + self._cohort.patience.deadline
-        stall = Stall(time.monotonic())
+        stall = _Stall(time.monotonic())
         while self._open:
             self._keep_asking()
             for arrival in self._arrivals():
@@ -148,13 +144,18 @@ class Poll(Generic[T]):
                 what = self._request.what
                 notice(f"waiting for {names} at the {what}: no answer for {seconds:.0f} s")
             if self._open and time.monotonic() > until:
-                self._give_up(sorted(self._open))
+                self._failures.give_up()
             if self._open and all(asked.until > time.monotonic() for asked in self._open.values()):
                 time.sleep(_POLL_SECONDS)
 
+    @property
+    def _failures(self) -> Failures:
+        what, now = self._request.what, time.monotonic()
+        return Failures(self._cohort, what, self._open, self._close, now)
+
     def _arrivals(self) -> Iterator[tuple[str, T]]:
         """Pull message by message, so that no reply has to wait in memory for another."""
-        for site in self._unknown.returned(self._receiver):
+        for site in self._unknown.returned(self._receiver) if self._unknown else ():
             self._welcome(site)
         for message_id in [*self._unanswered]:
             for reply in self._pull(message_id):
@@ -169,7 +170,7 @@ class Poll(Generic[T]):
         except UnreadableReplyError as error:
             if message_id in self._unanswered:
                 self._unanswered.remove(message_id)
-                self._strike(sent.site, error)
+                self._failures.refused(sent.site, error)
             return []
 
     def _sort(self, reply: Message) -> Iterator[tuple[str, T]]:
@@ -184,7 +185,7 @@ class Poll(Generic[T]):
             yield from self._take(site, reply)
         # An earlier message's error says nothing about the one that is out now.
         elif self._open[site].message == message_id:
-            self._fail(site, reply.error)
+            self._failures.failed(site, reply.error)
 
     def _unwanted(self, message_id: str, reply: Message) -> str:
         """Why nobody waits for this reply; empty if somebody does."""
@@ -210,28 +211,15 @@ class Poll(Generic[T]):
                 value = None if trains else self._request.read(site, reply.content)
         except StaleReplyError as error:
             self._cohort.ignored["stale"] += 1
-            self._ask_later(site, str(error))
+            self._failures.ask_later(site, str(error))
         except RefusedReplyError as error:
-            self._strike(site, error)
+            self._failures.refused(site, error)
         else:
             if value is None:
                 asked.message, asked.until = "", 0.0
             else:
                 self._close(site)
                 yield site, value
-
-    def _strike(self, site: str, error: RefusedReplyError) -> None:
-        """A reply of a site was refused; after a few the policy says what becomes of it."""
-        self._cohort.ignored["refused"] += 1
-        asked = self._open[site]
-        asked.strikes += 1
-        why = str(error)[:_LONGEST_REASON]
-        self._ask_later(site, why)
-        if asked.strikes < _STRIKES:
-            return
-        if self._cohort.patience.lost_site != "continue":
-            raise RefusedReplyError(f"{site}, asked {_STRIKES} times: {why}") from error
-        self._lose(site, why)
 
     def _subject(self, site: str, node: int, trains: bool) -> Subject:
         known = site if site in self._cohort.introductions else ""
@@ -247,13 +235,14 @@ class Poll(Generic[T]):
     def _keep_asking(self) -> None:
         now = time.monotonic()
         if any(asked.failures for asked in self._open.values()):
+            self._unknown = self._unknown or UnknownNodes(self._grid, self._cohort)
             self._unknown.look_around(now)
         for site, asked in sorted(self._open.items()):
             if now < asked.until:
                 continue
             if asked.message:
                 timeout = self._cohort.patience.timeout
-                self._pause(site, f"it did not answer within {timeout:.0f} s")
+                self._failures.pause(site, f"it did not answer within {timeout:.0f} s")
             else:
                 self._ask(site)
 
@@ -263,7 +252,7 @@ class Poll(Generic[T]):
         message = self._training(node) if trains else self._message(site, node)
         pushed = list(self._grid.push_messages([message]))
         if not pushed or not pushed[0]:
-            self._pause(site, UNREACHABLE)
+            self._failures.pause(site, UNREACHABLE)
             return
         asked.message = pushed[0]
         asked.until = time.monotonic() + self._cohort.patience.timeout
@@ -280,34 +269,6 @@ class Poll(Generic[T]):
         (kind, what), ttl = _TRAINING, self._cohort.patience.timeout
         return Message(encode_run(self._cohort.run), node, kind, ttl=ttl, group_id=what)
 
-    def _fail(self, site: str, error: Error) -> None:
-        if (incident := parse_incident(error.reason)) and incident.code is Code.ADAPTER_LOST:
-            self._cohort.lost_adapter(site)
-            self._ask_later(site, f"{incident.code.meaning} ({incident}): it trains it again")
-            return
-        why, is_lasting = why_it_failed(error)
-        if self._cohort.patience.fails_fast and is_lasting:
-            raise LostSiteError(f"{site} failed at the {self._request.what}: {why}")
-        self._pause(site, why)
-
-    def _pause(self, site: str, why: str) -> None:
-        """A site failed: ask again after a while, unless the policy says that this is the end."""
-        if self._cohort.patience.lost_site == "abort":
-            raise LostSiteError(f"{site} failed at the {self._request.what}: {why}")
-        self._ask_later(site, why)
-        if self._cohort.move(site):
-            self._open[site].until = 0.0
-
-    def _ask_later(self, site: str, why: str) -> None:
-        asked = self._open[site]
-        wait = min(_FIRST_WAIT * 2 ** min(asked.failures, 10), _LONGEST_WAIT)
-        asked.failures += 1
-        asked.message, asked.until = "", time.monotonic() + wait
-        if why != asked.why:
-            self._cohort.waiting[site] = why
-            notice(f"waiting for {site} at the {self._request.what}: {why}")
-        asked.why = why
-
     def _welcome(self, site: str) -> None:
         """A site is back at another node: ask it there, unless its old one may still reply."""
         asked = self._open.get(site)
@@ -317,25 +278,6 @@ class Poll(Generic[T]):
         if gone or (asked.failures and not asked.message):
             self._cohort.move(site)
             asked.message, asked.until = "", 0.0
-
-    def _give_up(self, silent: list[str]) -> None:
-        """The deadline is over."""
-        whys = {site: self._open[site].why or "it never answered" for site in silent}
-        if self._cohort.patience.lost_site == "continue":
-            for site, why in whys.items():
-                self._lose(site, why)
-            return
-        reasons = "; ".join(f"{site}: {why}" for site, why in whys.items())
-        raise LostSiteError(
-            f"no answer to the {self._request.what} within {self._cohort.patience.deadline:.0f} s "
-            f"from {reasons}. Merging without a site would silently drop its task: start it again "
-            f"and type the same command, and the run resumes here"
-        )
-
-    def _lose(self, site: str, why: str) -> None:
-        self._cohort.lose(site, why)
-        self._close(site)
-        notice(f"going on without {site}: {why}")
 
 
 def poll(
