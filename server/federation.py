@@ -20,13 +20,18 @@ from layerweld.runtime.progress import report_progress
 from layerweld.settings.methods import Method, methods_of, settings_for
 from layerweld.settings.run import RunSettings
 from layerweld.statistics.group import ProductForm
-from layerweld.transport.introduction import BUDGET as INTRODUCTION
-from layerweld.transport.messages import Introduction, ModelToMeasure, facts_of
-from layerweld.transport.model import encode_model
-from layerweld.transport.remainder import remainder_budget
-from layerweld.transport.run import encode_run
-from layerweld.transport.score import BUDGET as SCORE
-from layerweld.transport.shift import decode_shifts, shifts_budget
+from layerweld.transport.evaluation import EVALUATION, EVALUATION_LAYOUT
+from layerweld.transport.identity import encode_plain
+from layerweld.transport.model import ModelToMeasure, encode_model
+from layerweld.transport.other_params import OTHER_PARAMS, other_params_layout
+from layerweld.transport.shift import SHIFT, decode_shifts, shifts_layout
+from layerweld.transport.site_info import (
+    FINE_TUNING,
+    HANDSHAKE,
+    SITE_INFO_BUDGET,
+    SiteInfo,
+    facts_of,
+)
 from layerweld.updates.bounds import out_of_bounds, part_of
 from layerweld.updates.exact_sum import ExactSum
 from layerweld.updates.proportion import OutOfProportionError, Part
@@ -35,9 +40,9 @@ from server.handshake import check_cohort, check_layers, merged_layers, own_vers
 from server.journal import RunJournal
 from server.merged_model import MergedModel, made_by_chain
 from server.replies import (
-    read_introduction,
-    read_remainder,
+    read_other_params,
     read_score,
+    read_site_info,
     read_trained,
 )
 from server.step_progress import StepProgress
@@ -71,7 +76,7 @@ class Federation:
         self.run = journal.run_id()
         self.patience = Patience.of(settings)
         self.cohort = Cohort({}, {}, self.run, self.patience)
-        self.introductions: tuple[Introduction, ...] = ()
+        self.introductions: tuple[SiteInfo, ...] = ()
 
     @property
     def plan(self) -> MergePlan:
@@ -108,16 +113,15 @@ class Federation:
         nodes = {f"node {node}": node for node in self._wait_for_nodes(len(begun_with))}
         unnamed = Cohort(nodes, {}, self.run, Patience.of_handshake(self.settings))
         self.cohort = unnamed
-        came: dict[str, Introduction] = {}
-        about = encode_run(self.run)
+        came: dict[str, SiteInfo] = {}
         answers = ask(
             self.grid,
             unnamed,
-            "query.handshake",
+            HANDSHAKE,
             "handshake",
-            about,
-            read_introduction,
-            INTRODUCTION,
+            encode_plain(HANDSHAKE, self.run),
+            read_site_info,
+            SITE_INFO_BUDGET,
         )
         for node, introduction in answers:
             came[node] = introduction
@@ -159,15 +163,14 @@ class Federation:
         """Let the sites that have no adapter yet train one."""
         if all(introduction.kind != "none" for introduction in self.introductions):
             return
-        about = encode_run(self.run)
         answers = ask(
             self.grid,
             self.cohort,
-            "train.finetune",
+            FINE_TUNING,
             "fine-tuning",
-            about,
+            encode_plain(FINE_TUNING, self.run),
             self._trained,
-            INTRODUCTION,
+            SITE_INFO_BUDGET,
         )
         trained = dict(answers)
         self.cohort.introductions |= trained
@@ -217,11 +220,11 @@ class Federation:
         changed = {one.site for one in self.introductions if one.kind == "full"}
         sums: dict[str, ExactSum] = {}
         sizes: dict[str, dict[str, Part]] = {}
-        about = encode_run(self.run)
+        request = encode_plain(OTHER_PARAMS, self.run)
         for site, tensors in ask(
-            self.grid, self.cohort, "train.remainder", "remainder", about,
-            lambda one, found: read_remainder(found, parameters if one in changed else nothing),
-            remainder_budget(parameters),
+            self.grid, self.cohort, OTHER_PARAMS, "other parameters", request,
+            lambda one, found: read_other_params(found, parameters if one in changed else nothing),
+            other_params_layout(parameters).budget,
         ):  # fmt: skip
             sizes[site] = {name: part_of(values) for name, values in tensors.items()}
             for name, values in tensors.items():
@@ -260,11 +263,11 @@ class Federation:
     def evaluate(self, kind: str, merged: MergedModel | None = None) -> dict[str, Score]:
         """Held-out accuracy at every site: of the base model, the sites' own, or a merged one."""
         label = merged.method.label if merged else kind
-        content = encode_model(self._model(kind, merged))
+        content = encode_model(EVALUATION, self._model(kind, merged))
         scores: dict[str, Score] = {}
         for site, score in ask(
-            self.grid, self.cohort, "evaluate.model", f"evaluation of {label}", content, read_score,
-            SCORE,
+            self.grid, self.cohort, EVALUATION, f"evaluation of {label}", content, read_score,
+            EVALUATION_LAYOUT.budget,
         ):  # fmt: skip
             scores[site] = score
             report_progress(f"evaluating {label}", len(scores), len(self.cohort.names))
@@ -273,17 +276,17 @@ class Federation:
     def measure_shift(self, merged: MergedModel) -> dict[str, dict[str, float]]:
         """Eq. 8 of a merged model: by group, then by site."""
         by_group: dict[str, dict[str, float]] = {g.name: {} for g in self.plan.groups}
-        content = encode_model(self._model("merged", merged))
+        content = encode_model(SHIFT, self._model("merged", merged))
         groups = by_group.keys()
         what = f"covariate shift, {merged.method.label}"
         answers = ask(
             self.grid,
             self.cohort,
-            "query.shift",
+            SHIFT,
             what,
             content,
             lambda _site, found: decode_shifts(found, groups),
-            shifts_budget(groups),
+            shifts_layout(groups).budget,
         )
         for done, (site, shifts) in enumerate(answers, start=1):
             for group, value in shifts.items():
@@ -327,7 +330,7 @@ class Federation:
         remainder = merged.remainder if merged else {}
         return ModelToMeasure(self.run, kind, self.plan.layer_names, updates, remainder)
 
-    def _trained(self, site: str, content: RecordDict) -> Introduction:
+    def _trained(self, site: str, content: RecordDict) -> SiteInfo:
         introduction = read_trained(content, self.cohort.introductions[site])
         try:
             check_layers(introduction, self.whole_plan, self.base.prefix)
@@ -361,5 +364,5 @@ class Federation:
         return nodes
 
 
-def _sorted(introductions: Iterable[Introduction]) -> tuple[Introduction, ...]:
+def _sorted(introductions: Iterable[SiteInfo]) -> tuple[SiteInfo, ...]:
     return tuple(sorted(introductions, key=lambda one: one.site))

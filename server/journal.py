@@ -14,8 +14,7 @@ from torch import Tensor
 
 from layerweld.errors import JournalError
 from layerweld.runtime.disk import move, reported, writing
-from layerweld.transport.introduction import introduction_from
-from layerweld.transport.messages import Introduction
+from layerweld.transport.site_info import SiteInfo, site_info_from
 from layerweld.untrusted.documents import read_json
 from layerweld.untrusted.files import reading
 from layerweld.untrusted.names import below
@@ -56,7 +55,7 @@ class RunJournal:
             raise JournalError(f"{header} is damaged: it names no run, methods or sites; {remedy}")
         return str(run)
 
-    def absent(self, came: Collection[str]) -> list[Introduction]:
+    def absent(self, came: Collection[str]) -> list[SiteInfo]:
         """Sites that the interrupted run began with and that have not come again.
 
         Raises:
@@ -65,7 +64,7 @@ class RunJournal:
         sites = {*self._facts.get("sites", {})}
         return [self._introduction_of(name) for name in sorted(sites - {*came})]
 
-    def introduction_of(self, site: str) -> Introduction | None:
+    def introduction_of(self, site: str) -> SiteInfo | None:
         """What a site said of itself when the interrupted run began; None where it was not there.
 
         Raises:
@@ -73,10 +72,10 @@ class RunJournal:
         """
         return self._introduction_of(site) if site in self._facts.get("sites", {}) else None
 
-    def _introduction_of(self, site: str) -> Introduction:
+    def _introduction_of(self, site: str) -> SiteInfo:
         problem = f"{self._folder / _HEADER} is damaged"
         with reading(problem, f"remove {self._folder}", JournalError):
-            return introduction_from(self._facts["sites"][site])
+            return site_info_from(self._facts["sites"][site])
 
     def remaining(self) -> set[str]:
         """Names of the sites that the interrupted run goes on with; nobody for a new run."""

@@ -9,17 +9,19 @@ import torch
 from flwr.app import RecordDict
 from torch import Tensor
 
-from layerweld.errors import RefusedReplyError, StaleReplyError
+from layerweld.errors import RefusedReplyError
 from layerweld.merging.adamerging import LayerCoefficients, merge_by_layer, weighed
 from layerweld.merging.one_round import Merge, SiteUpdates
 from layerweld.plan import MergePlan
 from layerweld.settings.run import RunSettings
-from layerweld.transport.descent import (
-    decode_gradient,
-    encode_coefficients,
-    gradient_budget,
+from layerweld.transport.coefficients import (
+    COEFFICIENTS,
+    CoefficientsReply,
+    CoefficientsRequest,
+    coefficients_layout,
+    decode_coefficients,
+    encode_coefficients_request,
 )
-from layerweld.transport.descent_messages import CoefficientAnswer, CoefficientQuestion
 from layerweld.transport.layout import Budget
 from layerweld.updates.digest import first_prefix, prefix_of_sites
 from layerweld.updates.exact_sum import LIMIT, ExactSum
@@ -89,23 +91,24 @@ class AdaptiveMerging:
             merge, figures=self._ledger.figures | {k: float(v) for k, v in spread.items()}
         )
 
-    def next_round(self) -> Round[OfOneSite] | Round[CoefficientAnswer]:
+    def next_round(self) -> Round[OfOneSite] | Round[CoefficientsReply]:
         """The updates first, then gradients."""
         if not self.played:
             return updates_round(self.plan, self.cohort, self._collected)
-        question = CoefficientQuestion(
+        question = CoefficientsRequest(
             run=self.cohort.run,
             method=self._method,
             round=self.played,
             layers=self.plan.layer_names,
             sites=self._weighed.sites,
-            held=self._held,
+            plan=self.plan.digest,
+            chain_digest=self._held,
             averaged=bool(self.remainder),
             coefficients=self._coefficients.values.float(),
         )
         asked = _GradientRound(question, self._received, self.remainder, self._lacking)
         what = f"gradient of round {self.played}"
-        return Round("train.entropy", what, asked.content, asked.read, asked.budget, self._step)
+        return Round(COEFFICIENTS, what, asked.content, asked.read, asked.budget, self._step)
 
     def _collected(self, received: Mapping[str, OfOneSite]) -> None:
         self._begin(received)
@@ -122,7 +125,7 @@ class AdaptiveMerging:
         self._held = prefix_of_sites(first, received)
         self._coefficients = LayerCoefficients(shape, settings)
 
-    def _step(self, answers: Iterator[tuple[str, CoefficientAnswer]]) -> None:
+    def _step(self, answers: Iterator[tuple[str, CoefficientsReply]]) -> None:
         gradient, entropy = ExactSum(tuple(self._coefficients.values.shape)), ExactSum(())
         sites = 0
         for _site, answer in answers:
@@ -154,14 +157,16 @@ class _GradientRound:
 
     def __init__(
         self,
-        question: CoefficientQuestion,
+        question: CoefficientsRequest,
         received: Mapping[str, OfOneSite],
         remainder: Mapping[str, Tensor],
         lacking: set[str],
     ) -> None:
         self._question = question
-        self._usual = encode_coefficients(question)
-        self._whole = lambda: encode_coefficients(question.with_updates(received, remainder))
+        self._usual = encode_coefficients_request(question)
+        self._whole = lambda: encode_coefficients_request(
+            question.with_updates(received, remainder)
+        )
         self._lacking = lacking
 
     def content(self, site: str) -> RecordDict:
@@ -170,14 +175,13 @@ class _GradientRound:
 
     def budget(self, _site: str) -> Budget:
         """What an answer may take."""
-        return gradient_budget((len(self._question.sites), len(self._question.layers)))
+        asked = self._question
+        return coefficients_layout(len(asked.sites), len(asked.layers)).budget
 
-    def read(self, site: str, content: RecordDict) -> CoefficientAnswer | None:
+    def read(self, site: str, content: RecordDict) -> CoefficientsReply | None:
         """A gradient that may be added; None where the site must be sent the updates first."""
         asked = self._question
-        answer = decode_gradient(content, (len(asked.sites), len(asked.layers)))
-        if (answer.site, answer.question) != (site, asked.digest):
-            raise StaleReplyError("it answered another question")
+        answer = decode_coefficients(content, len(asked.sites), len(asked.layers))
         if answer.lacks and site in self._lacking:
             raise RefusedReplyError(
                 "it still lacks the updates after it was sent them; is its cache folder writable, "
@@ -191,7 +195,7 @@ class _GradientRound:
         return answer
 
 
-def _require_bounded(answer: CoefficientAnswer) -> None:
+def _require_bounded(answer: CoefficientsReply) -> None:
     if not bool((answer.gradient.abs() < LIMIT).all()):  # False for NaN too
         raise RefusedReplyError("its gradient is not finite, or beyond 2⁴²")
     if not 0 <= answer.entropy <= _LARGEST_ENTROPY:

@@ -11,25 +11,24 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
 
-from layerweld.errors import RefusedReplyError, StaleReplyError
+from layerweld.errors import RefusedReplyError
 from layerweld.model.schedule import Step, schedule
-from layerweld.plan import MergePlan
+from layerweld.plan import LayerGroup, MergePlan
 from layerweld.settings.methods import settings_for
 from layerweld.settings.run import RunSettings
 from layerweld.statistics.admission import Admitted
 from layerweld.statistics.group import ProductForm
 from layerweld.statistics.pool import GroupPool, GroupSolution
 from layerweld.transport.arrays import num_bytes, numpy_arrays
-from layerweld.transport.chain import (
+from layerweld.transport.layout import Budget, Layout
+from layerweld.transport.statistics import (
+    STATISTICS,
+    StatisticsRequest,
     decode_statistics,
-    decode_subject,
-    encode_question,
-    require_no_statistics,
-    statistics_budget,
+    encode_statistics_request,
+    statistics_layout,
 )
-from layerweld.transport.expected import statistics_shapes
-from layerweld.transport.layout import Budget
-from layerweld.transport.messages import Answer, Question
+from layerweld.transport.step_context import StepContext
 from layerweld.updates.digest import extend_prefix, first_prefix
 from layerweld.updates.named_tensors import update_tensors
 from layerweld.updates.proportion import OutOfProportionError
@@ -194,17 +193,17 @@ class ChainOfMerges(Strategy):
 
     def _new_round(self, step: Step, grid: Grid) -> _Round:
         merged = {solved.index: solved.updates for solved in self.solved}
-        question = Question(
+        context = StepContext(
             run=self.run,
             method=self.method,
             step=step.index,
             layers=self.plan.layer_names,
             plan=self.plan.digest,
-            prefix=self.prefixes[step.index],
-            form=self.form,
+            chain_digest=self.prefixes[step.index],
             averaged=bool(self.remainder),
         )
-        return _Round(grid, self.cohort, step, question, self.settings, self.remainder, merged)
+        request = StatisticsRequest(context, self.form)
+        return _Round(grid, self.cohort, step, request, self.settings, self.remainder, merged)
 
 
 class _Round:
@@ -218,7 +217,7 @@ class _Round:
         grid: Grid,
         cohort: Cohort,
         step: Step,
-        question: Question,
+        request: StatisticsRequest,
         settings: RunSettings,
         remainder: Mapping[str, Tensor],
         merged: Mapping[int, Mapping[str, Update]],
@@ -227,10 +226,10 @@ class _Round:
         self.step = step
         self.grid = grid
         self.inquiry = Inquiry(
-            grid, cohort, "train.statistics", what, self._content, self._read, self._budget
+            grid, cohort, STATISTICS, what, self._content, self._read, self._budget
         )
         self._cohort = cohort
-        self._question = question
+        self._request = request
         self._remainder = remainder
         self._merged = merged
         self._pools = {group.name: GroupPool(group, settings.merge) for group in step.groups}
@@ -245,7 +244,7 @@ class _Round:
             for admitted in answer:
                 group = admitted.statistics.group
                 self._pools[group].fold(admitted)
-                bytes_up[group][site] = admitted.statistics.num_bytes
+                bytes_up[group][site] = self._bytes_of(group, site)
         solved = [pool.solve() for pool in self._pools.values()]
         solutions = tuple(replace(one, updates=all_within_ranks(one.updates)) for one in solved)
         lost = tuple(sorted(self._cohort.lost))
@@ -258,41 +257,26 @@ class _Round:
 
     def _encoded(self, steps: range, with_remainder: bool) -> RecordDict:
         remainder = self._remainder if with_remainder else {}
-        return encode_question(
-            self._question.catching_up(remainder, {k: self._merged[k] for k in steps})
-        )
+        merged = {index: self._merged[index] for index in steps}
+        context = self._request.context.with_merged(remainder, merged)
+        return encode_statistics_request(replace(self._request, context=context))
 
     def _read(self, site: str, content: RecordDict) -> Sequence[Admitted] | None:
-        answer = decode_subject(content)
-        self._check_subject(site, answer)
-        if answer.need_from is not None:
-            require_no_statistics(content)
-            self._catch_up.note(site, answer.need_from)
-            return None
-        if not self._question.form.dense and 0 in self._cohort.introductions[site].ranks:
+        form, ranks = self._request.form, self._cohort.introductions[site].rank_of
+        if not form.dense and 0 in ranks.values():
             raise RefusedReplyError("it said that it brings whole layers, in a run of LoRA factors")
-        sent = decode_statistics(content, self._shapes(site))
-        if [one.group for one in sent] != [group.name for group in self.step.groups]:
-            raise RefusedReplyError("its statistics are of other groups, or in another order")
-        return [self._pools[one.group].check(site, one) for one in sent]
+        reply = decode_statistics(content, self.step.groups, ranks, form)
+        if reply.need_from is not None:
+            self._catch_up.note(site, reply.need_from)
+            return None
+        return [self._pools[one.group].check(site, one) for one in reply.statistics]
 
     def _budget(self, site: str) -> Budget:
-        return statistics_budget(self._shapes(site))
+        return self._layout(site, self.step.groups).budget
 
-    def _shapes(self, site: str) -> Mapping[str, tuple[int, ...]]:
-        introduction = self._cohort.introductions[site]
-        ranks = dict(zip(introduction.layers, introduction.ranks, strict=True))
-        return statistics_shapes(self.step.groups, ranks, self._question.form)
+    def _bytes_of(self, name: str, site: str) -> int:
+        return self._layout(site, [g for g in self.step.groups if g.name == name]).num_bytes
 
-    def _check_subject(self, site: str, answer: Answer) -> None:
-        asked = self._question
-        about = (answer.site, answer.run, answer.step, answer.plan, answer.prefix)
-        wanted = (site, asked.run, asked.step, asked.plan, asked.prefix)
-        if about != wanted:
-            raise StaleReplyError(f"it answered for another {_differing(about, wanted)}")
-
-
-def _differing(about: tuple[object, ...], wanted: tuple[object, ...]) -> str:
-    fields = ("site", "run", "step", "plan", "prefix")
-    pairs = zip(fields, about, wanted, strict=True)
-    return " and ".join(field for field, found, asked in pairs if found != asked)
+    def _layout(self, site: str, groups: Sequence[LayerGroup]) -> Layout:
+        ranks = self._cohort.introductions[site].rank_of
+        return statistics_layout(groups, ranks, self._request.form)

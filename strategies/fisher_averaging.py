@@ -11,18 +11,13 @@ from layerweld.errors import RefusedReplyError
 from layerweld.merging.fisher import Fisher, FisherPool, implied_update, problem_with
 from layerweld.merging.one_round import Merge
 from layerweld.plan import MergePlan
-from layerweld.transport.expected import fisher_shapes
-from layerweld.transport.fisher import decode_fisher, fisher_budget
-from layerweld.transport.messages import ModelToMeasure
-from layerweld.transport.model import encode_model
+from layerweld.transport.fisher import FISHER, FisherSums, decode_fisher, fisher_layout
+from layerweld.transport.model import ModelToMeasure, encode_model
 from layerweld.updates.bounds import LARGEST_WEIGHT, is_usable, part_of
 from layerweld.updates.proportion import Part
 from strategies.cohort import Cohort
 from strategies.kept_rounds import Traffic
 from strategies.round_by_round import Round
-
-OfOneSite = dict[str, Tensor]
-"""``importance/<layer>`` and ``product/<layer>``."""
 
 
 class FisherAveraging:
@@ -52,44 +47,43 @@ class FisherAveraging:
         self.played = 0
         self._model = ModelToMeasure(cohort.run, "individual", plan.layer_names)
 
-    def next_round(self) -> Round[OfOneSite]:
+    def next_round(self) -> Round[FisherSums]:
         """Ask about the layers that are merged, in each site's individual model."""
-        asked, budget = encode_model(self._model), fisher_budget(fisher_shapes(self.plan))
+        request, budget = encode_model(FISHER, self._model), fisher_layout(self.plan).budget
         return Round(
-            "train.fisher",
+            FISHER,
             "Fisher sums",
-            lambda _site: asked,
+            lambda _site: request,
             self._read,
             lambda _site: budget,
             self._merge,
         )
 
-    def _merge(self, answers: Iterator[tuple[str, OfOneSite]]) -> None:
+    def _merge(self, answers: Iterator[tuple[str, FisherSums]]) -> None:
         """Add each reply and forget it; divide when all are there."""
-        pool = FisherPool({s.name: (s.d_out, g.d_in) for g in self.plan.groups for s in g.layers})
+        pool = FisherPool(self.plan.shapes)
         sizes: dict[str, dict[str, Part]] = {}
         for site, sums in answers:
             sizes[site] = {}
             for layer in self.plan.layer_names:
-                importance, product = sums[f"importance/{layer}"], sums[f"product/{layer}"]
+                importance, product = sums.importance[layer], sums.product[layer]
                 sizes[site][layer] = part_of(implied_update(importance, product))
                 pool.add(layer, importance, product)
         self.cohort.require_proportion(sizes, "the update in its sums")
         self.merged = Merge(pool.merged())
         self.played = 1
 
-    def _read(self, _site: str, content: RecordDict) -> OfOneSite:
-        sums = decode_fisher(content, fisher_shapes(self.plan))
+    def _read(self, _site: str, content: RecordDict) -> FisherSums:
+        sums = decode_fisher(content, self.plan)
         self._require_sums(sums)
         return sums
 
-    def _require_sums(self, sums: OfOneSite) -> None:
-        importance = {k: sums[f"importance/{k}"] for k in self.plan.layer_names}
-        problem = problem_with(importance, self.settings.floor)
+    def _require_sums(self, sums: FisherSums) -> None:
+        problem = problem_with(sums.importance, self.settings.floor)
         if problem:
             raise RefusedReplyError(problem)
-        for layer, values in importance.items():
-            if not is_usable(implied_update(values, sums[f"product/{layer}"])):
+        for layer, values in sums.importance.items():
+            if not is_usable(implied_update(values, sums.product[layer])):
                 raise RefusedReplyError(
                     f"only an update with numbers that are not finite, or beyond "
                     f"{LARGEST_WEIGHT:.0f}, has these sums of {layer!r}"

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from dataclasses import replace
 
 from flwr.app import Message
 from flwr.serverapp import Grid
 
 from layerweld.errors import RefusedReplyError, StaleReplyError, UnreadableReplyError
-from layerweld.transport.introduction import BUDGET, decode_introduction
-from layerweld.transport.messages import Subject
+from layerweld.transport.identity import encode_plain, identity_of, require_identity
 from layerweld.transport.receiving import Receiver
-from layerweld.transport.run import encode_run
-from layerweld.transport.subject import require_subject
+from layerweld.transport.site_info import HANDSHAKE, SITE_INFO_BUDGET, decode_site_info
 from strategies.cohort import Cohort
 
 _EVERY = 2.0  # seconds between two looks at which nodes are there
-_HANDSHAKE = ("query.handshake", "handshake")
 
 
 class Greeter:
@@ -32,6 +30,7 @@ class Greeter:
         self._grid = grid
         self._cohort = cohort
         self._say = say
+        self._request = encode_plain(HANDSHAKE, cohort.run)
         self._greeted: dict[str, tuple[int, float]] = {}  # node and end of handshakes that are out
         self._next_look = 0.0
 
@@ -56,7 +55,7 @@ class Greeter:
     def pull(self, receiver: Receiver, message_id: str) -> list[Message]:
         """The reply to a handshake, if there is one; who sends what is none is turned away."""
         try:
-            return receiver.pull(message_id, BUDGET)
+            return receiver.pull(message_id, SITE_INFO_BUDGET)
         except UnreadableReplyError as error:
             self._turn_away(self._greeted.pop(message_id)[0], error)
             return []
@@ -67,16 +66,16 @@ class Greeter:
         if reply.has_error():
             return None  # greeted again at the next look
         try:
-            require_subject(reply.content, Subject(self._cohort.run, *_HANDSHAKE, str(node), ""))
-            introduction = decode_introduction(reply.content)
-            site = self._cohort.recognise(introduction)
+            require_identity(reply.content, replace(identity_of(self._request), node=str(node)))
+            info = decode_site_info(reply.content)
+            site = self._cohort.recognise(info)
         except StaleReplyError:
             self._cohort.ignored["stale"] += 1
             return None  # likewise
         except RefusedReplyError as error:
             self._turn_away(node, error)
             return None
-        self._cohort.note(introduction, node)
+        self._cohort.note(info, node)
         return site
 
     def _turn_away(self, node: int, error: RefusedReplyError) -> None:
@@ -84,9 +83,8 @@ class Greeter:
         self._say(f"node {node} is turned away: {error}")
 
     def _greet(self, node: int, now: float) -> None:
-        kind, question = _HANDSHAKE
-        timeout, about = self._cohort.patience.timeout, encode_run(self._cohort.run)
-        message = Message(about, node, kind, ttl=timeout, group_id=question)
+        timeout = self._cohort.patience.timeout
+        message = Message(self._request, node, HANDSHAKE, ttl=timeout, group_id="handshake")
         for message_id in self._grid.push_messages([message]):
             if message_id:
                 self._greeted[message_id] = (node, now + timeout)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 from flwr.app import Error, Message, RecordDict
@@ -17,13 +17,10 @@ from layerweld.errors import (
     UnreadableReplyError,
 )
 from layerweld.runtime.incidents import Code, parse_incident
-from layerweld.transport.introduction import BUDGET as INTRODUCTION
-from layerweld.transport.introduction import decode_introduction
+from layerweld.transport.identity import Identity, encode_plain, identity_of, require_identity
 from layerweld.transport.layout import Budget
-from layerweld.transport.messages import Subject
 from layerweld.transport.receiving import Receiver
-from layerweld.transport.run import encode_run
-from layerweld.transport.subject import require_subject
+from layerweld.transport.site_info import FINE_TUNING, SITE_INFO_BUDGET, decode_site_info
 from layerweld.transport.untrusted import refusing_malformed
 from strategies.cohort import Cohort
 from strategies.failures import UNREACHABLE, why_it_failed
@@ -37,7 +34,7 @@ _POLL_SECONDS = 0.1
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 60.0  # seconds before a failed site is asked again, doubling
 _STRIKES = 3  # refused answers after which asking again is pointless
 _LONGEST_REASON = 500  # characters
-_TRAINING = ("train.finetune", "fine-tuning again")
+_AGAIN = "fine-tuning again"
 
 
 @dataclass
@@ -72,7 +69,7 @@ class Inquiry(Generic[T]):
         grid: Flower's grid.
         cohort: the sites; who is lost or has moved is noted there.
         message_type: Flower's type of the message.
-        what: the question, for humans.
+        what: the request, for humans; nothing is compared with it.
         content: what to send to a site; called each time it is asked.
         read: an answer from what a site sent. None: ask it again at once (``content`` knows more
             now). It raises ``StaleReplyError`` for an answer to something else, and
@@ -100,6 +97,7 @@ class Inquiry(Generic[T]):
         self._budget = budget
         self._receiver = Receiver(grid)
         self._open: dict[str, _Asked] = {}
+        self._asked: dict[str, Identity] = {}  # what each site's reply must be about
         self._sent: dict[str, tuple[str, int]] = {}  # site and node of every message ever sent
         self._trainings: set[str] = set()  # those of them that have a lost adapter trained again
         self._unanswered: list[str] = []  # those of them without a reply
@@ -162,7 +160,9 @@ class Inquiry(Generic[T]):
         site = self._sent[message_id][0]
         try:
             trains = message_id in self._trainings
-            return self._receiver.pull(message_id, INTRODUCTION if trains else self._budget(site))
+            return self._receiver.pull(
+                message_id, SITE_INFO_BUDGET if trains else self._budget(site)
+            )
         except UnreadableReplyError as error:
             if message_id in self._unanswered:
                 self._unanswered.remove(message_id)
@@ -205,7 +205,7 @@ class Inquiry(Generic[T]):
         trained = reply.metadata.reply_to_message_id in self._trainings
         try:
             with refusing_malformed():
-                require_subject(reply.content, self._subject(site, reply, trained))
+                require_identity(reply.content, self._asked_of(site, reply, trained))
                 answer = None if trained else self._read(site, reply.content)
                 if trained:
                     self._trained_again(site, reply)
@@ -224,8 +224,8 @@ class Inquiry(Generic[T]):
 
     def _trained_again(self, site: str, reply: Message) -> None:
         """A site has its adapter again: it is asked what it could not answer."""
-        introduction = decode_introduction(reply.content)
-        self._cohort.trained_again(introduction, site, reply.metadata.src_node_id)
+        info = decode_site_info(reply.content)
+        self._cohort.trained_again(info, site, reply.metadata.src_node_id)
 
     def _strike(self, site: str, error: RefusedReplyError) -> None:
         """An answer of a site was refused; after a few the policy says what becomes of it."""
@@ -237,10 +237,11 @@ class Inquiry(Generic[T]):
         if asked.strikes >= _STRIKES:
             self._refuse(site, why, error)
 
-    def _subject(self, site: str, reply: Message, trained: bool) -> Subject:
+    def _asked_of(self, site: str, reply: Message, trained: bool) -> Identity:
+        """What a reply must be about: what its site was sent, whichever message brought it."""
         known = site if site in self._cohort.introductions else ""
-        kind, what = _TRAINING if trained else (self._message_type, self._what)
-        return Subject(self._cohort.run, kind, what, str(reply.metadata.src_node_id), known)
+        asked = identity_of(self._train_again()) if trained else self._asked[site]
+        return replace(asked, node=str(reply.metadata.src_node_id), site=known)
 
     def _close(self, site: str) -> None:
         del self._open[site], self._cohort.waiting[site]
@@ -278,12 +279,17 @@ class Inquiry(Generic[T]):
 
     def _message(self, site: str, node: int) -> Message:
         ttl = self._cohort.patience.timeout
-        return Message(self._content(site), node, self._message_type, ttl=ttl, group_id=self._what)
+        content = self._content(site)
+        self._asked[site] = identity_of(content)
+        return Message(content, node, self._message_type, ttl=ttl, group_id=self._what)
 
     def _training(self, node: int) -> Message:
         """For a site that has lost the adapter that it trained, before it is asked again."""
-        (kind, what), ttl = _TRAINING, self._cohort.patience.timeout
-        return Message(encode_run(self._cohort.run), node, kind, ttl=ttl, group_id=what)
+        ttl = self._cohort.patience.timeout
+        return Message(self._train_again(), node, FINE_TUNING, ttl=ttl, group_id=_AGAIN)
+
+    def _train_again(self) -> RecordDict:
+        return encode_plain(FINE_TUNING, self._cohort.run, _AGAIN)
 
     def _fail(self, site: str, error: Error) -> None:
         if (incident := parse_incident(error.reason)) and incident.code is Code.ADAPTER_LOST:

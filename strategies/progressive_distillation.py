@@ -10,19 +10,21 @@ import torch
 from flwr.app import RecordDict
 from torch import Tensor
 
-from layerweld.errors import RefusedReplyError, StaleReplyError
+from layerweld.errors import RefusedReplyError
 from layerweld.merging.one_round import Merge
 from layerweld.merging.prodistill import EntryCoefficients
 from layerweld.model.schedule import block_steps
 from layerweld.plan import MergePlan
 from layerweld.settings.run import RunSettings
-from layerweld.transport.descent import (
-    block_gradients_budget,
+from layerweld.transport.block_gradients import (
+    BLOCK_GRADIENTS,
+    BlockReply,
+    BlockRequest,
+    block_gradients_layout,
     decode_block_gradients,
-    encode_block,
+    encode_block_request,
 )
-from layerweld.transport.descent_messages import BlockAnswer, BlockQuestion
-from layerweld.transport.expected import Shapes
+from layerweld.transport.step_context import StepContext
 from layerweld.updates.digest import extend_prefix, first_prefix
 from layerweld.updates.exact_sum import LIMIT, ExactSum
 from layerweld.updates.named_tensors import (
@@ -94,30 +96,29 @@ class ProgressiveDistillation:
         updates = {layer: u for of in self._done.values() for layer, u in of.items()}
         return Merge(updates, self._ledger.figures)
 
-    def next_round(self) -> Round[OfOneSite] | Round[BlockAnswer]:
+    def next_round(self) -> Round[OfOneSite] | Round[BlockReply]:
         """The updates first, then gradients of the block that is learnt."""
         if not self.played:
             return updates_round(self.plan, self.cohort, self._collected)
         step = self.steps[len(self._done)]
-        question = BlockQuestion(
+        context = StepContext(
             run=self.cohort.run,
             method="prodistill",
             step=step.index,
-            round=self._round,
             layers=self.plan.layer_names,
             plan=self.plan.digest,
-            prefix=self._prefix,
+            chain_digest=self._prefix,
             averaged=bool(self.remainder),
-            updates=self._coefficients.merged,
         )
+        request = BlockRequest(context, self._round, self._coefficients.merged)
         # In a block's first round a site may lack what the block before became.
         usual = step.index - 1 if self._round == 0 else step.index
-        catch_up = CatchUp(step, partial(self._encoded, question), usual)
+        catch_up = CatchUp(step, partial(self._encoded, request), usual)
         what = f"gradient {self._round + 1} of block {step.index + 1}"
-        read = partial(_read, question, catch_up)
-        budget = block_gradients_budget(_shapes(question))
+        read = partial(_read, request, catch_up)
+        budget = block_gradients_layout(request.shapes).budget
         return Round(
-            "train.distillation",
+            BLOCK_GRADIENTS,
             what,
             catch_up.content,
             read,
@@ -125,10 +126,12 @@ class ProgressiveDistillation:
             self._descend,
         )
 
-    def _encoded(self, question: BlockQuestion, steps: range, with_remainder: bool) -> RecordDict:
+    def _encoded(self, request: BlockRequest, steps: range, with_remainder: bool) -> RecordDict:
         remainder = self.remainder if with_remainder else {}
         merged = {index: self._done[index] for index in steps}
-        return encode_block(replace(question, remainder=remainder, merged=merged))
+        return encode_block_request(
+            replace(request, context=request.context.with_merged(remainder, merged))
+        )
 
     def _collected(self, received: Mapping[str, OfOneSite]) -> None:
         self._ledger.keep(0, site_tensors(received))
@@ -136,7 +139,7 @@ class ProgressiveDistillation:
         self.played = 1
         self._begin_block()
 
-    def _descend(self, answers: Iterator[tuple[str, BlockAnswer]]) -> None:
+    def _descend(self, answers: Iterator[tuple[str, BlockReply]]) -> None:
         sums = {layer: ExactSum(shape) for layer, shape in self._coefficients.shapes.items()}
         distance = ExactSum(())
         for _site, answer in answers:
@@ -185,17 +188,11 @@ class ProgressiveDistillation:
         self.played = 1 + kept.index * self._settings.steps
 
 
-def _shapes(asked: BlockQuestion) -> Shapes:
-    return {layer: update.shape for layer, update in asked.updates.items()}
-
-
 def _read(
-    asked: BlockQuestion, catch_up: CatchUp, site: str, content: RecordDict
-) -> BlockAnswer | None:
+    asked: BlockRequest, catch_up: CatchUp, site: str, content: RecordDict
+) -> BlockReply | None:
     """Gradients that may be added; None where the site must catch up first."""
-    answer = decode_block_gradients(content, _shapes(asked))
-    if (answer.site, answer.question) != (site, asked.digest):
-        raise StaleReplyError("it answered another question")
+    answer = decode_block_gradients(content, asked.shapes)
     if answer.need_from is not None:
         catch_up.note(site, answer.need_from)
         return None
@@ -203,7 +200,7 @@ def _read(
     return answer
 
 
-def _require_bounded(answer: BlockAnswer) -> None:
+def _require_bounded(answer: BlockReply) -> None:
     for layer, gradient in answer.gradients.items():
         if not bool((gradient.abs() < LIMIT).all()):  # False for NaN too
             raise RefusedReplyError(f"the gradient of {layer!r} is not finite, or beyond 2⁴²")

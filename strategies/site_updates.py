@@ -9,10 +9,9 @@ from flwr.app import RecordDict
 from layerweld.errors import RefusedReplyError
 from layerweld.merging.one_round import SiteUpdates
 from layerweld.plan import MergePlan
-from layerweld.transport.expected import Shapes, update_shapes
+from layerweld.transport.identity import encode_plain
 from layerweld.transport.layout import Budget
-from layerweld.transport.run import encode_run
-from layerweld.transport.updates import decode_updates, updates_budget
+from layerweld.transport.updates import UPDATES, decode_updates, updates_layout
 from layerweld.updates.bounds import LARGEST_WEIGHT, cancels, out_of_bounds, part_of
 from layerweld.updates.named_tensors import update_tensors
 from layerweld.updates.proportion import Part
@@ -42,20 +41,16 @@ def updates_round(
         factors_too: whether that is asked of the factors of a LoRA as well, and not of their
             product alone.
     """
-    asked = encode_run(cohort.run)
-
-    def shapes(site: str) -> Shapes:
-        introduction = cohort.introductions[site]
-        return update_shapes(plan, dict(zip(introduction.layers, introduction.ranks, strict=True)))
+    request = encode_plain(UPDATES, cohort.run)
 
     def read(site: str, content: RecordDict) -> OfOneSite:
-        updates = decode_updates(content, shapes(site))
+        updates = decode_updates(content, plan, cohort.introductions[site].rank_of)
         _require_bounded(updates)
         require_claimed_factors(cohort.introductions[site].factors, updates)
         return updates
 
     def budget(site: str) -> Budget:
-        return updates_budget(shapes(site))
+        return updates_layout(plan, cohort.introductions[site].rank_of).budget
 
     def fold(answers: Iterator[tuple[str, OfOneSite]]) -> None:
         by_site = dict(answers)
@@ -65,7 +60,7 @@ def updates_round(
             cohort.require_proportion(factors, "its factor")
         use(by_site)
 
-    return Round("train.adapter", "updates", lambda _site: asked, read, budget, fold)
+    return Round(UPDATES, "updates", lambda _site: request, read, budget, fold)
 
 
 def side_by_side(plan: MergePlan, cohort: Cohort, by_site: Mapping[str, OfOneSite]) -> SiteUpdates:
