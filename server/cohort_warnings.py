@@ -7,13 +7,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 
 from layerweld.plan import MergePlan
-from layerweld.transport.messages import Introduction
+from layerweld.transport.site_info import SiteInfo
 
 _SHOWN = ("cpu", "kernels", "threads", "torch", "mkl", "onednn", "libc", "gpu", "cuda")
 
 
 def warnings_of(
-    introductions: Sequence[Introduction], plan: MergePlan, here: Mapping[str, str]
+    introductions: Sequence[SiteInfo], plan: MergePlan, here: Mapping[str, str]
 ) -> Iterator[str]:
     """One sentence each, with the way out.
 
@@ -31,7 +31,7 @@ def warnings_of(
     yield from _other_kinds(introductions, here)
 
 
-def _too_few_tokens(introductions: Sequence[Introduction], plan: MergePlan) -> str | None:
+def _too_few_tokens(introductions: Sequence[SiteInfo], plan: MergePlan) -> str | None:
     """Where all sites' tokens together are fewer than a group's features.
 
     The statistics are then singular and the ridge alone decides the rest; near equality the
@@ -48,7 +48,7 @@ def _too_few_tokens(introductions: Sequence[Introduction], plan: MergePlan) -> s
     )
 
 
-def _not_evaluated(introductions: Sequence[Introduction]) -> str | None:
+def _not_evaluated(introductions: Sequence[SiteInfo]) -> str | None:
     """Where some sites could be evaluated at, and some could not."""
     bare = [one.site for one in introductions if not one.evaluates]
     if not bare or len(bare) == len(introductions):
@@ -69,7 +69,7 @@ def of_most(names: Iterable[str]) -> str:
     return name if 2 * sites > counted.total() else ""
 
 
-def _names_that_differ(introductions: Sequence[Introduction]) -> Iterator[str]:
+def _names_that_differ(introductions: Sequence[SiteInfo]) -> Iterator[str]:
     """Adapters that were trained on the base model inside of another class, or for another task."""
     bring = [one for one in introductions if one.kind == "lora"]
     for field, what in (("prefix", "beginning of layer names is"), ("task", "PEFT task is")):
@@ -83,7 +83,7 @@ def _names_that_differ(introductions: Sequence[Introduction]) -> Iterator[str]:
             )
 
 
-def _twins(introductions: Sequence[Introduction]) -> Iterator[str]:
+def _twins(introductions: Sequence[SiteInfo]) -> Iterator[str]:
     """Sites that bring the same adapter: what they share counts twice."""
     for one, other in combinations(sorted(introductions, key=lambda found: found.site), 2):
         if one.adapter and one.adapter == other.adapter:
@@ -93,7 +93,7 @@ def _twins(introductions: Sequence[Introduction]) -> Iterator[str]:
             )
 
 
-def _passed_over(introductions: Sequence[Introduction]) -> Iterator[str]:
+def _passed_over(introductions: Sequence[SiteInfo]) -> Iterator[str]:
     """Sites with rows that could not be read, as many as ``calibration.max-unreadable`` allows."""
     for one in introductions:
         if one.skipped:
@@ -103,7 +103,7 @@ def _passed_over(introductions: Sequence[Introduction]) -> Iterator[str]:
             )
 
 
-def _other_kinds(introductions: Sequence[Introduction], here: Mapping[str, str]) -> Iterator[str]:
+def _other_kinds(introductions: Sequence[SiteInfo], here: Mapping[str, str]) -> Iterator[str]:
     """Sites whose machine rounds otherwise than the coordinator's: no fault, but other last digits.
 
     What a site's variables are called is its own text, and stays out of the sentence.

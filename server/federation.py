@@ -18,30 +18,27 @@ from layerweld.report.run_results import Score
 from layerweld.runtime.progress import report_progress
 from layerweld.settings.methods import Method, methods_of
 from layerweld.settings.run import RunSettings
-from layerweld.transport.introduction import BUDGET as INTRODUCTION
-from layerweld.transport.messages import Introduction, ModelToMeasure, facts_of
-from layerweld.transport.model import encode_model
-from layerweld.transport.remainder import remainder_budget
-from layerweld.transport.run import encode_run
-from layerweld.transport.score import BUDGET as SCORE
-from layerweld.transport.shift import decode_shifts, shifts_budget
-from layerweld.updates.bounds import part_of
-from layerweld.updates.exact_sum import ExactSum
-from layerweld.updates.proportion import OutOfProportionError, Part
+from layerweld.transport.evaluation import EVALUATION, EVALUATION_LAYOUT
+from layerweld.transport.identity import encode_plain
+from layerweld.transport.model import ModelToMeasure, encode_model
+from layerweld.transport.shift import SHIFT, decode_shifts, shifts_layout
+from layerweld.transport.site_info import (
+    FINE_TUNING,
+    HANDSHAKE,
+    SITE_INFO_BUDGET,
+    SiteInfo,
+    facts_of,
+)
 from server.handshake import check_cohort, check_layers, merged_layers, own_versions
 from server.journal import RunJournal
 from server.merged_model import MergedModel, merged_by
-from server.replies import (
-    read_introduction,
-    read_remainder,
-    read_score,
-    read_trained,
-)
+from server.replies import read_score, read_site_info, read_trained
 from server.round_progress import RoundProgress
 from strategies.by_method import rounds_of
 from strategies.cohort import Cohort, Patience, require_same_training
 from strategies.merge_strategy import MergeStrategy
 from strategies.notices import notice
+from strategies.other_params import OtherParams
 from strategies.poll import poll
 
 _POLL_SECONDS = 0.2
@@ -67,7 +64,7 @@ class Federation:
         self.run = journal.run_id()
         self.patience = Patience.of(settings)
         self.cohort = Cohort({}, {}, self.run, self.patience)
-        self.introductions: tuple[Introduction, ...] = ()
+        self.introductions: tuple[SiteInfo, ...] = ()
 
     @property
     def plan(self) -> MergePlan:
@@ -104,16 +101,15 @@ class Federation:
         nodes = {f"node {node}": node for node in self._wait_for_nodes(len(begun_with))}
         unnamed = Cohort(nodes, {}, self.run, Patience.of_handshake(self.settings))
         self.cohort = unnamed
-        came: dict[str, Introduction] = {}
-        about = encode_run(self.run)
+        came: dict[str, SiteInfo] = {}
         answers = poll(
             self.grid,
             unnamed,
-            "query.handshake",
+            HANDSHAKE,
             "handshake",
-            about,
-            read_introduction,
-            INTRODUCTION,
+            encode_plain(HANDSHAKE, self.run),
+            read_site_info,
+            SITE_INFO_BUDGET,
         )
         for node, introduction in answers:
             came[node] = introduction
@@ -155,15 +151,14 @@ class Federation:
         """Let the sites that have no adapter yet train one."""
         if all(introduction.kind != "none" for introduction in self.introductions):
             return
-        about = encode_run(self.run)
         answers = poll(
             self.grid,
             self.cohort,
-            "train.finetune",
+            FINE_TUNING,
             "fine-tuning",
-            about,
+            encode_plain(FINE_TUNING, self.run),
             self._trained,
-            INTRODUCTION,
+            SITE_INFO_BUDGET,
         )
         trained = dict(answers)
         self.cohort.introductions |= trained
@@ -189,7 +184,7 @@ class Federation:
             }
         )
 
-    def average_other_params(self) -> dict[str, Tensor]:
+    def average_other_params(self) -> Mapping[str, Tensor]:
         """What full fine-tuning changed outside of the linear layers, averaged over the sites.
 
         It must be known before the chain starts, since the chain's inputs depend on it; and it is
@@ -197,33 +192,10 @@ class Federation:
         """
         if all(introduction.kind == "lora" for introduction in self.introductions):
             return {}
-        kept = self.journal.load_other_params()
-        if kept is not None:
-            return kept
-        try:
-            mean = self._mean_other_params()
-        except OutOfProportionError as error:
-            self.cohort.part_with(error)
-            return self.average_other_params()
-        self.journal.keep_other_params(mean)
-        return mean
-
-    def _mean_other_params(self) -> dict[str, Tensor]:
-        parameters, nothing = self._parameters_outside_of_layers(), dict[str, tuple[int, ...]]()
-        changed = {one.site for one in self.introductions if one.kind == "full"}
-        sums: dict[str, ExactSum] = {}
-        sizes: dict[str, dict[str, Part]] = {}
-        about = encode_run(self.run)
-        for site, tensors in poll(
-            self.grid, self.cohort, "train.remainder", "remainder", about,
-            lambda one, found: read_remainder(found, parameters if one in changed else nothing),
-            remainder_budget(parameters),
-        ):  # fmt: skip
-            sizes[site] = {name: part_of(values) for name, values in tensors.items()}
-            for name, values in tensors.items():
-                sums.setdefault(name, ExactSum(tuple(values.shape))).add(values.double())
-        self.cohort.require_proportion(sizes, "what its fine-tuning changed")
-        return {name: (total.total() / len(sizes)).float() for name, total in sorted(sums.items())}
+        whole = {one.site for one in self.introductions if one.kind == "full"}
+        rounds = OtherParams(self.cohort, self._parameters_outside_of_layers(), whole)
+        MergeStrategy(self.cohort, rounds, self.journal.of_other_params()).run(self.grid)
+        return rounds.outcome().other_params
 
     def _parameters_outside_of_layers(self) -> dict[str, tuple[int, ...]]:
         weights = {f"{layer}.weight" for layer in self.whole_plan.layer_names}
@@ -243,11 +215,11 @@ class Federation:
     def evaluate(self, kind: str, merged: MergedModel | None = None) -> dict[str, Score]:
         """Held-out accuracy at every site: of the base model, the sites' own, or a merged one."""
         label = merged.method.label if merged else kind
-        content = encode_model(self._model(kind, merged))
+        content = encode_model(EVALUATION, self._model(kind, merged))
         scores: dict[str, Score] = {}
         for site, score in poll(
-            self.grid, self.cohort, "evaluate.model", f"evaluation of {label}", content, read_score,
-            SCORE,
+            self.grid, self.cohort, EVALUATION, f"evaluation of {label}", content, read_score,
+            EVALUATION_LAYOUT.budget,
         ):  # fmt: skip
             scores[site] = score
             report_progress(f"evaluating {label}", len(scores), len(self.cohort.names))
@@ -256,17 +228,17 @@ class Federation:
     def measure_shift(self, merged: MergedModel) -> dict[str, dict[str, float]]:
         """Eq. 8 of a merged model: by group, then by site."""
         by_group: dict[str, dict[str, float]] = {g.name: {} for g in self.plan.groups}
-        content = encode_model(self._model("merged", merged))
+        content = encode_model(SHIFT, self._model("merged", merged))
         groups = by_group.keys()
         what = f"covariate shift, {merged.method.label}"
         answers = poll(
             self.grid,
             self.cohort,
-            "query.shift",
+            SHIFT,
             what,
             content,
             lambda _site, found: decode_shifts(found, groups),
-            shifts_budget(groups),
+            shifts_layout(groups).budget,
         )
         for done, (site, shifts) in enumerate(answers, start=1):
             for group, value in shifts.items():
@@ -279,7 +251,7 @@ class Federation:
         remainder = merged.remainder if merged else {}
         return ModelToMeasure(self.run, kind, self.plan.layer_names, updates, remainder)
 
-    def _trained(self, site: str, content: RecordDict) -> Introduction:
+    def _trained(self, site: str, content: RecordDict) -> SiteInfo:
         introduction = read_trained(content, self.cohort.introductions[site])
         try:
             check_layers(introduction, self.whole_plan, self.base.prefix)
@@ -313,5 +285,5 @@ class Federation:
         return nodes
 
 
-def _sorted(introductions: Iterable[Introduction]) -> tuple[Introduction, ...]:
+def _sorted(introductions: Iterable[SiteInfo]) -> tuple[SiteInfo, ...]:
     return tuple(sorted(introductions, key=lambda one: one.site))

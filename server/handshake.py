@@ -10,7 +10,7 @@ from layerweld import __version__
 from layerweld.errors import CohortError
 from layerweld.formats.lora_config import TASKS
 from layerweld.plan import MergePlan
-from layerweld.transport.messages import Introduction
+from layerweld.transport.site_info import SiteInfo
 from layerweld.untrusted.names import SITE_NAME
 from layerweld.untrusted.text import quoted
 from layerweld.updates.ranks import most_claimed
@@ -20,7 +20,7 @@ _SAME_APP = "install the same version of the app everywhere"
 
 
 def check_cohort(
-    introductions: Sequence[Introduction],
+    introductions: Sequence[SiteInfo],
     *,
     base: str,
     tokenizer: str,
@@ -79,7 +79,7 @@ def check_cohort(
     _check_rows(introductions)
 
 
-def check_layers(introduction: Introduction, plan: MergePlan, prefix: str) -> None:
+def check_layers(introduction: SiteInfo, plan: MergePlan, prefix: str) -> None:
     """Refuse layers that the model does not have, ranks that no LoRA needs, and foreign names.
 
     They decide how much a site may send later, and what the merged adapter's layers are called.
@@ -114,7 +114,7 @@ def check_layers(introduction: Introduction, plan: MergePlan, prefix: str) -> No
     _check_ranks(introduction, plan)
 
 
-def _check_ranks(introduction: Introduction, plan: MergePlan) -> None:
+def _check_ranks(introduction: SiteInfo, plan: MergePlan) -> None:
     """Refuse layers that the model does not have or that come twice, and ranks of another kind.
 
     A rank of 0 is that of a layer that changed as a whole: all are in a whole model, none is in
@@ -156,7 +156,7 @@ def _short(digest: str) -> str:
     return digest[:12] or "none"
 
 
-def _check_versions(introduction: Introduction, versions: Mapping[str, str]) -> None:
+def _check_versions(introduction: SiteInfo, versions: Mapping[str, str]) -> None:
     pairs = [entry.partition("=") for entry in introduction.versions]
     for package in _SAME_VERSIONS:
         said = [value for name, _, value in pairs if name == package]
@@ -176,7 +176,7 @@ def _minor(version_said: str) -> str:
     return ".".join(version_said.split("+")[0].split(".")[:2])
 
 
-def _check_rows(introductions: Sequence[Introduction]) -> None:
+def _check_rows(introductions: Sequence[SiteInfo]) -> None:
     for introduction in introductions:
         drawn, rows = introduction.samples, introduction.rows
         if not 1 <= drawn <= rows or introduction.tokens < 1:
@@ -186,7 +186,7 @@ def _check_rows(introductions: Sequence[Introduction]) -> None:
             )
 
 
-def merged_layers(introductions: Sequence[Introduction], plan: MergePlan) -> MergePlan:
+def merged_layers(introductions: Sequence[SiteInfo], plan: MergePlan) -> MergePlan:
     """The plan of the layers that at least one site has fine-tuned.
 
     Raises:

@@ -10,16 +10,12 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from layerweld.errors import JournalError
 from layerweld.runtime.disk import move, reported, writing
-from layerweld.transport.introduction import introduction_from
-from layerweld.transport.messages import Introduction
+from layerweld.transport.site_info import SiteInfo, site_info_from
 from layerweld.untrusted.documents import read_json
 from layerweld.untrusted.files import reading
 from layerweld.untrusted.names import below
-from server.hashed_files import read_hashed, write_hashed
 from server.kept_rounds import RoundFiles
 
 FINISHED = "journal.finished"
@@ -28,7 +24,7 @@ FINISHED = "journal.finished"
 _FORMAT = 2  # of all files here; 1 had files of steps and files of rounds
 _HEADER = "run.json"
 _LARGEST_HEADER = 256 * 2**20  # bytes: it has what every site said of itself
-_OTHER_PARAMS = "other-params.safetensors"
+_OTHER_PARAMS = "other-params"
 
 
 class RunJournal:
@@ -65,7 +61,7 @@ class RunJournal:
             )
         return str(run)
 
-    def absent(self, came: Collection[str]) -> list[Introduction]:
+    def absent(self, came: Collection[str]) -> list[SiteInfo]:
         """Sites that the interrupted run began with and that have not come again.
 
         Raises:
@@ -74,7 +70,7 @@ class RunJournal:
         sites = {*self._facts.get("sites", {})}
         return [self._introduction_of(name) for name in sorted(sites - {*came})]
 
-    def introduction_of(self, site: str) -> Introduction | None:
+    def introduction_of(self, site: str) -> SiteInfo | None:
         """What a site said of itself when the interrupted run began; None where it was not there.
 
         Raises:
@@ -82,15 +78,16 @@ class RunJournal:
         """
         return self._introduction_of(site) if site in self._facts.get("sites", {}) else None
 
-    def _introduction_of(self, site: str) -> Introduction:
+    def _introduction_of(self, site: str) -> SiteInfo:
         problem = f"{self._folder / _HEADER} is damaged"
         with reading(problem, f"remove {self._folder}", JournalError):
-            return introduction_from(self._facts["sites"][site])
+            return site_info_from(self._facts["sites"][site])
 
     def remaining(self) -> set[str]:
         """Names of the sites that the interrupted run goes on with; nobody for a new run."""
         methods = self._facts.get("methods", ())
-        lost = {site for name in methods for site in self.of_method(name).lost()}
+        rounds = [self.of_other_params(), *map(self.of_method, methods)]
+        lost = {site for files in rounds for site in files.lost()}
         return {*self._facts.get("sites", {})} - lost
 
     def open(self, facts: Mapping[str, Any]) -> None:
@@ -116,18 +113,9 @@ class RunJournal:
                 f"that one with its own settings, or remove the folder to begin anew"
             )
 
-    def keep_other_params(self, other_params: Mapping[str, Tensor]) -> None:
-        """Keep what was averaged outside of the layers: every round is measured behind just it."""
-        write_hashed(self._folder / _OTHER_PARAMS, other_params, {})
-
-    def load_other_params(self) -> dict[str, Tensor] | None:
-        """What :meth:`keep_other_params` kept; None where the run was interrupted before it.
-
-        Raises:
-            JournalError: the file is damaged.
-        """
-        file = self._folder / _OTHER_PARAMS
-        return read_hashed(file)[0] if file.is_file() else None
+    def of_other_params(self) -> RoundFiles:
+        """The round that averages what lies outside of the layers."""
+        return RoundFiles(self._folder / _OTHER_PARAMS)
 
     def of_method(self, method: str) -> RoundFiles:
         """The finished rounds of one method of the run."""

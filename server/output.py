@@ -27,7 +27,7 @@ from layerweld.runtime.run_state import is_state
 from layerweld.settings.methods import METHODS, Method, methods_of, settings_for
 from layerweld.settings.run import RunSettings, Scalar
 from layerweld.statistics.influence import opposed, outliers
-from layerweld.transport.messages import Introduction
+from layerweld.transport.site_info import SiteInfo
 from layerweld.updates.update import LowRankUpdate
 from server.merged_model import MergedModel
 
@@ -121,7 +121,7 @@ def write_manifest(
     folder: Path,
     merged: MergedModel,
     base: BaseModel,
-    sites: Sequence[Introduction],
+    sites: Sequence[SiteInfo],
     settings: RunSettings,
     files: Mapping[str, str],
 ) -> str:
@@ -155,7 +155,7 @@ def write_manifest(
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def write_environments(folder: Path, sites: Sequence[Introduction], settings: RunSettings) -> None:
+def write_environments(folder: Path, sites: Sequence[SiteInfo], settings: RunSettings) -> None:
     """Write ``environment.json``: where another run's bits may differ from this one's."""
     environments = {
         "coordinator": numeric_environment(settings.calibration.device),
@@ -168,7 +168,7 @@ def write_environments(folder: Path, sites: Sequence[Introduction], settings: Ru
 def write_card(
     folder: Path,
     base: BaseModel,
-    sites: Sequence[Introduction],
+    sites: Sequence[SiteInfo],
     settings: RunSettings,
     scores: Mapping[str, Mapping[str, Score]],
     prefix: str,
@@ -224,7 +224,7 @@ def write_results(folder: Path, results: RunResults) -> None:
 def run_results(
     settings: RunSettings,
     base: BaseModel,
-    sites: Sequence[Introduction],
+    sites: Sequence[SiteInfo],
     methods: Sequence[MethodResult],
     chosen: str,
     form: Form,
@@ -283,7 +283,7 @@ def _by_site(flagged: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]
     }
 
 
-def summary_of(introduction: Introduction) -> SiteSummary:
+def summary_of(introduction: SiteInfo) -> SiteSummary:
     """A site as reports and cards show it."""
     return SiteSummary(
         name=introduction.site,
@@ -317,7 +317,7 @@ def _played_settings(settings: RunSettings) -> dict[str, Scalar]:
     return {k: v for k, v in settings.flat().items() if k.partition(".")[0] not in unused}
 
 
-def _site(introduction: Introduction) -> dict[str, Any]:
+def _site(introduction: SiteInfo) -> dict[str, Any]:
     return {
         "name": introduction.site,
         "samples": introduction.samples,

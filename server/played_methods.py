@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from layerweld.errors import StorageError
 from layerweld.report.comparison_results import Entry
 from layerweld.runtime.disk import writing
-from layerweld.transport.messages import facts_of
+from layerweld.transport.site_info import facts_of
 from layerweld.untrusted.files import contents
 from layerweld.untrusted.names import below
 from server.federation import Federation

@@ -10,17 +10,18 @@ import torch
 from flwr.app import RecordDict
 from torch import Tensor
 
-from layerweld.errors import RefusedReplyError, StaleReplyError
+from layerweld.errors import RefusedReplyError
 from layerweld.merging.adamerging import LayerCoefficients, merge_by_layer, weighed
 from layerweld.merging.one_round import SiteUpdates
 from layerweld.plan import MergePlan
 from layerweld.settings.run import RunSettings
-from layerweld.transport.descent import (
-    decode_gradient,
-    encode_coefficients,
-    gradient_budget,
+from layerweld.transport.coefficients import (
+    COEFFICIENTS,
+    CoefficientsRequest,
+    coefficients_layout,
+    decode_coefficients,
+    encode_coefficients_request,
 )
-from layerweld.transport.descent_messages import CoefficientQuestion
 from layerweld.transport.layout import Budget
 from layerweld.updates.digest import first_prefix, prefix_of_sites
 from layerweld.updates.exact_sum import LIMIT, ExactSum
@@ -88,20 +89,21 @@ class AdaptiveMerging(Rounds):
         """The updates first, then gradients."""
         if index == 0:
             return updates_round(self._plan, self._cohort, self._collect)
-        asked = CoefficientQuestion(
+        asked = CoefficientsRequest(
             run=self._cohort.run,
             method=self._method,
             round=index,
             layers=self._plan.layer_names,
             sites=self._weighed.sites,
-            held=self._held,
+            plan=self._plan.digest,
+            chain_digest=self._digest,
             averaged=bool(self._other_params),
             coefficients=self._coefficients.values.float(),
         )
         gradients = _Gradients(asked, self._received, self._other_params, self._lacking)
         content, read, budget = gradients.content, gradients.read, gradients.budget
         what = f"gradient of round {index}"
-        return Round(Request("train.entropy", what, content, read, budget), self._fold)
+        return Round(Request(COEFFICIENTS, what, content, read, budget), self._fold)
 
     def advance(self, kept: Kept) -> None:
         """The updates are there, or one more step is taken."""
@@ -114,7 +116,7 @@ class AdaptiveMerging(Rounds):
         shape = (len(sites.sites), len(self._plan.layer_names))
         first = first_prefix(self._plan.digest, self._settings.digest(), self._other_params)
         self._weighed = weighed(self._method, sites, self._settings.adamerging)
-        self._held = prefix_of_sites(first, self._received)
+        self._digest = prefix_of_sites(first, self._received)
         self._coefficients = LayerCoefficients(shape, self._settings.adamerging)
 
     def outcome(self) -> Outcome:
@@ -152,15 +154,16 @@ class _Gradients:
 
     def __init__(
         self,
-        asked: CoefficientQuestion,
+        asked: CoefficientsRequest,
         received: Mapping[str, OfOneSite],
         other_params: Mapping[str, Tensor],
         lacking: set[str],
     ) -> None:
         self._asked = asked
-        self._shape = (len(asked.sites), len(asked.layers))
-        self._usual = encode_coefficients(asked)
-        self._whole = lambda: encode_coefficients(asked.with_updates(received, other_params))
+        self._usual = encode_coefficients_request(asked)
+        self._whole = lambda: encode_coefficients_request(
+            asked.with_updates(received, other_params)
+        )
         self._lacking = lacking
 
     def content(self, site: str) -> RecordDict:
@@ -169,13 +172,11 @@ class _Gradients:
 
     def budget(self, _site: str) -> Budget:
         """What a reply may take."""
-        return gradient_budget(self._shape)
+        return coefficients_layout(len(self._asked.sites), len(self._asked.layers)).budget
 
     def read(self, site: str, content: RecordDict) -> AdmittedGradient | None:
         """A gradient that may be added; None where the site must be sent the updates first."""
-        reply = decode_gradient(content, self._shape)
-        if (reply.site, reply.question) != (site, self._asked.digest):
-            raise StaleReplyError("it answered another question")
+        reply = decode_coefficients(content, len(self._asked.sites), len(self._asked.layers))
         if reply.lacks and site in self._lacking:
             raise RefusedReplyError(
                 "it still lacks the updates after it was sent them; is its cache folder writable, "

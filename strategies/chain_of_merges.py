@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -10,25 +11,24 @@ from typing import Any
 from flwr.app import RecordDict
 from torch import Tensor
 
-from layerweld.errors import RefusedReplyError, StaleReplyError
+from layerweld.errors import RefusedReplyError
 from layerweld.model.schedule import Step, schedule
-from layerweld.plan import MergePlan
+from layerweld.plan import LayerGroup, MergePlan
 from layerweld.settings.merge import MergeSettings
 from layerweld.settings.methods import settings_for
 from layerweld.settings.run import RunSettings
 from layerweld.statistics.admission import Admitted
 from layerweld.statistics.group import ProductForm
 from layerweld.statistics.pool import GroupPool, GroupSolution
-from layerweld.transport.chain import (
+from layerweld.transport.layout import Budget, Layout
+from layerweld.transport.statistics import (
+    STATISTICS,
+    StatisticsRequest,
     decode_statistics,
-    decode_subject,
-    encode_question,
-    require_no_statistics,
-    statistics_budget,
+    encode_statistics_request,
+    statistics_layout,
 )
-from layerweld.transport.expected import statistics_shapes
-from layerweld.transport.layout import Budget
-from layerweld.transport.messages import Answer, Question
+from layerweld.transport.step_context import StepContext
 from layerweld.updates.digest import extend_prefix, first_prefix
 from layerweld.updates.named_tensors import update_tensors, updates_from
 from layerweld.updates.ranks import all_within_ranks
@@ -109,21 +109,21 @@ class ChainRounds(Rounds):
     def round_at(self, index: int) -> Round[tuple[Admitted, ...]]:
         """Ask for the statistics of one step."""
         step = self.steps[index]
-        asked = Question(
+        context = StepContext(
             run=self._cohort.run,
             method=self._method,
             step=index,
             layers=self._plan.layer_names,
             plan=self._plan.digest,
-            prefix=self.digests[index],
-            form=self._form,
+            chain_digest=self.digests[index],
             averaged=bool(self._other_params),
         )
+        asked = StatisticsRequest(context, self._form)
         # What the step before solved; before the first one, the other parameters.
         catch_up = CatchUp(step, partial(self._encoded, asked), index - 1)
         measured = _Step(step, asked, self.settings.merge, self._cohort, catch_up)
         request = Request(
-            "train.statistics",
+            STATISTICS,
             f"statistics of step {index + 1}",
             catch_up.content,
             measured.read,
@@ -155,9 +155,13 @@ class ChainRounds(Rounds):
             chain_digest=self.digests[-1],
         )
 
-    def _encoded(self, asked: Question, steps: range, with_other_params: bool) -> RecordDict:
+    def _encoded(
+        self, asked: StatisticsRequest, steps: range, with_other_params: bool
+    ) -> RecordDict:
         other_params = self._other_params if with_other_params else {}
-        return encode_question(asked.catching_up(other_params, {k: self.merged[k] for k in steps}))
+        merged = {index: self.merged[index] for index in steps}
+        context = asked.context.with_merged(other_params, merged)
+        return encode_statistics_request(replace(asked, context=context))
 
 
 class _Step:
@@ -169,7 +173,7 @@ class _Step:
     def __init__(
         self,
         step: Step,
-        asked: Question,
+        asked: StatisticsRequest,
         settings: MergeSettings,
         cohort: Cohort,
         catch_up: CatchUp,
@@ -182,40 +186,34 @@ class _Step:
 
     def read(self, site: str, content: RecordDict) -> tuple[Admitted, ...] | None:
         """Statistics of every group that may be added; None where the site must catch up first."""
-        reply = decode_subject(content)
-        self._require_subject(site, reply)
+        form, ranks = self._asked.form, self._cohort.introductions[site].rank_of
+        if not form.dense and 0 in ranks.values():
+            raise RefusedReplyError("it said that it brings whole layers, in a run of LoRA factors")
+        reply = decode_statistics(content, self._step.groups, ranks, form)
         if reply.need_from is not None:
-            require_no_statistics(content)
             self._catch_up.note(site, reply.need_from)
             return None
-        if not self._asked.form.dense and 0 in self._cohort.introductions[site].ranks:
-            raise RefusedReplyError("it said that it brings whole layers, in a run of LoRA factors")
-        sent = decode_statistics(content, self._shapes(site))
-        if [one.group for one in sent] != [group.name for group in self._step.groups]:
-            raise RefusedReplyError("its statistics are of other groups, or in another order")
-        return tuple(self._pools[one.group].check(site, one) for one in sent)
+        return tuple(self._pools[one.group].check(site, one) for one in reply.statistics)
 
     def budget(self, site: str) -> Budget:
         """What a reply may take."""
-        return statistics_budget(self._shapes(site))
+        return self._layout(site, self._step.groups).budget
 
     def fold(self, replies: Iterator[tuple[str, tuple[Admitted, ...]]]) -> Kept:
         """Add the statistics up as they come, and solve every group."""
-        bytes_up: dict[str, dict[str, int]] = {name: {} for name in self._pools}
-        for site, groups in replies:
+        for _site, groups in replies:
             for admitted in groups:
                 self._pools[admitted.statistics.group].fold(admitted)
-                bytes_up[admitted.statistics.group][site] = admitted.statistics.num_bytes
         solved = [pool.solve() for pool in self._pools.values()]
         updates = {layer: u for one in solved for layer, u in one.updates.items()}
         metrics = {
-            "groups": [self._metrics(one, bytes_up[one.group]) for one in solved],
+            "groups": [self._metrics(one) for one in solved],
             "condition": max(one.condition for one in solved),
             "residual": max(one.residual for one in solved),
         }
         return Kept(update_tensors(all_within_ranks(updates)), metrics)
 
-    def _metrics(self, solution: GroupSolution, bytes_up: Mapping[str, int]) -> dict[str, Any]:
+    def _metrics(self, solution: GroupSolution) -> dict[str, Any]:
         """JSON values, by the fields of :class:`layerweld.report.run_results.GroupFigures`."""
         group = self._pools[solution.group].group
         solved = {k: v for k, v in vars(solution).items() if k not in ("group", "updates")}
@@ -224,30 +222,16 @@ class _Step:
             "step": self._step.index,
             "layers": tuple(layer.name for layer in group.layers),
             "d_in": group.d_in,
-            "bytes_up": dict(sorted(bytes_up.items())),
+            "bytes_up": {site: self._layout(site, [group]).num_bytes for site in solution.tokens},
             "lost": tuple(sorted(self._cohort.lost)),
         }
 
-    def _shapes(self, site: str) -> Mapping[str, tuple[int, ...]]:
-        introduction = self._cohort.introductions[site]
-        ranks = dict(zip(introduction.layers, introduction.ranks, strict=True))
-        return statistics_shapes(self._step.groups, ranks, self._asked.form)
-
-    def _require_subject(self, site: str, reply: Answer) -> None:
-        asked = self._asked
-        about = (reply.site, reply.run, reply.step, reply.plan, reply.prefix)
-        wanted = (site, asked.run, asked.step, asked.plan, asked.prefix)
-        if about != wanted:
-            raise StaleReplyError(f"it answered for another {_differing(about, wanted)}")
+    def _layout(self, site: str, groups: Sequence[LayerGroup]) -> Layout:
+        ranks = self._cohort.introductions[site].rank_of
+        return statistics_layout(groups, ranks, self._asked.form)
 
 
 def _form(settings: MergeSettings, cohort: Cohort) -> ProductForm:
     """How products travel: factored only where every site brings a LoRA."""
     whole = any(one.kind == "full" for one in cohort.introductions.values())
     return ProductForm(settings.products == "dense" or whole, settings.anchor == "mean")
-
-
-def _differing(about: tuple[object, ...], wanted: tuple[object, ...]) -> str:
-    fields = ("site", "run", "step", "plan", "prefix")
-    pairs = zip(fields, about, wanted, strict=True)
-    return " and ".join(field for field, found, asked in pairs if found != asked)

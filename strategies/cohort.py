@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from layerweld.errors import LostSiteError, RefusedReplyError
 from layerweld.settings.run import LostSite, RunSettings
-from layerweld.transport.messages import FOUND_OUT_BY_TRAINING, Introduction, differing
+from layerweld.transport.site_info import FOUND_OUT_BY_TRAINING, SiteInfo, differing
 from layerweld.updates.proportion import OutOfProportionError, Part, refuse_parts_out_of_proportion
 from strategies.notices import notice
 
@@ -68,7 +68,7 @@ class Cohort:
     def __init__(
         self,
         nodes: Mapping[str, int],
-        introductions: Mapping[str, Introduction],
+        introductions: Mapping[str, SiteInfo],
         run: str,
         patience: Patience,
     ) -> None:
@@ -113,7 +113,7 @@ class Cohort:
         self._turned_away.add(node)
         self.ignored["unknown site"] += 1
 
-    def recognise(self, introduction: Introduction) -> str:
+    def recognise(self, introduction: SiteInfo) -> str:
         """Whose introduction a node's is.
 
         A site that has lost the adapter that it trained is recognised by all else.
@@ -141,7 +141,7 @@ class Cohort:
         if self._has_trained(site):
             self.untrained.add(self.node_of(site))
 
-    def trained_again(self, introduction: Introduction, site: str, node: int) -> None:
+    def trained_again(self, introduction: SiteInfo, site: str, node: int) -> None:
         """A site has trained the adapter anew that it had lost: it must be the same, to the bit.
 
         Raises:
@@ -150,7 +150,7 @@ class Cohort:
         require_same_training(self.introductions[site], introduction)
         self.untrained.discard(node)
 
-    def note(self, introduction: Introduction, node: int) -> None:
+    def note(self, introduction: SiteInfo, node: int) -> None:
         """A site introduced itself at another node than the one it was at.
 
         Where it has lost the adapter that it trained, the node is one of the :attr:`untrained`.
@@ -207,7 +207,7 @@ class Cohort:
             notice(f"going on without {site}: {why}")
 
 
-def require_same_training(begun: Introduction, now: Introduction) -> None:
+def require_same_training(begun: SiteInfo, now: SiteInfo) -> None:
     """Refuse a site that lost the adapter which it had trained, and has trained another one.
 
     Raises:

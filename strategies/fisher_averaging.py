@@ -12,10 +12,8 @@ from layerweld.errors import RefusedReplyError
 from layerweld.merging.fisher import Fisher, FisherPool, implied_update, problem_with
 from layerweld.merging.one_round import Merge
 from layerweld.plan import MergePlan
-from layerweld.transport.expected import fisher_shapes
-from layerweld.transport.fisher import decode_fisher, fisher_budget
-from layerweld.transport.messages import ModelToMeasure
-from layerweld.transport.model import encode_model
+from layerweld.transport.fisher import FISHER, FisherSums, decode_fisher, fisher_layout
+from layerweld.transport.model import ModelToMeasure, encode_model
 from layerweld.updates.bounds import LARGEST_WEIGHT, is_usable, part_of
 from layerweld.updates.proportion import Part
 from strategies.cohort import Cohort
@@ -28,13 +26,11 @@ class AdmittedSums:
     """One site's Fisher sums as an honest model can have them.
 
     Attributes:
-        importance: ``F`` by layer, ``(d_out, d_in)``.
-        products: ``F ⊙ ΔW``, likewise.
+        sums: as they came.
         sizes: of the ``ΔW`` that they stand for, by layer.
     """
 
-    importance: Mapping[str, Tensor]
-    products: Mapping[str, Tensor]
+    sums: FisherSums
     sizes: Mapping[str, Part]
 
 
@@ -71,9 +67,9 @@ class FisherAveraging(Rounds):
     def round_at(self, index: int) -> Round[AdmittedSums]:
         """Ask about the layers that are merged, in each site's individual model."""
         model = ModelToMeasure(self._cohort.run, "individual", self._plan.layer_names)
-        asked, budget = encode_model(model), fisher_budget(fisher_shapes(self._plan))
+        asked, budget = encode_model(FISHER, model), fisher_layout(self._plan).budget
         request = Request(
-            "train.fisher", "Fisher sums", lambda _site: asked, self._read, lambda _site: budget
+            FISHER, "Fisher sums", lambda _site: asked, self._read, lambda _site: budget
         )
         return Round(request, self._fold)
 
@@ -82,27 +78,24 @@ class FisherAveraging(Rounds):
         return Outcome.of(self._merge, self._other_params, self._rank)
 
     def _read(self, _site: str, content: RecordDict) -> AdmittedSums:
-        sums = decode_fisher(content, fisher_shapes(self._plan))
-        importance = {k: sums[f"importance/{k}"] for k in self._plan.layer_names}
-        products = {k: sums[f"product/{k}"] for k in self._plan.layer_names}
-        problem = problem_with(importance, self._settings.floor)
+        sums = decode_fisher(content, self._plan)
+        problem = problem_with(sums.importance, self._settings.floor)
         if problem:
             raise RefusedReplyError(problem)
         sizes = {
-            layer: _size(layer, implied_update(values, products[layer]))
-            for layer, values in importance.items()
+            layer: _size(layer, implied_update(values, sums.product[layer]))
+            for layer, values in sums.importance.items()
         }
-        return AdmittedSums(importance, products, sizes)
+        return AdmittedSums(sums, sizes)
 
     def _fold(self, replies: Iterator[tuple[str, AdmittedSums]]) -> None:
         """Add each site's sums and forget them; divide when all are there."""
-        shapes = {s.name: (s.d_out, g.d_in) for g in self._plan.groups for s in g.layers}
-        pool = FisherPool(shapes)
+        pool = FisherPool(self._plan.shapes)
         sizes: dict[str, Mapping[str, Part]] = {}
-        for site, sums in replies:
-            sizes[site] = sums.sizes
-            for layer in shapes:
-                pool.add(layer, sums.importance[layer], sums.products[layer])
+        for site, admitted in replies:
+            sizes[site] = admitted.sizes
+            for layer in self._plan.layer_names:
+                pool.add(layer, admitted.sums.importance[layer], admitted.sums.product[layer])
         self._cohort.require_proportion(sizes, "the update in its sums")
         self._merge = Merge(pool.merged())
 

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from layerweld.errors import RefusedReplyError, StaleReplyError, UnreadableReplyError
-from layerweld.transport.introduction import BUDGET as INTRODUCTION
-from layerweld.transport.introduction import decode_introduction
+from layerweld.transport.identity import Identity, encode_plain, identity_of, require_identity
 from layerweld.transport.layout import Budget
-from layerweld.transport.messages import Subject
 from layerweld.transport.receiving import Receiver
-from layerweld.transport.run import encode_run
-from layerweld.transport.subject import require_subject
+from layerweld.transport.site_info import FINE_TUNING, SITE_INFO_BUDGET, decode_site_info
 from layerweld.transport.untrusted import refusing_malformed
 from strategies.cohort import Cohort
 from strategies.failures import UNREACHABLE, Asked, Failures
@@ -28,7 +25,7 @@ T = TypeVar("T")
 
 _POLL_SECONDS = 0.1
 _FIRST_STALL = 15.0  # seconds without a reply before that is reported; then doubling
-_TRAINING = ("train.finetune", "fine-tuning again")
+_AGAIN = "fine-tuning again"
 
 
 @dataclass(frozen=True)
@@ -37,7 +34,7 @@ class Request(Generic[T]):
 
     Attributes:
         message_type: Flower's type of the message.
-        what: the request, for humans.
+        what: the request, for humans; nothing is compared with it.
         content: what to send to a site; called each time it is asked.
         read: a checked value from what a site sent. None: ask it again at once (``content`` knows
             more now). It raises ``StaleReplyError`` for a reply to something else, and
@@ -107,6 +104,7 @@ class Poll(Generic[T]):
         self._request = request
         self._receiver = Receiver(grid)
         self._open: dict[str, Asked] = {}
+        self._identities: dict[str, Identity] = {}  # what each site's reply must be about
         self._sent: dict[str, _Sent] = {}  # every message ever sent, by its id
         self._unanswered: list[str] = []  # those of them without a reply
         self._unknown: UnknownNodes | None = None  # looked for once a site has failed
@@ -165,7 +163,7 @@ class Poll(Generic[T]):
         """The reply, if there is one; what cannot be put together is its site's refusal."""
         sent = self._sent[message_id]
         try:
-            budget = INTRODUCTION if sent.trains else self._request.budget(sent.site)
+            budget = SITE_INFO_BUDGET if sent.trains else self._request.budget(sent.site)
             return self._receiver.pull(message_id, budget)
         except UnreadableReplyError as error:
             if message_id in self._unanswered:
@@ -205,9 +203,9 @@ class Poll(Generic[T]):
         trains = sent is not None and sent.trains
         try:
             with refusing_malformed():
-                require_subject(reply.content, self._subject(site, node, trains))
+                require_identity(reply.content, self._identity(site, node, trains))
                 if trains:  # it has its adapter again, and is asked what it could not reply to
-                    self._cohort.trained_again(decode_introduction(reply.content), site, node)
+                    self._cohort.trained_again(decode_site_info(reply.content), site, node)
                 value = None if trains else self._request.read(site, reply.content)
         except StaleReplyError as error:
             self._cohort.ignored["stale"] += 1
@@ -221,10 +219,11 @@ class Poll(Generic[T]):
                 self._close(site)
                 yield site, value
 
-    def _subject(self, site: str, node: int, trains: bool) -> Subject:
+    def _identity(self, site: str, node: int, trains: bool) -> Identity:
+        """What a reply must be about: what its site was sent, whichever message brought it."""
         known = site if site in self._cohort.introductions else ""
-        kind, what = _TRAINING if trains else (self._request.message_type, self._request.what)
-        return Subject(self._cohort.run, kind, what, str(node), known)
+        asked = identity_of(self._train_again()) if trains else self._identities[site]
+        return replace(asked, node=str(node), site=known)
 
     def _close(self, site: str) -> None:
         del self._open[site], self._cohort.waiting[site]
@@ -262,12 +261,16 @@ class Poll(Generic[T]):
     def _message(self, site: str, node: int) -> Message:
         request, ttl = self._request, self._cohort.patience.timeout
         content = request.content(site)
+        self._identities[site] = identity_of(content)
         return Message(content, node, request.message_type, ttl=ttl, group_id=request.what)
 
     def _training(self, node: int) -> Message:
         """For a site that has lost the adapter that it trained, before it is asked again."""
-        (kind, what), ttl = _TRAINING, self._cohort.patience.timeout
-        return Message(encode_run(self._cohort.run), node, kind, ttl=ttl, group_id=what)
+        ttl = self._cohort.patience.timeout
+        return Message(self._train_again(), node, FINE_TUNING, ttl=ttl, group_id=_AGAIN)
+
+    def _train_again(self) -> RecordDict:
+        return encode_plain(FINE_TUNING, self._cohort.run, _AGAIN)
 
     def _welcome(self, site: str) -> None:
         """A site is back at another node: ask it there, unless its old one may still reply."""

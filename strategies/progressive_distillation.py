@@ -11,19 +11,20 @@ import torch
 from flwr.app import RecordDict
 from torch import Tensor
 
-from layerweld.errors import RefusedReplyError, StaleReplyError
+from layerweld.errors import RefusedReplyError
 from layerweld.merging.one_round import Merge
 from layerweld.merging.prodistill import EntryCoefficients
 from layerweld.model.schedule import block_steps
 from layerweld.plan import MergePlan
 from layerweld.settings.run import RunSettings
-from layerweld.transport.descent import (
-    block_gradients_budget,
+from layerweld.transport.block_gradients import (
+    BLOCK_GRADIENTS,
+    BlockRequest,
+    block_gradients_layout,
     decode_block_gradients,
-    encode_block,
+    encode_block_request,
 )
-from layerweld.transport.descent_messages import BlockQuestion
-from layerweld.transport.expected import Shapes
+from layerweld.transport.step_context import StepContext
 from layerweld.updates.digest import extend_prefix, first_prefix
 from layerweld.updates.exact_sum import LIMIT, ExactSum
 from layerweld.updates.named_tensors import (
@@ -87,7 +88,7 @@ class ProgressiveDistillation(Rounds):
         self._settings = settings.prodistill
         self._rank = settings.merge.rank
         self._other_params = other_params
-        self._prefix = first_prefix(plan.digest, settings.digest(), other_params)
+        self._digest = first_prefix(plan.digest, settings.digest(), other_params)
         self._layers: Mapping[str, Mapping[str, Update]] = {}  # ΔW by layer, then by site
         self._done: list[Mapping[str, Update]] = []  # merged updates by step
         self._metrics: Mapping[str, float] = {}
@@ -100,23 +101,22 @@ class ProgressiveDistillation(Rounds):
             return updates_round(self._plan, self._cohort, self._collect)
         step, round_ = self._steps[len(self._done)], (index - 1) % self._settings.steps
         self._learning = self._learning or self._coefficients()
-        asked = BlockQuestion(
+        context = StepContext(
             run=self._cohort.run,
             method="prodistill",
             step=step.index,
-            round=round_,
             layers=self._plan.layer_names,
             plan=self._plan.digest,
-            prefix=self._prefix,
+            chain_digest=self._digest,
             averaged=bool(self._other_params),
-            updates=self._learning.merged,
         )
+        asked = BlockRequest(context, round_, self._learning.merged)
         # In a block's first round a site may lack what the block before became.
         usual = step.index - 1 if round_ == 0 else step.index
         catch_up = CatchUp(step, partial(self._encoded, asked), usual)
-        budget = block_gradients_budget(_shapes(asked))
+        budget = block_gradients_layout(asked.shapes).budget
         request = Request(
-            "train.distillation",
+            BLOCK_GRADIENTS,
             f"gradient {round_ + 1} of block {step.index + 1}",
             catch_up.content,
             partial(_read, asked, catch_up),
@@ -141,10 +141,11 @@ class ProgressiveDistillation(Rounds):
         in_order = {layer: merged[layer] for layer in self._plan.layer_names if layer in merged}
         return Outcome.of(Merge(in_order, self._metrics), self._other_params, self._rank)
 
-    def _encoded(self, asked: BlockQuestion, steps: range, with_other_params: bool) -> RecordDict:
+    def _encoded(self, asked: BlockRequest, steps: range, with_other_params: bool) -> RecordDict:
         other_params = self._other_params if with_other_params else {}
         merged = {index: self._done[index] for index in steps}
-        return encode_block(replace(asked, remainder=other_params, merged=merged))
+        context = asked.context.with_merged(other_params, merged)
+        return encode_block_request(replace(asked, context=context))
 
     def _collect(self, received: Mapping[str, OfOneSite]) -> Kept:
         return Kept(site_tensors(received), {})
@@ -180,21 +181,15 @@ class ProgressiveDistillation(Rounds):
 
     def _append(self, merged: Mapping[str, Update]) -> None:
         self._done.append(merged)
-        self._prefix = extend_prefix(self._prefix, merged)
+        self._digest = extend_prefix(self._digest, merged)
         self._learning = None
 
 
-def _shapes(asked: BlockQuestion) -> Shapes:
-    return {layer: update.shape for layer, update in asked.updates.items()}
-
-
 def _read(
-    asked: BlockQuestion, catch_up: CatchUp, site: str, content: RecordDict
+    asked: BlockRequest, catch_up: CatchUp, site: str, content: RecordDict
 ) -> AdmittedBlock | None:
     """Gradients that may be added; None where the site must catch up first."""
-    reply = decode_block_gradients(content, _shapes(asked))
-    if (reply.site, reply.question) != (site, asked.digest):
-        raise StaleReplyError("it answered another question")
+    reply = decode_block_gradients(content, asked.shapes)
     if reply.need_from is not None:
         catch_up.note(site, reply.need_from)
         return None

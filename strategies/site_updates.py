@@ -10,10 +10,9 @@ from flwr.app import RecordDict
 from layerweld.errors import RefusedReplyError
 from layerweld.merging.one_round import SiteUpdates
 from layerweld.plan import MergePlan
-from layerweld.transport.expected import Shapes, update_shapes
+from layerweld.transport.identity import encode_plain
 from layerweld.transport.layout import Budget
-from layerweld.transport.run import encode_run
-from layerweld.transport.updates import decode_updates, updates_budget
+from layerweld.transport.updates import UPDATES, decode_updates, updates_layout
 from layerweld.updates.bounds import LARGEST_WEIGHT, cancels, out_of_bounds, part_of
 from layerweld.updates.named_tensors import update_tensors
 from layerweld.updates.proportion import Part
@@ -59,14 +58,10 @@ def updates_round(
         factors_too: whether that is asked of the factors of a LoRA as well, and not of their
             product alone.
     """
-    asked = encode_run(cohort.run)
-
-    def shapes(site: str) -> Shapes:
-        introduction = cohort.introductions[site]
-        return update_shapes(plan, dict(zip(introduction.layers, introduction.ranks, strict=True)))
+    asked = encode_plain(UPDATES, cohort.run)
 
     def read(site: str, content: RecordDict) -> AdmittedUpdates:
-        updates = decode_updates(content, shapes(site))
+        updates = decode_updates(content, plan, cohort.introductions[site].rank_of)
         _require_bounded(updates)
         require_claimed_factors(cohort.introductions[site].factors, updates)
         sizes = {layer: Part(u.norm, u.shape[0] * u.shape[1]) for layer, u in updates.items()}
@@ -74,7 +69,7 @@ def updates_round(
         return AdmittedUpdates(updates, sizes, {k: part_of(one) for k, one in factors.items()})
 
     def budget(site: str) -> Budget:
-        return updates_budget(shapes(site))
+        return updates_layout(plan, cohort.introductions[site].rank_of).budget
 
     def fold(replies: Iterator[tuple[str, AdmittedUpdates]]) -> Kept | None:
         admitted = dict(replies)
@@ -83,7 +78,7 @@ def updates_round(
         cohort.require_proportion(factors, "its factor")
         return use({site: one.updates for site, one in admitted.items()})
 
-    return Round(Request("train.adapter", "updates", lambda _site: asked, read, budget), fold)
+    return Round(Request(UPDATES, "updates", lambda _site: asked, read, budget), fold)
 
 
 def side_by_side(plan: MergePlan, cohort: Cohort, by_site: Mapping[str, OfOneSite]) -> SiteUpdates:

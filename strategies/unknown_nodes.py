@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from flwr.app import Message
 from flwr.serverapp import Grid
 
 from layerweld.errors import RefusedReplyError, StaleReplyError, UnreadableReplyError
-from layerweld.transport.introduction import BUDGET, decode_introduction
-from layerweld.transport.messages import Subject
+from layerweld.transport.identity import encode_plain, identity_of, require_identity
 from layerweld.transport.receiving import Receiver
-from layerweld.transport.run import encode_run
-from layerweld.transport.subject import require_subject
+from layerweld.transport.site_info import HANDSHAKE, SITE_INFO_BUDGET, decode_site_info
 from strategies.cohort import Cohort
 from strategies.notices import notice
 
 _EVERY = 2.0  # seconds between two looks at which nodes are there
-_HANDSHAKE = ("query.handshake", "handshake")
 
 
 class UnknownNodes:
@@ -33,6 +31,7 @@ class UnknownNodes:
         self._cohort = cohort
         self._asked: dict[str, tuple[int, float]] = {}  # node and end of handshakes that are out
         self._next_look = 0.0
+        self._request = encode_plain(HANDSHAKE, cohort.run)
 
     def look_around(self, now: float) -> None:
         """Ask whoever is new who it is, if the last look was some time ago."""
@@ -57,7 +56,7 @@ class UnknownNodes:
 
     def _pull(self, receiver: Receiver, message_id: str) -> list[Message]:
         try:
-            return receiver.pull(message_id, BUDGET)
+            return receiver.pull(message_id, SITE_INFO_BUDGET)
         except UnreadableReplyError as error:
             self._turn_away(self._asked.pop(message_id)[0], error)
             return []
@@ -71,16 +70,16 @@ class UnknownNodes:
         if reply.has_error():
             return None  # asked again at the next look
         try:
-            require_subject(reply.content, Subject(self._cohort.run, *_HANDSHAKE, str(node), ""))
-            introduction = decode_introduction(reply.content)
-            site = self._cohort.recognise(introduction)
+            require_identity(reply.content, replace(identity_of(self._request), node=str(node)))
+            info = decode_site_info(reply.content)
+            site = self._cohort.recognise(info)
         except StaleReplyError:
             self._cohort.ignored["stale"] += 1
             return None  # likewise
         except RefusedReplyError as error:
             self._turn_away(node, error)
             return None
-        self._cohort.note(introduction, node)
+        self._cohort.note(info, node)
         return site
 
     def _turn_away(self, node: int, error: RefusedReplyError) -> None:
@@ -88,9 +87,8 @@ class UnknownNodes:
         notice(f"node {node} is turned away: {error}")
 
     def _ask(self, node: int, now: float) -> None:
-        kind, what = _HANDSHAKE
-        timeout, about = self._cohort.patience.timeout, encode_run(self._cohort.run)
-        message = Message(about, node, kind, ttl=timeout, group_id=what)
+        timeout = self._cohort.patience.timeout
+        message = Message(self._request, node, HANDSHAKE, ttl=timeout, group_id="handshake")
         for message_id in self._grid.push_messages([message]):
             if message_id:
                 self._asked[message_id] = (node, now + timeout)

@@ -13,11 +13,13 @@ from layerweld.plan import LayerGroup, LayerShape, MergePlan
 from layerweld.settings.run import validate_settings
 from layerweld.statistics.gram import GramAccumulator
 from layerweld.statistics.group import ProductForm, group_statistics
-from layerweld.transport.chain import decode_question, encode_answer
-from layerweld.transport.introduction import encode_introduction
-from layerweld.transport.messages import Answer, Introduction, Subject
-from layerweld.transport.run import decode_run
-from layerweld.transport.subject import with_subject
+from layerweld.transport.identity import identity_of, with_identity
+from layerweld.transport.site_info import SiteInfo, encode_site_info
+from layerweld.transport.statistics import (
+    StatisticsReply,
+    decode_statistics_request,
+    encode_statistics,
+)
 from layerweld.transport.updates import encode_updates
 from layerweld.updates.update import LowRankUpdate
 
@@ -38,7 +40,7 @@ RUN = "0123456789abcdef"
 
 @cache
 def introduction_of(name):
-    return Introduction(
+    return SiteInfo(
         site=name,
         base="b",
         tokenizer="t",
@@ -92,10 +94,14 @@ def statistics_of(name, group_name):
 
 def reply_with(content, message, context):
     """As a site's app replies: the content says what it is about."""
-    asked, run = message.metadata, decode_run(message.content)
-    name = context.node_config["name"]
-    subject = Subject(run, asked.message_type, asked.group_id, str(context.node_id), name)
-    return Message(with_subject(content, subject), reply_to=message)
+    node, name = str(context.node_id), context.node_config["name"]
+    identity = replace(identity_of(message.content), node=node, site=name)
+    return Message(with_identity(content, identity), reply_to=message)
+
+
+def step_of(message):
+    """The step whose statistics a message asks for."""
+    return decode_statistics_request(message.content).context.step
 
 
 class StubApp:
@@ -107,27 +113,26 @@ class StubApp:
     def __call__(self, message, context):
         name = context.node_config["name"]
         content = {
-            "query.handshake": lambda: encode_introduction(introduction_of(name)),
+            "query.handshake": lambda: encode_site_info(introduction_of(name)),
             "train.statistics": lambda: self.statistics(name, message),
             "train.adapter": lambda: encode_updates(updates_of(name)),
         }[message.metadata.message_type]()
         return reply_with(content, message, context)
 
     def statistics(self, name, message):
-        return encode_answer(self.answer(name, message))
+        return encode_statistics(self.answer(name, message))
 
     def answer(self, name, message):
-        question = decode_question(message.content)
-        self.has[name] |= set(question.merged)
-        blank = Answer(name, question.run, question.step, question.plan, question.prefix)
-        lacks = set(range(question.step)) - self.has[name]
+        asked = decode_statistics_request(message.content).context
+        self.has[name] |= set(asked.merged)
+        lacks = set(range(asked.step)) - self.has[name]
         if lacks:
-            return replace(blank, need_from=min(lacks))
-        step = self.groups(question)[question.step]
-        return replace(blank, statistics=tuple(statistics_of(name, g) for g in step))
+            return StatisticsReply(need_from=min(lacks))
+        step = self.groups(asked)[asked.step]
+        return StatisticsReply(tuple(statistics_of(name, g) for g in step))
 
-    def groups(self, question):
-        if question.method == "com":
+    def groups(self, asked):
+        if asked.method == "com":
             return [[group.name] for group in PLAN.groups]
         return [["0.in", "0.out"], ["1.in", "1.out"]]
 
@@ -147,7 +152,7 @@ class RecordedApp(StubApp):
         about, sent = message.content["about"], message.content["merged"]
         self.has[name] |= {int(key.partition("/")[0]) for key in sent}
         lacks = min(set(range(about["step"])) - self.has[name], default=None)
-        subject = (about[key] for key in ("run", "method", "step", "plan", "prefix"))
+        subject = (about[key] for key in ("run", "method", "step", "plan", "chain_digest"))
         key = (name, lacks, *subject)
         if key not in self.recording:
             self.recording[key] = super().statistics(name, message)

@@ -20,7 +20,7 @@ from layerweld.model.base_model import load_base
 from layerweld.model.discover import discover_plan
 from layerweld.model.linear import weight_of
 from layerweld.runtime.incidents import raising_here
-from layerweld.transport.descent_messages import CoefficientQuestion
+from layerweld.transport.coefficients import CoefficientsRequest
 from layerweld.updates.digest import first_prefix, prefix_of_sites
 from tests.dying_server import killed_after
 from tests.played_methods import play, settings_of, written
@@ -138,26 +138,27 @@ def test_a_site_answers_with_the_slope_of_its_entropy(sites):
     state = app_module("client.state").site_state(site, chosen, "slope")
     plan = state.plan.restricted_to({layer for of in updates.values() for layer in of})
     first = first_prefix(plan.digest, chosen.digest(), {})
-    asked = CoefficientQuestion(
+    asked = CoefficientsRequest(
         run="slope",
         method="adamerging",
         round=1,
         layers=plan.layer_names,
         sites=tuple(updates),
-        held=prefix_of_sites(first, updates),
+        plan=plan.digest,
+        chain_digest=prefix_of_sites(first, updates),
         averaged=False,
         coefficients=torch.full((len(updates), len(plan.layer_names)), 0.3),
         updates=updates,
     )
-    answer = app_module("client.handlers.entropy").answer
-    gradient = answer(state, asked).gradient
-    assert answer(state, replace(asked, held="0" * 64, updates={})).lacks
+    reply_to = app_module("client.handlers.entropy").reply_to
+    gradient = reply_to(state, asked).gradient
+    assert reply_to(state, replace(asked, chain_digest="0" * 64, updates={})).lacks
     for row, column in ((0, 0), (1, 3), (2, 5)):
         entropies = []
         for step in (0.02, -0.02):
             moved = asked.coefficients.clone()
             moved[row, column] += step
-            entropies.append(answer(state, replace(asked, coefficients=moved)).entropy)
+            entropies.append(reply_to(state, replace(asked, coefficients=moved)).entropy)
         slope = (entropies[0] - entropies[1]) / 0.04
         assert float(gradient[row, column]) == pytest.approx(slope, rel=0.02, abs=1e-4)
 

@@ -279,8 +279,8 @@ def test_a_resumed_run_keeps_the_remainder_its_steps_were_measured_behind(
     whole = sites.play(tmp_path / "whole")
     with killed_after(2, monkeypatch):
         sites.play(tmp_path / "out")
-    federation = app_module("server.federation")
-    monkeypatch.setattr(federation, "read_remainder", lambda *_: pytest.fail("asked for it again"))
+    other_params = app_module("strategies.other_params").OtherParams
+    monkeypatch.setattr(other_params, "round_at", lambda *_: pytest.fail("asked for it again"))
     assert sites.play(tmp_path / "out").manifest_hash == whole.manifest_hash
 
 

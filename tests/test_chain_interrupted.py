@@ -8,7 +8,7 @@ import pytest
 from layerweld.deploy.runs import notices_in
 from layerweld.errors import JournalError
 from layerweld.launch import app_module
-from layerweld.transport.chain import decode_question
+from layerweld.transport.statistics import decode_statistics_request
 from tests.dying_server import after_keeping, killed_after
 from tests.faulty_grid import KINDS, Clock, Faults, FaultyGrid, from_the_node
 from tests.tiny_sites import BERT_LAYERS, make_sites
@@ -81,7 +81,7 @@ class CedarFails(FaultyGrid):
         if (
             asked
             and message.metadata.dst_node_id == 3
-            and decode_question(message.content).step > 1
+            and decode_statistics_request(message.content).context.step > 1
         ):
             return from_the_node(message, 2)
         return super()._answer(message)

@@ -11,9 +11,8 @@ from layerweld.launch import app_module
 from layerweld.merging.lora_averaging import FfaLora, Flora
 from layerweld.merging.sums import Mean
 from layerweld.statistics.group import DenseProduct
-from layerweld.transport.introduction import encode_introduction
-from layerweld.transport.messages import Subject
-from layerweld.transport.subject import with_subject
+from layerweld.transport.identity import Identity, with_identity
+from layerweld.transport.site_info import encode_site_info
 from layerweld.transport.updates import encode_updates
 from layerweld.updates.shared_factor import digest_of_draw, digest_of_factors
 from layerweld.updates.update import DenseUpdate, LowRankUpdate
@@ -181,8 +180,8 @@ TRAINED = {
 
 
 def content_of(introduction):
-    about = Subject("run", "train.finetune", "fine-tuning", "1", introduction.site)
-    return with_subject(encode_introduction(introduction), about)
+    identity = Identity("run", "id", node="1", site=introduction.site)
+    return with_identity(encode_site_info(introduction), identity)
 
 
 @pytest.mark.parametrize("changes", TRAINED.values(), ids=TRAINED)

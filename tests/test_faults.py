@@ -16,7 +16,8 @@ from layerweld.errors import LostSiteError, RefusedReplyError
 from layerweld.launch import app_module
 from layerweld.merging.sums import Mean
 from layerweld.transport.arrays import from_arrays, read_arrays, to_arrays
-from layerweld.transport.introduction import encode_introduction
+from layerweld.transport.identity import identity_of, with_identity
+from layerweld.transport.site_info import encode_site_info
 from layerweld.transport.untrusted import refusing_malformed
 from layerweld.transport.updates import encode_updates
 from layerweld.updates.update import LowRankUpdate
@@ -42,6 +43,7 @@ from tests.stub_sites import (
     new_chain,
     reply_with,
     settings,
+    step_of,
     updates_of,
 )
 
@@ -96,7 +98,7 @@ class Without(StubApp):
 
     def answer(self, name, message):
         answer = super().answer(name, message)
-        if name == self.name and answer.step >= self.step and answer.need_from is None:
+        if name == self.name and step_of(message) >= self.step and answer.need_from is None:
             return self.fail(answer)
         return answer
 
@@ -214,12 +216,20 @@ def test_nothing_of_a_site_is_added_when_one_of_its_groups_is_bad(method, clock)
     assert digest_of(spoilt) == digest_of(silent)
 
 
-def test_a_site_that_only_replays_is_waited_for_and_never_summed(clock):
-    def old(answer):
-        return replace(answer, prefix="0" * 64)
+@pytest.mark.parametrize("field", ["run", "request", "plan", "chain_digest"])
+def test_a_site_that_only_replays_is_waited_for_and_never_summed(field, clock):
+    class Old(StubApp):
+        def __call__(self, message, context):
+            reply = super().__call__(message, context)
+            if context.node_config["name"] == "birch" and step_of(message) >= 2:
+                old = replace(identity_of(message.content), **{field: "0" * 64})
+                asked = replace(old, node=str(context.node_id), site="birch")
+                reply.content = with_identity(reply.content, asked)
+            return reply
 
-    with pytest.raises(LostSiteError, match="birch: it answered for another prefix"):
-        play_without(clock, old, deadline=60.0)
+    says = f"birch: it replied to another {field}".replace("_", " ")
+    with pytest.raises(LostSiteError, match=says):
+        play(none(), clock, app=Old(), deadline=60.0)
 
 
 def test_a_site_that_never_has_what_it_was_sent_is_refused(clock):
@@ -239,7 +249,7 @@ def test_a_node_that_is_not_the_site_it_replaces_is_turned_away(change, says, cl
         def __call__(self, message, context):
             if message.metadata.message_type == "query.handshake":
                 known = introduction_of(context.node_config["name"])
-                return reply_with(encode_introduction(replace(known, **change)), message, context)
+                return reply_with(encode_site_info(replace(known, **change)), message, context)
             return super().__call__(message, context)
 
     chosen = settings(deadline=600.0)

@@ -18,7 +18,7 @@ from layerweld import errors
 from layerweld.launch import app_module
 from layerweld.runtime.disk import reported
 from layerweld.runtime.incidents import Code, Incident, code_of, parse_incident, raising_here
-from layerweld.transport.run import encode_run
+from layerweld.transport.identity import encode_plain
 from layerweld.transport.untrusted import refusing_malformed
 from tests.tiny_sites import make_sites
 
@@ -38,7 +38,7 @@ def context_of(sites, **node):
 
 
 def handshake():
-    message = Message(encode_run("0" * 16), 1, "query.handshake")
+    message = Message(encode_plain("query.handshake", "0" * 16), 1, "query.handshake")
     message.metadata.__dict__["_message_id"] = "m"
     return message
 
@@ -94,7 +94,7 @@ def test_fewer_rows_than_the_site_itself_allows_are_never_measured(sites):
 
 @pytest.mark.parametrize("run", ["../../x", "/tmp/x", "", "a/b", ".."])
 def test_a_run_whose_name_would_leave_the_cache_is_refused(run, sites):
-    message = Message(encode_run(run), 1, "query.handshake")
+    message = Message(encode_plain("query.handshake", run), 1, "query.handshake")
     reply = app_module("client.app").app(message, context_of(sites))
     assert parse_incident(reply.error.reason).code is Code.QUESTION
 

@@ -7,13 +7,16 @@ from flwr.app import ArrayRecord
 from layerweld.errors import RefusedReplyError
 from layerweld.launch import app_module
 from layerweld.settings.methods import METHODS
-from layerweld.transport.descent import (
-    decode_block,
-    decode_coefficients,
+from layerweld.transport.block_gradients import (
+    BlockReply,
+    decode_block_request,
     encode_block_gradients,
-    encode_gradient,
 )
-from layerweld.transport.descent_messages import BlockAnswer, CoefficientAnswer
+from layerweld.transport.coefficients import (
+    CoefficientsReply,
+    decode_coefficients_request,
+    encode_coefficients,
+)
 from tests.faulty_grid import Faults, FaultyGrid, none
 from tests.stub_sites import (
     NAMES,
@@ -36,15 +39,15 @@ class LearningStub(StubApp):
     def __call__(self, message, context):
         if message.metadata.message_type != "train.entropy":
             return super().__call__(message, context)
-        name, asked = context.node_config["name"], decode_coefficients(message.content)
+        name, asked = context.node_config["name"], decode_coefficients_request(message.content)
         if asked.updates:
-            self.has[name].add(asked.held)
-        lacks = asked.held not in self.has[name]
+            self.has[name].add(asked.chain_digest)
+        lacks = asked.chain_digest not in self.has[name]
         generator = torch.Generator().manual_seed(100 * NAMES.index(name) + asked.round)
         pull = torch.randn(asked.coefficients.shape, generator=generator)
         gradient = self.spoilt(name, asked.coefficients + pull)
-        reply = CoefficientAnswer(name, asked.digest, lacks, 0.5, gradient)
-        return reply_with(encode_gradient(reply), message, context)
+        reply = CoefficientsReply(lacks, 0.5, gradient)
+        return reply_with(encode_coefficients(reply), message, context)
 
     def spoilt(self, _name, gradient):
         return gradient
@@ -56,12 +59,11 @@ class DistilledStub(StubApp):
     def __call__(self, message, context):
         if message.metadata.message_type != "train.distillation":
             return super().__call__(message, context)
-        name, asked = context.node_config["name"], decode_block(message.content)
-        self.has[name] |= set(asked.merged)
-        lacking = sorted(set(range(asked.step)) - self.has[name])
+        name, asked = context.node_config["name"], decode_block_request(message.content)
+        self.has[name] |= set(asked.context.merged)
+        lacking = sorted(set(range(asked.context.step)) - self.has[name])
         if lacking:
-            answer = BlockAnswer(name, asked.digest, lacking[0])
-            return reply_with(encode_block_gradients(answer), message, context)
+            return reply_with(encode_block_gradients(BlockReply(lacking[0])), message, context)
         generator = torch.Generator().manual_seed(100 * NAMES.index(name) + asked.round)
         gradients = {
             layer: self.spoilt(
@@ -69,8 +71,8 @@ class DistilledStub(StubApp):
             )
             for layer, update in asked.updates.items()
         }
-        answer = BlockAnswer(name, asked.digest, None, 0.5, gradients)
-        return reply_with(encode_block_gradients(answer), message, context)
+        reply = BlockReply(None, 0.5, gradients)
+        return reply_with(encode_block_gradients(reply), message, context)
 
     def spoilt(self, _name, gradient):
         return gradient

@@ -1,6 +1,6 @@
 """How much of the project one warm round of the chain runs through: it must be readable at once.
 
-    .venv/bin/python -m tests.test_one_round      # the files, most lines first
+.venv/bin/python -m tests.test_one_round      # the files, most lines first
 """
 
 import sys

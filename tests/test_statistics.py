@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from layerweld.errors import RefusedReplyError
+from layerweld.plan import LayerGroup, LayerShape
 from layerweld.statistics.checks import check_statistics
 from layerweld.statistics.gram import GramAccumulator, shrink
 from layerweld.statistics.group import (
@@ -16,6 +17,9 @@ from layerweld.statistics.group import (
     ProductForm,
     group_statistics,
 )
+from layerweld.transport.arrays import num_bytes
+from layerweld.transport.identity import Identity, with_identity
+from layerweld.transport.statistics import StatisticsReply, encode_statistics, statistics_layout
 from layerweld.updates.update import DenseUpdate, LowRankUpdate
 
 NORMALIZATIONS = ["token", "feature", "trace", "none"]
@@ -83,7 +87,12 @@ def test_bytes_are_a_triangle_and_the_products_tensors(with_updates):
     numbers = 6 + (4 * 2 + 2 * 3) + 2 * 3  # triangle of 3, factors of up, product of gate
     if with_updates:
         numbers += 2 * 3 + 2 * 3
-    assert statistics.num_bytes == 4 * numbers
+    layers = (LayerShape("up", 4), LayerShape("gate", 2))
+    form = ProductForm(dense=False, with_updates=with_updates)
+    layout = statistics_layout([LayerGroup("group", 0, 3, layers)], {"up": 2, "gate": 0}, form)
+    sent = with_identity(encode_statistics(StatisticsReply((statistics,))), Identity("run", "id"))
+    layout.check(sent)
+    assert layout.num_bytes == num_bytes(sent) == 4 * numbers
 
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)

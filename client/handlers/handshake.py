@@ -13,12 +13,12 @@ from layerweld.errors import AdapterError, AdapterLostError, DataError
 from layerweld.model.base_model import tokenizer_fingerprint
 from layerweld.model.collect import ReplayableModel
 from layerweld.runtime.numerics import numeric_environment
-from layerweld.transport.messages import Introduction
+from layerweld.transport.site_info import SiteInfo
 from layerweld.updates.shared_factor import digest_of_draw, digest_of_factors
 from layerweld.updates.update import LowRankUpdate
 
 
-def introduce(state: SiteState) -> Introduction:
+def introduce(state: SiteState) -> SiteInfo:
     """Read the model, the rows, the adapter and the head (if there are any) and describe them.
 
     Raises:
@@ -40,7 +40,7 @@ def introduce(state: SiteState) -> Introduction:
     if tokens == 0:
         raise DataError(f"{state.site.name}: no calibration token in {len(state.data.rows)} rows")
     here = numeric_environment(state.settings.calibration.device)
-    introduction = Introduction(
+    info = SiteInfo(
         site=state.site.name,
         base=state.base.fingerprint,
         tokenizer=tokenizer_fingerprint(state.base.folder),
@@ -66,7 +66,7 @@ def introduce(state: SiteState) -> Introduction:
     )
     if state.must_fine_tune != is_untrained:
         raise AdapterLostError(f"{state.site.name} lost its adapter while it introduced itself")
-    return introduction
+    return info
 
 
 def _check_head(state: SiteState) -> None:

@@ -100,6 +100,11 @@ def off_diagonal_importance(gram: Float[Tensor, "d d"]) -> float:
     return float((magnitudes.sum() - magnitudes.diagonal().sum()) / 2)
 
 
+def packed_size(d: int) -> int:
+    """Numbers in the upper triangle of a ``d x d`` matrix, its diagonal included."""
+    return d * (d + 1) // 2
+
+
 def pack_symmetric(gram: Float[Tensor, "d d"]) -> Float[Tensor, " packed"]:
     """The upper triangle, row after row: ``d (d + 1) / 2`` numbers instead of ``d²``."""
     return torch.cat([row[i:] for i, row in enumerate(gram)])
@@ -111,7 +116,7 @@ def unpack_symmetric(packed: Float[Tensor, " packed"], d: int) -> Float[Tensor, 
     Raises:
         ValueError: ``packed`` is not a triangle of width ``d``.
     """
-    if packed.numel() != d * (d + 1) // 2:
+    if packed.numel() != packed_size(d):
         raise ValueError(f"{packed.numel()} numbers are no upper triangle of a {d} x {d} matrix")
     gram = packed.new_empty(d, d)
     for i, row in enumerate(packed.split(list(range(d, 0, -1)))):

@@ -100,13 +100,6 @@ class GroupStatistics:
     products: Mapping[str, Product]
     num_tokens: int
 
-    @property
-    def num_bytes(self) -> int:
-        """Bytes on the wire: the packed triangle and the products' tensors, in float32."""
-        d_in = len(self.gram)
-        tensors = [t for product in self.products.values() for t in product.tensors().values()]
-        return 4 * (d_in * (d_in + 1) // 2 + sum(tensor.numel() for tensor in tensors))
-
 
 @dataclass(frozen=True)
 class ProductForm:

@@ -10,13 +10,17 @@ from layerweld.plan import MergePlan
 from layerweld.settings.methods import Method, Quantity, sent_by, settings_for
 from layerweld.settings.run import RunSettings
 from layerweld.statistics.group import ProductForm
-from layerweld.transport.expected import bytes_of, fisher_shapes, statistics_shapes, update_shapes
+from layerweld.transport.block_gradients import block_gradients_layout
+from layerweld.transport.coefficients import coefficients_layout
+from layerweld.transport.fisher import fisher_layout
+from layerweld.transport.statistics import statistics_layout
+from layerweld.transport.updates import updates_layout
 
 IN_THE_HANDSHAKE = (
     "in the handshake: name, hashes, layers, ranks, versions, counts of rows and tokens, whether "
     "it has labels and a head"
 )
-"""What a site says of itself in any run: its ``transport.messages.Introduction``."""
+"""What a site says of itself in any run: its :class:`layerweld.transport.site_info.SiteInfo`."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,7 @@ class Upload:
         rounds: from the first to the last.
         num_bytes: in all rounds together.
         group_bytes: of each layer group in one round; empty for methods without groups.
+        grows_with_sites: whether a site sends more where more sites take part.
     """
 
     method: Method
@@ -36,11 +41,7 @@ class Upload:
     rounds: int
     num_bytes: int
     group_bytes: tuple[int, ...] = ()
-
-    @property
-    def grows_with_sites(self) -> bool:
-        """Whether a site sends more where more sites take part."""
-        return "∂H/∂λ" in self.sends
+    grows_with_sites: bool = False
 
 
 def upload_of(
@@ -55,31 +56,37 @@ def upload_of(
         plan: the layers that are merged.
         ranks: LoRA rank of each layer that the site fine-tuned; 0 where the whole layer changed.
     """
-    sends = sent_by(method, settings)
     if method.granularity:
-        return _of_chain(method, sends, settings, plan, ranks)
-    if "F" in sends:
-        return Upload(method, sends, 1, bytes_of(fisher_shapes(plan)))
-    rounds, num_bytes = 1, bytes_of(update_shapes(plan, ranks))
-    if "∂H/∂λ" in sends:
-        rounds += settings.adamerging.rounds
-        num_bytes += settings.adamerging.rounds * 4 * settings.min_sites * len(plan.layer_names)
-    if "∂D/∂W" in sends:
-        dense = update_shapes(plan, dict.fromkeys(plan.layer_names, 0))
-        rounds += settings.prodistill.steps * len(block_steps(plan))
-        num_bytes += settings.prodistill.steps * bytes_of(dense)
-    return Upload(method, sends, rounds, num_bytes)
+        return _of_chain(method, settings, plan, ranks)
+    sends = sent_by(method, settings)
+    if method.table == "fisher":
+        return Upload(method, sends, 1, fisher_layout(plan).num_bytes)
+    rounds, num_bytes = _learning(method, settings, plan)
+    num_bytes += updates_layout(plan, ranks).num_bytes
+    grows = method.table == "adamerging"
+    return Upload(method, sends, 1 + rounds, num_bytes, grows_with_sites=grows)
+
+
+def _learning(method: Method, settings: RunSettings, plan: MergePlan) -> tuple[int, int]:
+    """Rounds after that of the updates, and what a site sends in all of them."""
+    if method.table == "adamerging":
+        rounds = settings.adamerging.rounds
+        layout = coefficients_layout(settings.min_sites, len(plan.layer_names))
+        return rounds, rounds * layout.num_bytes
+    if method.table == "prodistill":
+        rounds = settings.prodistill.steps
+        whole = block_gradients_layout(plan.shapes).num_bytes
+        return rounds * len(block_steps(plan)), rounds * whole
+    return 0, 0
 
 
 def _of_chain(
-    method: Method,
-    sends: tuple[Quantity, ...],
-    settings: RunSettings,
-    plan: MergePlan,
-    ranks: Mapping[str, int],
+    method: Method, settings: RunSettings, plan: MergePlan, ranks: Mapping[str, int]
 ) -> Upload:
-    steps = schedule(plan, settings_for(method.name, settings).merge)
-    form = ProductForm(settings.merge.products == "dense", with_updates="ΔW" in sends)
-    of = {g.name: bytes_of(statistics_shapes([g], ranks, form)) for g in plan.groups}
-    num_bytes = sum(of[group.name] for step in steps for group in step.groups)
-    return Upload(method, sends, len(steps), num_bytes, tuple(of.values()))
+    merge = settings_for(method.name, settings).merge
+    form = ProductForm(merge.products == "dense", with_updates=merge.anchor == "mean")
+    size = {g.name: statistics_layout([g], ranks, form).num_bytes for g in plan.groups}
+    steps = schedule(plan, merge)
+    num_bytes = sum(size[group.name] for step in steps for group in step.groups)
+    sends = sent_by(method, settings)
+    return Upload(method, sends, len(steps), num_bytes, tuple(size.values()))

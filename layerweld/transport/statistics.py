@@ -1,0 +1,224 @@
+"""The statistics of one step: asked for behind what is merged, and sent group by group."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from flwr.app import ConfigRecord, RecordDict
+from torch import Tensor
+
+from layerweld.errors import RefusedReplyError
+from layerweld.plan import LayerGroup
+from layerweld.statistics.gram import pack_symmetric, packed_size, unpack_symmetric
+from layerweld.statistics.group import (
+    DenseProduct,
+    GroupStatistics,
+    LowRankProduct,
+    Product,
+    ProductForm,
+)
+from layerweld.transport.arrays import Shapes, blank, shapes_of, to_arrays
+from layerweld.transport.identity import (
+    ABOUT,
+    Identity,
+    reply_layout,
+    request_record,
+    require_sent_identity,
+)
+from layerweld.transport.layout import Entries, Flag, Layout, Many, Text, Whole
+from layerweld.transport.step_context import (
+    CONTEXT_ARRAYS,
+    CONTEXT_ENTRIES,
+    MOST_STEPS,
+    StepContext,
+    step_context,
+)
+from layerweld.transport.untrusted import read, read_list, refusing_malformed
+
+STATISTICS = "train.statistics"
+"""Flower's type of the message."""
+
+_STATISTICS = "statistics"
+_REQUEST = Layout(
+    {ABOUT: {**CONTEXT_ENTRIES, "dense": Flag(), "with-updates": Flag()}}, CONTEXT_ARRAYS
+)
+
+
+@dataclass(frozen=True)
+class StatisticsRequest:
+    """The server's request for the statistics of one step.
+
+    Attributes:
+        context: the step, and what was merged before it.
+        form: how products travel.
+    """
+
+    context: StepContext
+    form: ProductForm
+
+    @property
+    def identity(self) -> Identity:
+        """What the reply must be about."""
+        return self.context.identity(STATISTICS, self.form)
+
+
+@dataclass(frozen=True)
+class StatisticsReply:
+    """A site's reply to one :class:`StatisticsRequest`.
+
+    Attributes:
+        statistics: of every group of the step; empty if the site must catch up first.
+        need_from: first step whose merged updates the site lacks (-1: the other parameters too),
+            if any.
+    """
+
+    statistics: tuple[GroupStatistics, ...] = ()
+    need_from: int | None = None
+
+
+def encode_statistics_request(request: StatisticsRequest) -> RecordDict:
+    """A request with the merged updates it carries."""
+    form, context = request.form, request.context
+    entries = {"dense": form.dense, "with-updates": form.with_updates}
+    record = request_record(request.identity, **context.entries, **entries)
+    return RecordDict({ABOUT: record, **context.arrays})
+
+
+def decode_statistics_request(content: RecordDict) -> StatisticsRequest:
+    """Inverse of :func:`encode_statistics_request`; the updates may not fit the model.
+
+    Raises:
+        RefusedReplyError: it is no such request.
+    """
+    with refusing_malformed():
+        _REQUEST.check(content)
+        record = content.config_records[ABOUT]
+        form = ProductForm(read(record, "dense", bool), read(record, "with-updates", bool))
+        request = StatisticsRequest(step_context(content), form)
+        require_sent_identity(content, request.identity)
+        return request
+
+
+def encode_statistics(reply: StatisticsReply) -> RecordDict:
+    """A reply; of each Gram matrix only the upper triangle travels."""
+    sent = reply.statistics
+    record = ConfigRecord(
+        {
+            "need-from": [] if reply.need_from is None else [reply.need_from],
+            "groups": [one.group for one in sent],
+            "tokens": [one.num_tokens for one in sent],
+        }
+    )
+    tensors = _tensors((pack_symmetric(one.gram), one.products) for one in sent)
+    return RecordDict({ABOUT: record, _STATISTICS: to_arrays(tensors)})
+
+
+def statistics_layout(
+    groups: Sequence[LayerGroup], ranks: Mapping[str, int], form: ProductForm
+) -> Layout:
+    """All that a reply with statistics may hold.
+
+    Args:
+        groups: of the step, in the plan's order.
+        ranks: LoRA rank of each layer that the site fine-tuned; 0 where the whole layer changed.
+        form: how products travel in this run.
+    """
+    return _layout(shapes_of(_tensors(_blank(group, ranks, form) for group in groups)), len(groups))
+
+
+def decode_statistics(
+    content: RecordDict, groups: Sequence[LayerGroup], ranks: Mapping[str, int], form: ProductForm
+) -> StatisticsReply:
+    """Inverse of :func:`encode_statistics`, for a reply that nobody vouches for.
+
+    Args:
+        content: of the reply.
+        groups: as :func:`statistics_layout` takes them.
+        ranks: likewise.
+        form: likewise.
+
+    Raises:
+        RefusedReplyError: a record is missing, has the wrong type, or does not fit the others; an
+            array is missing, unexpected, or not what its place needs; or something else came
+            along. That is seen before memory is taken for any number.
+    """
+    with refusing_malformed():
+        record = content.config_records[ABOUT]
+        need_from = next(iter(read_list(record, "need-from", int)), None)
+        if need_from is not None:
+            _layout({}, 0).check(content)
+            return StatisticsReply(need_from=need_from)
+        arrays = statistics_layout(groups, ranks, form).read(content)[_STATISTICS]
+        if read_list(record, "groups", str) != [group.name for group in groups]:
+            raise RefusedReplyError("its statistics are of other groups, or in another order")
+        tokens = read_list(record, "tokens", int)
+        return StatisticsReply(
+            tuple(
+                _statistics_from(_own(arrays, index), group, count)
+                for index, (group, count) in enumerate(zip(groups, tokens, strict=True))
+            )
+        )
+
+
+def _layout(shapes: Shapes, groups: int) -> Layout:
+    entries: Entries = {
+        "need-from": Many(Whole(-1, MOST_STEPS), 1),
+        "groups": Many(Text(300), groups),
+        "tokens": Many(Whole(), groups),
+    }
+    return reply_layout(Layout({ABOUT: entries}, {_STATISTICS: shapes}))
+
+
+def _tensors(groups: Iterable[tuple[Tensor, Mapping[str, Product]]]) -> dict[str, Tensor]:
+    """What travels, by name: of each group the packed Gram matrix and the products."""
+    return {
+        f"{index}/{name}": tensor
+        for index, (gram, products) in enumerate(groups)
+        for name, tensor in (
+            ("gram", gram),
+            *(
+                (f"{layer}/{part}", tensor)
+                for layer, product in products.items()
+                for part, tensor in product.tensors().items()
+            ),
+        )
+    }
+
+
+def _own(arrays: Mapping[str, Tensor], index: int) -> dict[str, Tensor]:
+    here = f"{index}/"
+    return {name.removeprefix(here): t for name, t in arrays.items() if name.startswith(here)}
+
+
+def _statistics_from(
+    arrays: dict[str, Tensor], group: LayerGroup, num_tokens: int
+) -> GroupStatistics:
+    gram = unpack_symmetric(arrays.pop("gram"), group.d_in)
+    layers = dict.fromkeys(name.rpartition("/")[0] for name in arrays)
+    products = {layer: _product_from(layer, arrays) for layer in layers}
+    return GroupStatistics(group.name, gram, products, num_tokens)
+
+
+def _product_from(layer: str, arrays: Mapping[str, Tensor]) -> Product:
+    if f"{layer}/left" in arrays:
+        factor = arrays.get(f"{layer}/factor")
+        return LowRankProduct(arrays[f"{layer}/left"], arrays[f"{layer}/right"], factor)
+    return DenseProduct(arrays[f"{layer}/product"], arrays.get(f"{layer}/update"))
+
+
+def _blank(
+    group: LayerGroup, ranks: Mapping[str, int], form: ProductForm
+) -> tuple[Tensor, dict[str, Product]]:
+    return blank(packed_size(group.d_in)), {
+        layer.name: _blank_product(layer.d_out, group.d_in, ranks[layer.name], form)
+        for layer in group.layers
+        if layer.name in ranks
+    }
+
+
+def _blank_product(d_out: int, d_in: int, rank: int, form: ProductForm) -> Product:
+    if form.dense or not rank:
+        return DenseProduct(blank(d_out, d_in), blank(d_out, d_in) if form.with_updates else None)
+    factor = blank(rank, d_in) if form.with_updates else None
+    return LowRankProduct(blank(d_out, rank), blank(rank, d_in), factor)
