@@ -15,7 +15,7 @@ import typer
 
 from experiments.benchmark_runs import RESULTS, Name, benchmark, compared
 from experiments.figures import COLOURS, INK, panels, save
-from layerweld.launch import app_module
+from layerweld.report.comparison.spreads import lines
 from layerweld.settings.run import RunSettings
 
 
@@ -64,7 +64,7 @@ def played(
 ) -> dict[str, Any]:
     """One row: fractions, over the seeds."""
     found = compared(changed(settings, variant), nodes, seeds)
-    *_, line = app_module("layerweld.report.comparison_scores").lines(found)
+    *_, line = lines(found)
     return {
         "variant": variant.label,
         "seeds": len(seeds),

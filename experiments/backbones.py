@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from client.package_files import pip_file, user_cache
 from experiments.onnx_weights import read_onnx
 from layerweld.demo import base_folder
 from layerweld.errors import ConfigError
-from layerweld.launch import app_module
 from layerweld.runtime.disk import new_folder
 
 _DINOV2_HASH = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"
@@ -63,7 +63,7 @@ def folder(benchmark: str) -> Path:
 
 
 def _made(name: str, convert: Callable[[Path], None]) -> Path:
-    made: Path = app_module("client.package_files").user_cache() / "models" / name
+    made = user_cache() / "models" / name
     if not made.is_dir():
         with new_folder(made) as partial:
             convert(partial)
@@ -71,7 +71,7 @@ def _made(name: str, convert: Callable[[Path], None]) -> Path:
 
 
 def _pinned(package: str, relative: str, expected: str) -> Path:
-    file: Path = app_module("client.package_files").pip_file(package, relative)
+    file = pip_file(package, relative)
     found = hashlib.sha256(file.read_bytes()).hexdigest()
     if found != expected:
         raise ConfigError(

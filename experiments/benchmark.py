@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from experiments.benchmark_runs import RESULTS, Name, benchmark, compared, fine_tuned_otherwise
 from experiments.figures import COLOURS, INK, panels, save
-from layerweld.launch import app_module
+from layerweld.report.comparison.results import Comparison
+from layerweld.report.comparison.spreads import Line, lines
+from layerweld.report.comparison.tables import accuracy_table, comparison_markdown, write_csv_files
 from layerweld.runtime.terminal import console
 from layerweld.settings.methods import METHODS
 
@@ -45,22 +47,21 @@ def main(
         tune,
         on_known=lambda known: write(known, folder),
     )
-    console.print(app_module("layerweld.report.comparison_tables").accuracy_table(found))
+    console.print(accuracy_table(found))
 
 
-def write(found: Any, folder: Path) -> None:
+def write(found: Comparison, folder: Path) -> None:
     """Write ``methods.csv``, ``sites.csv``, ``table.md`` and ``plot.png``."""
-    tables = app_module("layerweld.report.comparison_tables")
-    tables.write_csv_files(found, folder)
+    write_csv_files(found, folder)
     command = f"python -m experiments.benchmark {' '.join(sys.argv[1:])}"
-    text = f"`{command}`\n\n{tables.comparison_markdown(found)}"
+    text = f"`{command}`\n\n{comparison_markdown(found)}"
     (folder / "table.md").write_text(text, encoding="utf-8")
-    plot(app_module("layerweld.report.comparison_scores").lines(found), folder / "plot.png")
+    plot(lines(found), folder / "plot.png")
 
 
-def plot(lines: list[Any], file: Path) -> None:
+def plot(methods: list[Line], file: Path) -> None:
     """Normalised accuracy, a row per method: every seed as a dot, their mean as a line."""
-    shown = [line for line in lines if line.name != "individual"]
+    shown = [line for line in methods if line.name != "individual"]
     figure, sides = panels(2, height=0.32 * len(shown) + 1.4)
     for axes, key, title in (
         (sides[0], "normalised", "mean over sites"),

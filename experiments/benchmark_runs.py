@@ -9,12 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from client.app import app
+from client.package_files import user_cache
+from client.site import forget_run
 from experiments import backbones
-from layerweld.launch import app_module, compare_in_process
+from layerweld.cli.in_process import compare_in_process
+from layerweld.report.comparison.results import Comparison
 from layerweld.runtime.incidents import raising_here
 from layerweld.runtime.terminal import showing_progress
 from layerweld.settings.run import RunSettings
 from layerweld.settings.sites import read_run_file
+from server.federation import Federation
+from server.in_process import InProcessGrid
+from server.journal import RunJournal
 
 Name = Literal["text", "vision", "language"]
 Nodes = Sequence[dict[str, int]]
@@ -54,14 +61,10 @@ def compared(
     nodes: Nodes,
     seeds: Sequence[int],
     tune: int = 1,
-    on_known: Callable[[Any], None] = lambda _known: None,
-) -> Any:
-    """Play the settings' methods; what any script has played before is found, not played again.
-
-    Returns:
-        The ``layerweld.report.comparison_results.Comparison``.
-    """
-    kept = app_module("client.package_files").user_cache() / "played"
+    on_known: Callable[[Comparison], None] = lambda _known: None,
+) -> Comparison:
+    """Play the settings' methods; what any script has played before is found, not played again."""
+    kept = user_cache() / "played"
     with showing_progress():
         return compare_in_process(settings, nodes, settings.base, seeds, tune, kept, on_known)
 
@@ -85,23 +88,18 @@ def fine_tuned_otherwise(
 
 
 @contextmanager
-def federation(settings: RunSettings, nodes: Nodes) -> Iterator[Any]:
+def federation(settings: RunSettings, nodes: Nodes) -> Iterator[Federation]:
     """The server's side of a run in this process, introduced and with every adapter trained.
 
     For what is measured beside a comparison: shifts, other cohorts. Sites forget it afterwards.
-
-    Yields:
-        A ``server.federation.Federation``.
     """
     settings = settings.model_copy(update={"min_sites": len(nodes)})
-    grid = app_module("server.in_process").InProcessGrid(
-        app_module("client.app").app, nodes, settings
-    )
+    grid = InProcessGrid(app, nodes, settings)
     with tempfile.TemporaryDirectory() as folder, showing_progress():
-        journal = app_module("server.journal").RunJournal(Path(folder) / "journal")
-        played = app_module("server.federation").Federation(grid, settings, settings.base, journal)
+        journal = RunJournal(Path(folder) / "journal")
+        played = Federation(grid, settings, settings.base, journal)
         played.introduce()
         played.fine_tune()
         yield played
         with raising_here():
-            app_module("client.site").forget_run(nodes, settings, played.run)
+            forget_run(nodes, settings, played.run)

@@ -7,15 +7,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from layerweld.cli.in_process import run_in_process
 from layerweld.demo import base_folder, demo_settings
-from layerweld.launch import app_module, play_in_process
+from layerweld.report.results import RunResults
+from layerweld.report.scores import summaries
 
 Row = dict[str, Any]
 
 _SITES = 6
 
 
-def play_demo(seed: int, methods: str, merge: Mapping[str, Any], samples: int) -> Any:
+def play_demo(seed: int, methods: str, merge: Mapping[str, Any], samples: int) -> RunResults:
     """Merge the demo's six sites; adapters are trained once per seed and found again after that.
 
     Args:
@@ -23,9 +25,6 @@ def play_demo(seed: int, methods: str, merge: Mapping[str, Any], samples: int) -
         methods: comma-separated.
         merge: entries of ``merge`` that differ from the demo's.
         samples: calibration rows per site.
-
-    Returns:
-        The ``layerweld.report.run_results.RunResults`` of the run.
     """
     settings = demo_settings(seed, methods)
     changed = settings.merge.model_copy(update={"covariate_shift": "off", **merge})
@@ -33,14 +32,13 @@ def play_demo(seed: int, methods: str, merge: Mapping[str, Any], samples: int) -
     settings = settings.model_copy(update={"merge": changed, "calibration": calibration})
     nodes = [{"partition-id": number, "num-partitions": _SITES} for number in range(_SITES)]
     with tempfile.TemporaryDirectory() as folder:
-        return play_in_process(settings, nodes, str(base_folder()), Path(folder) / "out")
+        return run_in_process(settings, nodes, str(base_folder()), Path(folder) / "out")
 
 
-def summary_rows(results: Any) -> list[Row]:
+def summary_rows(results: RunResults) -> list[Row]:
     """One row per method: means and worst site, as fractions."""
-    scores = app_module("layerweld.report.run_scores")
     rows = []
-    for name, summary in scores.summaries(results).items():
+    for name, summary in summaries(results).items():
         worst = summary.worst or ("", float("nan"))
         rows.append(
             {

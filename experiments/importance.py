@@ -7,16 +7,18 @@ from __future__ import annotations
 
 from pathlib import Path
 from statistics import fmean
-from typing import Annotated, Any
+from typing import Annotated
 
 import pandas as pd
 import typer
 
+from client.site import site_of_node
+from client.state import site_state
 from experiments.benchmark_runs import RESULTS, Name, Nodes, benchmark, compared, federation
 from experiments.figures import COLOURS, INK, legend_above, panels, save
-from layerweld.launch import app_module
 from layerweld.model.collect import ReplayableModel, collect
 from layerweld.model.schedule import Step
+from layerweld.report.comparison.results import Comparison
 from layerweld.runtime.incidents import raising_here
 from layerweld.settings.run import RunSettings
 from layerweld.statistics.gram import off_diagonal_importance
@@ -47,7 +49,7 @@ def main(
     print("merged ~ pretrained", correlation_text(table["merged"], table["pretrained"]))
 
 
-def of_the_chain(found: Any) -> pd.DataFrame:
+def of_the_chain(found: Comparison) -> pd.DataFrame:
     """Per site: the accuracy gap, and ω averaged over the chain's groups."""
     results = {entry.result.name: entry.result for entry in found.entries}
     base, own, chain = results["base"], results["individual"], results["com"]
@@ -68,8 +70,8 @@ def on_the_base_model(
         layers = played.plan.layer_names
         for node in nodes:
             with raising_here():
-                site = app_module("client.site").site_of_node(node, settings)
-            state = app_module("client.state").site_state(site, settings, played.run)
+                site = site_of_node(node, settings)
+            state = site_state(site, settings, played.run)
             plan = state.plan.restricted_to(layers)
             model = ReplayableModel(state.base.backbone, plan)
             recording = model.record(state.batches)

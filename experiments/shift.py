@@ -29,7 +29,7 @@ def main(
     settings = of.settings.model_copy(update={"methods": methods})
     rows = []
     with federation(settings, of.nodes) as played:
-        remainder = played.average_remainder()
+        remainder = played.average_other_params()
         for method in played.methods:
             shifts = played.measure_shift(played.merge(method, remainder))
             rows += [

@@ -57,7 +57,7 @@ def played(settings: RunSettings, seen: Nodes, unseen: Nodes, split: int) -> lis
         for kind in ("base", "individual"):
             scores = merging.evaluate(kind), judging.evaluate(kind)
             rows.append(about | {"method": kind} | means(scores))
-        remainder = merging.average_remainder()
+        remainder = merging.average_other_params()
         for method in merging.methods:
             merged = merging.merge(method, remainder)
             scores = merging.evaluate("merged", merged), judging.evaluate("merged", merged)

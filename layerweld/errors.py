@@ -7,11 +7,11 @@ Every error knows the exit code of the command that ends with it, and what to ty
 from typing import ClassVar
 
 UNFORESEEN = 1
-"""Exit code of an error nobody foresaw: it comes with a traceback, and is a bug."""
+"""Exit code of an unforeseen error: it comes with a traceback, and is a bug."""
 
 
 class LayerweldError(Exception):
-    """Base class, so that a caller can catch everything this package raises on purpose."""
+    """Base class: catch it to catch everything that this package raises on purpose."""
 
     exit_code: ClassVar[int] = UNFORESEEN
     next_step: ClassVar[str] = "report it, with the traceback"
@@ -36,7 +36,7 @@ class AdapterLostError(AdapterError):
 
 
 class DataError(LayerweldError):
-    """A site's data cannot be read, or holds nothing to calibrate on."""
+    """A site's data cannot be read, or has nothing to calibrate on."""
 
     exit_code = 5
     next_step = "correct the site's data and type the same command again"
@@ -57,21 +57,21 @@ class CohortError(LayerweldError):
 
 
 class LostSiteError(LayerweldError):
-    """A site failed or stayed silent, and the run's policy does not let it go on without it."""
+    """A site failed or did not reply, and the run's policy does not let it continue without it."""
 
     exit_code = 8
     next_step = "start the named site again and type the same command: the run resumes"
 
 
 class RefusedReplyError(LayerweldError):
-    """A reply answers another question, or breaks an invariant of honest statistics."""
+    """A reply is to another request, or breaks an invariant of honest statistics."""
 
     exit_code = 9
     next_step = "look into the named site, then type the same command: the run resumes"
 
 
 class StaleReplyError(RefusedReplyError):
-    """A reply to another question than the one asked: late, or played again."""
+    """A reply to another request than the one sent: late, or replayed."""
 
 
 class UnreadableReplyError(RefusedReplyError):
@@ -86,7 +86,7 @@ class JournalError(LayerweldError):
 
 
 class OutputError(LayerweldError):
-    """The output folder holds something else, or cannot be created."""
+    """The output folder has something else in it, or cannot be created."""
 
     exit_code = 11
     next_step = "type the command with another `--output`"
@@ -100,14 +100,14 @@ class StorageError(LayerweldError):
 
 
 class InUseError(LayerweldError):
-    """Another process works in the same folder."""
+    """Another process is using the same folder."""
 
     exit_code = 13
     next_step = "wait for the other process to end, or choose another folder"
 
 
 class DeployError(LayerweldError):
-    """A coordinator or site folder, key, certificate or process is not as it must be."""
+    """A folder, key, certificate or process of a coordinator or site is not as it must be."""
 
     exit_code = 14
     next_step = "do what the message says, then type the same command again"
@@ -117,7 +117,7 @@ class RunFailedError(LayerweldError):
     """A run reached a final state other than completed."""
 
     exit_code = 15
-    next_step = "mend the cause and type `layerweld coordinator resume`: solved groups are kept"
+    next_step = "fix the cause and type `layerweld coordinator resume`: solved groups are kept"
 
 
 class MemoryShortageError(LayerweldError):
@@ -131,7 +131,7 @@ class MemoryShortageError(LayerweldError):
 
 
 class UnusableMergeError(LayerweldError):
-    """A merge came out as numbers that no model can use: not finite, or far too large."""
+    """A merge came out with numbers that no model can use: not finite, or far too large."""
 
     exit_code = 17
     next_step = (
@@ -144,4 +144,4 @@ class DifferentMergeError(LayerweldError):
     """Two runs made merges that differ by more than the tolerance."""
 
     exit_code = 18
-    next_step = "look at what differs in their machines, settings and sites, or raise `--tolerance`"
+    next_step = "look at the differences in machines, settings and sites, or raise `--tolerance`"

@@ -1,4 +1,4 @@
-"""Out of memory, under one name: Python, torch and accelerators each say it in their own way."""
+"""Out of memory, under one name: Python, torch and accelerators each raise their own error."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _CPU_ALLOCATOR = "DefaultCPUAllocator"  # torch's, in the text of a plain Runtim
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that there is no memory left, of the machine or of its accelerator."""
+    """Whether an error means that the machine or its accelerator has no memory left."""
     if isinstance(error, RuntimeError) and _CPU_ALLOCATOR in str(error):
         return True
     accelerators = type(error).__name__ == "OutOfMemoryError"  # torch need not be imported here
@@ -20,10 +20,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def naming_memory() -> Iterator[None]:
-    """Say what it is where something would take it for damaged input.
+    """Turn every out-of-memory error into ours, so that nothing takes it for damaged input.
 
     Raises:
-        MemoryShortageError: as said.
+        MemoryShortageError: memory has run out.
     """
     try:
         yield

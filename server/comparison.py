@@ -10,10 +10,10 @@ from pathlib import Path
 from flwr.serverapp import Grid
 
 from layerweld.errors import ConfigError
-from layerweld.report.comparison_results import Comparison, Entry, Refusal
-from layerweld.report.comparison_scores import mean_normalised
-from layerweld.report.run_results import MethodResult, SiteSummary
-from layerweld.report.run_scores import REFERENCES
+from layerweld.report.comparison.results import Comparison, Entry, Refusal
+from layerweld.report.comparison.spreads import mean_normalised
+from layerweld.report.results import MethodResult, SiteSummary
+from layerweld.report.scores import REFERENCES
 from layerweld.runtime.progress import report_progress
 from layerweld.settings.grids import candidates, with_candidate
 from layerweld.settings.methods import Method, methods_of

@@ -14,7 +14,7 @@ from layerweld.errors import CohortError, LostSiteError, RefusedReplyError
 from layerweld.model.base_model import BaseModel, load_base, tokenizer_fingerprint
 from layerweld.model.discover import discover_plan
 from layerweld.plan import MergePlan
-from layerweld.report.run_results import Score
+from layerweld.report.results import Score
 from layerweld.runtime.progress import report_progress
 from layerweld.settings.methods import Method, methods_of
 from layerweld.settings.run import RunSettings

@@ -11,10 +11,8 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from layerweld.errors import ConfigError
-from layerweld.launch import app_module
 from layerweld.runtime.incidents import raising_here
-from layerweld.settings.run import RunSettings, Scalar, read_run_settings
+from layerweld.settings.run import RunSettings, Scalar
 from layerweld.transport.layout import Budget
 from layerweld.transport.objects import assembled
 
@@ -110,14 +108,8 @@ class InProcessGrid(Grid):
         return _through_the_wire(reply)
 
     def _called(self, node: int) -> str:
-        context = self._contexts[node]
-        try:
-            settings = read_run_settings(context.run_config)
-            with raising_here():
-                site = app_module("client.site").site_of_node(context.node_config, settings)
-        except ConfigError:  # what went wrong may be just this
-            return f"node {node}"
-        return f"site {site.name}"
+        name = self._contexts[node].node_config.get("name")
+        return f"site {name}" if name else f"node {node}"
 
 
 def _through_the_wire(message: Message) -> Message:

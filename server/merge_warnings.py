@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from layerweld.report.run_results import MethodResult
+from layerweld.report.results import MethodResult
 
 
 def influence_warnings(result: MethodResult) -> Iterator[str]:

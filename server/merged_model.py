@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from layerweld.errors import UnusableMergeError
-from layerweld.report.run_results import GroupFigures, Score
+from layerweld.report.results import GroupFigures, Score
 from layerweld.settings.methods import Method
 from layerweld.updates.bounds import out_of_bounds
 from layerweld.updates.ranks import all_within_ranks

@@ -4,95 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from layerweld import __version__
-from layerweld.errors import OutputError
 from layerweld.formats.export import write_adapter, write_model
 from layerweld.formats.model_card import Sent, write_model_card
 from layerweld.model.base_model import BaseModel
-from layerweld.report.run_report import write_report
-from layerweld.report.run_results import Form, MethodResult, RunResults, Score, SiteSummary
-from layerweld.report.run_tables import write_accuracy_csv
-from layerweld.runtime.disk import move, reported, sync_below
+from layerweld.report.output_folder import ENVIRONMENTS
+from layerweld.report.results import Form, MethodResult, RunResults, Score, SiteSummary
 from layerweld.runtime.numerics import numeric_environment
-from layerweld.runtime.run_state import is_state
 from layerweld.settings.methods import METHODS, Method, methods_of, settings_for
 from layerweld.settings.run import RunSettings, Scalar
 from layerweld.statistics.influence import opposed, outliers
 from layerweld.transport.site_info import SiteInfo
 from layerweld.updates.update import LowRankUpdate
 from server.merged_model import MergedModel
-
-JOURNAL = "journal"
-ENVIRONMENTS = "environment.json"
-"""What decided the last digits, at the coordinator and at each site."""
-
-# In the order in which they are moved into the folder; the manifest says that all of them are.
-_PRODUCTS = (
-    "adapter", "model", "accuracy.csv", "results.json", "report.html", ENVIRONMENTS,
-    "manifest.json",
-)  # fmt: skip
-
-
-def check_output_folder(folder: Path) -> None:
-    """Refuse a folder that holds anything but what an interrupted run has left.
-
-    That is its state, its journal, and perhaps some of its products.
-
-    Raises:
-        OutputError: the folder holds something else, or cannot be made.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"{folder} is a file; choose another output folder")
-    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    there = sorted(name for name in names if not is_state(name))
-    if there and not (JOURNAL in there and {*there} <= {JOURNAL, *_PRODUCTS}):
-        foreign = [name for name in there if name not in {JOURNAL, *_PRODUCTS}]
-        raise OutputError(
-            f"{folder} is not empty (it holds {(foreign or there)[0]!r}); choose another output "
-            f"folder, or move what it holds away"
-        )
-    parent = next(p for p in (folder, *folder.resolve().parents) if p.exists())
-    if not os.access(parent, os.W_OK):
-        raise OutputError(f"{folder} cannot be created: {parent} is not writable")
-
-
-@contextmanager
-def finished_together(folder: Path) -> Iterator[Path]:
-    """Give a folder to write all products into; they move to ``folder`` once all are written.
-
-    What is there when this returns, no power cut takes away: the journal may go.
-
-    Raises:
-        StorageError: the disk is full; the products so far are removed, the journal stays.
-    """
-    staging = folder / JOURNAL / "products"
-    with reported(folder):
-        shutil.rmtree(staging, ignore_errors=True)  # of a run that was killed
-        staging.mkdir(parents=True)
-        try:
-            yield staging
-            sync_below(staging)
-            for name in _PRODUCTS:
-                _replace(staging / name, folder / name)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
-
-
-def _replace(product: Path, target: Path) -> None:
-    if not product.exists():
-        return
-    if target.is_dir():
-        shutil.rmtree(target)  # moved here by a run that was killed before it was finished
-    move(product, target)
 
 
 def write_merge(
@@ -210,15 +140,6 @@ def _missing(merged: MergedModel) -> dict[str, list[str]]:
         site: [figures.name for figures in merged.groups if site in figures.lost]
         for site in merged.lost
     }
-
-
-def write_results(folder: Path, results: RunResults) -> None:
-    """Write ``results.json``, ``accuracy.csv`` and ``report.html``."""
-    text = json.dumps(asdict(results), indent=2, sort_keys=True, default=str, allow_nan=False)
-    (folder / "results.json").write_text(text + "\n", encoding="utf-8")
-    if any(method.scores for method in results.methods):
-        write_accuracy_csv(results, folder / "accuracy.csv")
-    write_report(results, folder / "report.html")
 
 
 def run_results(

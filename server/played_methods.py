@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from layerweld.errors import StorageError
-from layerweld.report.comparison_results import Entry
+from layerweld.report.comparison.results import Entry
 from layerweld.runtime.disk import writing
 from layerweld.transport.site_info import facts_of
 from layerweld.untrusted.files import contents

@@ -5,7 +5,7 @@ from __future__ import annotations
 from flwr.app import RecordDict
 
 from layerweld.errors import RefusedReplyError
-from layerweld.report.run_results import Score
+from layerweld.report.results import Score
 from layerweld.transport.evaluation import decode_accuracy
 from layerweld.transport.site_info import (
     FOUND_OUT_BY_TRAINING,

@@ -8,8 +8,10 @@ from pathlib import Path
 from flwr.serverapp import Grid
 
 from layerweld.out_of_memory import naming_memory
-from layerweld.report.run_results import Form, MethodResult, RunResults, Score
-from layerweld.report.run_scores import REFERENCES
+from layerweld.report.output_folder import JOURNAL, check_output_folder, finished_together
+from layerweld.report.results import Form, MethodResult, RunResults, Score
+from layerweld.report.run.files import write_results
+from layerweld.report.scores import REFERENCES
 from layerweld.runtime.disk import lock_of, only_here
 from layerweld.runtime.numerics import numeric_environment, use_threads
 from layerweld.runtime.run_state import Recorder, recording
@@ -22,16 +24,12 @@ from server.journal import RunJournal
 from server.merge_warnings import influence_warnings
 from server.merged_model import MergedModel
 from server.output import (
-    JOURNAL,
-    check_output_folder,
-    finished_together,
     method_result,
     run_results,
     write_card,
     write_environments,
     write_manifest,
     write_merge,
-    write_results,
 )
 from server.requirements import check_methods
 from strategies.notices import notice

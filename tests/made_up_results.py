@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from layerweld.report.run_results import GroupFigures, MethodResult, RunResults, Score, SiteSummary
+from layerweld.report.results import GroupFigures, MethodResult, RunResults, Score, SiteSummary
 
 HOSTILE = '</script><img src="https://evil.example/x.png" onerror=alert(1)>'
 SITES = ("amsterdam", "boston", "chengdu", "dakar", "edinburgh", HOSTILE)

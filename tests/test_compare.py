@@ -11,11 +11,11 @@ from typer.testing import CliRunner
 from layerweld.cli import main as cli
 from layerweld.errors import ConfigError, InUseError
 from layerweld.launch import app_module
-from layerweld.report.comparison_results import Comparison, Entry
-from layerweld.report.comparison_scores import Spread, lines
-from layerweld.report.comparison_tables import budget_text
-from layerweld.report.comparison_verdict import verdict
-from layerweld.report.run_results import MethodResult, Score
+from layerweld.report.comparison.conclusion import verdict
+from layerweld.report.comparison.results import Comparison, Entry
+from layerweld.report.comparison.spreads import Spread, lines
+from layerweld.report.comparison.tables import budget_text
+from layerweld.report.results import MethodResult, Score
 from layerweld.settings.grids import GRIDS, candidates, with_candidate
 from layerweld.settings.methods import METHODS, methods_of
 from layerweld.settings.run import RunSettings, read_run_settings
@@ -147,7 +147,7 @@ def test_of_two_comparisons_into_one_folder_at_once_the_second_is_refused(
         patch.setattr(Federation, "merge", meanwhile)
         assert compare(file, output, "--methods", "mean").exit_code == 0
     assert [type(error) for error in second] == [InUseError]
-    assert "another process works in" in str(second[0])
+    assert "another process is using" in str(second[0])
     assert compare(file, output, "--methods", "mean").exit_code == 0
     assert not list(tmp_path.glob(".*.lock"))
 

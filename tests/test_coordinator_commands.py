@@ -92,7 +92,7 @@ def test_a_coordinator_that_is_not_up_says_how_to_bring_it_up(here):
 def test_of_two_that_bring_a_coordinator_up_at_once_one_is_refused(here, monkeypatch):
     init_coordinator()
     monkeypatch.setattr(Supervisor, "run", lambda _: lw("coordinator", "up", "--folder", "fed"))
-    with pytest.raises(InUseError, match=r"another process works in .*/fed "):
+    with pytest.raises(InUseError, match=r"another process is using .*/fed "):
         lw("coordinator", "up", "--folder", "fed")
 
 

@@ -39,7 +39,7 @@ def test_a_file_that_may_not_be_read_is_named_with_the_way_out(sites, forbid, tm
         (sites.base / "model.safetensors", ConfigError, lambda: load_base(sites.base)),
     ):  # fmt: skip
         forbid(file)
-        with pytest.raises(error, match=rf"{file.name} may not be read by this user; change its"):
+        with pytest.raises(error, match=rf"{file.name}: permission denied; change its"):
             read()
 
 
@@ -56,7 +56,7 @@ def test_a_pointer_of_git_lfs_is_called_that(sites, tmp_path):
         (sites.base / "model.safetensors", ConfigError, lambda: load_base(sites.base)),
     ):  # fmt: skip
         file.write_bytes(pointer)
-        with pytest.raises(error, match=rf"{file.name} is only Git LFS's pointer .*git lfs pull"):
+        with pytest.raises(error, match=rf"{file.name} is only a Git LFS pointer .*git lfs pull"):
             read()
 
 

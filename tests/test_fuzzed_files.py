@@ -12,7 +12,7 @@ import sys
 
 import pytest
 
-from layerweld.launch import app_folder
+from layerweld.runtime.app_path import app_folder
 from tests.bombs import BOMBS
 from tests.fuzzed_readers import LONGEST, READERS
 

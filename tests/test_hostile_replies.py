@@ -17,6 +17,7 @@ from flwr.app import ConfigRecord, MetricRecord, RecordDict
 from layerweld.errors import LostSiteError, RefusedReplyError
 from layerweld.launch import app_module
 from layerweld.model.schedule import Step
+from layerweld.report.run.files import write_results
 from layerweld.transport.evaluation import decode_accuracy
 from layerweld.transport.identity import with_identity
 from layerweld.transport.shift import decode_shifts
@@ -198,7 +199,7 @@ def test_no_number_that_is_not_finite_gets_into_a_results_file(tmp_path):
     results = made_up_results()
     methods = [replace(method, seconds=float("nan")) for method in results.methods]
     with pytest.raises(ValueError, match="not JSON compliant"):
-        app_module("server.output").write_results(tmp_path, replace(results, methods=methods))
+        write_results(tmp_path, replace(results, methods=methods))
     assert not (tmp_path / "results.json").exists()
 
 

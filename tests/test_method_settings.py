@@ -6,7 +6,7 @@ import pytest
 
 from layerweld.cli.method_table import defaults_of
 from layerweld.errors import ConfigError
-from layerweld.launch import app_folder
+from layerweld.runtime.app_path import app_folder
 from layerweld.settings.methods import METHODS, methods_of
 from layerweld.settings.overrides import with_overrides
 from layerweld.settings.run import RunSettings

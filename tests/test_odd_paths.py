@@ -116,7 +116,7 @@ def test_a_damaged_public_key_is_refused_by_its_name(found, here):
         lw("site", "status", "--folder", "hospital-a")
     file.unlink()
     os.mkfifo(file)
-    with pytest.raises(DeployError, match="is no file but a pipe"):
+    with pytest.raises(DeployError, match="is not a file but a pipe"):
         lw("site", "status", "--folder", "hospital-a")
 
 

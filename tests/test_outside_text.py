@@ -17,12 +17,13 @@ from rich.table import Table
 from client.handlers.answers_log import note_answer
 from layerweld.errors import ConfigError, LostSiteError
 from layerweld.formats.model_card import write_model_card
-from layerweld.report.comparison_results import Comparison, Entry, Refusal
-from layerweld.report.comparison_tables import accuracy_table as compared_table
-from layerweld.report.comparison_tables import closing_lines, site_table
-from layerweld.report.run_report import render_report
-from layerweld.report.run_results import MethodResult, Score, SiteSummary
-from layerweld.report.run_tables import accuracy_table, group_table, write_accuracy_csv
+from layerweld.report.comparison.files import write_comparison
+from layerweld.report.comparison.results import Comparison, Entry, Refusal
+from layerweld.report.comparison.tables import accuracy_table as compared_table
+from layerweld.report.comparison.tables import closing_lines, site_table
+from layerweld.report.results import MethodResult, Score, SiteSummary
+from layerweld.report.run.page import render_report
+from layerweld.report.run.tables import accuracy_table, group_table, write_accuracy_csv
 from layerweld.runtime import terminal
 from layerweld.runtime.incidents import record_incident
 from layerweld.runtime.progress import listening, report_progress
@@ -31,7 +32,6 @@ from layerweld.runtime.terminal import showing_progress
 from layerweld.settings.run import RunSettings, read_run_settings
 from layerweld.settings.sites import SiteEntry
 from layerweld.untrusted.text import csv_cell, markdown, markdown_code, shown, shown_lines
-from server.comparison_output import write_comparison
 from strategies.notices import notice, tell
 from tests.hostile_texts import HOSTILE, hidden_in, hostile_texts
 from tests.made_up_results import made_up_results
@@ -235,7 +235,7 @@ PLAIN_PAGE = read_page(render_report(hostile_results("site", "other")))[1]
 @pytest.mark.parametrize("number", range(0, len(HOSTILE), 2))
 def test_a_page_is_the_same_page_whatever_sites_call_themselves(number, monkeypatch):
     text, other = HOSTILE[number] or "x", HOSTILE[number + 1 if number + 1 < len(HOSTILE) else 0]
-    monkeypatch.setattr("layerweld.report.page.get_plotlyjs", lambda: "/**\n* plotly\n")
+    monkeypatch.setattr("layerweld.report.page.render.get_plotlyjs", lambda: "/**\n* plotly\n")
     page = render_report(hostile_results(text, other or "y"))
     html, found = read_page(page)
     assert found.tags == PLAIN_PAGE.tags
@@ -266,7 +266,7 @@ def test_tables_and_csv_files_are_well_formed_whatever_sites_call_themselves(tmp
 
 
 def test_a_comparison_is_well_formed_whatever_sites_call_themselves(tmp_path, screen, monkeypatch):
-    monkeypatch.setattr("layerweld.report.page.get_plotlyjs", lambda: "")
+    monkeypatch.setattr("layerweld.report.page.render.get_plotlyjs", lambda: "")
     for text in (text[:99] for text in HOSTILE):
         scores = {text: Score(0.5, 10), "plain": Score(0.7, 10)}
         entries = tuple(

@@ -19,7 +19,7 @@ from flwr.supercore.fab import Fab
 from flwr.supernode.runtime import run_clientapp
 
 from client.pinned import LARGEST_BUNDLE, ForeignApplicationError, refuse_others, unpack
-from layerweld.launch import app_folder
+from layerweld.runtime.app_path import app_folder
 
 _CODE = """
 from pathlib import Path

@@ -12,12 +12,12 @@ import plotly.graph_objects as go
 import pytest
 from rich.console import Console
 
-from layerweld.report.labels import group_label, number_text, time_text
-from layerweld.report.run_report import render_report, write_report
-from layerweld.report.run_results import Score
-from layerweld.report.run_scores import best_at, compared_sites, half_width, summaries
-from layerweld.report.run_tables import accuracy_table, group_table, write_accuracy_csv
-from layerweld.report.run_verdict import caveat, verdict
+from layerweld.report.results import Score
+from layerweld.report.run.conclusion import caveat, verdict
+from layerweld.report.run.page import render_report, write_report
+from layerweld.report.run.tables import accuracy_table, group_table, write_accuracy_csv
+from layerweld.report.scores import best_at, compared_sites, half_width, summaries
+from layerweld.report.wording import group_label, number_text, time_text
 from tests.made_up_results import (
     ALONE,
     HOSTILE,

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from layerweld.launch import app_folder, app_module
+from layerweld.launch import app_module
+from layerweld.runtime.app_path import app_folder
 from tests.played_methods import settings_of
 from tests.test_adamerging import with_heads
 from tests.tiny_sites import make_sites

@@ -16,6 +16,8 @@ from safetensors import SafetensorError
 
 from layerweld.errors import InUseError, JournalError, OutputError, StorageError
 from layerweld.launch import app_module
+from layerweld.report import output_folder
+from layerweld.report.run import files as run_files
 from layerweld.runtime import disk
 from layerweld.runtime.disk import only_here, writing
 from tests.faulty_grid import InProcessGrid
@@ -52,10 +54,10 @@ class Points:
 
     def __init__(self, monkeypatch, act=lambda _number: None):
         self.count, self._act = 0, act
-        files, output = app_module("server.hashed_files"), app_module("server.output")
+        files = app_module("server.hashed_files")
         for owner, name in (
             (disk, "_sync"), (Path, "replace"), (files, "save_file"), (Path, "mkdir"),
-            (output, "write_report"), (output.shutil, "rmtree"),
+            (run_files, "write_report"), (output_folder.shutil, "rmtree"),
         ):  # fmt: skip
             monkeypatch.setattr(owner, name, self._around(getattr(owner, name)))
 
@@ -217,7 +219,7 @@ def test_products_that_do_not_fit_leave_nothing_but_journal_and_state(sites, tmp
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(app_module("server.output"), "write_report", full)
+        patch.setattr(run_files, "write_report", full)
         with pytest.raises(StorageError, match="No space left"):
             play(sites, tmp_path / "out", granularity="model")
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"journal", "state.json"}
@@ -272,7 +274,7 @@ def holding(tmp_path):
 
 def test_a_second_run_in_the_same_output_folder_is_refused(sites, tmp_path, holding):
     process = holding(tmp_path / ".out.lock")
-    with pytest.raises(InUseError, match=r"another process works in .*out"):
+    with pytest.raises(InUseError, match=r"another process is using .*out"):
         play(sites, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     process.kill()  # whoever dies lets go
@@ -285,7 +287,7 @@ def test_a_second_process_of_a_site_in_one_run_is_refused(sites, tmp_path, holdi
     journal = app_module("server.journal")
     monkeypatch.setattr(journal.secrets, "token_hex", lambda _n: "0" * 16)
     holding(sites.folder / f"cache/locks/birch-{'0' * 16}.lock")
-    with pytest.raises(InUseError, match=r"another process works in .*cache, as birch"):
+    with pytest.raises(InUseError, match=r"another process is using .*cache, as birch"):
         play(sites, tmp_path / "out")
 
 
@@ -316,7 +318,7 @@ def test_a_finished_merge_in_the_way_is_named_with_the_way_out(tmp_path):
     (tmp_path / "out/adapter").mkdir(parents=True)
     says = r"is not empty \(it holds 'adapter'\); choose another output folder, or move"
     with pytest.raises(OutputError, match=says) as error:
-        app_module("server.output").check_output_folder(tmp_path / "out")
+        output_folder.check_output_folder(tmp_path / "out")
     assert error.value.exit_code == 11
 
 
@@ -336,6 +338,6 @@ def test_a_damaged_header_of_a_journal_is_refused(sites, tmp_path):
     for text in ("{", "[]", json.dumps({"run": 3})[:-3]):
         (tmp_path / "out/journal/run.json").write_text(text)
         with pytest.raises(
-            JournalError, match=r"run\.json (is damaged|cannot be read|holds no JSON)"
+            JournalError, match=r"run\.json (is damaged|cannot be read|does not hold a JSON)"
         ):
             play(sites, tmp_path / "out")

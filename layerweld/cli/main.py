@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from layerweld.deploy import coordinator_commands, site_commands
 from layerweld.runtime.endings import run_and_end
+
+if TYPE_CHECKING:
+    from layerweld.cli.in_process import Nodes
+    from layerweld.settings.run import RunSettings, Scalar
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -61,7 +65,7 @@ def simulate(
     settings, sites = read_run_file(config)
     base = base_of(settings, sites, config)
     settings = settings.model_copy(update={"min_sites": len(sites)})
-    nodes = [{"partition-id": i, "num-partitions": len(sites)} for i in range(len(sites))]
+    nodes = [site.node_config() for site in sites]
     folder = output or Path(settings.output or f"runs/{settings.name}")
     _play(settings, nodes, base, folder)
 
@@ -96,7 +100,9 @@ def compare(
 
     Example: `layerweld compare hospitals.toml --methods com,ties,mean --seeds 3 --output compared`
     """
-    from layerweld.launch import app_module, compare_in_process
+    from layerweld.cli.in_process import compare_in_process
+    from layerweld.report.comparison import tables
+    from layerweld.report.comparison.files import PLAYED, comparing_in, write_comparison
     from layerweld.runtime.terminal import console, showing_progress
     from layerweld.settings.methods import METHODS, methods_of
     from layerweld.settings.sites import base_of, read_run_file
@@ -105,21 +111,19 @@ def compare(
     names = ",".join(METHODS) if methods == "all" else methods
     settings = settings.model_copy(update={"min_sites": len(sites), "methods": names})
     methods_of(settings)
-    written = app_module("server.comparison_output")
-    nodes = [{"partition-id": i, "num-partitions": len(sites)} for i in range(len(sites))]
+    nodes = [site.node_config() for site in sites]
     first = settings.calibration.seed
     base = base_of(settings, sites, config)
-    with written.comparing_in(output), showing_progress():
+    with comparing_in(output), showing_progress():
         found = compare_in_process(
             settings,
             nodes,
             base,
             range(first, first + seeds),
             tune,
-            kept=output / written.PLAYED,
-            on_known=lambda known: written.write_comparison(known, output),
+            kept=output / PLAYED,
+            on_known=lambda known: write_comparison(known, output),
         )
-    tables = app_module("layerweld.report.comparison_tables")
     console.print(tables.accuracy_table(found))
     console.print(tables.cost_table(found))
     console.print(tables.site_table(found))
@@ -301,7 +305,7 @@ def _is_typed(context: typer.Context, parameter: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
-def _nodes(sites: list[str]) -> list[dict[str, Any]]:
+def _nodes(sites: list[str]) -> list[dict[str, Scalar]]:
     """One node configuration for each ``NAME=ADAPTER:DATA``."""
     from layerweld.settings.sites import site_entries
 
@@ -313,17 +317,18 @@ def _nodes(sites: list[str]) -> list[dict[str, Any]]:
             raise typer.BadParameter(f"{text!r} is not NAME=ADAPTER:DATA", param_hint="--site")
         entries.append({"name": name, "adapter": adapter, "data": data})
     checked = site_entries(entries, Path("--site"))
-    return [{k: v for k, v in entry.model_dump().items() if v} for entry in checked]
+    return [site.node_config() for site in checked]
 
 
-def _play(settings: Any, nodes: list[Any], base: str, output: Path) -> None:
-    from layerweld.launch import app_module, play_in_process
+def _play(settings: RunSettings, nodes: Nodes, base: str, output: Path) -> None:
+    from layerweld.cli.in_process import run_in_process
+    from layerweld.report.run.tables import accuracy_table
     from layerweld.runtime.terminal import console, showing_progress
 
     with showing_progress():
-        results = play_in_process(settings, nodes, base, output)
+        results = run_in_process(settings, nodes, base, output)
     if any(method.scores for method in results.methods):
-        console.print(app_module("layerweld.report.run_tables").accuracy_table(results))
+        console.print(accuracy_table(results))
     for method in results.methods:
         for name, value in method.figures.items():
             console.print(f"{method.label}: {name} {value:.3g}", highlight=False)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from layerweld.deploy.environment import flower_environment, program
 from layerweld.errors import DeployError
-from layerweld.launch import app_folder
+from layerweld.runtime.app_path import app_folder
 
 
 def application_hash() -> str:

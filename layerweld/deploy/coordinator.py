@@ -21,7 +21,7 @@ from layerweld.deploy.processes import Program
 from layerweld.deploy.rehearsal import require_verified
 from layerweld.deploy.units import unit
 from layerweld.errors import DeployError
-from layerweld.launch import app_folder
+from layerweld.runtime.app_path import app_folder
 from layerweld.settings.run import RunSettings, validate_settings
 from layerweld.settings_table import Settings
 from layerweld.untrusted.files import contents, named_path, reading

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from layerweld.launch import app_module
 from layerweld.plan import MergePlan
+from layerweld.runtime.app_path import add_app_to_path
 from layerweld.settings.methods import measuring_shift, methods_of
 from layerweld.settings.run import RunSettings
 from layerweld.settings.sites import SiteEntry
@@ -65,11 +65,16 @@ def measure(entry: SiteEntry, settings: RunSettings) -> Egress:
     Raises:
         LayerweldError: one of them cannot be read, or they do not belong together.
     """
+    add_app_to_path()
+    from client.handlers.handshake import introduce
+    from client.state import SiteState
+
     methods = methods_of(settings)
-    state = app_module("client.state").SiteState(entry, settings, "check")
-    said = app_module("client.handlers.handshake").introduce(state)
-    plan: MergePlan = state.plan.restricted_to(said.layers)
+    state = SiteState(entry, settings, "check")
+    said = introduce(state)
+    plan = state.plan.restricted_to(said.layers)
     ranks = said.rank_of
+    held_out = state.data.held_out if said.evaluates else None
     remainder = state.adapter.task_vector.remainder if said.kind == "full" else {}
     return Egress(
         base=said.base,
@@ -81,7 +86,7 @@ def measure(entry: SiteEntry, settings: RunSettings) -> Egress:
         unreadable=said.skipped,
         uploads=tuple(upload_of(method, settings, plan, ranks) for method in methods),
         remainder_bytes=other_params_bytes(remainder),
-        held_out=len(state.data.held_out) if said.evaluates else 0,
+        held_out=len(held_out or ()),
         models_evaluated=_REFERENCES + len(methods) if said.evaluates else 0,
         shifts=len(measuring_shift(settings)) * len(plan.groups),
         sites=settings.min_sites,

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from layerweld.errors import DeployError
-from layerweld.launch import app_folder
+from layerweld.runtime.app_path import app_folder
 
 SWITCHES = {
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",

@@ -15,7 +15,7 @@ from layerweld.deploy.files import write_toml
 from layerweld.deploy.flower import ask, flwr, show_log
 from layerweld.deploy.members import naming_nodes
 from layerweld.errors import DeployError, RunFailedError
-from layerweld.launch import app_folder
+from layerweld.runtime.app_path import app_folder
 from layerweld.settings.run import RunSettings
 from layerweld.untrusted.documents import MOST_BYTES
 from layerweld.untrusted.files import add_to_hash

@@ -24,7 +24,7 @@ from layerweld.deploy.files import (
 from layerweld.deploy.keys import make_key, public_file
 from layerweld.deploy.processes import Program
 from layerweld.errors import DeployError, InUseError
-from layerweld.launch import app_folder
+from layerweld.runtime.app_path import app_folder
 from layerweld.runtime.disk import is_held, only_here
 from layerweld.settings.sites import DEMO, SiteEntry, on_its_own
 from layerweld.untrusted.files import named_path

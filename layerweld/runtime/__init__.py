@@ -1,1 +1,1 @@
-"""What a running program needs of its machine: disk, progress, terminal, incidents, run state."""
+"""What a running program needs from its machine: disk, progress, terminal, incidents, run state."""

@@ -1,4 +1,4 @@
-"""Files and folders that are whole or not there, also after a power cut; who works in a folder."""
+"""Files and folders that are whole or absent, even after a power cut; locks on folders."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from layerweld.errors import InUseError, StorageError
 
 @contextmanager
 def writing(target: Path) -> Iterator[Path]:
-    """Give the name to write under; what was written there becomes ``target`` at the end.
+    """Give a name to write under; what was written there becomes ``target`` at the end.
 
-    The file is on the disk before it gets its name, and the name is before this returns: a power
-    cut leaves the old file or the new one. A failure leaves nothing behind.
+    The file is on the disk before it gets its name, and the name is on the disk before this
+    returns. So a power cut leaves the old file or the new one. A failure leaves nothing behind.
 
     Raises:
         StorageError: the disk is full, the folder is read-only, or the disk is damaged.
@@ -38,13 +38,13 @@ def writing(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_folder(target: Path, mode: int = 0o777) -> Iterator[Path]:
-    """Give a folder to fill; with all that was put into it, it becomes ``target`` at the end.
+    """Give a folder to fill; with everything in it, it becomes ``target`` at the end.
 
-    Whether there may be such a folder already is the caller's affair; only an empty one is
-    replaced. As with :func:`writing`, a power cut leaves all of it or nothing.
+    The caller decides whether ``target`` may exist already; only an empty one is replaced. As with
+    :func:`writing`, a power cut leaves all of it or nothing.
 
     Args:
-        target: the folder's name at the end; its parents are created as well.
+        target: the folder's final name; its parents are created as well.
         mode: its permissions, less the umask, from the beginning.
 
     Raises:
@@ -64,7 +64,7 @@ def new_folder(target: Path, mode: int = 0o777) -> Iterator[Path]:
 
 
 def move(source: Path, target: Path) -> None:
-    """Rename a file or folder that is on the disk; its name is, too, when this returns."""
+    """Rename a file or folder; its new name is on the disk when this returns."""
     source.replace(target)
     _sync(target.parent)
 
@@ -88,7 +88,7 @@ def reported(target: Path) -> Iterator[None]:
     """Turn what the operating system says about a write into an error with a way out.
 
     Raises:
-        StorageError: as said.
+        StorageError: the write failed.
     """
     try:
         yield
@@ -101,11 +101,11 @@ def reported(target: Path) -> Iterator[None]:
 
 @contextmanager
 def only_here(lock: Path, what: str) -> Iterator[None]:
-    """Hold a lock file; the operating system lets go of it when the process dies.
+    """Hold a lock file; the operating system releases it when the process dies.
 
     Args:
         lock: the file; removed at the end.
-        what: the folder it stands for, for the message.
+        what: the folder that it stands for, for the message.
 
     Raises:
         InUseError: another process holds it.
@@ -116,16 +116,16 @@ def only_here(lock: Path, what: str) -> Iterator[None]:
         try:
             held.acquire()
         except Timeout:
-            raise InUseError(f"another process works in {what} (it holds {lock})") from None
+            raise InUseError(f"another process is using {what} (it holds {lock})") from None
     try:
         yield
     finally:
-        lock.unlink(missing_ok=True)  # first: whoever opened it notices that it has no name now
+        lock.unlink(missing_ok=True)  # first: a process that opened it sees that it has no name
         held.release()
 
 
 def lock_of(folder: Path) -> Path:
-    """The lock file of an output folder. It lies beside it, since the folder may not exist yet."""
+    """The lock file of an output folder. It is beside the folder, which may not exist yet."""
     whole = folder.resolve()
     return whole.with_name(f".{whole.name}.lock")
 

@@ -1,4 +1,4 @@
-"""How a command ends: in its exit code, with the cause and what to type next as the last lines."""
+"""How a command ends: with an exit code, and with the cause and the next step as last lines."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from layerweld.untrusted.paths import refused_path
 
 WRONG_COMMAND_LINE = 2
 NOBODY_READS = 141
-"""128 and the number of SIGPIPE, as shells have it."""
+"""128 plus the number of SIGPIPE, as in shells."""
 _UNWRITABLE = 12  # as of a StorageError
 _REPORT = LayerweldError.next_step
 _ON_OUTPUT = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBADF)
 
 
 def run_and_end(app: Callable[..., object]) -> None:
-    """Run a typer application, and exit: on anything but 0 after a line each on why and what next.
+    """Run a typer application and exit. If the code is not 0, say first why and what to do next.
 
     Raises:
         SystemExit: always; its code is a row of ``docs/exit-codes.md``.
     """
     ending_on_signals()
-    with suppress(AttributeError, ValueError):  # none, or no file
+    with suppress(AttributeError, ValueError):  # it is None, or not a file
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     code = _code_of(app)
     for stream in (sys.stdout, sys.stderr):
@@ -66,7 +66,7 @@ def _foreseen(error: LayerweldError) -> int:
 
 
 def _interrupted(code: object, next_step: str = RESUMES) -> int:
-    """The end of a command that ended itself: all is said, unless something interrupted it."""
+    """The end of a command that ended itself: nothing is left to say unless it was interrupted."""
     if code in INTERRUPTED:
         _say(0, INTERRUPTED[code], next_step)
     return code if isinstance(code, int) else 0
@@ -88,7 +88,9 @@ def _unforeseen(error: Exception) -> int:
         return _say(NOBODY_READS, "nobody reads what it prints any more", RESUMES)
     if isinstance(error, OSError) and error.errno in _ON_OUTPUT and error.filename is None:
         cause = f"standard output cannot be written ({error.strerror})"
-        return _say(_UNWRITABLE, cause, "print to a place with space, and type the command again")
+        return _say(
+            _UNWRITABLE, cause, "print to a place with free space, and type the command again"
+        )
     if refused := refused_path(error):
         return _foreseen(refused)
     with suppress(OSError):
@@ -97,7 +99,7 @@ def _unforeseen(error: Exception) -> int:
 
 
 def _nobody_reads(error: BaseException) -> bool:
-    """Whether standard output was a pipe whose reader has gone; typer and rich exit with 1 then."""
+    """Whether standard output was a pipe whose reader is gone; typer and rich exit with 1 then."""
     return any(isinstance(cause, BrokenPipeError) for cause in _chain(error))
 
 
@@ -112,7 +114,7 @@ def _say(code: int, cause: str, next_step: str) -> int:
     from layerweld.runtime.terminal import errors
     from layerweld.untrusted.text import shown
 
-    with suppress(OSError, SystemExit):  # nobody reads that either: the code says it
+    with suppress(OSError, SystemExit):  # nobody reads this either: the code says it
         for line in (f"layerweld: {shown(cause, 4000)}", f"next: {shown(next_step, 4000)}"):
             style = "red" if line.startswith("layerweld") else None
             errors.print(line, style=style, highlight=False, soft_wrap=True)
@@ -120,10 +122,10 @@ def _say(code: int, cause: str, next_step: str) -> int:
 
 
 def _flush(stream: object) -> None:
-    """What cannot be written is dropped here: when Python does it at its end, the code is 120."""
+    """Drop what cannot be written. If Python found out at its end, the exit code would be 120."""
     try:
         stream.flush()  # type: ignore[attr-defined]
-    except AttributeError:  # closed by who started the command
+    except AttributeError:  # closed by whatever started the command
         return
     except (OSError, ValueError):
         with suppress(OSError, ValueError, AttributeError):

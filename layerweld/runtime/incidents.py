@@ -1,7 +1,7 @@
-"""What a site says when it fails: a code of a closed list and a number, never the error's text.
+"""What a site says when it fails: a code from a closed list and a number, never the error's text.
 
-An error's text may quote a row of the site's data. It goes, in full, into a file at the site; the
-coordinator learns the code and the number under which the site's people find that file.
+An error's text may quote a sample of the site's data. It goes, in full, into a file at the site. The
+coordinator learns the code, and the number by which the site's people find that file.
 """
 
 from __future__ import annotations
@@ -75,15 +75,15 @@ _MEANINGS = {
     Code.DATA: "its data cannot be used",
     Code.MODEL: "its base model cannot be cut into layer groups as asked",
     Code.ADAPTER_LOST: "the adapter that it trained is gone from its cache, or damaged",
-    Code.NOT_FINITE: "its model gives numbers on its rows that are not finite",
-    Code.QUESTION: "what it was asked does not fit its model or its state",
+    Code.NOT_FINITE: "its model gives numbers on its samples that are not finite",
+    Code.QUESTION: "the request does not fit its model or its state",
     Code.NETWORK: "its connection failed",
     Code.DISK_FULL: "its disk is full",
     Code.FILE: "a file or folder cannot be read or written there",
-    Code.IN_USE: "another process works in its cache folder",
+    Code.IN_USE: "another process is using its cache folder",
     Code.MEMORY: "it ran out of memory",
-    Code.COHORT: "its own policy forbids it to take part",
-    Code.UNFORESEEN: "it failed in a way nobody foresaw",
+    Code.COHORT: "its own policy does not let it take part",
+    Code.UNFORESEEN: "it failed in an unforeseen way",
 }
 
 # The first entry that fits counts: subclasses before their bases.
@@ -113,7 +113,7 @@ _TEXT = re.compile(r"E(?P<code>[1-9][0-9]{2}) incident (?P<number>[0-9a-f]{16})"
 
 @dataclass(frozen=True)
 class Incident:
-    """One failure at one site, as the coordinator may know it.
+    """One failure at one site, as far as the coordinator may know it.
 
     Attributes:
         code: why.
@@ -139,7 +139,7 @@ def code_of(error: BaseException) -> Code:
 
 
 def parse_incident(text: str | None) -> Incident | None:
-    """The incident that a reply tells of; None for any text that no :class:`Incident` gives."""
+    """The incident that a reply reports; None for text that did not come from an :class:`Incident`."""
     match = _TEXT.fullmatch(text or "")
     if match is None or int(match["code"]) not in set(Code):
         return None
@@ -172,7 +172,7 @@ _raises_here: ContextVar[bool] = ContextVar("layerweld_raises_here", default=Fal
 
 @contextmanager
 def raising_here() -> Iterator[None]:
-    """Within, a site's errors are raised as they are: site and server are the same person's."""
+    """Within, a site's errors are raised as they are: one person runs site and server."""
     token = _raises_here.set(True)
     try:
         yield

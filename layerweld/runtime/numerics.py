@@ -1,8 +1,8 @@
 """What the bits of a computation depend on besides its inputs: fixed where it can be, and recorded.
 
-The same settings give the same bits on machines of one kind: the same processor, the same packages,
-the same number of threads, and the same of the variables that are named here. On another kind the
-sums inside of a matrix product are taken in another order, and the last digits differ.
+The same settings give the same bits on machines of one kind: the same processor, packages and number
+of threads, and the same values of the variables named here. On another kind the sums within a matrix
+product are taken in another order, and the last digits differ.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ _PREFIXES = (
 _OVERRULED = frozenset(
     {"OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_DYNAMIC", "MKL_DYNAMIC"}
 )
-"""Variables that :func:`use_threads` leaves without effect."""
+"""Variables that :func:`use_threads` overrules."""
 _OPENMP = re.compile(r"/\S*lib(?:gomp|iomp5|omp)\b[^/\s]*\.so\S*")
 _VERSIONS = {"mkl": r"Math Kernel Library Version (\S+)", "onednn": r"MKL-DNN v(\S+)"}
 
 
 def use_threads(count: int) -> None:
-    """Compute with exactly so many threads in this process, however busy the machine is.
+    """Compute with exactly this many threads in this process, however busy the machine is.
 
-    With ``OMP_DYNAMIC`` OpenMP would take fewer where others compute, too, and give other bits.
+    With ``OMP_DYNAMIC`` OpenMP would take fewer when others compute too, and give other bits.
 
     Raises:
-        ConfigError: this machine does not give a process so many.
+        ConfigError: this machine does not give a process that many.
     """
     if count > (os.cpu_count() or 1):
         _require_room_for(count)
@@ -99,7 +99,7 @@ def _openmp_runtimes() -> list[ctypes.CDLL]:
 
 
 def _require_room_for(count: int) -> None:
-    """Begin as many threads as OpenMP will: where one fails there, the process dies without a word.
+    """Start as many threads as OpenMP will: if one failed there, the process would die silently.
 
     Raises:
         ConfigError: the operating system refuses one.
@@ -122,5 +122,5 @@ def _require_room_for(count: int) -> None:
 def _too_many(count: int, why: str) -> ConfigError:
     return ConfigError(
         f"calibration.threads = {count} is more than this machine gives a process: {why}; all "
-        f"machines of a run need the same number, so choose one that each of them gives"
+        f"machines of a run need the same number, so choose one that every machine gives"
     )

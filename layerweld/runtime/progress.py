@@ -1,4 +1,4 @@
-"""Where long work reports how far it is; whoever shows it decides how."""
+"""Where long work reports its progress; the listener decides how to show it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextvars import ContextVar
 from layerweld.untrusted.text import shown
 
 Listener = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and how much there is."""
+"""Called with what is being done, how much of it is done, and how much there is in total."""
 
 
 _LONGEST = 2000  # characters: a warning may name many sites
@@ -34,7 +34,7 @@ def listening(listener: Listener) -> Iterator[None]:
 
 @contextmanager
 def overhearing(listener: Listener) -> Iterator[None]:
-    """Send progress reported in this context to ``listener``, and then to whoever listens now."""
+    """Send progress reported in this context to ``listener``, and then to the current listener."""
     now = _listener.get()
 
     def both(what: str, done: int, total: int) -> None:
@@ -46,8 +46,8 @@ def overhearing(listener: Listener) -> Iterator[None]:
 
 
 def report_progress(what: str, done: int, total: int) -> None:
-    """Tell whoever listens; nobody does in a process of its own, and that is fine.
+    """Tell the current listener. In a process without one nothing happens.
 
-    Sites and Flower have a say in ``what``: it is passed on as one line of bounded length.
+    Sites and Flower contribute to ``what``, so it is passed on as one line of bounded length.
     """
     _listener.get()(shown(what, _LONGEST), done, total)

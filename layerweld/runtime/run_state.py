@@ -1,4 +1,4 @@
-"""``state.json`` in a run's output folder: how far the run is, whom it waits for, how it ended."""
+"""``state.json`` in a run's output folder: how far it is, which sites it waits for, how it ended."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ class RunState:
 
     Attributes:
         status: ``died`` is never written: it is ``running`` in a folder that no process holds.
-        what: what is being done; the last thing that was, once the run has ended.
+        what: what is being done; once the run has ended, what was done last.
         done: how much of that is done: steps, sites or batches.
-        total: how much there is.
-        waiting: sites whose answer is missing, each with its last failure; an empty text where
+        total: how much there is in total.
+        waiting: sites whose reply is missing, each with its last failure; an empty text where
             nothing was heard.
         notes: warnings and failures since ``what`` last moved, the newest last.
-        exit_code: as in ``docs/exit-codes.md``; None while the run is played.
-        cause: why the run ended as it did, in one line; empty where all is well.
+        exit_code: as in ``docs/exit-codes.md``; None while the run is under way.
+        cause: why the run ended as it did, in one line; empty if all is well.
         next_step: what to do then.
         updated: when this was written: UTC, ISO 8601.
     """
@@ -63,7 +63,7 @@ class RunState:
 
 
 class Recorder:
-    """Keeps the file of a run that is being played; a listener of its progress.
+    """Keeps the state file of a run that is under way; a listener of its progress.
 
     Args:
         folder: the run's output folder.
@@ -74,10 +74,10 @@ class Recorder:
         self._state = RunState()
         self._moved = ("", 0)
         self.waiting_for: Callable[[], Mapping[str, str]] = dict
-        """Who is waited for just now, as in :attr:`RunState.waiting`; nobody until it is set."""
+        """The sites that are waited for now, as in :attr:`RunState.waiting`; none until it is set."""
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        """Take down what was reported: of the same work every percent, not every batch."""
+        """Record what was reported: every percent of the same work, not every batch."""
         if total == 0:
             notes = (*self._state.notes, what)[-_NOTES:]
             self.write(replace(self._state, notes=notes))
@@ -88,7 +88,7 @@ class Recorder:
             self.write(replace(self._state, what=what, done=done, total=total, notes=()))
 
     def complete(self) -> None:
-        """The products are written."""
+        """The output is written."""
         self.write(replace(self._state, status="completed", exit_code=0, notes=()))
 
     def fail(self, error: BaseException) -> None:
@@ -99,7 +99,7 @@ class Recorder:
         self.write(replace(failed, cause=cause, next_step=next_step))
 
     def write(self, state: RunState) -> None:
-        """Replace the file, whole or not at all; without an output folder nothing is written.
+        """Replace the file, whole or not at all. Without an output folder nothing is written.
 
         Raises:
             StorageError: the disk is full, or the folder is read-only.
@@ -116,16 +116,16 @@ class Recorder:
 
 
 def is_state(name: str) -> bool:
-    """Whether a file of this name is the state, or what a process killed while writing it left."""
+    """Whether a file of this name is the state, or was left by a process killed while writing it."""
     return name == STATE or (name.startswith(f"{STATE}.") and name.endswith(".partial"))
 
 
 @contextmanager
 def recording(folder: Path) -> Iterator[Recorder]:
-    """Keep ``state.json`` in the folder while a run is played; an error that leaves is its end.
+    """Keep ``state.json`` in the folder during a run; an error that leaves this context ends it.
 
-    A folder that does not exist is not made for it: a command that refuses bad input leaves
-    nothing, and says what is wrong itself.
+    A missing folder is not created: a command that refuses bad input leaves nothing behind, and
+    says itself what is wrong.
     """
     for left in folder.glob(f"{STATE}.*.partial"):
         left.unlink(missing_ok=True)
@@ -141,7 +141,7 @@ def recording(folder: Path) -> Iterator[Recorder]:
 
 
 def read_state(folder: Path) -> RunState | None:
-    """Where the run in a folder stands; None where no run has begun.
+    """Where the run in a folder stands; None if no run has begun.
 
     Raises:
         JournalError: the file is damaged.
@@ -158,7 +158,7 @@ def read_state(folder: Path) -> RunState | None:
         state,
         status="died",
         exit_code=RunFailedError.exit_code,
-        cause="the process that played the run is gone: it was killed, or the machine stopped",
+        cause="the process of the run is gone: it was killed, or the machine stopped",
         next_step=RunFailedError.next_step,
     )
 

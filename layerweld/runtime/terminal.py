@@ -23,9 +23,9 @@ from layerweld.untrusted.text import shown_lines
 
 
 class _Escaping(RenderHook):
-    """Whatever is printed is escaped on its way: no text steers the terminal, wherever it is from.
+    """Escapes everything that is printed, so that no text can steer the terminal.
 
-    The terminal's own control sequences are Rich's, and stay.
+    Rich's own control sequences stay.
     """
 
     def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
@@ -43,7 +43,7 @@ class _Escaped:
 
 
 def _console(*, stderr: bool) -> Console:
-    """Names of sites, files and folders may hold brackets: nothing printed is taken for markup."""
+    """A console without markup: names of sites, files and folders may hold brackets."""
     made = Console(stderr=stderr, markup=False, emoji=False)
     made.push_render_hook(_Escaping())
     return made
@@ -56,7 +56,7 @@ errors = _console(stderr=True)
 
 @contextmanager
 def showing_progress() -> Iterator[None]:
-    """Show what is reported as one bar per kind of work; plain lines where nobody watches."""
+    """Show progress as one bar per kind of work, or as plain lines if this is not a terminal."""
     _quiet_libraries()
     if not console.is_terminal:
         with listening(_Lines()):
@@ -99,7 +99,7 @@ class _Lines:
 
 
 def _quiet_libraries() -> None:
-    """Libraries speak to developers; what a user must know comes as an error or a warning."""
+    """Silence libraries: what a user must know comes as one of our errors or warnings."""
     for name in ("flwr", "transformers", "lightning", "lightning.pytorch", "peft"):
         logging.getLogger(name).setLevel(logging.ERROR)
     # Flower sets its level when it is imported, which may be later than this.

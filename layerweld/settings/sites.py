@@ -14,6 +14,7 @@ from layerweld.settings.run import (
     CalibrationSettings,
     FinetuneSettings,
     RunSettings,
+    Scalar,
     validate_settings,
 )
 from layerweld.settings_table import ColumnText, PathText, Settings
@@ -64,6 +65,10 @@ class SiteEntry(Settings):
     watchdog: bool = False
     """End the process that answers a message when the message's time is over. For sites that Flower
     starts one process a message for: without it, a hung one blocks every later message."""
+
+    def node_config(self) -> dict[str, Scalar]:
+        """What it says, as Flower's node configuration of the site has it."""
+        return {key: value for key, value in self.model_dump().items() if value}
 
 
 def on_its_own(site: SiteEntry) -> SiteEntry:

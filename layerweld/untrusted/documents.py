@@ -12,7 +12,7 @@ from layerweld.errors import LayerweldError
 from layerweld.untrusted.files import contents, reading
 
 MOST_BYTES = 16 * 2**20
-"""Of a configuration; the largest in use, indices of models of 100,000 tensors, have 10 MB."""
+"""Of a configuration. The largest in use are indices of models of 100,000 tensors, with 10 MB."""
 
 _WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
@@ -25,17 +25,17 @@ def read_json(
     Args:
         file: to read.
         error: to raise.
-        remedy: what to do where it cannot be read.
+        remedy: what to do if it cannot be read.
         most: bytes that it may have.
 
     Raises:
-        LayerweldError: ``error``: it cannot be read, or holds something else.
+        LayerweldError: ``error``: it cannot be read, or does not hold an object.
     """
     text = _text(file, error, remedy, most)
     with reading(f"{file} cannot be read", remedy, error):
         found = json.loads(text, object_pairs_hook=_once)
     if not isinstance(found, dict):
-        raise error(f"{file} holds no JSON object; {remedy}")
+        raise error(f"{file} does not hold a JSON object; {remedy}")
     return found
 
 
@@ -43,11 +43,11 @@ def read_toml(file: Path, error: type[LayerweldError]) -> dict[str, Any]:
     """The tables that a TOML file holds.
 
     Raises:
-        LayerweldError: ``error``: it is missing, or no TOML.
+        LayerweldError: ``error``: it is missing, or not TOML.
     """
-    remedy = "mend that line"
+    remedy = "fix that line"
     text = _text(file, error, remedy, MOST_BYTES)
-    with reading(f"{file} is no TOML file", remedy, error):
+    with reading(f"{file} is not a TOML file", remedy, error):
         return tomllib.loads(text)
 
 
@@ -64,13 +64,13 @@ def refuse_wide(file: Path, start: bytes, error: type[LayerweldError]) -> None:
 def _text(file: Path, error: type[LayerweldError], remedy: str, most: int) -> str:
     found = contents(file, error, most)
     refuse_wide(file, found, error)
-    with reading(f"{file} is no UTF-8", remedy, error):
+    with reading(f"{file} is not UTF-8", remedy, error):
         return found.decode()
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Readers differ in which of two equal keys counts."""
+    """Refuse two equal keys: readers differ in which of them counts."""
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise ValueError("a key is there twice")
+        raise ValueError("a key occurs twice")
     return found

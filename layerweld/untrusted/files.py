@@ -1,6 +1,6 @@
 """Files that somebody else made: looked at before they are opened, and read within bounds.
 
-Whatever a library makes of a damaged one becomes an error of ours.
+Whatever a library raises for a damaged file becomes an error of ours.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from layerweld.untrusted.text import shown
 _LONGEST_REASON = 300  # characters; some libraries list everything they know
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
 _POINTER_SIZE = 1024  # bytes; by its specification a pointer is smaller
-_TOO_LARGE = "{} is larger than {:g} MiB, which no such file is; give the right one"
+_TOO_LARGE = "{} is larger than {:g} MiB, and no such file is; give the right one"
 _TAIL = 64 * 2**10  # bytes of a log's end
 
 
 @contextmanager
 def reading(problem: str, remedy: str, error: type[LayerweldError]) -> Iterator[None]:
-    """Let a library read files of the user's inside of this.
+    """Let a library read a user's files within this context.
 
-    The libraries have no class of their own for a file that is not what it should be: tokenizers
-    raises ``Exception`` itself, and transformers whatever its code runs into first.
+    The libraries have no class of their own for a file that is not what it should be. tokenizers
+    raises a bare ``Exception``, and transformers whatever its code runs into first.
 
     Args:
-        problem: what is wrong with which file, should the library fail.
+        problem: which file is wrong, and how, if the library fails.
         remedy: the way out.
         error: to raise.
 
     Raises:
-        LayerweldError: ``error`` with the library's reason, or one that the body raises itself;
-            lack of memory under its own name, since a file may claim any size.
+        LayerweldError: ``error`` with the library's reason, or one that the body raises itself.
+            Lack of memory keeps its own name, because a file may claim any size.
     """
     try:
         with naming_memory():
@@ -57,9 +57,9 @@ def reading(problem: str, remedy: str, error: type[LayerweldError]) -> Iterator[
 def check_readable(path: Path, error: type[LayerweldError]) -> None:
     """Refuse a file, or a folder with a file, that cannot be read as one.
 
-    That is what the system does not let this user read, what is no file at all (opening a pipe or
-    a device may wait for ever), and what Git LFS leaves in a file's place. Libraries call all of
-    these missing or damaged. One that is not there is left to them.
+    These are files that the system does not let this user read, pipes and devices (opening one
+    may wait for ever), and the pointers that Git LFS leaves instead of files. Libraries call all
+    of these missing or damaged. A path that does not exist is left to the libraries.
 
     Raises:
         LayerweldError: ``error``, with the file's name and the way out.
@@ -81,7 +81,7 @@ def contents(file: Path, error: type[LayerweldError], most: int) -> bytes:
         most: bytes that such a file may have.
 
     Raises:
-        LayerweldError: ``error``: it is missing, larger, no plain file, or may not be read.
+        LayerweldError: ``error``: it is missing, too large, not a plain file, or not readable.
     """
     with opened_file(file, error) as opened:
         found = opened.read(most + 1)
@@ -91,7 +91,7 @@ def contents(file: Path, error: type[LayerweldError], most: int) -> bytes:
 
 
 def add_to_hash(digest: Any, file: Path, error: type[LayerweldError], most: int) -> None:
-    """Take a file's bytes into a hash, a piece at a time: it need not fit into memory.
+    """Add a file's bytes to a hash, a piece at a time: it need not fit into memory.
 
     Args:
         digest: an object of :mod:`hashlib`.
@@ -108,15 +108,15 @@ def add_to_hash(digest: Any, file: Path, error: type[LayerweldError], most: int)
 
 
 def last_lines(log: Path, count: int, error: type[LayerweldError]) -> list[str]:
-    """The last lines of a log, from its last 64 KiB: however long it has become, they are short.
+    """The last lines of a log, read from its last 64 KiB, however long it has become.
 
     Args:
-        log: to read; one that is not there has no lines.
+        log: to read; one that does not exist has no lines.
         count: how many.
         error: to raise.
 
     Raises:
-        LayerweldError: ``error``: it is no plain file, or may not be read.
+        LayerweldError: ``error``: it is not a plain file, or not readable.
     """
     return last_text(log, error).splitlines()[-count:] if log.exists() else []
 
@@ -127,8 +127,8 @@ def last_text(log: Path, error: type[LayerweldError], begin: int = 0, most: int 
     Args:
         log: to read.
         error: to raise.
-        begin: byte from which on it is looked at.
-        most: bytes that are read.
+        begin: the first byte to read.
+        most: bytes to read.
 
     Raises:
         LayerweldError: as :func:`last_lines`.
@@ -142,17 +142,17 @@ def last_text(log: Path, error: type[LayerweldError], begin: int = 0, most: int 
 def named_path(
     text: str | Path, what: str, error: type[LayerweldError], parent: Path = Path()
 ) -> Path:
-    """What somebody typed as a path, made absolute: ``~`` and links resolved.
+    """A path that somebody typed, made absolute: ``~`` and links are resolved.
 
     Args:
         text: as typed.
-        what: where: the option or the key.
+        what: where it was typed: the option or the key.
         error: to raise.
-        parent: of a relative one.
+        parent: what a relative path is relative to.
 
     Raises:
-        LayerweldError: ``error``: no file or folder can be called so. One that is merely missing
-            is left to its reader.
+        LayerweldError: ``error``: no file or folder can have that name. A path that is merely
+            missing is left to its reader.
     """
     problem = f"{what}: {shown(str(text), LONGEST_PATH)!r} cannot be used"
     with reading(problem, "give another path", error):
@@ -163,7 +163,7 @@ def named_path(
 
 @contextmanager
 def opened_file(file: Path, error: type[LayerweldError]) -> Iterator[IO[bytes]]:
-    """Open a plain file to read its bytes; what goes wrong inside becomes ``error``, too."""
+    """Open a plain file to read its bytes; what goes wrong within becomes ``error``, too."""
     check_readable(file, error)
     with reading(f"{file} cannot be read", "check it and its path", error):
         # It may have become a pipe since: without this, opening one waits for its other end.
@@ -186,14 +186,14 @@ def _leads_somewhere(path: Path, error: type[LayerweldError]) -> bool:
     if path.exists():
         return True
     if path.is_symlink():
-        raise error(f"{path} is a link that leads nowhere; put the file itself there")
+        raise error(f"{path} is a broken link; put the file itself there")
     return False
 
 
 def _check_access(path: Path, error: type[LayerweldError]) -> None:
     if not os.access(path, os.R_OK):
         raise error(
-            f"{path} may not be read by this user; change its permissions, or run as a user who may"
+            f"{path}: permission denied; change its permissions, or run as a user who may read it"
         )
 
 
@@ -202,12 +202,12 @@ def _check_kind(path: Path, error: type[LayerweldError]) -> None:
     if stat.S_ISDIR(found.st_mode):
         return
     if not stat.S_ISREG(found.st_mode):
-        raise error(f"{path} is no file but a pipe, a socket or a device; put a file there")
+        raise error(f"{path} is not a file but a pipe, a socket or a device; put a file there")
     if len(_LFS_POINTER) < found.st_size <= _POINTER_SIZE:
         with path.open("rb") as opened:
             if opened.read(len(_LFS_POINTER)) == _LFS_POINTER:
                 raise error(
-                    f"{path} is only Git LFS's pointer to the file; install Git LFS and run "
+                    f"{path} is only a Git LFS pointer to the file; install Git LFS and run "
                     f"`git lfs pull` where it was cloned"
                 )
 

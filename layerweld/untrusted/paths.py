@@ -1,7 +1,7 @@
-"""Paths that the system refuses, or Python for it: told apart from mistakes of ours.
+"""Paths that the system or Python refuses, told apart from our own mistakes.
 
 A name may be too long, a link may lead to itself, a folder may stand where a file is meant. Python
-says some of this in an ``OSError`` and some in errors that have no class of their own.
+raises ``OSError`` for some of this, and errors without a class of their own for the rest.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ LONGEST_PATH = 300  # characters of one that are shown
 _OF_THE_DISK = frozenset(
     (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 )
-# How the texts begin in which Python's `pathlib` and `os` say it, and what they mean.
+# How the messages of Python's `pathlib` and `os` begin, and what they mean.
 _SAID = {
     "Symlink loop from": "a path leads through a link to itself",
     "Could not determine home directory": "a path begins with `~` and a user unknown here",
@@ -27,7 +27,7 @@ _SAID = {
 
 
 def refused_path(error: BaseException) -> LayerweldError | None:
-    """What a command ends with where an error is about a path; None where it is not.
+    """The error to end a command with if an error is about a path; None if it is not.
 
     Returns:
         A :class:`StorageError` where space or permissions are the way out, and a

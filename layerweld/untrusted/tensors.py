@@ -21,22 +21,22 @@ _LENGTH = struct.Struct("<Q")
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
 HUGEST = 1e10
-"""No number of a trained network comes near it; the product of two that are smaller is finite."""
+"""No number in a trained network comes near it. The product of two smaller ones is finite."""
 
 
 @contextmanager
 def opened_tensors(file: Path, remedy: str, error: type[LayerweldError]) -> Iterator[Any]:
     """A safetensors file, opened: ``keys``, ``metadata``, ``get_slice``, ``get_tensor``.
 
-    Whatever the body meets while it reads tensors and metadata counts as damage.
+    Whatever goes wrong while the body reads tensors and metadata counts as damage.
 
     Args:
-        file: which must be there.
-        remedy: what to do where it is damaged.
+        file: must exist.
+        remedy: what to do if it is damaged.
         error: to raise.
 
     Raises:
-        LayerweldError: ``error``: it is damaged, cut short or no plain file.
+        LayerweldError: ``error``: it is damaged, cut short or not a plain file.
     """
     check_readable(file, error)
     with reading(f"{file} is damaged or cut short", remedy, error):
@@ -58,26 +58,26 @@ def trained_tensor(opened: Any, file: Path, name: str, error: type[LayerweldErro
     """
     kind = opened.get_slice(name).get_dtype()
     if kind not in _FLOATS:
-        raise error(f"{file}: {quoted(name)} holds {kind}, and no trained numbers; save it again")
+        raise error(f"{file}: {quoted(name)} holds {kind}, not trained numbers; save it again")
     tensor: Tensor = opened.get_tensor(name)
     check_numbers(tensor, file, name, error)
     return tensor
 
 
 def check_numbers(tensor: Tensor, file: Path, name: str, error: type[LayerweldError]) -> None:
-    """Refuse numbers that no training ends with.
+    """Refuse numbers that no successful training ends with.
 
     Raises:
         LayerweldError: ``error``, with the tensor's name.
     """
     if not torch.isfinite(tensor).all():
         raise error(
-            f"{file}: {quoted(name)} holds NaN or infinity; the training diverged, repeat it with "
+            f"{file}: {quoted(name)} holds NaN or infinity; the training diverged: repeat it with "
             f"a lower learning rate"
         )
     if tensor.numel() and tensor.abs().max() > HUGEST:
         raise error(
-            f"{file}: {quoted(name)} holds numbers beyond {HUGEST:.0e}; the training diverged, "
+            f"{file}: {quoted(name)} holds numbers beyond {HUGEST:.0e}; the training diverged: "
             f"repeat it with a lower learning rate"
         )
 

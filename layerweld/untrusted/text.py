@@ -1,8 +1,8 @@
 """Text that somebody else wrote, made fit to be shown or kept: short, on one line, and plain.
 
-Names, labels, reasons and file contents come from sites, coordinators and strangers' files. They
-may hold escape sequences that move a terminal's cursor, line breaks that forge lines of a log,
-characters that turn the order of what is read around, and any amount of it. Pure: no files.
+Names, labels, reasons and file contents come from sites, coordinators and other people's files.
+They may hold escape sequences that move a terminal's cursor, line breaks that forge lines of a log,
+and characters that reverse the order of what is read. They may be of any length. No files here.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 import unicodedata
 
 LONGEST = 300
-"""Characters of one piece of text, where nobody says otherwise."""
+"""Characters of one piece of text, unless a caller says otherwise."""
 
 _CUT = "… (cut, {} characters)"
 _INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
@@ -21,26 +21,26 @@ _MARKS = frozenset({"Mn", "Me"})
 _FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
 _MARKDOWN = re.compile(r"[\\`*\[\]|]|(?<=[A-Za-z])://|^[-+=#]")
 _NO_TAGS = {ord("<"): "&lt;", ord(">"): "&gt;", ord("&"): "&amp;"}
-_MOST_MARKS = 3  # on one letter; more are for hiding the lines around it
+_MOST_MARKS = 3  # on one letter; more only hide the lines around it
 
 
 def shown(text: object, longest: int = LONGEST) -> str:
-    """One line of printable characters: the others are escaped, what is too long is cut and said.
+    """One line of printable characters: others are escaped, and a text that is too long is cut.
 
     Text that is plain and short comes back as it is.
 
     Args:
-        text: whatever it is; ``str`` is taken of what is none.
+        text: anything; ``str`` is applied to what is not text.
         longest: characters that are kept before anything is escaped.
     """
     return _escaped(_cut(str(text), longest), keep="")
 
 
 def quoted(value: object, longest: int = 80) -> str:
-    """As :func:`shown`, as Python writes it: what a file holds, inside of a sentence.
+    """As :func:`shown`, in quotes as Python writes it: what a file holds, within a sentence.
 
     Args:
-        value: whatever it is; of text and bytes no more than is shown is looked at.
+        value: anything; of text and bytes only as much as is shown is looked at.
         longest: characters that are kept.
     """
     text = _escaped(
@@ -50,7 +50,7 @@ def quoted(value: object, longest: int = 80) -> str:
 
 
 def shown_lines(text: object, longest: int = 100 * LONGEST) -> str:
-    """As :func:`shown`, for text whose own lines and tabs are meant: tracebacks, whole messages."""
+    """As :func:`shown`, but lines and tabs stay: for tracebacks and whole messages."""
     return _escaped(_cut(str(text), longest), keep="\n\t")
 
 
@@ -68,7 +68,7 @@ def markdown(text: object, longest: int = LONGEST) -> str:
 
 
 def markdown_code(text: object, longest: int = LONGEST) -> str:
-    """As :func:`shown`, for between two backticks of Markdown, in a table or out of it."""
+    """As :func:`shown`, for text between two backticks of Markdown, in a table or not."""
     return shown(text, longest).replace("`", "'").replace("|", "¦").translate(_NO_TAGS)
 
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from math import floor, isfinite, log2, log10
 from typing import Any
 
-from layerweld.report.labels import block_of, chart_text, group_label, number_text, tick_text
-from layerweld.report.run_results import GroupFigures
+from layerweld.report.results import GroupFigures
+from layerweld.report.wording import block_of, chart_text, group_label, number_text, tick_text
 
 
 def group_axis(groups: Sequence[GroupFigures]) -> tuple[dict[str, Any], dict[str, Any]]:

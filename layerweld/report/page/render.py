@@ -12,10 +12,10 @@ from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from layerweld.report.charts import Chart
-from layerweld.report.frame import PARTS, SHELL
-from layerweld.report.labels import DARK, LIGHT
-from layerweld.report.style import SCRIPT, STYLE
+from layerweld.report.page.chart import Chart
+from layerweld.report.page.frame import PARTS, SHELL
+from layerweld.report.page.palette import DARK, LIGHT
+from layerweld.report.page.style import SCRIPT, STYLE
 from layerweld.untrusted.text import shown, shown_lines
 
 _LONGEST = 10_000  # characters of one text

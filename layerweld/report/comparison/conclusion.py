@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import sqrt
 
-from layerweld.report.comparison_scores import Line
-from layerweld.report.labels import percent
-from layerweld.report.run_scores import REFERENCES
+from layerweld.report.comparison.spreads import Line
+from layerweld.report.scores import REFERENCES
+from layerweld.report.wording import percent
 
 
 def verdict(found: Sequence[Line]) -> str:

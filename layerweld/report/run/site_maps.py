@@ -7,10 +7,10 @@ from dataclasses import replace
 from math import log2
 from typing import Any
 
-from layerweld.report.axes import group_axis, ratio_bar, rows, value_bar
-from layerweld.report.charts import Chart, Trace
-from layerweld.report.labels import chart_text, full_name, number_text
-from layerweld.report.run_results import GroupFigures, MethodResult, RunResults
+from layerweld.report.page.axes import group_axis, ratio_bar, rows, value_bar
+from layerweld.report.page.chart import Chart, Trace
+from layerweld.report.results import GroupFigures, MethodResult, RunResults
+from layerweld.report.wording import chart_text, full_name, number_text
 from layerweld.statistics.influence import OPPOSITE
 
 _Cell = tuple[float | None, str]

@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from layerweld.formats.model_card import loading
-from layerweld.report import charts as charts
-from layerweld.report.accuracy import accuracy_rows
-from layerweld.report.charts import Chart
-from layerweld.report.heatmaps import cohort_map, importance_map, influence_map
-from layerweld.report.labels import byte_text, figures_text, group_label, number_text, time_text
-from layerweld.report.lost_sites import HEAD, WORDS, lost_rows, lost_text
-from layerweld.report.page import Table, render_page
-from layerweld.report.run_results import MethodResult, RunResults, SiteSummary
-from layerweld.report.run_scores import evaluated, method_named
-from layerweld.report.run_template import PAGE
-from layerweld.report.run_verdict import caveat, verdict
+from layerweld.report.page.chart import Chart
+from layerweld.report.page.render import Table, render_page
+from layerweld.report.results import MethodResult, RunResults, SiteSummary
+from layerweld.report.run import charts
+from layerweld.report.run.accuracy_rows import accuracy_rows
+from layerweld.report.run.conclusion import caveat, verdict
+from layerweld.report.run.lost_sites import HEAD, WORDS, lost_rows, lost_text
+from layerweld.report.run.site_maps import cohort_map, importance_map, influence_map
+from layerweld.report.run.template import PAGE
+from layerweld.report.scores import evaluated, method_named
+from layerweld.report.wording import byte_text, figures_text, group_label, number_text, time_text
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from layerweld.report.labels import byte_text, group_label, number_text, percent
-from layerweld.report.run_results import MethodResult, RunResults
-from layerweld.report.run_scores import (
+from layerweld.report.results import MethodResult, RunResults
+from layerweld.report.scores import (
     best_at,
     best_merges,
     evaluated,
@@ -22,6 +21,7 @@ from layerweld.report.run_scores import (
     scored_sites,
     summaries,
 )
+from layerweld.report.wording import byte_text, group_label, number_text, percent
 from layerweld.untrusted.text import csv_cell, shown
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from layerweld.report.labels import method_style, percent
-from layerweld.report.run_results import RunResults
-from layerweld.report.run_scores import (
+from layerweld.report.page.palette import method_style
+from layerweld.report.results import RunResults
+from layerweld.report.scores import (
     best_at,
     best_merges,
     compared_sites,
@@ -16,6 +16,7 @@ from layerweld.report.run_scores import (
     scored_sites,
     summaries,
 )
+from layerweld.report.wording import percent
 
 
 def accuracy_rows(results: RunResults) -> dict[str, Any] | None:

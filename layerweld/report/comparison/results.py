@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from layerweld.report.run_results import MethodResult, SiteSummary
+from layerweld.report.results import MethodResult, SiteSummary
 from layerweld.settings.run import Scalar
 
 

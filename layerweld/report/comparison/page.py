@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from layerweld.report.axes import axis, log_scale, rows, rule_at
-from layerweld.report.charts import Chart
-from layerweld.report.comparison_results import Comparison
-from layerweld.report.comparison_scores import Line, lines
-from layerweld.report.comparison_tables import (
+from layerweld.report.comparison.conclusion import verdict
+from layerweld.report.comparison.results import Comparison
+from layerweld.report.comparison.spreads import Line, lines
+from layerweld.report.comparison.tables import (
     method_cells,
     method_head,
     notes,
@@ -17,11 +16,13 @@ from layerweld.report.comparison_tables import (
     site_cells,
     tuned_cells,
 )
-from layerweld.report.comparison_template import PAGE
-from layerweld.report.comparison_verdict import verdict
-from layerweld.report.labels import byte_text, chart_text, method_style
-from layerweld.report.page import Table, render_page
-from layerweld.report.run_scores import REFERENCES
+from layerweld.report.comparison.template import PAGE
+from layerweld.report.page.axes import axis, log_scale, rows, rule_at
+from layerweld.report.page.chart import Chart
+from layerweld.report.page.palette import method_style
+from layerweld.report.page.render import Table, render_page
+from layerweld.report.scores import REFERENCES
+from layerweld.report.wording import byte_text, chart_text
 from layerweld.runtime.disk import writing
 
 

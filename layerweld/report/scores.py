@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import sqrt
 
-from layerweld.report.run_results import MethodResult, RunResults, Score
+from layerweld.report.results import MethodResult, RunResults, Score
 
 REFERENCES = ("base", "individual")
 """Methods that are no merges: what the sites started from, and what each reached alone."""

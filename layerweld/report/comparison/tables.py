@@ -9,12 +9,12 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from layerweld.report.comparison_results import Comparison
-from layerweld.report.comparison_scores import Line, Spread, individuals, lines
-from layerweld.report.comparison_verdict import verdict
-from layerweld.report.labels import byte_text, percent, time_text
-from layerweld.report.run_scores import REFERENCES, best_merges
-from layerweld.report.run_tables import plain
+from layerweld.report.comparison.conclusion import verdict
+from layerweld.report.comparison.results import Comparison
+from layerweld.report.comparison.spreads import Line, Spread, individuals, lines
+from layerweld.report.run.tables import plain
+from layerweld.report.scores import REFERENCES, best_merges
+from layerweld.report.wording import byte_text, percent, time_text
 from layerweld.runtime.disk import writing
 from layerweld.untrusted.text import csv_cell, markdown, shown
 

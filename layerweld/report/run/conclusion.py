@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from math import sqrt
 
-from layerweld.report.labels import percent
-from layerweld.report.run_results import RunResults
-from layerweld.report.run_scores import REFERENCES, Summary, compared_sites, method_named, summaries
+from layerweld.report.results import RunResults
+from layerweld.report.scores import REFERENCES, Summary, compared_sites, method_named, summaries
+from layerweld.report.wording import percent
 
 _WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
           "eleven", "twelve")  # fmt: skip

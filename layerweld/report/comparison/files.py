@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from layerweld.report.comparison_report import write_comparison_report
-from layerweld.report.comparison_results import Comparison
-from layerweld.report.comparison_tables import comparison_markdown, write_csv_files
+from layerweld.report.comparison.page import write_comparison_report
+from layerweld.report.comparison.results import Comparison
+from layerweld.report.comparison.tables import comparison_markdown, write_csv_files
+from layerweld.report.output_folder import check_output_folder
 from layerweld.runtime.disk import lock_of, only_here, writing
-from server.output import check_output_folder
 
 PLAYED = "played"
 """Where in the output folder results are kept as they come."""

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from math import sqrt
 from statistics import fmean, stdev
 
-from layerweld.report.comparison_results import Comparison, Entry
-from layerweld.report.run_results import MethodResult
-from layerweld.report.run_scores import half_width
+from layerweld.report.comparison.results import Comparison, Entry
+from layerweld.report.results import MethodResult
+from layerweld.report.scores import half_width
 
 
 @dataclass(frozen=True)

@@ -7,42 +7,22 @@ numbers and names are only their labels, so that no name can be taken for a date
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from math import isfinite
-from typing import Any
 
-from layerweld.report.axes import axis, group_axis, log_scale, rows, rule_at
-from layerweld.report.labels import (
+from layerweld.report.page.axes import axis, group_axis, log_scale, rows, rule_at
+from layerweld.report.page.chart import Chart, Trace
+from layerweld.report.page.palette import method_style, site_style
+from layerweld.report.results import GroupFigures, MethodResult, RunResults
+from layerweld.report.scores import half_width, normalised, scored_sites
+from layerweld.report.wording import (
     byte_text,
     byte_unit,
     chart_text,
     full_name,
     kind_of,
-    method_style,
     number_text,
     percent,
-    site_style,
 )
-from layerweld.report.run_results import GroupFigures, MethodResult, RunResults
-from layerweld.report.run_scores import half_width, normalised, scored_sites
-
-Trace = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Chart:
-    """One figure and the sentence that says how to read it."""
-
-    key: str
-    """Unique in the page."""
-    title: str
-    reading: str
-    height: int
-    """Pixels."""
-    data: list[Trace]
-    layout: dict[str, Any]
-    narrow: dict[str, Any] = field(default_factory=dict)
-    """What of the layout differs on a phone; keys are dotted paths."""
 
 
 def accuracy_chart(results: RunResults) -> Chart | None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from layerweld.report.labels import group_label
-from layerweld.report.run_results import MethodResult, RunResults
+from layerweld.report.results import MethodResult, RunResults
+from layerweld.report.wording import group_label
 
 HEAD = ("Site", "Merge", "Missing since round", "Groups without it", "Why")
 WORDS = ("Merge", "Groups without it", "Why")

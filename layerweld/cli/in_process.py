@@ -1,0 +1,75 @@
+"""Run server and sites in this process, one message at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from layerweld.report.comparison.results import Comparison
+from layerweld.report.results import RunResults
+from layerweld.runtime.app_path import add_app_to_path
+from layerweld.runtime.incidents import raising_here
+from layerweld.settings.run import RunSettings, Scalar
+
+Nodes = Sequence[Mapping[str, Scalar]]
+"""One node configuration per site."""
+
+
+def run_in_process(settings: RunSettings, nodes: Nodes, base: str, output: Path) -> RunResults:
+    """Merge, evaluate where the sites can, and write the output folder.
+
+    Args:
+        settings: of the run.
+        nodes: the sites.
+        base: folder of the base model.
+        output: folder to create; one that holds the journal of an interrupted run is resumed.
+    """
+    add_app_to_path()
+    from client.app import app
+    from server.in_process import InProcessGrid
+    from server.run import play
+
+    return play(InProcessGrid(app, nodes, settings), settings, base, output)
+
+
+def compare_in_process(
+    settings: RunSettings,
+    nodes: Nodes,
+    base: str,
+    seeds: Sequence[int],
+    budget: int,
+    kept: Path,
+    on_known: Callable[[Comparison], None],
+) -> Comparison:
+    """Run every method of the settings once per seed; see :func:`server.comparison.compare`.
+
+    Args:
+        settings: of the run; ``methods`` says what is compared.
+        nodes: the sites.
+        base: folder of the base model.
+        seeds: each takes the place of ``calibration.seed`` and of every method's own seed.
+        budget: candidates per method; 1 is the published defaults.
+        kept: folder of results; what it has under the same conditions is not run again.
+        on_known: called after each method, with all that is known by then.
+    """
+    add_app_to_path()
+    from client.app import app
+    from client.site import forget_run
+    from server.comparison import compare
+    from server.in_process import InProcessGrid
+    from server.played_methods import PlayedMethods
+
+    def forget(settings: RunSettings, run: str) -> None:
+        with raising_here():
+            forget_run(nodes, settings, run)
+
+    return compare(
+        play=lambda settings: InProcessGrid(app, nodes, settings),
+        settings=settings,
+        base=base,
+        seeds=seeds,
+        budget=budget,
+        kept=PlayedMethods(kept),
+        on_played=forget,
+        on_known=on_known,
+    )
