@@ -33,11 +33,10 @@ from server.handshake import check_cohort, check_layers, merged_layers, own_vers
 from server.journal import RunJournal
 from server.merged_model import MergedModel, merged_by
 from server.replies import read_score, read_site_info, read_trained
-from server.round_progress import RoundProgress
 from strategies.by_method import rounds_of
 from strategies.cohort import Cohort, Patience, require_same_training
 from strategies.merge_strategy import MergeStrategy
-from strategies.notices import notice
+from strategies.notices import RoundProgress, notice
 from strategies.other_params import OtherParams
 from strategies.poll import poll
 
@@ -63,6 +62,8 @@ class Federation:
         self.journal = journal
         self.run = journal.run_id()
         self.patience = Patience.of(settings)
+        self.waiting: dict[str, str] = {}
+        """Who has not replied to the request that is out, each with its last failure."""
         self.cohort = Cohort({}, {}, self.run, self.patience)
         self.introductions: tuple[SiteInfo, ...] = ()
 
@@ -75,10 +76,6 @@ class Federation:
     def lost(self) -> Mapping[str, str]:
         """Why each site that the run goes on without was given up."""
         return dict(sorted(self.cohort.lost.items()))
-
-    def waiting_for(self) -> Mapping[str, str]:
-        """Who has not replied to the request that is out, each with its last failure."""
-        return dict(sorted(self.cohort.waiting.items()))
 
     @property
     def ignored(self) -> Mapping[str, int]:
@@ -99,7 +96,8 @@ class Federation:
         """Wait for the sites, ask each who it is, and refuse a cohort that does not fit."""
         begun_with = self.journal.remaining()
         nodes = {f"node {node}": node for node in self._wait_for_nodes(len(begun_with))}
-        unnamed = Cohort(nodes, {}, self.run, Patience.of_handshake(self.settings))
+        patience = Patience.of_handshake(self.settings)
+        unnamed = Cohort(nodes, {}, self.run, patience, self.waiting)
         self.cohort = unnamed
         came: dict[str, SiteInfo] = {}
         answers = poll(
@@ -128,7 +126,7 @@ class Federation:
         absent = self.journal.absent(known)
         self.introductions = _sorted((*came.values(), *absent))
         everybody = {introduction.site: introduction for introduction in self.introductions}
-        self.cohort = Cohort(at, everybody, self.run, self.patience)
+        self.cohort = Cohort(at, everybody, self.run, self.patience, self.waiting)
         for site in sorted(begun_with - known.keys()):
             self._do_without(site)
 

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
+from safetensors.torch import save_file
+from torch import Tensor
+
 from layerweld.errors import JournalError
-from layerweld.untrusted.files import reading
-from server.hashed_files import read_hashed, read_metadata, write_hashed
+from layerweld.runtime.disk import writing
+from layerweld.untrusted.files import check_readable, contents, reading
+from layerweld.untrusted.tensors import opened_tensors
+from layerweld.updates.bounds import require_finite
 from strategies.notices import notice
 from strategies.rounds import Kept, KeptRound
+
+_AGAIN = "remove it to run that round again"
+_HASH_SIZE = 64  # characters of a SHA-256
 
 
 class RoundFiles:
@@ -62,9 +71,9 @@ class RoundFiles:
             UnusableMergeError: it holds a number that is not finite.
         """
         facts = {key: value for key, value in vars(round_).items() if key != "kept"}
-        text = json.dumps(facts | {"metrics": round_.kept.metrics}, sort_keys=True, allow_nan=False)
+        facts["metrics"] = round_.kept.metrics
         file = self._folder / f"round-{round_.index:05d}.safetensors"
-        write_hashed(file, round_.kept.tensors, {"round": text})
+        _write(file, round_.kept.tensors, json.dumps(facts, sort_keys=True, allow_nan=False))
 
     @property
     def _files(self) -> list[Path]:
@@ -85,20 +94,42 @@ def _whole(files: Sequence[Path]) -> list[KeptRound]:
 
 
 def _read(file: Path) -> KeptRound:
-    tensors, metadata = read_hashed(file)
-    with _decoding(file):
+    check_readable(file, JournalError)
+    expected = contents(file.with_suffix(".sha256"), JournalError, _HASH_SIZE)
+    with _reading(file):
+        if _digest(file).encode() != expected:
+            raise JournalError(f"{file} does not match its hash; {_AGAIN}")
+    with opened_tensors(file, _AGAIN, JournalError) as opened:
+        tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+        metadata = opened.metadata() or {}
+    with _reading(file):
         facts = json.loads(metadata["round"])
         kept = Kept(tensors, facts.pop("metrics"))
         return KeptRound(kept=kept, lost=tuple(facts.pop("lost")), **facts)
 
 
 def _lost(file: Path) -> list[str]:
-    metadata = read_metadata(file)
-    with _decoding(file):
+    """What a file says; its tensors are not read, nor is it compared with its hash."""
+    with opened_tensors(file, _AGAIN, JournalError) as opened:
+        metadata = opened.metadata() or {}
+    with _reading(file):
         return [str(site) for site in json.loads(metadata["round"])["lost"]]
 
 
-@contextmanager
-def _decoding(file: Path) -> Iterator[None]:
-    with reading(f"{file} cannot be read", "remove it to run that round again", JournalError):
-        yield
+def _write(file: Path, tensors: Mapping[str, Tensor], facts: str) -> None:
+    """Tensors and facts in one file, and beside it the file's hash."""
+    require_finite(tensors, file.name)  # a resumed run would fail for ever
+    contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
+    with writing(file) as partial:
+        save_file(contiguous, partial, metadata={"round": facts})
+        with writing(file.with_suffix(".sha256")) as hashed:
+            hashed.write_text(_digest(partial), encoding="utf-8")
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _reading(file: Path) -> AbstractContextManager[None]:
+    return reading(f"{file} cannot be read", _AGAIN, JournalError)

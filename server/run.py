@@ -67,7 +67,7 @@ def _play(
     use_threads(settings.calibration.threads)
     journal = RunJournal(output / JOURNAL)
     federation = Federation(grid, settings, base, journal)
-    recorder.waiting_for = federation.waiting_for
+    recorder.waiting_for = federation.waiting.copy
     federation.introduce()
     check_methods(federation.methods, settings, federation.introductions)
     here = numeric_environment(settings.calibration.device)

@@ -63,6 +63,8 @@ class Cohort:
             under another node id.
         run: identifies the run.
         patience: how long sites are waited for.
+        waiting: kept up to date: why each site that has not replied yet is asked again, by name;
+            an empty text where it has said nothing so far.
     """
 
     def __init__(
@@ -71,15 +73,14 @@ class Cohort:
         introductions: Mapping[str, SiteInfo],
         run: str,
         patience: Patience,
+        waiting: dict[str, str] | None = None,
     ) -> None:
         self.introductions = dict(introductions)
         self.run = run
         self.patience = patience
         self.lost: dict[str, str] = {}
         """Why each lost site was given up, by name."""
-        self.waiting: dict[str, str] = {}
-        """Why each site that has not replied yet is asked again, by name; an empty text where it
-        has said nothing so far."""
+        self.waiting = {} if waiting is None else waiting
         self.ignored: Counter[str] = Counter()
         """Replies that were dropped, by kind: ``foreign``, ``duplicate``, ``stale`` (to another
         request), ``refused``, ``unknown site``."""

@@ -125,7 +125,8 @@ class Poll(Generic[T]):
             RefusedReplyError: a site's reply was refused three times.
         """
         self._open = {site: Asked() for site in self._cohort.names}
-        self._cohort.waiting = dict.fromkeys(self._open, "")
+        self._cohort.waiting.clear()
+        self._cohort.waiting |= dict.fromkeys(self._open, "")
         for reply in early:
             site = self._cohort.site_at(reply.metadata.src_node_id)
             if site is not None and site in self._open and reply.has_content():

@@ -54,7 +54,7 @@ class Points:
 
     def __init__(self, monkeypatch, act=lambda _number: None):
         self.count, self._act = 0, act
-        files = app_module("server.hashed_files")
+        files = app_module("server.kept_rounds")
         for owner, name in (
             (disk, "_sync"), (Path, "replace"), (files, "save_file"), (Path, "mkdir"),
             (run_files, "write_report"), (output_folder.shutil, "rmtree"),
@@ -155,10 +155,10 @@ def test_who_was_lost_is_read_from_the_last_step_and_from_what_the_others_say_of
     play_chain(tmp_path)
     steps, read = app_module("server.journal").RunJournal(tmp_path).of_method("com"), []
     kept_rounds = app_module("server.kept_rounds")
-    read_hashed = kept_rounds.read_hashed
+    whole = kept_rounds._read
     for index, lost in ((1, ("birch",)), (3, ("birch", "cedar"))):
         steps.keep(replace(steps.load()[index], lost=lost))
-    monkeypatch.setattr(kept_rounds, "read_hashed", lambda f: read.append(f.name) or read_hashed(f))
+    monkeypatch.setattr(kept_rounds, "_read", lambda file: read.append(file.name) or whole(file))
     assert steps.lost() == {"birch", "cedar"}
     assert read == ["round-00003.safetensors"]
     last = tmp_path / "com/round-00003.safetensors"
