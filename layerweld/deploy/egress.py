@@ -66,12 +66,12 @@ def measure(entry: SiteEntry, settings: RunSettings) -> Egress:
         LayerweldError: one of them cannot be read, or they do not belong together.
     """
     add_app_to_path()
-    from client.handlers.handshake import introduce
+    from client.handlers.site_info import site_info
     from client.state import SiteState
 
     methods = methods_of(settings)
     state = SiteState(entry, settings, "check")
-    said = introduce(state)
+    said = site_info(state)
     plan = state.plan.restricted_to(said.layers)
     ranks = said.rank_of
     held_out = state.data.held_out if said.evaluates else None

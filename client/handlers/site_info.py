@@ -18,7 +18,7 @@ from layerweld.updates.shared_factor import digest_of_draw, digest_of_factors
 from layerweld.updates.update import LowRankUpdate
 
 
-def introduce(state: SiteState) -> SiteInfo:
+def site_info(state: SiteState) -> SiteInfo:
     """Read the model, the rows, the adapter and the head (if there are any) and describe them.
 
     Raises:
