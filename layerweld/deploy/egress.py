@@ -81,7 +81,7 @@ def measure(entry: SiteEntry, settings: RunSettings) -> Egress:
         kind=said.kind,
         ranks=tuple(sorted({rank for rank in said.ranks if rank})),
         layers=len(said.layers),
-        rows=said.samples,
+        rows=said.calibration_samples,
         tokens=said.tokens,
         unreadable=said.skipped,
         uploads=tuple(upload_of(method, settings, plan, ranks) for method in methods),
