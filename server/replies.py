@@ -31,7 +31,7 @@ def read_trained(content: RecordDict, before: SiteInfo) -> SiteInfo:
         field for field in differing(before, introduction) if field not in FOUND_OUT_BY_TRAINING
     ]
     if others or introduction.kind == "none":
-        raise RefusedReplyError(f"after fine-tuning it has another {', '.join(others).replace('_', ' ')}")
+        raise RefusedReplyError(f"after fine-tuning it has another {', '.join(others)}")
     if before.kind == "none":
         _require_planned(before, introduction)
     return introduction

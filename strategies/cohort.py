@@ -131,7 +131,7 @@ class Cohort:
         others = differing(known, introduction)
         if others:
             raise RefusedReplyError(
-                f"{introduction.site} came back with another {', '.join(others).replace('_', ' ')} than it began "
+                f"{introduction.site} came back with another {', '.join(others)} than it began "
                 f"with; start it with the same model, rows, adapter and versions"
             )
         return introduction.site
@@ -217,6 +217,6 @@ def require_same_training(begun: SiteInfo, now: SiteInfo) -> None:
     if others:
         raise RefusedReplyError(
             f"it lost the adapter that it had trained for this run, and trained another one (other "
-            f"{', '.join(others).replace('_', ' ')}), as other hardware or versions do: put its cache folder back "
+            f"{', '.join(others)}), as other hardware or versions do: put its cache folder back "
             f"from a copy and type the same command, or begin the run anew"
         )
