@@ -103,8 +103,8 @@ def check_layers(introduction: SiteInfo, plan: MergePlan, prefix: str) -> None:
     if introduction.name_prefix not in ("", prefix):
         raise CohortError(
             f"site {introduction.site}, prefix: {introduction.name_prefix!r} before its layers' "
-            f"names, where this base model has {prefix!r} or nothing; give the site an adapter of this "
-            f"base model"
+            f"names, where this base model has {prefix!r} or nothing; give the site an adapter of "
+            f"this base model"
         )
     if len(introduction.layers) != len(introduction.ranks):
         raise CohortError(
