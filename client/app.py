@@ -65,7 +65,7 @@ def fisher(message: Message, context: Context) -> Message:
 @app.train("entropy")
 def entropy(message: Message, context: Context) -> Message:
     """Send the gradient, by every coefficient, of the entropy of this site's own head."""
-    from client.handlers.entropy import reply_to
+    from client.handlers.coefficients import reply_to
     from client.handlers.requests import coefficients_request
     from layerweld.transport.coefficients import encode_coefficients
 
@@ -77,7 +77,7 @@ def entropy(message: Message, context: Context) -> Message:
 @app.train("distillation")
 def distillation(message: Message, context: Context) -> Message:
     """Send the gradient, by one block's weights, of its distance to this site's own block."""
-    from client.handlers.distillation import reply_to
+    from client.handlers.block_gradients import reply_to
     from client.handlers.requests import block_request
     from layerweld.transport.block_gradients import encode_block_gradients
 
@@ -89,8 +89,8 @@ def distillation(message: Message, context: Context) -> Message:
 @app.train("statistics")
 def statistics(message: Message, context: Context) -> Message:
     """Send the Gram matrices and products of one step's groups."""
-    from client.handlers.chain import reply_to
     from client.handlers.requests import statistics_request
+    from client.handlers.statistics import reply_to
     from layerweld.transport.statistics import encode_statistics
 
     state = _state(message, context)
@@ -135,10 +135,10 @@ def finished(message: Message, context: Context) -> Message:
 
 
 def _with_site_info(state: "SiteState", message: Message) -> Message:
-    from client.handlers.handshake import introduce
+    from client.handlers.site_info import site_info
     from layerweld.transport.site_info import encode_site_info
 
-    return Message(encode_site_info(introduce(state)), reply_to=message)
+    return Message(encode_site_info(site_info(state)), reply_to=message)
 
 
 def _state(message: Message, context: Context) -> "SiteState":

@@ -72,7 +72,7 @@ def of_most(names: Iterable[str]) -> str:
 def _names_that_differ(introductions: Sequence[SiteInfo]) -> Iterator[str]:
     """Adapters that were trained on the base model inside of another class, or for another task."""
     bring = [one for one in introductions if one.kind == "lora"]
-    for field, what in (("prefix", "beginning of layer names is"), ("task", "PEFT task is")):
+    for field, what in (("name_prefix", "beginning of layer names is"), ("task", "PEFT task is")):
         by_site = {one.site: getattr(one, field) for one in bring}
         if len(set(by_site.values())) > 1:
             chosen = of_most(getattr(one, field) for one in introductions)

@@ -100,11 +100,11 @@ def check_layers(introduction: SiteInfo, plan: MergePlan, prefix: str) -> None:
         raise CohortError(
             f"site {introduction.site}, task: {introduction.task!r} is unknown; {_SAME_APP}"
         )
-    if introduction.prefix not in ("", prefix):
+    if introduction.name_prefix not in ("", prefix):
         raise CohortError(
-            f"site {introduction.site}, prefix: {introduction.prefix!r} before its layers' names, "
-            f"where this base model has {prefix!r} or nothing; give the site an adapter of this "
-            f"base model"
+            f"site {introduction.site}, prefix: {introduction.name_prefix!r} before its layers' "
+            f"names, where this base model has {prefix!r} or nothing; give the site an adapter of "
+            f"this base model"
         )
     if len(introduction.layers) != len(introduction.ranks):
         raise CohortError(
@@ -178,11 +178,11 @@ def _minor(version_said: str) -> str:
 
 def _check_rows(introductions: Sequence[SiteInfo]) -> None:
     for introduction in introductions:
-        drawn, rows = introduction.samples, introduction.rows
-        if not 1 <= drawn <= rows or introduction.tokens < 1:
+        drawn, samples = introduction.calibration_samples, introduction.samples
+        if not 1 <= drawn <= samples or introduction.tokens < 1:
             raise CohortError(
-                f"site {introduction.site} claims {drawn} calibration rows of {rows} and "
-                f"{introduction.tokens} tokens; give the site rows that can be read"
+                f"site {introduction.site} claims {drawn} calibration samples of {samples} and "
+                f"{introduction.tokens} tokens; give the site samples that can be read"
             )
 
 

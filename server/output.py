@@ -208,7 +208,7 @@ def summary_of(introduction: SiteInfo) -> SiteSummary:
     """A site as reports and cards show it."""
     return SiteSummary(
         name=introduction.site,
-        samples=introduction.samples,
+        samples=introduction.calibration_samples,
         tokens=introduction.tokens,
         adapter=introduction.kind,
         rank=max(introduction.ranks, default=0),
@@ -241,7 +241,7 @@ def _played_settings(settings: RunSettings) -> dict[str, Scalar]:
 def _site(introduction: SiteInfo) -> dict[str, Any]:
     return {
         "name": introduction.site,
-        "samples": introduction.samples,
+        "samples": introduction.calibration_samples,
         "tokens": introduction.tokens,
         "skipped": introduction.skipped,
         "kind": introduction.kind,

@@ -127,7 +127,7 @@ def _write(
     output: Path,
 ) -> RunResults:
     chosen = merges[0][0]
-    prefix = of_most(introduction.prefix for introduction in federation.introductions)
+    prefix = of_most(introduction.name_prefix for introduction in federation.introductions)
     task = of_most(introduction.task for introduction in federation.introductions)
     sites, settings, base = federation.introductions, federation.settings, federation.base
     methods = [*references, *(result for _, result in merges)]

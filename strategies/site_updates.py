@@ -89,7 +89,7 @@ def side_by_side(plan: MergePlan, cohort: Cohort, by_site: Mapping[str, OfOneSit
         for layer in plan.layer_names
     }
     return SiteUpdates(
-        {site: cohort.introductions[site].rows for site in names},
+        {site: cohort.introductions[site].samples for site in names},
         {layer: updates for layer, updates in layers.items() if updates},
     )
 

@@ -11,9 +11,9 @@ from tests.damage import damaged_json
 
 def journal_header(folder):
     introduction = {
-        **dict.fromkeys(("site", "base", "tokenizer", "plan", "settings", "kind", "prefix"), "x"),
-        **dict.fromkeys(("task", "factors", "adapter", "holdings"), "x"),
-        **dict.fromkeys(("rows", "samples", "tokens", "skipped"), 3),
+        **dict.fromkeys(("site", "base", "tokenizer", "plan", "settings", "kind", "adapter"), "x"),
+        **dict.fromkeys(("task", "factors", "name_prefix", "dataset"), "x"),
+        **dict.fromkeys(("samples", "calibration_samples", "tokens", "skipped"), 3),
         **dict.fromkeys(("evaluates", "classifies", "labelled"), False),
         "layers": ["a"], "ranks": [2], "versions": [],
     }  # fmt: skip

@@ -49,10 +49,10 @@ def introduction_of(name):
         kind="lora",
         layers=PLAN.layer_names,
         ranks=(1 + NAMES.index(name) % 2,) * len(PLAN.layer_names),
-        prefix="",
+        name_prefix="",
         task="",
-        rows=3,
         samples=3,
+        calibration_samples=3,
         tokens=20,
         skipped=0,
         evaluates=False,
@@ -60,7 +60,7 @@ def introduction_of(name):
         labelled=False,
         factors="",
         adapter="",
-        holdings="",
+        dataset="",
         versions=("torch=2",),
     )
 

@@ -150,7 +150,7 @@ def test_a_site_answers_with_the_slope_of_its_entropy(sites):
         coefficients=torch.full((len(updates), len(plan.layer_names)), 0.3),
         updates=updates,
     )
-    reply_to = app_module("client.handlers.entropy").reply_to
+    reply_to = app_module("client.handlers.coefficients").reply_to
     gradient = reply_to(state, asked).gradient
     assert reply_to(state, replace(asked, chain_digest="0" * 64, updates={})).lacks
     for row, column in ((0, 0), (1, 3), (2, 5)):
@@ -205,7 +205,7 @@ def test_an_interrupted_run_is_not_resumed_with_another_learning_rate(sites, tmp
 
 
 def test_a_site_that_lost_its_cache_gets_the_updates_again(sites, whole, tmp_path, monkeypatch):
-    entropy = app_module("client.handlers.entropy")
+    entropy = app_module("client.handlers.coefficients")
     chosen = settings_of(sites, "adamerging", **FEW)
     grid, rounds = sites.grid(chosen), []
     answer = grid._answer

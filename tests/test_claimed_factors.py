@@ -81,8 +81,9 @@ def play(sent, claimed, clock, method, **entries):
         cohort.introductions[name] = replace(introduction_of(name), ranks=ranks, factors=factors)
     merging = app_module("strategies.update_merging").UpdateMerging(PLAN, cohort, method, {})
     grid = FaultyGrid(Sites(), NODES, chosen, none(), clock)
-    app_module("strategies.merge_strategy").MergeStrategy(cohort, merging).run(grid)
-    return merging
+    strategy = app_module("strategies.merge_strategy").MergeStrategy(cohort, merging)
+    strategy.run(grid)
+    return strategy
 
 
 @pytest.mark.parametrize("seed", range(12))

@@ -29,6 +29,7 @@ from tests.stub_sites import (
     digest_of,
     new_chain,
     settings,
+    step_of,
     updates_of,
 )
 from tests.test_faults import play_without, raises
@@ -47,7 +48,7 @@ class ScalingApp(StubApp):
 
     def answer(self, name, message):
         answer = super().answer(name, message)
-        if name != "birch" or answer.step < self.step:
+        if name != "birch" or step_of(message) < self.step:
             return answer
         return replace(answer, statistics=tuple(map(self.lie, answer.statistics)))
 
@@ -110,8 +111,9 @@ def play_updates(change, clock, merging=None, **entries):
         PLAN, cohort, merging or Mean(), {}
     )
     grid = FaultyGrid(Liar(), NODES, chosen, none(), clock)
-    app_module("strategies.merge_strategy").MergeStrategy(cohort, merging).run(grid)
-    return merging
+    strategy = app_module("strategies.merge_strategy").MergeStrategy(cohort, merging)
+    strategy.run(grid)
+    return strategy
 
 
 def every(factor_left=1.0, factor_right=1.0, only=""):
@@ -144,7 +146,7 @@ def test_an_update_out_of_proportion_ends_the_run_by_name(change, clock):
 
 @pytest.mark.parametrize("change", TOO_LARGE.values(), ids=TOO_LARGE)
 def test_or_it_goes_on_without_the_site(change, clock):
-    merged = play_updates(change, clock, **GOES_ON).outcome().updates
+    merged = play_updates(change, clock, **GOES_ON).rounds.outcome().updates
     for layer, update in merged.items():
         mean = sum(updates_of(site)[layer].dense() for site in ("ash", "cedar")) / 2
         torch.testing.assert_close(update.dense(), mean)
@@ -152,7 +154,7 @@ def test_or_it_goes_on_without_the_site(change, clock):
 
 def test_factors_that_are_averaged_apart_are_in_proportion_apart(clock):
     same = every(100.0, 0.01)  # the same product
-    assert play_updates(same, clock).outcome().updates
+    assert play_updates(same, clock).rounds.outcome().updates
     shared = every(100.0, 0.01)
 
     def of_one_rank(updates):

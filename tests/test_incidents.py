@@ -64,7 +64,7 @@ def test_the_text_of_an_error_is_in_no_byte_that_leaves(error, sites, monkeypatc
     def fail(_state):
         raise error
 
-    monkeypatch.setattr(app_module("client.handlers.handshake"), "introduce", fail)
+    monkeypatch.setattr(app_module("client.handlers.site_info"), "site_info", fail)
     reply = app_module("client.app").app(handshake(), context_of(sites))
     sent = bytes_of(reply)
     assert not any(word.encode() in sent for word in ("Jane", "Doe", "123456", "Error"))
@@ -120,7 +120,7 @@ def test_in_the_process_of_who_started_the_run_errors_are_raised(sites, monkeypa
     def fail(_state):
         raise errors.DataError(CANARY)
 
-    monkeypatch.setattr(app_module("client.handlers.handshake"), "introduce", fail)
+    monkeypatch.setattr(app_module("client.handlers.site_info"), "site_info", fail)
     with raising_here(), pytest.raises(errors.DataError, match="Jane"):
         app_module("client.app").app(handshake(), context_of(sites))
 
@@ -132,7 +132,7 @@ def test_a_site_keeps_what_it_was_asked_and_what_it_sent(sites, tmp_path, monkey
     app_module("client.app").app(asked, context)
     with monkeypatch.context() as patch:
         patch.setattr(
-            app_module("client.handlers.handshake"), "introduce", lambda _state: CANARY / 0
+            app_module("client.handlers.site_info"), "site_info", lambda _state: CANARY / 0
         )
         reply = app_module("client.app").app(handshake(), context)
     sent, failed = (tmp_path / "logs/answers.log").read_text().splitlines()
@@ -143,9 +143,9 @@ def test_a_site_keeps_what_it_was_asked_and_what_it_sent(sites, tmp_path, monkey
 def test_memory_that_the_processor_lacks_is_no_riddle_and_the_next_message_is_answered(
     sites, monkeypatch
 ):
-    handshakes = app_module("client.handlers.handshake")
+    handshakes = app_module("client.handlers.site_info")
     with monkeypatch.context() as patch:
-        patch.setattr(handshakes, "introduce", lambda _state: torch.empty(2**50))
+        patch.setattr(handshakes, "site_info", lambda _state: torch.empty(2**50))
         reply = app_module("client.app").app(handshake(), context_of(sites))
     assert parse_incident(reply.error.reason).code is Code.MEMORY
     assert app_module("client.app").app(handshake(), context_of(sites)).has_content()

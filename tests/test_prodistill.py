@@ -134,7 +134,7 @@ def test_a_site_in_a_new_process_without_a_cache_catches_up(
         if message.metadata.message_type == "train.distillation":
             asked.append(message)
             if len(asked) == number:
-                app_module("client.handlers.distillation")._memory.cache_clear()
+                app_module("client.handlers.block_gradients")._memory.cache_clear()
                 shutil.rmtree(sites.folder / "cache/runs", ignore_errors=True)
         return answer(message)
 

@@ -272,7 +272,7 @@ def test_a_name_from_outside_never_leaves_its_folder(node, name, tmp_path):
 
 @pytest.mark.parametrize("step", [-1, 10**6, -(10**30)])
 def test_a_step_that_no_schedule_has_is_refused(node, step):
-    from client.handlers.chain import reply_to
+    from client.handlers.statistics import reply_to
 
     settings = settings_with()
     state = SiteState(site_of_node(node, settings), settings, "0" * 16)

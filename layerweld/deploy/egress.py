@@ -66,12 +66,12 @@ def measure(entry: SiteEntry, settings: RunSettings) -> Egress:
         LayerweldError: one of them cannot be read, or they do not belong together.
     """
     add_app_to_path()
-    from client.handlers.handshake import introduce
+    from client.handlers.site_info import site_info
     from client.state import SiteState
 
     methods = methods_of(settings)
     state = SiteState(entry, settings, "check")
-    said = introduce(state)
+    said = site_info(state)
     plan = state.plan.restricted_to(said.layers)
     ranks = said.rank_of
     held_out = state.data.held_out if said.evaluates else None
@@ -81,7 +81,7 @@ def measure(entry: SiteEntry, settings: RunSettings) -> Egress:
         kind=said.kind,
         ranks=tuple(sorted({rank for rank in said.ranks if rank})),
         layers=len(said.layers),
-        rows=said.samples,
+        rows=said.calibration_samples,
         tokens=said.tokens,
         unreadable=said.skipped,
         uploads=tuple(upload_of(method, settings, plan, ranks) for method in methods),

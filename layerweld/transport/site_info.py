@@ -11,15 +11,15 @@ from flwr.app import ConfigRecord, RecordDict
 from layerweld.transport.identity import ABOUT, reply_layout
 from layerweld.transport.layout import Budget, Entries, Flag, Layout, Many, Text, Whole
 from layerweld.transport.step_context import LAYERS
-from layerweld.transport.untrusted import read, read_list, refusing_malformed
+from layerweld.transport.untrusted import refusing_malformed
 
 HANDSHAKE, FINE_TUNING = "query.handshake", "train.finetune"
 """Flower's types of the two messages; their requests say no more than what they are about."""
 
-_ABOUT: Entries = {
+_FIELDS: Entries = {
     **dict.fromkeys(("site", "base", "tokenizer", "plan", "settings", "kind"), Text()),
-    **dict.fromkeys(("prefix", "task", "factors", "adapter", "holdings"), Text()),
-    **dict.fromkeys(("rows", "samples", "tokens", "skipped"), Whole(low=-1)),
+    **dict.fromkeys(("name_prefix", "task", "factors", "adapter", "dataset"), Text()),
+    **dict.fromkeys(("samples", "calibration_samples", "tokens", "skipped"), Whole(low=-1)),
     **dict.fromkeys(("evaluates", "classifies", "labelled"), Flag()),
     "layers": LAYERS,
     "ranks": Many(Whole(low=-1), LAYERS.most),
@@ -27,7 +27,7 @@ _ABOUT: Entries = {
     "environment": Many(Text(300), 64),
 }
 
-_LAYOUT = reply_layout(Layout({ABOUT: _ABOUT}))
+_LAYOUT = reply_layout(Layout({ABOUT: _FIELDS}))
 
 SITE_INFO_BUDGET = Budget(4 * 2**20, 8)
 """What the reply may take; no plan says yet how many layers a site has."""
@@ -46,19 +46,19 @@ class SiteInfo:
         kind: ``lora``, ``full``, or ``none`` where the site must fine-tune first.
         layers: the layers that the site fine-tuned, in the plan's order.
         ranks: their LoRA ranks; 0 for full fine-tuning.
-        prefix: what the site's adapter names put before the backbone's, e.g. ``bert.``.
+        name_prefix: what the site's adapter names put before the backbone's, e.g. ``bert.``.
         task: PEFT's task type of its adapter, as ``CAUSAL_LM``; empty where it names none.
-        rows: readable rows that the site has to train on.
-        samples: calibration rows that were drawn from them.
+        samples: readable samples that the site has to train on.
+        calibration_samples: those of them that were drawn to take statistics over.
         tokens: calibration tokens.
-        skipped: unreadable rows that were passed over.
+        skipped: unreadable samples that were passed over.
         evaluates: whether the site can measure held-out accuracy.
         classifies: whether the site has a head.
-        labelled: whether it has labels for its calibration rows as well.
+        labelled: whether it has labels for its calibration samples as well.
         factors: SHA-256 over all ``A`` of a LoRA, or over what draws it, so that sites that share
             a frozen ``A`` are known (:mod:`layerweld.updates.shared_factor`); empty otherwise.
         adapter: digest of the adapter or model that the site brings; empty where it has none yet.
-        holdings: digest of all its rows, held-out rows and head together.
+        dataset: digest of all its samples, held-out samples and head together.
         versions: ``name=version`` of the packages that matter.
         environment: ``name=value`` of what decides the last digits there. It is recorded and never
             compared: a site may come back on another machine.
@@ -72,10 +72,10 @@ class SiteInfo:
     kind: str
     layers: tuple[str, ...]
     ranks: tuple[int, ...]
-    prefix: str
+    name_prefix: str
     task: str
-    rows: int
     samples: int
+    calibration_samples: int
     tokens: int
     skipped: int
     evaluates: bool
@@ -83,7 +83,7 @@ class SiteInfo:
     labelled: bool
     factors: str
     adapter: str
-    holdings: str
+    dataset: str
     versions: tuple[str, ...]
     environment: tuple[str, ...] = field(default=(), compare=False)
 
@@ -94,8 +94,8 @@ class SiteInfo:
 
 
 FOUND_OUT_BY_TRAINING = (
-    "kind", "layers", "ranks", "prefix", "task", "evaluates", "classifies", "labelled", "factors",
-    "adapter", "holdings",
+    "kind", "layers", "ranks", "name_prefix", "task", "evaluates", "classifies", "labelled",
+    "factors", "adapter", "dataset",
 )  # fmt: skip
 """What a site that fine-tunes first can only say of itself afterwards."""
 
@@ -129,33 +129,14 @@ def decode_site_info(content: RecordDict) -> SiteInfo:
 
 
 def site_info_from(record: Mapping[str, Any]) -> SiteInfo:
-    """Site info from its fields: a Flower record's, or a JSON object's.
+    """Site info from its fields: a Flower record's, or those of :func:`facts_of` out of JSON.
 
     Raises:
         KeyError: a field is missing.
-        TypeError: a field has another type.
+        ValueError: a field has another type, or is out of its bounds.
     """
-    return SiteInfo(
-        site=read(record, "site", str),
-        base=read(record, "base", str),
-        tokenizer=read(record, "tokenizer", str),
-        plan=read(record, "plan", str),
-        settings=read(record, "settings", str),
-        kind=read(record, "kind", str),
-        prefix=read(record, "prefix", str),
-        task=read(record, "task", str),
-        rows=read(record, "rows", int),
-        samples=read(record, "samples", int),
-        tokens=read(record, "tokens", int),
-        skipped=read(record, "skipped", int),
-        evaluates=read(record, "evaluates", bool),
-        classifies=read(record, "classifies", bool),
-        labelled=read(record, "labelled", bool),
-        factors=read(record, "factors", str),
-        adapter=read(record, "adapter", str),
-        holdings=read(record, "holdings", str),
-        layers=tuple(read_list(record, "layers", str)),
-        ranks=tuple(read_list(record, "ranks", int)),
-        versions=tuple(read_list(record, "versions", str)),
-        environment=tuple(read_list(record, "environment", str)) if "environment" in record else (),
-    )
+    names = [name for name in _FIELDS if name != "environment" or name in record]
+    for name in names:
+        _FIELDS[name].check(record[name])
+    values: dict[str, Any] = {name: record[name] for name in names}
+    return SiteInfo(**values | {k: tuple(v) for k, v in values.items() if isinstance(v, list)})

@@ -18,7 +18,7 @@ from layerweld.updates.shared_factor import digest_of_draw, digest_of_factors
 from layerweld.updates.update import LowRankUpdate
 
 
-def introduce(state: SiteState) -> SiteInfo:
+def site_info(state: SiteState) -> SiteInfo:
     """Read the model, the rows, the adapter and the head (if there are any) and describe them.
 
     Raises:
@@ -49,10 +49,10 @@ def introduce(state: SiteState) -> SiteInfo:
         kind=kind,
         layers=layers,
         ranks=ranks,
-        prefix=prefix,
+        name_prefix=prefix,
         task="" if state.must_fine_tune else state.adapter.task,
-        rows=len(state.data.rows),
-        samples=len(state.data.calibration_rows),
+        samples=len(state.data.rows),
+        calibration_samples=len(state.data.calibration_rows),
         tokens=tokens,
         skipped=state.data.rows.skipped,
         evaluates=evaluates,
@@ -60,7 +60,7 @@ def introduce(state: SiteState) -> SiteInfo:
         labelled=bool(state.data.rows.classes) and {*state.data.rows.classes} <= {*classes},
         factors=_digest_of_factors(state),
         adapter="" if state.must_fine_tune else state.adapter.digest,
-        holdings=_digest_of_holdings(state),
+        dataset=_digest_of_dataset(state),
         versions=(f"layerweld={__version__}", *_versions("torch", "transformers", "peft", "flwr")),
         environment=tuple(f"{name}={value}" for name, value in here.items()),
     )
@@ -116,7 +116,7 @@ def _digest_of_factors(state: SiteState) -> str:
     return "" if state.must_fine_tune else digest_of_factors(state.adapter.task_vector.updates)
 
 
-def _digest_of_holdings(state: SiteState) -> str:
+def _digest_of_dataset(state: SiteState) -> str:
     """SHA-256 over the rows, the held-out rows and the head.
 
     Another one means that what a run or a comparison found before does not hold any more. It needs
