@@ -166,7 +166,7 @@ class _Seed:
                 play = partial(self._reference, federation, kind)
                 yield self._once(federation, kind, (), play)
             for method in methods:
-                if problem_with(method, settings, federation.introductions):
+                if problem_with(method, settings, federation.site_infos):
                     continue
                 tables = (method.table, "lines") if method.lines else (method.table,)
                 play = partial(self._merged, federation, method, number)
@@ -192,9 +192,9 @@ class _Seed:
         return Entry(self.seed, reference_result(federation, kind))
 
     def _merged(self, federation: Federation, method: Method, number: int) -> Entry:
-        remainder = federation.average_other_params()
+        other_params = federation.average_other_params()
         with peak_resident() as peak:
-            merged = federation.merge(method, remainder)
+            merged = federation.merge(method, other_params)
             peak_bytes = peak()
         merged.scores.update(federation.evaluate("merged", merged))
         tuned = candidates(method, self.budget)[number]
@@ -207,9 +207,9 @@ class _Seed:
                 f"cannot be compared on it: set `held-out`, and let the site fine-tune, put its "
                 f"head beside its adapter, or name it with `head`"
             )
-        self.sites = tuple(summary_of(one) for one in federation.introductions)
+        self.sites = tuple(summary_of(one) for one in federation.site_infos)
         problems = {
-            method: problem_with(method, federation.settings, federation.introductions)
+            method: problem_with(method, federation.settings, federation.site_infos)
             for method in self.methods
         }
         self.refused = tuple(

@@ -65,12 +65,12 @@ class Federation:
         self.waiting: dict[str, str] = {}
         """Who has not replied to the request that is out, each with its last failure."""
         self.cohort = Cohort({}, {}, self.run, self.patience)
-        self.introductions: tuple[SiteInfo, ...] = ()
+        self.site_infos: tuple[SiteInfo, ...] = ()
 
     @property
     def plan(self) -> MergePlan:
         """The layers that are merged."""
-        return merged_layers(self.introductions, self.whole_plan)
+        return merged_layers(self.site_infos, self.whole_plan)
 
     @property
     def lost(self) -> Mapping[str, str]:
@@ -90,7 +90,7 @@ class Federation:
     @property
     def bare_sites(self) -> list[str]:
         """Names of those that have no head, or no held-out rows."""
-        return [one.site for one in self.introductions if not one.evaluates]
+        return [one.site for one in self.site_infos if not one.evaluates]
 
     def introduce(self) -> None:
         """Wait for the sites, ask each who it is, and refuse a cohort that does not fit."""
@@ -109,8 +109,8 @@ class Federation:
             read_site_info,
             SITE_INFO_BUDGET,
         )
-        for node, introduction in answers:
-            came[node] = introduction
+        for node, info in answers:
+            came[node] = info
             report_progress("handshake", len(came), len(nodes))
         check_cohort(
             tuple(came.values()),
@@ -121,11 +121,11 @@ class Federation:
             prefix=self.base.prefix,
             versions=own_versions(),
         )
-        at = {introduction.site: nodes[node] for node, introduction in came.items()}
-        known = {introduction.site: introduction for introduction in came.values()}
+        at = {info.site: nodes[node] for node, info in came.items()}
+        known = {info.site: info for info in came.values()}
         absent = self.journal.absent(known)
-        self.introductions = _sorted((*came.values(), *absent))
-        everybody = {introduction.site: introduction for introduction in self.introductions}
+        self.site_infos = _sorted((*came.values(), *absent))
+        everybody = {info.site: info for info in self.site_infos}
         self.cohort = Cohort(at, everybody, self.run, self.patience, self.waiting)
         for site in sorted(begun_with - known.keys()):
             self._do_without(site)
@@ -147,7 +147,7 @@ class Federation:
 
     def fine_tune(self) -> None:
         """Let the sites that have no adapter yet train one."""
-        if all(introduction.kind != "none" for introduction in self.introductions):
+        if all(info.kind != "none" for info in self.site_infos):
             return
         answers = poll(
             self.grid,
@@ -159,10 +159,8 @@ class Federation:
             SITE_INFO_BUDGET,
         )
         trained = dict(answers)
-        self.cohort.introductions |= trained
-        self.introductions = _sorted(
-            trained.get(introduction.site, introduction) for introduction in self.introductions
-        )
+        self.cohort.site_infos |= trained
+        self.site_infos = _sorted(trained.get(info.site, info) for info in self.site_infos)
 
     def begin_journal(self) -> None:
         """From here on, what is finished is kept."""
@@ -178,7 +176,7 @@ class Federation:
                     for key, value in self.settings.flat().items()
                     if key.partition(".")[0] in {m.table for m in self.methods if m.learns}
                 },
-                "sites": {one.site: facts_of(one) for one in self.introductions},
+                "sites": {one.site: facts_of(one) for one in self.site_infos},
             }
         )
 
@@ -188,9 +186,9 @@ class Federation:
         It must be known before the chain starts, since the chain's inputs depend on it; and it is
         kept, since a run that is resumed without a site would get another mean.
         """
-        if all(introduction.kind == "lora" for introduction in self.introductions):
+        if all(info.kind == "lora" for info in self.site_infos):
             return {}
-        whole = {one.site for one in self.introductions if one.kind == "full"}
+        whole = {one.site for one in self.site_infos if one.kind == "full"}
         rounds = OtherParams(self.cohort, self._parameters_outside_of_layers(), whole)
         MergeStrategy(self.cohort, rounds, self.journal.of_other_params()).run(self.grid)
         return rounds.outcome().other_params
@@ -246,19 +244,19 @@ class Federation:
 
     def _model(self, kind: str, merged: MergedModel | None) -> ModelToMeasure:
         updates = merged.updates if merged else {}
-        remainder = merged.remainder if merged else {}
-        return ModelToMeasure(self.run, kind, self.plan.layer_names, updates, remainder)
+        other_params = merged.other_params if merged else {}
+        return ModelToMeasure(self.run, kind, self.plan.layer_names, updates, other_params)
 
     def _trained(self, site: str, content: RecordDict) -> SiteInfo:
-        introduction = read_trained(content, self.cohort.introductions[site])
+        info = read_trained(content, self.cohort.site_infos[site])
         try:
-            check_layers(introduction, self.whole_plan, self.base.prefix)
+            check_layers(info, self.whole_plan, self.base.prefix)
         except CohortError as error:  # of one reply: it is asked for again before that is the end
             raise RefusedReplyError(str(error)) from error
         begun = self.journal.introduction_of(site)
         if begun is not None:
-            require_same_training(begun, introduction)
-        return introduction
+            require_same_training(begun, info)
+        return info
 
     def _wait_for_nodes(self, begun_with: int) -> list[int]:
         """Nodes, once there are enough: for a resumed run as many as it goes on with, if they come.
@@ -283,5 +281,5 @@ class Federation:
         return nodes
 
 
-def _sorted(introductions: Iterable[SiteInfo]) -> tuple[SiteInfo, ...]:
-    return tuple(sorted(introductions, key=lambda one: one.site))
+def _sorted(site_infos: Iterable[SiteInfo]) -> tuple[SiteInfo, ...]:
+    return tuple(sorted(site_infos, key=lambda one: one.site))

@@ -24,25 +24,25 @@ class MergedModel:
     Attributes:
         method: which.
         updates: merged updates, by layer.
-        remainder: what was added to norms, biases and embeddings; empty for LoRA.
+        other_params: what was added to norms, biases and embeddings; empty for LoRA.
         lost: sites that took part in the run and are not in all of this merge, each with the first
             round without it, counted from 1.
         groups: metrics per layer group; empty for methods without statistics.
-        prefix: hash over everything merged; empty for methods without a chain.
-        figures: what the method says about itself on this input.
+        chain_digest: hash over everything merged; empty for methods without a chain.
+        metrics: what the method says about itself on this input.
     """
 
     method: Method
     updates: Mapping[str, Update]
-    remainder: Mapping[str, Tensor]
+    other_params: Mapping[str, Tensor]
     rounds: int
     seconds: float
     bytes_up: int
     bytes_down: int
     lost: Mapping[str, int] = field(default_factory=dict)
     groups: tuple[GroupFigures, ...] = ()
-    prefix: str = ""
-    figures: Mapping[str, float] = field(default_factory=dict)
+    chain_digest: str = ""
+    metrics: Mapping[str, float] = field(default_factory=dict)
     scores: dict[str, Score] = field(default_factory=dict)
 
 
@@ -69,7 +69,7 @@ def merged_by(strategy: MergeStrategy, method: Method, started: float) -> Merged
     return MergedModel(
         method=method,
         updates=updates,
-        remainder=outcome.other_params,
+        other_params=outcome.other_params,
         rounds=strategy.rounds.count,
         seconds=time.perf_counter() - started,
         bytes_up=strategy.bytes_up,
@@ -79,6 +79,6 @@ def merged_by(strategy: MergeStrategy, method: Method, started: float) -> Merged
             GroupFigures(layers=tuple(g.pop("layers")), lost=tuple(g.pop("lost")), **g)
             for g in groups
         ),
-        prefix=outcome.chain_digest,
-        figures=outcome.metrics,
+        chain_digest=outcome.chain_digest,
+        metrics=outcome.metrics,
     )

@@ -34,12 +34,12 @@ def write_merge(
         SHA-256 of every file written, by its path in the folder.
     """
     low_rank = {k: u for k, u in merged.updates.items() if isinstance(u, LowRankUpdate)}
-    if len(low_rank) == len(merged.updates) and not merged.remainder:
+    if len(low_rank) == len(merged.updates) and not merged.other_params:
         target = folder / "adapter"
         write_adapter(target, low_rank, base, prefix, task)
     else:
         target = folder / "model"
-        write_model(target, merged.updates, merged.remainder, base)
+        write_model(target, merged.updates, merged.other_params, base)
     return {
         str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
         for file in sorted(target.rglob("*"))
@@ -74,11 +74,11 @@ def write_manifest(
             "calibration": effective.calibration.model_dump(by_alias=True),
             **_own_settings(merged.method, effective),
         },
-        "sites": [_site(introduction) for introduction in sites],
+        "sites": [_site(info) for info in sites],
         "groups": [_group(figures) for figures in merged.groups],
-        "prefix": merged.prefix,
+        "prefix": merged.chain_digest,
         "files": dict(files),
-        "figures": dict(merged.figures),
+        "figures": dict(merged.metrics),
     } | ({"lost": list(merged.lost)} if merged.lost else {})
     text = json.dumps(manifest, indent=2, sort_keys=True, allow_nan=False) + "\n"
     (folder / "manifest.json").write_text(text, encoding="utf-8")
@@ -117,7 +117,7 @@ def write_card(
     write_model_card(
         target,
         base_name=base.name,
-        sites=[summary_of(introduction) for introduction in sites],
+        sites=[summary_of(info) for info in sites],
         settings=about,
         scores=by_site,
         method=f"{method.label} ({method.source})",
@@ -160,7 +160,7 @@ def run_results(
     return RunResults(
         name=settings.name,
         base=base.name,
-        sites=tuple(summary_of(introduction) for introduction in sites),
+        sites=tuple(summary_of(info) for info in sites),
         methods=tuple(methods),
         chosen=chosen,
         form=form,
@@ -191,7 +191,7 @@ def method_result(merged: MergedModel, shifts: Mapping[str, Mapping[str, float]]
         groups=groups,
         outliers=_by_site({group.name: outliers(group.influence) for group in groups}),
         opposed=_by_site({group.name: opposed(group.agreement) for group in groups}),
-        figures=merged.figures,
+        figures=merged.metrics,
         lost=merged.lost,
     )
 
@@ -204,14 +204,14 @@ def _by_site(flagged: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]
     }
 
 
-def summary_of(introduction: SiteInfo) -> SiteSummary:
+def summary_of(info: SiteInfo) -> SiteSummary:
     """A site as reports and cards show it."""
     return SiteSummary(
-        name=introduction.site,
-        samples=introduction.calibration_samples,
-        tokens=introduction.tokens,
-        adapter=introduction.kind,
-        rank=max(introduction.ranks, default=0),
+        name=info.site,
+        samples=info.calibration_samples,
+        tokens=info.tokens,
+        adapter=info.kind,
+        rank=max(info.ranks, default=0),
     )
 
 
@@ -238,14 +238,14 @@ def _played_settings(settings: RunSettings) -> dict[str, Scalar]:
     return {k: v for k, v in settings.flat().items() if k.partition(".")[0] not in unused}
 
 
-def _site(introduction: SiteInfo) -> dict[str, Any]:
+def _site(info: SiteInfo) -> dict[str, Any]:
     return {
-        "name": introduction.site,
-        "samples": introduction.calibration_samples,
-        "tokens": introduction.tokens,
-        "skipped": introduction.skipped,
-        "kind": introduction.kind,
-        "ranks": dict(zip(introduction.layers, introduction.ranks, strict=True)),
+        "name": info.site,
+        "samples": info.calibration_samples,
+        "tokens": info.tokens,
+        "skipped": info.skipped,
+        "kind": info.kind,
+        "ranks": dict(zip(info.layers, info.ranks, strict=True)),
     }
 
 

@@ -76,6 +76,6 @@ def deciding_facts(federation: Federation, name: str, tables: tuple[str, ...]) -
         "name": name,
         "base": federation.base.fingerprint,
         "plan": federation.plan.digest,
-        "sites": [facts_of(introduction) for introduction in federation.introductions],
+        "sites": [facts_of(info) for info in federation.site_infos],
         "settings": {table: settings[table] for table in {*_COMMON, *tables}},
     }

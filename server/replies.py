@@ -26,22 +26,20 @@ def read_trained(content: RecordDict, before: SiteInfo) -> SiteInfo:
     Raises:
         RefusedReplyError: it is another one, or has no adapter still.
     """
-    introduction = decode_site_info(content)
-    others = [
-        field for field in differing(before, introduction) if field not in FOUND_OUT_BY_TRAINING
-    ]
-    if others or introduction.kind == "none":
+    info = decode_site_info(content)
+    others = [field for field in differing(before, info) if field not in FOUND_OUT_BY_TRAINING]
+    if others or info.kind == "none":
         raise RefusedReplyError(f"after fine-tuning it has another {', '.join(others)}")
     if before.kind == "none":
-        _require_planned(before, introduction)
-    return introduction
+        _require_planned(before, info)
+    return info
 
 
-def _require_planned(before: SiteInfo, introduction: SiteInfo) -> None:
+def _require_planned(before: SiteInfo, info: SiteInfo) -> None:
     """What training makes is the LoRA that was announced: the run's methods were chosen for it."""
     planned = dict(zip(before.layers, before.ranks, strict=True))
-    trained = list(zip(introduction.layers, introduction.ranks, strict=False))
-    if introduction.kind != "lora" or len(trained) != len(planned) or dict(trained) != planned:
+    trained = list(zip(info.layers, info.ranks, strict=False))
+    if info.kind != "lora" or len(trained) != len(planned) or dict(trained) != planned:
         raise RefusedReplyError(
             "after fine-tuning it has no LoRA of the layers and ranks that it began with"
         )

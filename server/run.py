@@ -69,9 +69,9 @@ def _play(
     federation = Federation(grid, settings, base, journal)
     recorder.waiting_for = federation.waiting.copy
     federation.introduce()
-    check_methods(federation.methods, settings, federation.introductions)
+    check_methods(federation.methods, settings, federation.site_infos)
     here = numeric_environment(settings.calibration.device)
-    for warning in warnings_of(federation.introductions, federation.plan, here):
+    for warning in warnings_of(federation.site_infos, federation.plan, here):
         notice(f"warning: {warning}")
     federation.fine_tune()
     federation.begin_journal()
@@ -85,11 +85,11 @@ def _play(
 
 
 def _merge_all(federation: Federation) -> list[tuple[MergedModel, MethodResult]]:
-    remainder = federation.average_other_params()
+    other_params = federation.average_other_params()
     merges = []
     measured = measuring_shift(federation.settings)
     for method in federation.methods:
-        merged = federation.merge(method, remainder)
+        merged = federation.merge(method, other_params)
         if federation.sites_can_evaluate:
             merged.scores.update(federation.evaluate("merged", merged))
         shifts = federation.measure_shift(merged) if method in measured else {}
@@ -127,9 +127,9 @@ def _write(
     output: Path,
 ) -> RunResults:
     chosen = merges[0][0]
-    prefix = of_most(introduction.name_prefix for introduction in federation.introductions)
-    task = of_most(introduction.task for introduction in federation.introductions)
-    sites, settings, base = federation.introductions, federation.settings, federation.base
+    prefix = of_most(info.name_prefix for info in federation.site_infos)
+    task = of_most(info.task for info in federation.site_infos)
+    sites, settings, base = federation.site_infos, federation.settings, federation.base
     methods = [*references, *(result for _, result in merges)]
     scores: dict[str, dict[str, Score]] = {
         method.label: dict(method.scores) for method in (*references, merges[0][1]) if method.scores

@@ -186,7 +186,7 @@ class _Step:
 
     def read(self, site: str, content: RecordDict) -> tuple[Admitted, ...] | None:
         """Statistics of every group that may be added; None where the site must catch up first."""
-        form, ranks = self._asked.form, self._cohort.introductions[site].rank_of
+        form, ranks = self._asked.form, self._cohort.site_infos[site].rank_of
         if not form.dense and 0 in ranks.values():
             raise RefusedReplyError("it said that it brings whole layers, in a run of LoRA factors")
         reply = decode_statistics(content, self._step.groups, ranks, form)
@@ -227,11 +227,11 @@ class _Step:
         }
 
     def _layout(self, site: str, groups: Sequence[LayerGroup]) -> Layout:
-        ranks = self._cohort.introductions[site].rank_of
+        ranks = self._cohort.site_infos[site].rank_of
         return statistics_layout(groups, ranks, self._asked.form)
 
 
 def _form(settings: MergeSettings, cohort: Cohort) -> ProductForm:
     """How products travel: factored only where every site brings a LoRA."""
-    whole = any(one.kind == "full" for one in cohort.introductions.values())
+    whole = any(one.kind == "full" for one in cohort.site_infos.values())
     return ProductForm(settings.products == "dense" or whole, settings.anchor == "mean")

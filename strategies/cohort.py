@@ -59,7 +59,7 @@ class Cohort:
 
     Args:
         nodes: Flower's node id of each site, by the site's name.
-        introductions: what each site said of itself, by name; a site without one cannot come back
+        site_infos: what each site said of itself, by name; a site without one cannot come back
             under another node id.
         run: identifies the run.
         patience: how long sites are waited for.
@@ -70,12 +70,12 @@ class Cohort:
     def __init__(
         self,
         nodes: Mapping[str, int],
-        introductions: Mapping[str, SiteInfo],
+        site_infos: Mapping[str, SiteInfo],
         run: str,
         patience: Patience,
         waiting: dict[str, str] | None = None,
     ) -> None:
-        self.introductions = dict(introductions)
+        self.site_infos = dict(site_infos)
         self.run = run
         self.patience = patience
         self.lost: dict[str, str] = {}
@@ -114,54 +114,54 @@ class Cohort:
         self._turned_away.add(node)
         self.ignored["unknown site"] += 1
 
-    def recognise(self, introduction: SiteInfo) -> str:
-        """Whose introduction a node's is.
+    def recognise(self, info: SiteInfo) -> str:
+        """Which site a node is that says this of itself.
 
         A site that has lost the adapter that it trained is recognised by all else.
 
         Raises:
             RefusedReplyError: nobody's, or a site of that name said something else at first.
         """
-        known = self.introductions.get(introduction.site)
-        if known is None or introduction.site in self.lost:
-            raise RefusedReplyError(f"{introduction.site!r} is not a site of this run")
-        if (known.kind == "none") != (introduction.kind == "none"):
+        known = self.site_infos.get(info.site)
+        if known is None or info.site in self.lost:
+            raise RefusedReplyError(f"{info.site!r} is not a site of this run")
+        if (known.kind == "none") != (info.kind == "none"):
             # It fine-tuned before its first reply was lost, or has lost what it trained.
             known_only = {name: getattr(known, name) for name in FOUND_OUT_BY_TRAINING}
-            introduction = replace(introduction, **known_only)
-        others = differing(known, introduction)
+            info = replace(info, **known_only)
+        others = differing(known, info)
         if others:
             raise RefusedReplyError(
-                f"{introduction.site} came back with another {', '.join(others)} than it began "
+                f"{info.site} came back with another {', '.join(others)} than it began "
                 f"with; start it with the same model, rows, adapter and versions"
             )
-        return introduction.site
+        return info.site
 
     def lost_adapter(self, site: str) -> None:
         """A site says so. Before it has trained it for the first time, it is asked to anyway."""
         if self._has_trained(site):
             self.untrained.add(self.node_of(site))
 
-    def trained_again(self, introduction: SiteInfo, site: str, node: int) -> None:
+    def trained_again(self, info: SiteInfo, site: str, node: int) -> None:
         """A site has trained the adapter anew that it had lost: it must be the same, to the bit.
 
         Raises:
             RefusedReplyError: it is another one.
         """
-        require_same_training(self.introductions[site], introduction)
+        require_same_training(self.site_infos[site], info)
         self.untrained.discard(node)
 
-    def note(self, introduction: SiteInfo, node: int) -> None:
+    def note(self, info: SiteInfo, node: int) -> None:
         """A site introduced itself at another node than the one it was at.
 
         Where it has lost the adapter that it trained, the node is one of the :attr:`untrained`.
         """
-        self._returned[introduction.site] = node
-        if introduction.kind == "none" and self._has_trained(introduction.site):
+        self._returned[info.site] = node
+        if info.kind == "none" and self._has_trained(info.site):
             self.untrained.add(node)
 
     def _has_trained(self, site: str) -> bool:
-        known = self.introductions.get(site)
+        known = self.site_infos.get(site)
         return known is not None and known.kind != "none"
 
     def move(self, site: str) -> bool:

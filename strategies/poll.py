@@ -222,7 +222,7 @@ class Poll(Generic[T]):
 
     def _identity(self, site: str, node: int, trains: bool) -> Identity:
         """What a reply must be about: what its site was sent, whichever message brought it."""
-        known = site if site in self._cohort.introductions else ""
+        known = site if site in self._cohort.site_infos else ""
         asked = identity_of(self._train_again()) if trains else self._identities[site]
         return replace(asked, node=str(node), site=known)
 

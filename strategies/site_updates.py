@@ -61,15 +61,15 @@ def updates_round(
     asked = encode_plain(UPDATES, cohort.run)
 
     def read(site: str, content: RecordDict) -> AdmittedUpdates:
-        updates = decode_updates(content, plan, cohort.introductions[site].rank_of)
+        updates = decode_updates(content, plan, cohort.site_infos[site].rank_of)
         _require_bounded(updates)
-        require_claimed_factors(cohort.introductions[site].factors, updates)
+        require_claimed_factors(cohort.site_infos[site].factors, updates)
         sizes = {layer: Part(u.norm, u.shape[0] * u.shape[1]) for layer, u in updates.items()}
         factors = update_tensors(updates) if factors_too else {}
         return AdmittedUpdates(updates, sizes, {k: part_of(one) for k, one in factors.items()})
 
     def budget(site: str) -> Budget:
-        return updates_layout(plan, cohort.introductions[site].rank_of).budget
+        return updates_layout(plan, cohort.site_infos[site].rank_of).budget
 
     def fold(replies: Iterator[tuple[str, AdmittedUpdates]]) -> Kept | None:
         admitted = dict(replies)
@@ -89,7 +89,7 @@ def side_by_side(plan: MergePlan, cohort: Cohort, by_site: Mapping[str, OfOneSit
         for layer in plan.layer_names
     }
     return SiteUpdates(
-        {site: cohort.introductions[site].samples for site in names},
+        {site: cohort.site_infos[site].samples for site in names},
         {layer: updates for layer, updates in layers.items() if updates},
     )
 

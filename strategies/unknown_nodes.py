@@ -39,7 +39,7 @@ class UnknownNodes:
             return
         self._next_look = now + _EVERY
         self._asked = {m: (node, end) for m, (node, end) in self._asked.items() if now < end}
-        if not self._cohort.introductions:
+        if not self._cohort.site_infos:
             return
         asked = {node for node, _ in self._asked.values()}
         unknown = self._cohort.unknown_among(set(self._grid.get_node_ids()))

@@ -78,7 +78,7 @@ def play(sent, claimed, clock, method, **entries):
     cohort = new_chain(chosen).cohort
     for name, factors in claimed.items():
         ranks = (2,) * len(PLAN.layer_names)
-        cohort.introductions[name] = replace(introduction_of(name), ranks=ranks, factors=factors)
+        cohort.site_infos[name] = replace(introduction_of(name), ranks=ranks, factors=factors)
     merging = app_module("strategies.update_merging").UpdateMerging(PLAN, cohort, method, {})
     grid = FaultyGrid(Sites(), NODES, chosen, none(), clock)
     strategy = app_module("strategies.merge_strategy").MergeStrategy(cohort, merging)
@@ -164,7 +164,7 @@ def test_who_comes_first_does_not_fix_the_form_of_the_sums(liar, clock):
     chosen = settings(**GOES_ON)
     chain = new_chain(chosen)
     nothing = (0,) * len(PLAN.layer_names)
-    chain.cohort.introductions[liar] = replace(introduction_of(liar), ranks=nothing)
+    chain.cohort.site_infos[liar] = replace(introduction_of(liar), ranks=nothing)
     chain.run(FaultyGrid(WholeLayers(liar), NODES, chosen, none(), clock))
     assert chain.cohort.lost.keys() == {liar}
     if liar == "birch":

@@ -96,9 +96,9 @@ def sites(liar="birch", **changes):
     return tuple(replace(one, **changes) if one.site == liar else one for one in honest)
 
 
-def check(introductions):
+def check(site_infos):
     app_module("server.handshake").check_cohort(
-        introductions,
+        site_infos,
         base="b",
         tokenizer="t",
         plan=PLAN,
