@@ -18,7 +18,8 @@ class CatchUp:
 
     Args:
         step: what is asked about.
-        encode: the request with the updates of these earlier steps, and with the other parameters if so.
+        encode: the request with the updates of these earlier steps, and with the other parameters
+            if so.
         usual: the first of the earlier steps to send to a site that has not said what it lacks.
     """
 
