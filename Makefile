@@ -46,7 +46,7 @@ test-all: $(DEMO_DATA) ## all tests: also those that take minutes, or listen on 
 simulate: $(DEMO_DATA) ## the demo's federation in Flower's own simulation, into runs/demo
 	PATH="$(CURDIR)/$(BIN):$$PATH" flwr run . --stream \
 		--federation-config "num-supernodes=6 client-resources-num-cpus=2" \
-		--run-config "min-sites=6 output='$(CURDIR)/runs/demo'"
+		--run-config "$$($(BIN)/layerweld demo --prepare-only | sed -n 's/^run-config *//p') output='$(CURDIR)/runs/demo'"
 	@test -f runs/demo/report.html  # `flwr run` ends well even where the run did not
 
 # Keeps the versions that still fit. Make it where pip finds torch built for the CPU: a CUDA build

@@ -111,8 +111,8 @@ def _cache_and_name(context: Context) -> tuple[Path, str]:
 
 def _logs(context: Context) -> Path:
     """Where incidents are written, also if nothing else about the site can be read."""
-    from client.package_files import user_cache
     from layerweld.errors import LayerweldError
+    from layerweld.runtime.disk import user_cache
 
     try:
         return _cache_and_name(context)[0] / "logs"

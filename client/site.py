@@ -8,12 +8,11 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from client.package_files import user_cache
-from layerweld.demo import base_folder
 from layerweld.errors import ConfigError
+from layerweld.runtime.disk import user_cache
 from layerweld.runtime.incidents import raises_here
 from layerweld.settings.run import RunSettings, Scalar
-from layerweld.settings.sites import DEMO, SiteEntry, on_its_own, read_run_file
+from layerweld.settings.sites import SiteEntry, on_its_own, read_run_file
 from layerweld.untrusted.names import below
 
 
@@ -24,11 +23,11 @@ def site_of_node(node_config: Mapping[str, Scalar], settings: RunSettings) -> Si
     own: no run decides its paths, columns, logs or least rows. (Not so in the process of the person
     who started the run, ``layerweld.runtime.incidents.raising_here``: there they are one person's.)
     A node that only has a ``partition-id``, as Flower's simulation gives it, takes that number in
-    the run's file, or in the demo's list when the run has no file: it belongs to who runs it.
+    the run's file: it belongs to who runs it.
 
     Raises:
-        ConfigError: neither is there, or the number is larger than the list; or a site of its own
-            does not say where its base model is.
+        ConfigError: neither is there, the run has no file, or the number is larger than its list;
+            or a site of its own does not say where its base model is.
     """
     own = {k: v for k, v in node_config.items() if k not in ("partition-id", "num-partitions")}
     if own:
@@ -37,7 +36,12 @@ def site_of_node(node_config: Mapping[str, Scalar], settings: RunSettings) -> Si
     if "partition-id" not in node_config:
         raise ConfigError("this node has no `name` and `data` in its node configuration")
     number = int(node_config["partition-id"])
-    sites = read_run_file(Path(settings.sites))[1] if settings.sites else demo_sites()
+    if not settings.sites:
+        raise ConfigError(
+            "this run lists no sites, and its nodes do not say which they are: set `sites` to a "
+            "TOML file with [[sites]] (`layerweld demo --prepare-only` writes the demo's)"
+        )
+    sites = read_run_file(Path(settings.sites))[1]
     if not 0 <= number < len(sites):
         raise ConfigError(f"node {number} of a run that lists {len(sites)} sites")
     return sites[number]
@@ -53,22 +57,11 @@ def _entry_of(own: Mapping[str, Scalar]) -> SiteEntry:
 
 
 def _sovereign(entry: SiteEntry) -> SiteEntry:
-    base = entry.base or (str(base_folder()) if entry.data.startswith(DEMO) else "")
-    if not base:
+    if not entry.base:
         raise ConfigError(
             "the node configuration has no `base`: a site says itself where its base model lies"
         )
-    paths = {"base": base, "cache": entry.cache or str(user_cache())}
-    return on_its_own(entry).model_copy(update=paths)
-
-
-def demo_sites() -> tuple[SiteEntry, ...]:
-    """The demo's six sites, which fine-tune and evaluate on the tasks they are named after."""
-    from client.package_tasks import DEMO_SITES
-
-    return tuple(
-        SiteEntry(name=task, data=f"{DEMO}{task}", held_out=f"{DEMO}{task}") for task in DEMO_SITES
-    )
+    return on_its_own(entry).model_copy(update={"cache": entry.cache or str(user_cache())})
 
 
 def forget_run(nodes: Iterable[Mapping[str, Scalar]], settings: RunSettings, run: str) -> None:
@@ -81,6 +74,4 @@ def forget_run(nodes: Iterable[Mapping[str, Scalar]], settings: RunSettings, run
 def cache_folder(site: SiteEntry, settings: RunSettings) -> Path:
     """Where this site keeps adapters it trained and the state of runs."""
     chosen = site.cache or settings.cache
-    if chosen:
-        return Path(chosen).expanduser()
-    return user_cache()
+    return Path(chosen).expanduser() if chosen else user_cache()

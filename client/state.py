@@ -18,8 +18,6 @@ from client.site import cache_folder
 from client.store import SiteStore
 from client.training.heads import ClassifierHead, load_head
 from client.training.label_words import LabelWordHead, label_word_head
-from client.training.trained import is_whole
-from layerweld.demo import base_folder
 from layerweld.errors import AdapterError, AdapterLostError, ConfigError
 from layerweld.formats.adapters import Adapter
 from layerweld.formats.task_vectors import read_fine_tuned
@@ -29,6 +27,7 @@ from layerweld.model.discover import discover_plan
 from layerweld.model.linear import shifted
 from layerweld.model.replay import RecordedBatch
 from layerweld.plan import MergePlan
+from layerweld.runtime.sealed import is_whole
 from layerweld.settings.run import FinetuneSettings, RunSettings
 from layerweld.settings.sites import HEAD, SiteEntry
 from layerweld.untrusted.files import contents
@@ -255,8 +254,7 @@ class SiteState:
 
     @property
     def _base_folder(self) -> Path:
-        chosen = self.site.base or self.settings.base
-        return Path(chosen).expanduser() if chosen else base_folder()
+        return Path(self.site.base or self.settings.require_base()).expanduser()
 
 
 def fine_tune_site(state: SiteState, on_step: Callable[[int, int], None] | None = None) -> None:

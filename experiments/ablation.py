@@ -13,9 +13,10 @@ from typing import Annotated, Any, Literal
 import pandas as pd
 import typer
 
-from experiments.benchmark_runs import RESULTS, Name, benchmark, compared
+from experiments.benchmark_runs import RESULTS, benchmark, compared
 from experiments.figures import COLOURS, INK, panels, save
-from layerweld.report.comparison.spreads import lines
+from experiments.prepare import Name
+from layerweld.report.comparison.spreads import over_seeds
 from layerweld.settings.run import RunSettings
 
 
@@ -64,7 +65,7 @@ def played(
 ) -> dict[str, Any]:
     """One row: fractions, over the seeds."""
     found = compared(changed(settings, variant), nodes, seeds)
-    *_, line = lines(found)
+    *_, line = over_seeds(found)
     return {
         "variant": variant.label,
         "seeds": len(seeds),

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from client.package_files import pip_file, user_cache
 from experiments.onnx_weights import read_onnx
-from layerweld.demo import base_folder
+from layerweld.demo.federation import base_folder
+from layerweld.demo.packages import pip_file
 from layerweld.errors import ConfigError
-from layerweld.runtime.disk import new_folder
+from layerweld.runtime.disk import new_folder, user_cache
 
 _DINOV2_HASH = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"
 _SMOLLM2_HASH = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"

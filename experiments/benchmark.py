@@ -11,13 +11,18 @@ from typing import Annotated
 
 import typer
 
-from experiments.benchmark_runs import RESULTS, Name, benchmark, compared, fine_tuned_otherwise
+from experiments.benchmark_runs import RESULTS, benchmark, compared, fine_tuned_otherwise
 from experiments.figures import COLOURS, INK, panels, save
+from experiments.prepare import Name
+from layerweld.merging.registry import METHODS
 from layerweld.report.comparison.results import Comparison
-from layerweld.report.comparison.spreads import Line, lines
-from layerweld.report.comparison.tables import accuracy_table, comparison_markdown, write_csv_files
+from layerweld.report.comparison.spreads import MethodOverSeeds, over_seeds
+from layerweld.report.comparison.tables import (
+    comparison_markdown,
+    method_accuracy_table,
+    write_csv_files,
+)
 from layerweld.runtime.terminal import console
-from layerweld.settings.methods import METHODS
 
 
 def main(
@@ -47,7 +52,7 @@ def main(
         tune,
         on_known=lambda known: write(known, folder),
     )
-    console.print(accuracy_table(found))
+    console.print(method_accuracy_table(found))
 
 
 def write(found: Comparison, folder: Path) -> None:
@@ -56,10 +61,10 @@ def write(found: Comparison, folder: Path) -> None:
     command = f"python -m experiments.benchmark {' '.join(sys.argv[1:])}"
     text = f"`{command}`\n\n{comparison_markdown(found)}"
     (folder / "table.md").write_text(text, encoding="utf-8")
-    plot(lines(found), folder / "plot.png")
+    plot(over_seeds(found), folder / "plot.png")
 
 
-def plot(methods: list[Line], file: Path) -> None:
+def plot(methods: list[MethodOverSeeds], file: Path) -> None:
     """Normalised accuracy, a row per method: every seed as a dot, their mean as a line."""
     shown = [line for line in methods if line.name != "individual"]
     figure, sides = panels(2, height=0.32 * len(shown) + 1.4)

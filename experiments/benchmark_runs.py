@@ -7,23 +7,23 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from client.app import app
-from client.package_files import user_cache
 from client.site import forget_run
-from experiments import backbones
+from experiments.prepare import Name, run_file
 from layerweld.cli.in_process import compare_in_process
 from layerweld.report.comparison.results import Comparison
+from layerweld.runtime.disk import user_cache
 from layerweld.runtime.incidents import raising_here
 from layerweld.runtime.terminal import showing_progress
+from layerweld.settings.comparison import ComparisonSettings
 from layerweld.settings.run import RunSettings
 from layerweld.settings.sites import read_run_file
 from server.federation import Federation
 from server.in_process import InProcessGrid
 from server.journal import RunJournal
 
-Name = Literal["text", "vision", "language"]
 Nodes = Sequence[dict[str, int]]
 """One node configuration per site."""
 RESULTS = Path(__file__).parent / "results"
@@ -46,12 +46,9 @@ class Benchmark:
 
 
 def benchmark(name: Name, seed: int = 0) -> Benchmark:
-    """Read ``benchmarks/<name>.toml`` and unpack its base model."""
-    settings, sites = read_run_file(Path(__file__).parent / "benchmarks" / f"{name}.toml")
-    calibration = settings.calibration.model_copy(update={"seed": seed})
-    base = str(backbones.folder(name))
-    changes = {"min_sites": len(sites), "base": base, "calibration": calibration}
-    settings = settings.model_copy(update=changes)
+    """Prepare and read a benchmark's run file."""
+    settings, sites = read_run_file(run_file(name, seed))
+    settings = settings.model_copy(update={"min_sites": len(sites)})
     nodes = ({"partition-id": i, "num-partitions": len(sites)} for i in range(len(sites)))
     return Benchmark(settings, tuple(nodes))
 
@@ -63,10 +60,19 @@ def compared(
     tune: int = 1,
     on_known: Callable[[Comparison], None] = lambda _known: None,
 ) -> Comparison:
-    """Play the settings' methods; what any script has played before is found, not played again."""
+    """Play a benchmark's methods; what any script has played before is found, not played again.
+
+    Every seed draws other samples, so each has a run file of its own.
+    """
+
+    def at_seed(changed: RunSettings) -> RunSettings:
+        file = run_file(changed.name, changed.calibration.seed)
+        return changed.model_copy(update={"sites": str(file)})
+
     kept = user_cache() / "played"
     with showing_progress():
-        return compare_in_process(settings, nodes, settings.base, seeds, tune, kept, on_known)
+        comparing = ComparisonSettings(settings, settings.base, seeds, tune)
+        return compare_in_process(comparing, nodes, kept, on_known, at_seed)
 
 
 def fine_tuned_otherwise(

@@ -12,9 +12,10 @@ from typing import Annotated
 import pandas as pd
 import typer
 
-from experiments.benchmark_runs import RESULTS, Name
+from experiments.benchmark_runs import RESULTS
 from experiments.figures import COLOURS, INK, legend_above, panels, save
-from layerweld.settings.methods import METHODS
+from experiments.prepare import Name
+from layerweld.merging.registry import METHODS
 
 _COSTS = {
     "bytes": "MB sent, up and down, all sites",

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from layerweld.cli.in_process import run_in_process
-from layerweld.demo import base_folder, demo_settings
+from layerweld.demo.federation import demo_file
 from layerweld.report.results import RunResults
 from layerweld.report.scores import summaries
+from layerweld.settings.sites import read_run_file
 
 Row = dict[str, Any]
-
-_SITES = 6
 
 
 def play_demo(seed: int, methods: str, merge: Mapping[str, Any], samples: int) -> RunResults:
@@ -26,13 +25,14 @@ def play_demo(seed: int, methods: str, merge: Mapping[str, Any], samples: int) -
         merge: entries of ``merge`` that differ from the demo's.
         samples: calibration rows per site.
     """
-    settings = demo_settings(seed, methods)
+    settings, sites = read_run_file(demo_file(seed))
     changed = settings.merge.model_copy(update={"covariate_shift": "off", **merge})
     calibration = settings.calibration.model_copy(update={"samples": samples})
-    settings = settings.model_copy(update={"merge": changed, "calibration": calibration})
-    nodes = [{"partition-id": number, "num-partitions": _SITES} for number in range(_SITES)]
+    changes = {"methods": methods, "merge": changed, "calibration": calibration}
+    settings = settings.model_copy(update=changes | {"min_sites": len(sites)})
+    nodes = [site.node_config() for site in sites]
     with tempfile.TemporaryDirectory() as folder:
-        return run_in_process(settings, nodes, str(base_folder()), Path(folder) / "out")
+        return run_in_process(settings, nodes, settings.base, Path(folder) / "out")
 
 
 def summary_rows(results: RunResults) -> list[Row]:

@@ -16,7 +16,7 @@ import pandas as pd
 import typer
 
 from experiments.demo_runs import play_demo, summary_rows
-from layerweld.settings.methods import METHODS
+from layerweld.merging.registry import METHODS
 
 _REFERENCES = {"base": "Base model", "individual": "Individual fine-tuning"}
 _METHODS = "com,jacobi,regmean++,regmean,task-arithmetic,mean"

@@ -14,8 +14,9 @@ import typer
 
 from client.site import site_of_node
 from client.state import site_state
-from experiments.benchmark_runs import RESULTS, Name, Nodes, benchmark, compared, federation
+from experiments.benchmark_runs import RESULTS, Nodes, benchmark, compared, federation
 from experiments.figures import COLOURS, INK, legend_above, panels, save
+from experiments.prepare import Name
 from layerweld.model.collect import ReplayableModel, collect
 from layerweld.model.schedule import Step
 from layerweld.report.comparison.results import Comparison

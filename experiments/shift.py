@@ -13,9 +13,10 @@ import pandas as pd
 import typer
 from matplotlib.ticker import MaxNLocator
 
-from experiments.benchmark_runs import RESULTS, Name, benchmark, federation
+from experiments.benchmark_runs import RESULTS, benchmark, federation
 from experiments.figures import COLOURS, panels, save
-from layerweld.settings.methods import METHODS
+from experiments.prepare import Name
+from layerweld.merging.registry import METHODS
 
 
 def main(

@@ -13,8 +13,9 @@ from typing import Annotated, Any
 import pandas as pd
 import typer
 
-from experiments.benchmark_runs import RESULTS, Name, Nodes, benchmark, federation
+from experiments.benchmark_runs import RESULTS, Nodes, benchmark, federation
 from experiments.figures import COLOURS, INK, panels, save
+from experiments.prepare import Name
 from layerweld.settings.run import RunSettings
 
 _METHODS = "mean,task-arithmetic,ties,iso-c,knots-ties,regmean,regmean++,com"

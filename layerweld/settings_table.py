@@ -3,7 +3,7 @@
 Every number has two ends and every text a longest: a run's settings come from somebody else.
 """
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -26,6 +26,8 @@ class Settings(BaseModel):
     )
 
 
+Granularity = Literal["group", "block", "model", "jacobi"]
+"""What one round of a chain solves."""
 Share = Annotated[float, Field(ge=0, le=1)]
 """A fraction, both ends included."""
 NonZeroShare = Annotated[float, Field(gt=0, le=1)]

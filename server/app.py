@@ -29,16 +29,9 @@ def main(grid: Grid, context: Context) -> None:
         output = Path(settings.output or f"runs/{settings.name}")
         with reported(output):  # state.json begins here: nobody sees what this process says
             make_folder(output)
-        results = play(grid, settings, settings.base or demo_base(), output)
+        results = play(grid, settings, settings.require_base(), output)
     except LayerweldError as error:
         log(40, "failed with exit code %d: %s", error.exit_code, shown(error, 4000))
         log(40, "next: %s", error.next_step)
         raise
     log(20, "manifest %s, output in %s", results.manifest_hash, output.resolve())
-
-
-def demo_base() -> str:
-    """Folder of the demo's base model."""
-    from layerweld.demo import base_folder
-
-    return str(base_folder())

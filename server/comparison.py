@@ -10,94 +10,77 @@ from pathlib import Path
 from flwr.serverapp import Grid
 
 from layerweld.errors import ConfigError
+from layerweld.merging.method import Method
 from layerweld.report.comparison.results import Comparison, Entry, Refusal
 from layerweld.report.comparison.spreads import mean_normalised
 from layerweld.report.results import MethodResult, SiteSummary
 from layerweld.report.scores import REFERENCES
+from layerweld.runtime.peak_memory import peak_resident
 from layerweld.runtime.progress import report_progress
+from layerweld.settings.comparison import ComparisonSettings
 from layerweld.settings.grids import candidates, with_candidate
-from layerweld.settings.methods import Method, methods_of
-from layerweld.settings.run import RunSettings, Scalar, read_run_settings
+from layerweld.settings.methods import methods_of
+from layerweld.settings.run import RunSettings
 from server.federation import Federation
 from server.journal import RunJournal
-from server.output import method_result, summary_of
-from server.peak_memory import peak_resident
-from server.played_methods import PlayedMethods, deciding_facts
+from server.kept_results import KeptResults, deciding_facts
+from server.output import method_result, site_summary
 from server.requirements import problem_with
 from server.run import reference_result
 
-Play = Callable[[RunSettings], Grid]
-_MEASURES_ONLY = ("merge.influence", "merge.covariate-shift")
-_VALIDATION_SHARE = 0.2  # of a site's rows, set aside to choose settings on
+OpenGrid = Callable[[RunSettings], Grid]
+"""Gives the grid of a run with these settings."""
+Forget = Callable[[RunSettings, str], None]
+"""Called with the settings and the identifier of a run that is over."""
 
 
 def compare(
-    play: Play,
-    settings: RunSettings,
-    base: str,
-    seeds: Sequence[int],
-    budget: int,
-    kept: PlayedMethods,
-    on_played: Callable[[RunSettings, str], None] = lambda _settings, _run: None,
-    on_known: Callable[[Comparison], None] = lambda _known: None,
+    settings: ComparisonSettings,
+    open_grid: OpenGrid,
+    kept: KeptResults,
+    forget: Forget,
+    on_known: Callable[[Comparison], None],
 ) -> Comparison:
-    """Play the run's methods once per seed, with the same adapters, rows and budget for each.
+    """Run each method once per seed, with the same adapters, samples and budget for each.
 
     Args:
-        play: gives the grid that plays a run with these settings.
-        settings: of the run; ``methods`` says what is compared.
-        base: folder of the base model at the server.
-        seeds: each takes the place of ``calibration.seed`` and of every method's own seed.
-        budget: candidates per method; with more than 1 each site sets a fifth of its rows aside,
-            trains and calibrates on the others, and the candidate with the best mean normalised
-            accuracy on that fifth is taken. Held-out rows choose nothing.
-        kept: what is found there is not played again; what is played is kept there.
-        on_played: called with the settings and the identifier of each run that is over.
+        settings: what is compared, and how.
+        open_grid: for each run.
+        kept: what is found there is not run again; what is run is kept there.
+        forget: after each run.
         on_known: called after each method, with all that is known by then.
 
     Raises:
         ConfigError: the sites cannot evaluate.
     """
     entries: list[Entry] = []
-    for seed in seeds:
-        report_progress("comparing, seed", seeds.index(seed), len(seeds))
-        changed = _with_seed(settings, seed, budget)
-        played = _Seed(play, on_played, changed, base, seed, budget, kept)
-        for entry in played.entries():
+    for number, seed in enumerate(settings.seeds):
+        report_progress("comparing, seed", number, len(settings.seeds))
+        one = _Seed(settings, seed, open_grid, kept, forget)
+        for entry in one.entries():
             entries.append(entry)
-            known = _known(settings, base, played, entries)
+            known = _known(settings, one, entries)
             if entry.result.name not in REFERENCES:
                 on_known(known)
-    report_progress("comparing, seed", len(seeds), len(seeds))
+    report_progress("comparing, seed", len(settings.seeds), len(settings.seeds))
     on_known(known)
     return known
 
 
-def _known(settings: RunSettings, base: str, played: _Seed, entries: Sequence[Entry]) -> Comparison:
-    order = (*REFERENCES, *(method.name for method in played.methods))
+def _known(settings: ComparisonSettings, latest: _Seed, entries: Sequence[Entry]) -> Comparison:
+    order = (*REFERENCES, *(method.name for method in latest.methods))
     seeds = tuple(dict.fromkeys(entry.seed for entry in entries))
     in_order = sorted(entries, key=lambda e: (seeds.index(e.seed), order.index(e.result.name)))
     return Comparison(
-        name=settings.name,
-        base=Path(base).resolve().name,
-        sites=played.sites,
+        name=settings.run.name,
+        base=Path(settings.base).resolve().name,
+        sites=latest.sites,
         seeds=seeds,
-        budget=played.budget,
+        budget=settings.budget,
         entries=tuple(in_order),
-        refused=played.refused,
-        given=_given(settings, played.methods),
+        refused=latest.refused,
+        given=settings.differences(),
     )
-
-
-def _given(settings: RunSettings, methods: Sequence[Method]) -> dict[str, Scalar]:
-    """What the run sets otherwise than a method's default, of all that changes a merge."""
-    tables = {method.table for method in methods} | {"lines"}
-    usual = RunSettings().flat()
-    return {
-        key: value
-        for key, value in settings.flat().items()
-        if key.partition(".")[0] in tables and key not in _MEASURES_ONLY and value != usual[key]
-    }
 
 
 class _Seed:
@@ -105,93 +88,86 @@ class _Seed:
 
     def __init__(
         self,
-        play: Play,
-        on_played: Callable[[RunSettings, str], None],
-        settings: RunSettings,
-        base: str,
+        comparison: ComparisonSettings,
         seed: int,
-        budget: int,
-        kept: PlayedMethods,
+        open_grid: OpenGrid,
+        kept: KeptResults,
+        forget: Forget,
     ) -> None:
-        self.play = play
-        self.on_played = on_played
-        self.settings = settings
-        self.base = base
+        self.settings = comparison.with_seed(seed)
+        self.base = comparison.base
+        self.budget = comparison.budget
         self.seed = seed
-        self.budget = budget
+        self.open_grid = open_grid
         self.kept = kept
-        self.methods = methods_of(settings)
+        self.forget = forget
+        self.methods = methods_of(self.settings)
         self.sites: tuple[SiteSummary, ...] = ()
         self.refused: tuple[Refusal, ...] = ()
 
     def entries(self) -> Iterator[Entry]:
-        """References first, then every method that can work, as they are played."""
+        """References first, then every method that can work, as they are run."""
         chosen = self._choose() if self.budget > 1 else {m.name: 0 for m in self.methods}
         for number in sorted({0, *chosen.values()}):
             methods = [m for m in self.methods if chosen[m.name] == number]
-            yield from self._played(self.settings, methods, number, references=number == 0)
+            yield from self._run(self.settings, methods, number, references=number == 0)
 
     def _choose(self) -> dict[str, int]:
-        """The best candidate of each method on the rows that were set aside, by number."""
+        """The best candidate of each method on the samples that were set aside, by number."""
         evaluate = self.settings.evaluate.model_copy(update={"rows": "validation"})
         settings = self.settings.model_copy(update={"evaluate": evaluate})
         best = {method.name: (float("-inf"), 0) for method in self.methods}
         individual: MethodResult | None = None
         for number in range(self.budget):
             methods = [m for m in self.methods if number < len(candidates(m, self.budget))]
-            played = list(self._played(settings, methods, number, references=individual is None))
-            for entry in played:
-                if entry.result.name == "individual":
-                    individual = entry.result
-            assert individual is not None
-            for entry in played:
-                name = entry.result.name
-                if name in best:
-                    score = mean_normalised(entry.result, individual)
-                    best[name] = max(best[name], (score, number), key=lambda pair: pair[0])
+            entries = list(self._run(settings, methods, number, references=individual is None))
+            results = {entry.result.name: entry.result for entry in entries}
+            individual = individual or results["individual"]
+            for name in results.keys() & best.keys():
+                score = mean_normalised(results[name], individual)
+                best[name] = max(best[name], (score, number), key=lambda pair: pair[0])
         return {name: number for name, (_, number) in best.items()}
 
-    def _played(
+    def _run(
         self, settings: RunSettings, methods: Sequence[Method], number: int, *, references: bool
     ) -> Iterator[Entry]:
         """One federation: every method with its candidate of that number."""
         settings = with_candidate(settings, number)
         with tempfile.TemporaryDirectory() as folder:
-            grid, journal = self.play(settings), RunJournal(Path(folder) / "journal")
+            grid, journal = self.open_grid(settings), RunJournal(Path(folder) / "journal")
             federation = Federation(grid, settings, self.base, journal)
             federation.introduce()
             federation.fine_tune()
             self._check(federation)
             for kind in REFERENCES if references else ():
-                play = partial(self._reference, federation, kind)
-                yield self._once(federation, kind, (), play)
+                run = partial(self._reference, federation, kind)
+                yield self._once(federation, kind, (), run)
             for method in methods:
                 if problem_with(method, settings, federation.site_infos):
                     continue
-                tables = (method.table, "lines") if method.lines else (method.table,)
-                play = partial(self._merged, federation, method, number)
-                yield self._once(federation, method.name, tables, play)
-        self.on_played(settings, federation.run)
+                run = partial(self._merge, federation, method, number)
+                yield self._once(federation, method.name, method.tables, run)
+        self.forget(settings, federation.run)
 
     def _once(
         self,
         federation: Federation,
         name: str,
         tables: tuple[str, ...],
-        play: Callable[[], Entry],
+        run: Callable[[], Entry],
     ) -> Entry:
-        """What was kept of it, or else what is played and kept now."""
+        """What was kept of it, or else what is run and kept now."""
         facts = deciding_facts(federation, name, tables)
-        found = self.kept.find(name, facts)
-        if found is None:
-            found = play()
-            self.kept.keep(facts, found)
-        return found
+        entry = self.kept.find(name, facts)
+        if entry is None:
+            entry = run()
+            self.kept.keep(facts, entry)
+        return entry
 
     def _reference(self, federation: Federation, kind: str) -> Entry:
         return Entry(self.seed, reference_result(federation, kind))
 
-    def _merged(self, federation: Federation, method: Method, number: int) -> Entry:
+    def _merge(self, federation: Federation, method: Method, number: int) -> Entry:
         other_params = federation.average_other_params()
         with peak_resident() as peak:
             merged = federation.merge(method, other_params)
@@ -207,7 +183,7 @@ class _Seed:
                 f"cannot be compared on it: set `held-out`, and let the site fine-tune, put its "
                 f"head beside its adapter, or name it with `head`"
             )
-        self.sites = tuple(summary_of(one) for one in federation.site_infos)
+        self.sites = tuple(map(site_summary, federation.site_infos))
         problems = {
             method: problem_with(method, federation.settings, federation.site_infos)
             for method in self.methods
@@ -217,12 +193,3 @@ class _Seed:
             for method, problem in problems.items()
             if problem
         )
-
-
-def _with_seed(settings: RunSettings, seed: int, budget: int) -> RunSettings:
-    """The settings with one seed everywhere, and with rows set aside where something is chosen."""
-    flat = dict(settings.flat())
-    flat |= {key: seed for key in flat if key.endswith(".seed")}
-    if budget > 1:
-        flat["calibration.validation"] = _VALIDATION_SHARE
-    return read_run_settings(flat)

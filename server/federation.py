@@ -9,14 +9,14 @@ from flwr.app import RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from layerweld.demo import demo_name
 from layerweld.errors import CohortError, LostSiteError, RefusedReplyError
+from layerweld.merging.method import CHAIN, Method
 from layerweld.model.base_model import BaseModel, load_base, tokenizer_fingerprint
 from layerweld.model.discover import discover_plan
 from layerweld.plan import MergePlan
 from layerweld.report.results import Score
 from layerweld.runtime.progress import report_progress
-from layerweld.settings.methods import Method, methods_of
+from layerweld.settings.methods import methods_of
 from layerweld.settings.run import RunSettings
 from layerweld.transport.evaluation import EVALUATION, EVALUATION_LAYOUT
 from layerweld.transport.identity import encode_plain
@@ -57,7 +57,7 @@ class Federation:
         self.grid = grid
         self.settings = settings
         self.methods = methods_of(settings)
-        self.base: BaseModel = load_base(base, settings.base_name or demo_name(settings))
+        self.base: BaseModel = load_base(base, settings.base_name)
         self.whole_plan = discover_plan(self.base.backbone)
         self.journal = journal
         self.run = journal.run_id()
@@ -164,6 +164,8 @@ class Federation:
 
     def begin_journal(self) -> None:
         """From here on, what is finished is kept."""
+        in_rounds = (m for m in self.methods if m.kind is CHAIN or m.kind.learns)
+        own = {table for method in in_rounds for table in method.tables}
         self.journal.open(
             {
                 "run": self.run,
@@ -174,7 +176,7 @@ class Federation:
                 "learning": {
                     key: value
                     for key, value in self.settings.flat().items()
-                    if key.partition(".")[0] in {m.table for m in self.methods if m.learns}
+                    if key.partition(".")[0] in own
                 },
                 "sites": {one.site: facts_of(one) for one in self.site_infos},
             }

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from layerweld.errors import UnusableMergeError
-from layerweld.report.results import GroupFigures, Score
-from layerweld.settings.methods import Method
+from layerweld.merging.method import Method
+from layerweld.report.results import GroupMetrics, Score
 from layerweld.updates.bounds import out_of_bounds
 from layerweld.updates.ranks import all_within_ranks
 from layerweld.updates.update import Update
@@ -40,7 +40,7 @@ class MergedModel:
     bytes_up: int
     bytes_down: int
     lost: Mapping[str, int] = field(default_factory=dict)
-    groups: tuple[GroupFigures, ...] = ()
+    groups: tuple[GroupMetrics, ...] = ()
     chain_digest: str = ""
     metrics: Mapping[str, float] = field(default_factory=dict)
     scores: dict[str, Score] = field(default_factory=dict)
@@ -76,7 +76,7 @@ def merged_by(strategy: MergeStrategy, method: Method, started: float) -> Merged
         bytes_down=strategy.bytes_down,
         lost=dict(sorted(strategy.lost.items())),
         groups=tuple(
-            GroupFigures(layers=tuple(g.pop("layers")), lost=tuple(g.pop("lost")), **g)
+            GroupMetrics(layers=tuple(g.pop("layers")), lost=tuple(g.pop("lost")), **g)
             for g in groups
         ),
         chain_digest=outcome.chain_digest,

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
 from layerweld.errors import CohortError
-from layerweld.settings.methods import Method, Need
+from layerweld.merging.method import UPDATES, Method, Need
 from layerweld.settings.run import RunSettings
 from layerweld.transport.site_info import SiteInfo
 
@@ -36,7 +36,7 @@ def problem_with(method: Method, settings: RunSettings, sites: Sites) -> str | N
 
 
 def _too_few(method: Method, settings: RunSettings, sites: Sites) -> str | None:
-    if not method.from_updates:
+    if method.kind is not UPDATES:
         return None
     fewest = settings.of_method(method.table).fewest_sites
     if len(sites) >= fewest:
@@ -112,7 +112,7 @@ def _head(sites: Sites) -> str | None:
 
 
 _CHECKS: Mapping[Need, Callable[[Sites], str | None]] = {
-    "lora": _lora,
+    "LoRA": _lora,
     "equal ranks": _equal_ranks,
     "shared A": _shared_factor,
     "labels": _labels,

@@ -8,29 +8,21 @@ from pathlib import Path
 from flwr.serverapp import Grid
 
 from layerweld.out_of_memory import naming_memory
-from layerweld.report.output_folder import JOURNAL, check_output_folder, finished_together
-from layerweld.report.results import Form, MethodResult, RunResults, Score
-from layerweld.report.run.files import write_results
+from layerweld.report.output_folder import JOURNAL, check_output_folder
+from layerweld.report.results import MethodResult, RunResults
+from layerweld.report.run.site_warnings import site_warnings
 from layerweld.report.scores import REFERENCES
 from layerweld.runtime.disk import lock_of, only_here
 from layerweld.runtime.numerics import numeric_environment, use_threads
 from layerweld.runtime.run_state import Recorder, recording
 from layerweld.settings.methods import measuring_shift
 from layerweld.settings.run import RunSettings
-from server.cohort_warnings import of_most, warnings_of
+from server.cohort_warnings import warnings_of
 from server.farewell import dismiss
 from server.federation import Federation
 from server.journal import RunJournal
-from server.merge_warnings import influence_warnings
 from server.merged_model import MergedModel
-from server.output import (
-    method_result,
-    run_results,
-    write_card,
-    write_environments,
-    write_manifest,
-    write_merge,
-)
+from server.output import method_result, write_output
 from server.requirements import check_methods
 from strategies.notices import notice
 
@@ -77,7 +69,8 @@ def _play(
     federation.begin_journal()
     merges = _merge_all(federation)
     references = reference_results(federation)
-    results = _write(federation, merges, references, output)
+    methods = [*references, *(result for _, result in merges)]
+    results = write_output(output, federation, merges[0][0], methods)
     recorder.complete()
     journal.remove()
     dismiss(federation.grid, federation.cohort)
@@ -94,7 +87,7 @@ def _merge_all(federation: Federation) -> list[tuple[MergedModel, MethodResult]]
             merged.scores.update(federation.evaluate("merged", merged))
         shifts = federation.measure_shift(merged) if method in measured else {}
         result = method_result(merged, shifts)
-        for warning in influence_warnings(result):
+        for warning in site_warnings(result):
             notice(f"warning: {warning}")
         merges.append((merged, result))
     return merges
@@ -118,40 +111,3 @@ def reference_result(federation: Federation, kind: str) -> MethodResult:
     scores = federation.evaluate(kind)
     seconds = time.perf_counter() - started
     return MethodResult(kind, _LABELS[kind], 0, seconds, 0, 0, scores)
-
-
-def _write(
-    federation: Federation,
-    merges: list[tuple[MergedModel, MethodResult]],
-    references: list[MethodResult],
-    output: Path,
-) -> RunResults:
-    chosen = merges[0][0]
-    prefix = of_most(info.name_prefix for info in federation.site_infos)
-    task = of_most(info.task for info in federation.site_infos)
-    sites, settings, base = federation.site_infos, federation.settings, federation.base
-    methods = [*references, *(result for _, result in merges)]
-    scores: dict[str, dict[str, Score]] = {
-        method.label: dict(method.scores) for method in (*references, merges[0][1]) if method.scores
-    }
-    with finished_together(output) as folder:
-        files = write_merge(folder, chosen, base, prefix, task)
-        manifest_hash = write_manifest(folder, chosen, base, sites, settings, files)
-        write_card(folder, base, sites, settings, scores, prefix, task, chosen)
-        form: Form = "adapter" if (folder / "adapter").is_dir() else "model"
-        results = run_results(
-            settings,
-            base,
-            sites,
-            methods,
-            chosen.method.name,
-            form,
-            manifest_hash,
-            federation.lost,
-            federation.ignored,
-            prefix,
-            task,
-        )
-        write_results(folder, results)
-        write_environments(folder, sites, settings)
-    return results

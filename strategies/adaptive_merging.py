@@ -11,7 +11,7 @@ from flwr.app import RecordDict
 from torch import Tensor
 
 from layerweld.errors import RefusedReplyError
-from layerweld.merging.adamerging import LayerCoefficients, merge_by_layer, weighed
+from layerweld.merging.adamerging import AdaMerging, LayerCoefficients, merge_by_layer, weighed
 from layerweld.merging.one_round import SiteUpdates
 from layerweld.plan import MergePlan
 from layerweld.settings.run import RunSettings
@@ -75,7 +75,7 @@ class AdaptiveMerging(Rounds):
         settings: RunSettings,
         other_params: Mapping[str, Tensor],
     ) -> None:
-        self.count = 1 + settings.adamerging.rounds
+        self.count = 1 + settings.table(AdaMerging).rounds
         self._method = method
         self._plan = plan
         self._cohort = cohort
@@ -115,9 +115,9 @@ class AdaptiveMerging(Rounds):
         sites = side_by_side(self._plan, self._cohort, self._received)
         shape = (len(sites.sites), len(self._plan.layer_names))
         first = first_prefix(self._plan.digest, self._settings.digest(), self._other_params)
-        self._weighed = weighed(self._method, sites, self._settings.adamerging)
+        self._weighed = weighed(self._method, sites, self._settings.table(AdaMerging))
         self._digest = prefix_of_sites(first, self._received)
-        self._coefficients = LayerCoefficients(shape, self._settings.adamerging)
+        self._coefficients = LayerCoefficients(shape, self._settings.table(AdaMerging))
 
     def outcome(self) -> Outcome:
         """With the coefficients as they are now."""

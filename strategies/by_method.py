@@ -1,4 +1,4 @@
-"""Which rounds every method is."""
+"""Which rounds every kind of method is."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from layerweld.merging.fisher import Fisher
+from layerweld.merging.method import CHAIN, DISTILLATION, ENTROPY, FISHER, Method
 from layerweld.plan import MergePlan
-from layerweld.settings.methods import Method
 from layerweld.settings.run import RunSettings
 from strategies.adaptive_merging import AdaptiveMerging
 from strategies.chain_of_merges import ChainRounds
@@ -34,14 +35,14 @@ def rounds_of(
         settings: of the run.
         other_params: the mean of what fine-tuning changed outside of the layers; empty for LoRA.
     """
-    if method.granularity:
-        return ChainRounds(method.name, plan, cohort, settings, other_params)
     rank = settings.merge.rank
-    if method.table == "fisher":
-        return FisherAveraging(plan, cohort, other_params, settings.fisher, rank)
-    if method.table == "adamerging":
+    if method.kind is CHAIN:
+        return ChainRounds(method.name, plan, cohort, settings, other_params)
+    if method.kind is FISHER:
+        return FisherAveraging(plan, cohort, other_params, settings.table(Fisher), rank)
+    if method.kind is ENTROPY:
         return AdaptiveMerging(method.name, plan, cohort, settings, other_params)
-    if method.table == "prodistill":
+    if method.kind is DISTILLATION:
         return ProgressiveDistillation(plan, cohort, settings, other_params)
     kernel, lines = settings.of_method(method.table), settings.lines if method.lines else None
     return UpdateMerging(plan, cohort, kernel, other_params, lines, rank)

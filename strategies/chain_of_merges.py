@@ -214,7 +214,7 @@ class _Step:
         return Kept(update_tensors(all_within_ranks(updates)), metrics)
 
     def _metrics(self, solution: GroupSolution) -> dict[str, Any]:
-        """JSON values, by the fields of :class:`layerweld.report.results.GroupFigures`."""
+        """JSON values, by the fields of :class:`layerweld.report.results.GroupMetrics`."""
         group = self._pools[solution.group].group
         solved = {k: v for k, v in vars(solution).items() if k not in ("group", "updates")}
         return solved | {

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from layerweld.errors import RefusedReplyError
 from layerweld.merging.one_round import Merge
-from layerweld.merging.prodistill import EntryCoefficients
+from layerweld.merging.prodistill import EntryCoefficients, ProDistill
 from layerweld.model.schedule import block_steps
 from layerweld.plan import MergePlan
 from layerweld.settings.run import RunSettings
@@ -85,7 +85,7 @@ class ProgressiveDistillation(Rounds):
         self._plan = plan
         self._cohort = cohort
         self._steps = block_steps(plan)
-        self._settings = settings.prodistill
+        self._settings = settings.table(ProDistill)
         self._rank = settings.merge.rank
         self._other_params = other_params
         self._digest = first_prefix(plan.digest, settings.digest(), other_params)

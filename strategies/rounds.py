@@ -57,7 +57,7 @@ class Outcome:
         other_params: what is added outside of the layers; empty for LoRA.
         metrics: what the method says about itself on this input, by a name for humans.
         groups: metrics of each layer group, as the fields of
-            :class:`layerweld.report.results.GroupFigures`; empty for methods without
+            :class:`layerweld.report.results.GroupMetrics`; empty for methods without
             statistics.
         chain_digest: hash over everything merged; empty for methods without a chain.
     """

@@ -42,10 +42,10 @@ def one_thread():
 @pytest.fixture
 def clock(monkeypatch):
     """Waiting sites take no time; what the poll says of them is not printed."""
-    from layerweld.launch import app_module
+    from strategies import notices, poll
     from tests.faulty_grid import Clock
 
     clock = Clock()
-    monkeypatch.setattr(app_module("strategies.poll"), "time", clock)
-    monkeypatch.setattr(app_module("strategies.notices"), "log", lambda _level, _text: None)
+    monkeypatch.setattr(poll, "time", clock)
+    monkeypatch.setattr(notices, "log", lambda _level, _text: None)
     return clock

@@ -4,7 +4,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from layerweld.launch import app_module
+from server.kept_rounds import RoundFiles
 
 
 class Killed(BaseException):
@@ -14,15 +14,14 @@ class Killed(BaseException):
 @contextmanager
 def after_keeping(monkeypatch, act):
     """Within, ``act(index)`` is called each time that a round has been made durable."""
-    files = app_module("server.kept_rounds").RoundFiles
-    keep = files.keep
+    keep = RoundFiles.keep
 
     def keep_and_act(self, kept):
         keep(self, kept)
         act(kept.index)
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "keep", keep_and_act)
+        patch.setattr(RoundFiles, "keep", keep_and_act)
         yield
 
 

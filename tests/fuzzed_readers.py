@@ -41,7 +41,7 @@ from layerweld.runtime.run_state import Recorder, RunState, read_state
 from layerweld.settings.run import CalibrationSettings
 from layerweld.settings.sites import SiteEntry, read_run_file
 from layerweld.updates.update import LowRankUpdate
-from server.played_methods import PlayedMethods
+from server.kept_results import KeptResults
 from tests.damage import (
     damaged_bytes,
     damaged_json,
@@ -232,7 +232,7 @@ def score(folder):
 
 
 def played(folder):
-    methods = PlayedMethods(folder / "played")
+    methods = KeptResults(folder / "played")
     file = methods._file("com", {})
     file.parent.mkdir()
     file.write_text('{"result": {"name": "com"}, "seed": 0}')

@@ -6,9 +6,8 @@ from functools import partial
 import torch
 
 from client.handlers.requests import require_updates_of
-from layerweld.launch import app_module
 from layerweld.merging.fisher import Fisher
-from layerweld.statistics.group import ProductForm
+from layerweld.statistics.group import GroupAccumulator, ProductForm
 from layerweld.transport.block_gradients import (
     BlockReply,
     BlockRequest,
@@ -45,6 +44,10 @@ from layerweld.transport.statistics import (
 )
 from layerweld.transport.step_context import StepContext
 from layerweld.transport.updates import encode_updates, updates_layout
+from server import replies as server
+from strategies import site_updates
+from strategies.fisher_averaging import FisherAveraging
+from strategies.other_params import OtherParams
 from tests.stub_sites import (
     FORM,
     NAMES,
@@ -72,25 +75,14 @@ def _numbers(shapes, seed=0):
 
 def _statistics(form):
     dense = {"products": "dense", "anchor": "mean"} if form.dense else {}
-    rounds = new_chain(settings(merge={"influence": False, **dense})).rounds
+    chosen = settings(merge={"influence": False, **dense})
+    rounds = new_chain(chosen).rounds
     group = PLAN.groups[0]
     if form.dense:
-        from layerweld.statistics.gram import GramAccumulator
-        from layerweld.statistics.group import group_statistics
-
         tokens = torch.randn(1, 20, group.d_in, generator=torch.Generator().manual_seed(5))
-        accumulator = GramAccumulator(group.d_in, unit_tokens=True)
+        accumulator = GroupAccumulator(group, chosen.merge)
         accumulator.update(tokens, torch.ones(1, 20, dtype=torch.bool))
-        own = {shape.name: updates_of(SITE)[shape.name] for shape in group.layers}
-        statistics = group_statistics(
-            group.name,
-            accumulator.mean(),
-            20,
-            own,
-            normalization="token",
-            shrinkage=1.0,
-            form=form,
-        )
+        statistics = accumulator.statistics(updates_of(SITE), form)
     else:
         statistics = statistics_of(SITE, group.name)
     content = encode_statistics(StatisticsReply((statistics,)))
@@ -98,21 +90,18 @@ def _statistics(form):
 
 
 def _updates():
-    site_updates = app_module("strategies.site_updates")
     round_ = site_updates.updates_round(PLAN, new_chain(settings()).cohort, dict)
     return encode_updates(updates_of(SITE)), round_.request.read, updates_layout(PLAN, RANKS).budget
 
 
 def _fisher():
-    fisher = app_module("strategies.fisher_averaging").FisherAveraging
-    method = fisher(PLAN, new_chain(settings()).cohort, {}, Fisher())
+    method = FisherAveraging(PLAN, new_chain(settings()).cohort, {}, Fisher())
     ones = {layer: torch.ones(shape) for layer, shape in PLAN.shapes.items()}
     return encode_fisher(FisherSums(ones, ones)), method._read, fisher_layout(PLAN).budget
 
 
 def _other_params():
-    module = app_module("strategies.other_params")
-    rounds = module.OtherParams(new_chain(settings()).cohort, PARAMETERS, {SITE})
+    rounds = OtherParams(new_chain(settings()).cohort, PARAMETERS, {SITE})
     budget = other_params_layout(PARAMETERS).budget
     return encode_other_params(_numbers(PARAMETERS)), rounds.round_at(0).request.read, budget
 
@@ -137,7 +126,6 @@ def _block():
 
 def replies():
     """By kind: honest content, how it is read, and what it may take."""
-    server = app_module("server.replies")
     known = replace(introduction_of(SITE), kind="none")
     groups = [group.name for group in PLAN.groups]
     return {

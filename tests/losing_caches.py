@@ -7,12 +7,14 @@ import shutil
 from flwr.app import Message
 
 from client import state as site_states
+from client.app import app as client_app
 from client.site import cache_folder, site_of_node
-from layerweld.launch import app_module
+from layerweld.settings.run import validate_settings
+from server import in_process
 from tests.faulty_grid import InProcessGrid, from_the_superlink
 from tests.tiny_sites import TinySites, make_sites
 
-through_the_wire = app_module("server.in_process")._through_the_wire
+through_the_wire = in_process._through_the_wire
 PARTS = {
     "all": ("",),
     "trained": ("adapters",),
@@ -47,7 +49,7 @@ def training_settings(sites, methods="chain", **more):
         "finetune": settings["finetune"] | finetune | {"targets": "query,value"},
         "merge": settings["merge"] | {"covariate-shift": "all"},
     }
-    return app_module("layerweld.settings.run").validate_settings(settings | tables | more)
+    return validate_settings(settings | tables | more)
 
 
 def damage(file):
@@ -80,7 +82,7 @@ class LosingGrid(InProcessGrid):
     """
 
     def __init__(self, nodes, settings, loses):
-        super().__init__(app_module("client.app").app, nodes, settings)
+        super().__init__(client_app, nodes, settings)
         self._settings, self._loses = settings, loses
         self._next_node = 100
         self.asked, self.lost = [], []

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from layerweld.report.results import GroupFigures, MethodResult, RunResults, Score, SiteSummary
+from layerweld.report.results import GroupMetrics, MethodResult, RunResults, Score, SiteSummary
 
 HOSTILE = '</script><img src="https://evil.example/x.png" onerror=alert(1)>'
 SITES = ("amsterdam", "boston", "chengdu", "dakar", "edinburgh", HOSTILE)
@@ -58,10 +58,10 @@ def made_up_results(
     )
 
 
-def _groups(shift: float) -> tuple[GroupFigures, ...]:
+def _groups(shift: float) -> tuple[GroupMetrics, ...]:
     """24 groups; ω of the six sites is 1 to 6, the fourth kind of group is the one of 4 MB."""
     return tuple(
-        GroupFigures(
+        GroupMetrics(
             name=f"encoder.layer.{block}.{name}",
             step=4 * block + kind,
             layers=layers,

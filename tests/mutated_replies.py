@@ -20,10 +20,10 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.task_identity import TaskIdentity
 
 from layerweld.errors import RefusedReplyError
-from layerweld.launch import app_module
 from layerweld.transport.identity import require_identity, with_identity
 from layerweld.transport.objects import assembled
 from layerweld.transport.untrusted import refusing_malformed
+from strategies.failures import why_it_failed
 from tests.honest_messages import IDENTITY, SITE, replies, requests
 from tests.mutations import NASTY_TEXTS, Mutator
 
@@ -52,7 +52,7 @@ def outcome(contents, root, budget, is_reply, read):
         if message is None:
             return "incomplete"
         if message.has_error():
-            app_module("strategies.failures").why_it_failed(message.error)
+            why_it_failed(message.error)
             return "an error"
         with refusing_malformed():
             if is_reply:

@@ -4,17 +4,18 @@ from peft import PeftModel
 from transformers import AutoModel
 
 from layerweld.formats.task_vectors import read_fine_tuned
-from layerweld.launch import app_module
+from layerweld.merging.method import UPDATES
+from layerweld.merging.registry import METHODS
 from layerweld.model.base_model import load_base
 from layerweld.model.discover import discover_plan
 from layerweld.model.linear import weight_of
-from layerweld.settings.methods import METHODS
 from layerweld.settings.run import read_run_settings
+from server.run import play as play_run
 from tests.random_updates import side_by_side
 from tests.tiny_peft import new_model
 
 TARGETS = ["query", "value", "output.dense"]
-ONE_ROUND = [name for name, method in METHODS.items() if method.from_updates]
+ONE_ROUND = [name for name, method in METHODS.items() if method.kind is UPDATES]
 
 
 def settings_of(sites, methods, **entries):
@@ -24,7 +25,7 @@ def settings_of(sites, methods, **entries):
 
 def play(sites, output, methods, **entries):
     settings = settings_of(sites, methods, **entries)
-    return app_module("server.run").play(sites.grid(settings), settings, str(sites.base), output)
+    return play_run(sites.grid(settings), settings, str(sites.base), output)
 
 
 def written(sites, output):

@@ -5,8 +5,7 @@ import dataclasses
 import torch
 
 from layerweld.plan import LayerGroup, LayerShape
-from layerweld.statistics.gram import GramAccumulator
-from layerweld.statistics.group import ProductForm, group_statistics
+from layerweld.statistics.group import GroupAccumulator, ProductForm
 from layerweld.updates.update import DenseUpdate, LowRankUpdate
 
 D_IN, D_OUT = 6, 4
@@ -42,14 +41,7 @@ def new_sites(count, seed, *, num_tokens=40, dense=False, ranks=(1, 2, 3, 1)):
 
 
 def statistics_of(site, merge):
-    accumulator = GramAccumulator(D_IN, unit_tokens=merge.normalization == "token")
+    accumulator = GroupAccumulator(GROUP, merge)
     accumulator.update(site.tokens[None], torch.ones(1, len(site.tokens), dtype=torch.bool))
-    return group_statistics(
-        GROUP.name,
-        accumulator.mean(),
-        accumulator.num_tokens,
-        site.updates,
-        normalization=merge.normalization,
-        shrinkage=merge.shrinkage,
-        form=ProductForm(dense=merge.products == "dense", with_updates=merge.anchor == "mean"),
-    )
+    form = ProductForm(dense=merge.products == "dense", with_updates=merge.anchor == "mean")
+    return accumulator.statistics(site.updates, form)

@@ -8,11 +8,10 @@ from functools import cache
 import torch
 from flwr.app import Message
 
-from layerweld.launch import app_module
 from layerweld.plan import LayerGroup, LayerShape, MergePlan
+from layerweld.settings.merge import MergeSettings
 from layerweld.settings.run import validate_settings
-from layerweld.statistics.gram import GramAccumulator
-from layerweld.statistics.group import ProductForm, group_statistics
+from layerweld.statistics.group import GroupAccumulator, ProductForm
 from layerweld.transport.identity import identity_of, with_identity
 from layerweld.transport.site_info import SiteInfo, encode_site_info
 from layerweld.transport.statistics import (
@@ -22,6 +21,9 @@ from layerweld.transport.statistics import (
 )
 from layerweld.transport.updates import encode_updates
 from layerweld.updates.update import LowRankUpdate
+from strategies.chain_of_merges import ChainRounds
+from strategies.cohort import Cohort, Patience
+from strategies.merge_strategy import MergeStrategy
 
 PLAN = MergePlan(
     ("0", "1"),
@@ -84,12 +86,9 @@ def statistics_of(name, group_name):
     group = next(g for g in PLAN.groups if g.name == group_name)
     generator = torch.Generator().manual_seed(100 + NAMES.index(name))
     tokens = torch.randn(1, 20, group.d_in, generator=generator)
-    accumulator = GramAccumulator(group.d_in, unit_tokens=True)
+    accumulator = GroupAccumulator(group, MergeSettings())
     accumulator.update(tokens, torch.ones(1, 20, dtype=torch.bool))
-    own = {shape.name: updates_of(name)[shape.name] for shape in group.layers}
-    return group_statistics(
-        group_name, accumulator.mean(), 20, own, normalization="token", shrinkage=1.0, form=FORM
-    )
+    return accumulator.statistics(updates_of(name), FORM)
 
 
 def reply_with(content, message, context):
@@ -176,21 +175,19 @@ def settings(**entries):
 
 
 def new_cohort(chosen):
-    cohort = app_module("strategies.cohort")
-    return cohort.Cohort(
+    return Cohort(
         {name: number for number, name in enumerate(NAMES, start=1)},
         {name: introduction_of(name) for name in NAMES},
         RUN,
-        cohort.Patience.of(chosen),
+        Patience.of(chosen),
     )
 
 
 def new_chain(chosen, method="com", journal=None):
     """The strategy that runs a chain."""
     cohort = new_cohort(chosen)
-    rounds = app_module("strategies.chain_of_merges").ChainRounds(method, PLAN, cohort, chosen, {})
-    strategy = app_module("strategies.merge_strategy").MergeStrategy
-    return strategy(cohort, rounds, journal or MemoryJournal())
+    rounds = ChainRounds(method, PLAN, cohort, chosen, {})
+    return MergeStrategy(cohort, rounds, journal or MemoryJournal())
 
 
 def digest_of(chain):

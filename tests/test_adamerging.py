@@ -11,17 +11,20 @@ from transformers import AutoTokenizer
 
 from client.data.parcels import in_parcels
 from client.data.samples import read_rows
+from client.handlers import coefficients
+from client.site import site_of_node
+from client.state import site_state
 from client.training.heads import ClassifierHead, load_head
 from layerweld.errors import CohortError, JournalError
 from layerweld.formats.task_vectors import read_fine_tuned
-from layerweld.launch import app_module
-from layerweld.merging.adamerging import weighed
+from layerweld.merging.adamerging import AdaMerging, weighed
 from layerweld.model.base_model import load_base
 from layerweld.model.discover import discover_plan
 from layerweld.model.linear import weight_of
 from layerweld.runtime.incidents import raising_here
 from layerweld.transport.coefficients import CoefficientsRequest
 from layerweld.updates.digest import first_prefix, prefix_of_sites
+from server.run import play as play_run
 from tests.dying_server import killed_after
 from tests.played_methods import play, settings_of, written
 from tests.random_updates import side_by_side
@@ -67,14 +70,14 @@ def in_one_place(sites, method, settings):
         for node in sites.nodes
     }
     plan = discover_plan(base.backbone).restricted_to({k for of in own.values() for k in of})
-    updates = weighed(method, side_by_side(own), settings.adamerging).layers
+    updates = weighed(method, side_by_side(own), settings.table(AdaMerging)).layers
     vectors = {
         layer: {site: update.dense() for site, update in updates[layer].items()}
         for layer in plan.layer_names
     }
     free = torch.full((len(own), len(vectors)), 0.3, dtype=torch.float64, requires_grad=True)
-    adam = torch.optim.Adam([free], lr=settings.adamerging.learning_rate)
-    for round_ in range(1, settings.adamerging.rounds + 1):
+    adam = torch.optim.Adam([free], lr=settings.table(AdaMerging).learning_rate)
+    for round_ in range(1, settings.table(AdaMerging).rounds + 1):
         adam.zero_grad()
         loss = 0
         merged = merged_by(free, own, vectors)
@@ -83,8 +86,8 @@ def in_one_place(sites, method, settings):
         }
         for node in sites.nodes:
             rows = read_rows(Path(node["data"]), settings.calibration, reads_images=False)
-            of_round = (settings.adamerging.seed << 32) + round_
-            rows = in_parcels(rows, 1).draw(settings.adamerging.rows, of_round).rows
+            of_round = (settings.table(AdaMerging).seed << 32) + round_
+            rows = in_parcels(rows, 1).draw(settings.table(AdaMerging).rows, of_round).rows
             inputs = tokenizer(
                 list(rows.inputs),
                 truncation=True,
@@ -134,8 +137,8 @@ def test_a_site_answers_with_the_slope_of_its_entropy(sites):
         for node in sites.nodes
     }
     with raising_here():
-        site = app_module("client.site").site_of_node(sites.nodes[0], chosen)
-    state = app_module("client.state").site_state(site, chosen, "slope")
+        site = site_of_node(sites.nodes[0], chosen)
+    state = site_state(site, chosen, "slope")
     plan = state.plan.restricted_to({layer for of in updates.values() for layer in of})
     first = first_prefix(plan.digest, chosen.digest(), {})
     asked = CoefficientsRequest(
@@ -150,15 +153,15 @@ def test_a_site_answers_with_the_slope_of_its_entropy(sites):
         coefficients=torch.full((len(updates), len(plan.layer_names)), 0.3),
         updates=updates,
     )
-    reply_to = app_module("client.handlers.coefficients").reply_to
-    gradient = reply_to(state, asked).gradient
-    assert reply_to(state, replace(asked, chain_digest="0" * 64, updates={})).lacks
+    gradient = coefficients.reply_to(state, asked).gradient
+    assert coefficients.reply_to(state, replace(asked, chain_digest="0" * 64, updates={})).lacks
     for row, column in ((0, 0), (1, 3), (2, 5)):
         entropies = []
         for step in (0.02, -0.02):
             moved = asked.coefficients.clone()
             moved[row, column] += step
-            entropies.append(reply_to(state, replace(asked, coefficients=moved)).entropy)
+            reply = coefficients.reply_to(state, replace(asked, coefficients=moved))
+            entropies.append(reply.entropy)
         slope = (entropies[0] - entropies[1]) / 0.04
         assert float(gradient[row, column]) == pytest.approx(slope, rel=0.02, abs=1e-4)
 
@@ -205,7 +208,6 @@ def test_an_interrupted_run_is_not_resumed_with_another_learning_rate(sites, tmp
 
 
 def test_a_site_that_lost_its_cache_gets_the_updates_again(sites, whole, tmp_path, monkeypatch):
-    entropy = app_module("client.handlers.coefficients")
     chosen = settings_of(sites, "adamerging", **FEW)
     grid, rounds = sites.grid(chosen), []
     answer = grid._answer
@@ -214,12 +216,12 @@ def test_a_site_that_lost_its_cache_gets_the_updates_again(sites, whole, tmp_pat
         if message.metadata.message_type == "train.entropy":
             rounds.append(message)
             if len(rounds) == 8:  # in the third round: a new process with an empty cache
-                entropy._gains.cache_clear()
+                coefficients._gains.cache_clear()
                 shutil.rmtree(sites.folder / "cache/runs")
         return answer(message)
 
     monkeypatch.setattr(grid, "_answer", forget)
-    results = app_module("server.run").play(grid, chosen, str(sites.base), tmp_path / "out")
+    results = play_run(grid, chosen, str(sites.base), tmp_path / "out")
     assert results.manifest_hash == whole[0].manifest_hash
     assert len(rounds) == 15 + 2  # that site, and the one after it in the same folder
     assert results.methods[-1].bytes_down > whole[0].methods[-1].bytes_down
@@ -242,7 +244,7 @@ def test_whole_models_are_weighed_as_well(tmp_path):
         tuned.save_pretrained(node["adapter"])
     results = play(sites, tmp_path / "out", "adamerging", **FEW | {"adamerging.rounds": 2})
     assert (tmp_path / "out/model").is_dir()
-    assert results.methods[-1].figures["largest coefficient"] == pytest.approx(0.4, abs=0.01)
+    assert results.methods[-1].metrics["largest coefficient"] == pytest.approx(0.4, abs=0.01)
 
 
 def test_label_words_are_a_head_once_rows_name_the_classes(tmp_path):
@@ -255,5 +257,5 @@ def test_label_words_are_a_head_once_rows_name_the_classes(tmp_path):
         labelled = [row | {"label": f"w{i % 3}"} for i, row in enumerate(rows)]
         Path(node["data"]).write_text("\n".join(json.dumps(row) for row in labelled) + "\n")
     results = play(sites, tmp_path / "out", "adamerging", **FEW | words)
-    figures = results.methods[-1].figures
+    figures = results.methods[-1].metrics
     assert figures["mean entropy in the last round"] < figures["mean entropy in the first round"]

@@ -11,7 +11,8 @@ from layerweld.formats.adapters import digest_of, read_adapter
 from layerweld.formats.lora_config import _REFUSED
 from layerweld.formats.task_vectors import read_fine_tuned
 from layerweld.model.linear import linear_layers, updated
-from layerweld.updates.update import DenseUpdate, LowRankUpdate, TaskVector
+from layerweld.updates.task_vector import TaskVector
+from layerweld.updates.update import DenseUpdate, LowRankUpdate
 from tests.tiny_peft import (
     TARGETS,
     edit_config,
@@ -210,7 +211,7 @@ def test_an_initialisation_that_changes_the_base_is_refused(start, folder, bases
         ({"lora_alpha": None}, "'lora_alpha' = None should be a number"),
         ({"alpha_pattern": {"(": 2}}, r"correct adapter_config\.json"),
         ({"target_modules": None}, "save_pretrained"),
-        ({"target_modules": "all-linear"}, "incomplete, save the adapter again"),
+        ({"target_modules": "all-linear"}, "incomplete: save the adapter again"),
         ({"target_modules": ["query"]}, "PEFT would not load it"),
         ({"layers_pattern": "layer"}, "contradicts itself .*layers_to_transform"),
         ({"modules_to_save": []}, "classifier.*neither a LoRA factor nor part of a head"),

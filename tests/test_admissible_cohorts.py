@@ -8,16 +8,18 @@ import pytest
 import torch
 
 from layerweld.errors import CohortError
-from layerweld.launch import app_module
+from layerweld.merging.method import UPDATES
 from layerweld.merging.one_round import MergeMethod
-from layerweld.settings.methods import METHODS
+from layerweld.merging.registry import METHODS
 from layerweld.updates.shared_factor import digest_of_factors
 from layerweld.updates.update import DenseUpdate, LowRankUpdate
+from server.handshake import check_layers
+from server.requirements import problem_with
 from tests.random_updates import side_by_side
 from tests.stub_sites import NAMES, PLAN, introduction_of, settings
 
 SHAPES = {s.name: (s.d_out, g.d_in) for g in PLAN.groups for s in g.layers}
-FROM_UPDATES = [m for m in METHODS.values() if m.from_updates]
+FROM_UPDATES = [m for m in METHODS.values() if m.kind is UPDATES]
 
 
 def claimed(draw, name, usual):
@@ -65,7 +67,7 @@ def drawn_cohort(draw):
     for name in NAMES:
         introduction = claimed(draw, name, usual)
         try:
-            app_module("server.handshake").check_layers(introduction, PLAN, "")
+            check_layers(introduction, PLAN, "")
         except CohortError:
             continue
         updates = sent(draw, introduction, shared)
@@ -80,7 +82,6 @@ def test_no_method_that_the_handshake_lets_play_fails_on_what_the_sites_send(see
     if not cohort:
         return
     site_infos = tuple(one for one, _ in cohort.values())
-    problem_with = app_module("server.requirements").problem_with
     for method in FROM_UPDATES:
         if problem_with(method, settings(), site_infos):
             continue
@@ -100,7 +101,6 @@ def test_the_cohorts_above_are_of_every_kind_and_let_every_method_play(one_threa
         cohort = drawn_cohort(random.Random(seed))
         site_infos = tuple(one for one, _ in cohort.values())
         kinds.update("/".join(sorted(one.kind for one in site_infos)).split("/"))
-        problem_with = app_module("server.requirements").problem_with
         for method in FROM_UPDATES:
             if site_infos and not problem_with(method, settings(), site_infos):
                 played[method.name] += 1

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from layerweld.launch import app_module
+from server import in_process
+from strategies import notices, poll
 from tests.faulty_grid import Clock, InProcessGrid, handing_over, with_content
 from tests.stub_sites import NAMES, RUN, RecordedApp, StubApp, digest_of, new_chain, settings
 
@@ -71,9 +72,9 @@ class ShufflingGrid(InProcessGrid):
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(app_module("strategies.poll"), "time", clock)
-    monkeypatch.setattr(app_module("strategies.notices"), "log", lambda _level, _text: None)
-    monkeypatch.setattr(app_module("server.in_process"), "_through_the_wire", handing_over())
+    monkeypatch.setattr(poll, "time", clock)
+    monkeypatch.setattr(notices, "log", lambda _level, _text: None)
+    monkeypatch.setattr(in_process, "_through_the_wire", handing_over())
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield clock

@@ -106,7 +106,7 @@ class TestOwnAuthority:
         days_later(day)
         said = " ".join(lw("coordinator", "renew", "--folder", "fed").output.split())
         ends = life_of(old).ends
-        assert f"the authority that sites have ends on {ends:%Y-%m-%d}" in said
+        assert f"the authority that sites have expires on {ends:%Y-%m-%d}" in said
         assert "give every site the new" in said
         assert life_of(fed / "certificates/ca.crt").ends > ends + timedelta(days=day - 1)
         assert "the authority" not in lw("coordinator", "renew", "--folder", "fed").output
@@ -129,7 +129,7 @@ class TestOwnAuthority:
     def test_an_authority_that_has_ended_says_that_no_site_can_connect(self, fed, days_later):
         days_later(AUTHORITY + 1)
         said = " ".join(up().split())
-        assert "the authority ended on" in said
+        assert "the authority expired on" in said
         assert "no site can connect before it has" in said
         assert not life_of(fed / "certificates/inside-ca.crt").trouble
 
@@ -146,12 +146,12 @@ class TestOwnAuthority:
     @pytest.mark.parametrize("name", ["server", "inside", "ca", "inside-ca"])
     def test_a_certificate_that_is_damaged_is_named(self, fed, name):
         (fed / f"certificates/{name}.crt").write_text("-----BEGIN CERTIFICATE-----\nAA\n")
-        with pytest.raises(DeployError, match=rf"{name}\.crt is no PEM certificate"):
+        with pytest.raises(DeployError, match=rf"{name}\.crt is not a PEM certificate"):
             up()
 
     def test_certificates_that_have_not_begun_are_named_and_made_anew(self, fed, days_later):
         days_later(-2)
-        assert "begins on" in " ".join(warnings_of(open_coordinator(fed)))
+        assert "is not valid before" in " ".join(warnings_of(open_coordinator(fed)))
         assert "renewed" in up()
         assert "server.crt" not in " ".join(warnings_of(open_coordinator(fed)))
 
@@ -166,8 +166,8 @@ class TestOrganisation:
         before = (fed / "certificates/server.crt").read_bytes()
         days_later(100)
         said = lw("coordinator", "renew", "--folder", "fed").output
-        assert "inside.crt, good until" in said
-        assert "is your organisation's, and good until" in said
+        assert "inside.crt, valid until" in said
+        assert "is your organisation's, and valid until" in said
         assert "signs your organisation's" not in said
         assert (fed / "certificates/server.crt").read_bytes() == before
 
@@ -176,13 +176,15 @@ class TestOrganisation:
         days_later(day)
         for command in ("up", "renew"):
             said = " ".join(lw("coordinator", command, "--folder", "fed").output.split())
-            assert "get a new one from whoever signs" in said
+            assert "get a new one from your organisation's certificate authority" in said
             assert "coordinator renew --certificate FILE --key FILE" in said
         assert not life_of(fed / "certificates/inside.crt").trouble
 
     def test_after_its_end_up_refuses_and_the_inner_one_is_new(self, fed, days_later):
         days_later(SERVER + 1)
-        with pytest.raises(DeployError, match=r"server\.crt ended on .* no site trusts it; get a"):
+        with pytest.raises(
+            DeployError, match=r"server\.crt expired on .* no site trusts it; get a"
+        ):
             up()
         assert not life_of(fed / "certificates/inside.crt").trouble
 
@@ -193,7 +195,7 @@ class TestOrganisation:
         said = runner.invoke(cli.app, ["coordinator", command, "--folder", "fed"])
         assert isinstance(said.exception, DeployError)
         assert "warning: " in said.output
-        assert "server.crt ends in 2 days" in " ".join(said.output.split())
+        assert "server.crt expires in 2 days" in " ".join(said.output.split())
 
     def test_a_new_one_is_taken_once_it_is_seen_to_work(self, fed, here, days_later):
         new = organisation(here, stem="new")
@@ -218,7 +220,7 @@ class TestOrganisation:
     def test_nor_is_a_key_of_another_or_a_certificate_of_another_authority(self, fed, here):
         new = organisation(here, stem="new")
         organisation(here, stem="other")
-        with pytest.raises(DeployError, match=r"(?i)no certificate and its .*key"):
+        with pytest.raises(DeployError, match=r"(?i)not a certificate and its .*key"):
             lw("coordinator", "renew", "--folder", "fed", *new[:2], "--key", here / "other.key")
         with pytest.raises(DeployError, match="would refuse it"):
             lw("coordinator", "renew", "--folder", "fed", *new[:4])
@@ -243,8 +245,8 @@ def authority_of_days(folder, monkeypatch, days):
 def test_a_site_is_told_a_month_before_the_authority_that_it_has_ends(tmp_path, monkeypatch):
     authority = authority_of_days(tmp_path, monkeypatch, 20)
     found = {one.name: one for one in check_certificate(tmp_path, authority)}
-    assert "ca.crt ends in 19 days" in found["authority"].found
-    assert "ask the coordinator for the ca.crt of today" in found["authority"].remedy
+    assert "ca.crt expires in 19 days" in found["authority"].found
+    assert "ask the coordinator for its current ca.crt" in found["authority"].remedy
     assert "TLS" in found
 
 
@@ -255,7 +257,7 @@ def test_a_site_whose_authority_has_ended_is_told_so_and_not_of_the_servers_cert
     with socket.create_server(("127.0.0.1", 0)) as listener:
         found = check_coordinator(f"localhost:{listener.getsockname()[1]}", authority)
     assert [one.name for one in found] == ["connection", "authority"]
-    assert "ended on" in found[-1].found
+    assert "expired on" in found[-1].found
 
 
 def test_a_site_whose_authority_is_good_for_long_is_told_nothing_of_it(tmp_path, monkeypatch):

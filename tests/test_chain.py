@@ -14,13 +14,16 @@ from transformers import AutoModel, AutoTokenizer
 
 from layerweld.errors import OutputError
 from layerweld.formats.task_vectors import read_fine_tuned
-from layerweld.launch import app_module
 from layerweld.model.base_model import load_base
 from layerweld.model.discover import discover_plan
 from layerweld.model.linear import updated, weight_of
 from layerweld.updates.named_tensors import update_tensors
 from layerweld.updates.update import DenseUpdate
+from server import federation
+from server.journal import RunJournal
+from server.run import play as play_run
 from strategies import ChainOfMerges
+from strategies.other_params import OtherParams
 from tests.dying_server import killed_after
 from tests.tiny_peft import new_model
 from tests.tiny_sites import BERT_LAYERS, make_sites
@@ -225,8 +228,7 @@ def test_the_order_of_the_sites_does_not_change_a_bit(bert_sites, tmp_path):
 
 
 def test_flowers_own_start_plays_the_same_chain(bert_sites, tmp_path):
-    federation = app_module("server.federation")
-    journal = app_module("server.journal").RunJournal(tmp_path / "journal")
+    journal = RunJournal(tmp_path / "journal")
     settings = bert_sites.settings()
     grid = bert_sites.grid(settings)
     run = federation.Federation(grid, settings, str(bert_sites.base), journal)
@@ -279,8 +281,7 @@ def test_a_resumed_run_keeps_the_remainder_its_steps_were_measured_behind(
     whole = sites.play(tmp_path / "whole")
     with killed_after(2, monkeypatch):
         sites.play(tmp_path / "out")
-    other_params = app_module("strategies.other_params").OtherParams
-    monkeypatch.setattr(other_params, "round_at", lambda *_: pytest.fail("asked for it again"))
+    monkeypatch.setattr(OtherParams, "round_at", lambda *_: pytest.fail("asked for it again"))
     assert sites.play(tmp_path / "out").manifest_hash == whole.manifest_hash
 
 
@@ -296,15 +297,11 @@ def test_sites_without_adapters_fine_tune_first(bert_sites, tmp_path):
     plain = sites.settings()
     finetune = plain.finetune.model_copy(update={"max_steps": 2, "logger": "none"})
     settings = plain.model_copy(update={"finetune": finetune, "methods": "com,mean"})
-    results = app_module("server.run").play(
-        sites.grid(settings), settings, str(sites.base), tmp_path / "out"
-    )
+    results = play_run(sites.grid(settings), settings, str(sites.base), tmp_path / "out")
     scored = {m.name: set(m.scores) for m in results.methods}
     everybody = {"ash", "birch", "cedar"}
     assert scored == dict.fromkeys(("base", "individual", "com", "mean"), everybody)
-    again = app_module("server.run").play(
-        sites.grid(settings), settings, str(sites.base), tmp_path / "again"
-    )
+    again = play_run(sites.grid(settings), settings, str(sites.base), tmp_path / "again")
     assert again.manifest_hash == results.manifest_hash
 
 

@@ -5,10 +5,12 @@ import shutil
 
 import pytest
 
+from client.app import app as client_app
 from layerweld.deploy.runs import notices_in
 from layerweld.errors import JournalError
-from layerweld.launch import app_module
 from layerweld.transport.statistics import decode_statistics_request
+from server.run import play as play_run
+from strategies import notices, poll
 from tests.dying_server import after_keeping, killed_after
 from tests.faulty_grid import KINDS, Clock, Faults, FaultyGrid, from_the_node
 from tests.tiny_sites import BERT_LAYERS, make_sites
@@ -32,7 +34,6 @@ def test_a_run_killed_after_any_step_ends_in_the_same_bytes(
 
 def test_whoever_follows_the_log_sees_a_line_a_group(bert_sites, tmp_path, monkeypatch):
     told = []
-    notices = app_module("strategies.notices")
     monkeypatch.setattr(notices, "log", lambda _level, text: told.append(text))
     bert_sites.play(tmp_path / "out", influence=False)  # whose warnings are no line a group
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
@@ -60,14 +61,13 @@ def test_a_site_that_lost_its_cache_catches_up(bert_sites, tmp_path, monkeypatch
 def test_a_whole_run_on_a_faulty_network_ends_in_the_same_manifest(
     bert_sites, tmp_path, monkeypatch, seed
 ):
-    poll, clock = app_module("strategies.poll"), Clock()
+    clock = Clock()
     monkeypatch.setattr(poll, "time", clock)
-    monkeypatch.setattr(app_module("strategies.notices"), "log", lambda _level, _text: None)
+    monkeypatch.setattr(notices, "log", lambda _level, _text: None)
     settings = bert_sites.settings()
-    app, play_run = app_module("client.app").app, app_module("server.run").play
     kinds = tuple(kind for kind in KINDS if kind != "corrupt")
     faults = Faults(seed, rate=0.3, kinds=kinds)
-    grid = FaultyGrid(app, bert_sites.nodes, settings, faults, clock)
+    grid = FaultyGrid(client_app, bert_sites.nodes, settings, faults, clock)
     faulty = play_run(grid, settings, str(bert_sites.base), tmp_path / "faulty")
     assert len(faults.met) > 3
     assert faulty.manifest_hash == bert_sites.play(tmp_path / "whole").manifest_hash
@@ -90,15 +90,14 @@ class CedarFails(FaultyGrid):
 def test_a_lost_site_is_named_wherever_the_merge_is_described_and_the_run_resumes_without_it(
     bert_sites, tmp_path, monkeypatch
 ):
-    poll, clock = app_module("strategies.poll"), Clock()
+    clock = Clock()
     monkeypatch.setattr(poll, "time", clock)
     settings = bert_sites.settings().model_copy(
         update={"lost_site": "continue", "deadline": 60.0, "min_sites": 2}
     )
-    play_run, app = app_module("server.run").play, app_module("client.app").app
 
     def play_with(nodes, output):
-        grid = CedarFails(app, nodes, settings, Faults(0, rate=0.0), clock)
+        grid = CedarFails(client_app, nodes, settings, Faults(0, rate=0.0), clock)
         return play_run(grid, settings, str(bert_sites.base), output)
 
     whole = play_with(bert_sites.nodes, tmp_path / "whole")

@@ -7,15 +7,17 @@ import pytest
 import torch
 
 from layerweld.errors import CohortError, RefusedReplyError
-from layerweld.launch import app_module
 from layerweld.merging.lora_averaging import FfaLora, Flora
 from layerweld.merging.sums import Mean
-from layerweld.statistics.group import DenseProduct
+from layerweld.statistics.group import Product
 from layerweld.transport.identity import Identity, with_identity
 from layerweld.transport.site_info import encode_site_info
 from layerweld.transport.updates import encode_updates
 from layerweld.updates.shared_factor import digest_of_draw, digest_of_factors
 from layerweld.updates.update import DenseUpdate, LowRankUpdate
+from server.replies import read_trained
+from strategies.merge_strategy import MergeStrategy
+from strategies.update_merging import UpdateMerging
 from tests.faulty_grid import FaultyGrid, none
 from tests.stub_sites import (
     NAMES,
@@ -79,9 +81,9 @@ def play(sent, claimed, clock, method, **entries):
     for name, factors in claimed.items():
         ranks = (2,) * len(PLAN.layer_names)
         cohort.site_infos[name] = replace(introduction_of(name), ranks=ranks, factors=factors)
-    merging = app_module("strategies.update_merging").UpdateMerging(PLAN, cohort, method, {})
+    merging = UpdateMerging(PLAN, cohort, method, {})
     grid = FaultyGrid(Sites(), NODES, chosen, none(), clock)
-    strategy = app_module("strategies.merge_strategy").MergeStrategy(cohort, merging)
+    strategy = MergeStrategy(cohort, merging)
     strategy.run(grid)
     return strategy
 
@@ -153,8 +155,8 @@ class WholeLayers(StubApp):
     @staticmethod
     def dense(answer):
         def whole(one):
-            products = {k: DenseProduct(p.left @ p.right, None) for k, p in one.products.items()}
-            return replace(one, products=products)
+            moments = {k: DenseUpdate(p.moments.dense()) for k, p in one.products.items()}
+            return replace(one, products={k: Product(m) for k, m in moments.items()})
 
         return replace(answer, statistics=tuple(map(whole, answer.statistics)))
 
@@ -187,8 +189,7 @@ def content_of(introduction):
 
 @pytest.mark.parametrize("changes", TRAINED.values(), ids=TRAINED)
 def test_what_fine_tuning_makes_is_what_the_methods_were_chosen_for(changes):
-    read = app_module("server.replies").read_trained
     before, trained = replace(introduction_of("ash"), kind="none"), introduction_of("ash")
-    assert read(content_of(trained), before) == trained
+    assert read_trained(content_of(trained), before) == trained
     with pytest.raises(RefusedReplyError, match="no LoRA of the layers and ranks"):
-        read(content_of(replace(trained, **changes)), before)
+        read_trained(content_of(replace(trained, **changes)), before)

@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from layerweld.cli import main as cli
 from layerweld.errors import ConfigError, LayerweldError
+from layerweld.settings.run import RunSettings
 from tests.tiny_sites import make_sites
 
 runner = CliRunner()
@@ -88,8 +89,9 @@ def test_a_column_of_another_name_is_one_setting_away(sites, tmp_path):
     [
         ("--method ties --ridge 0.5", "--ridge has no effect on ties"),
         ("--method ties --covariate-shift", "--covariate-shift has no effect on ties"),
-        ("--method regmean --granularity block", "--granularity has no effect on regmean"),
-        ("--rounds 3", "--rounds has no effect on com"),
+        ("--method regmean --set granularity=block", "--set granularity has no effect on regmean"),
+        ("--set rounds=3", "--set rounds has no effect on com"),
+        ("--method mats --ridge 0.5", "--ridge has no effect on mats"),
         ("--ridge 0.5 --set ridge=1", "--ridge and --set ridge are the same setting"),
         ("--seed 1 --set calibration.seed=1", "--seed and --set calibration.seed are the same"),
     ],
@@ -108,9 +110,48 @@ def test_plan_lists_every_group(sites):
 
 
 def test_an_unknown_normalization_lists_the_known_ones(sites, tmp_path):
-    result = merge(sites, tmp_path / "out", "--normalization", "tokens")
-    assert result.exit_code == 2
-    assert "feature" in result.output
+    result = merge(sites, tmp_path / "out", "--set", "normalization=tokens")
+    assert isinstance(result.exception, ConfigError)
+    assert "feature" in str(result.exception)
+
+
+@pytest.fixture
+def settings_of(sites, tmp_path, monkeypatch):
+    """The settings that `layerweld merge` with these options would run."""
+    made = []
+    monkeypatch.setattr(cli, "_play", lambda settings, *_rest: made.append(settings))
+    site = f"ash={sites.nodes[0]['adapter']}:{sites.nodes[0]['data']}"
+
+    def settings_of(*options):
+        arguments = ["merge", "base", "--site", site, "--output", str(tmp_path / "out")]
+        assert runner.invoke(cli.app, [*arguments, *options]).exit_code == 0
+        return made.pop()
+
+    return settings_of
+
+
+def test_merge_has_no_default_of_its_own(settings_of):
+    assert settings_of() == RunSettings(base="base", name="out", min_sites=1)
+
+
+def test_every_option_of_merge_is_a_setting(settings_of):
+    options = {
+        "merge.ridge": 0.5,
+        "merge.rank": 2,
+        "calibration.max-length": 3,
+        "calibration.batch-size": 4,
+        "calibration.samples": 5,
+        "calibration.seed": 6,
+    }
+    typed = [f"--{key.partition('.')[2]}={value}" for key, value in options.items()]
+    made = settings_of(*typed, "--covariate-shift", "--base-name=bert", "--method=com")
+    usual = RunSettings(base="base", name="out", min_sites=1).flat()
+    changed = {k: v for k, v in made.flat().items() if v != usual[k]}
+    assert changed == options | {
+        "merge.covariate-shift": "first",
+        "base-name": "bert",
+        "methods": "com",
+    }
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
-from layerweld.launch import app_module
+from client import state
+from client.site import site_of_node
 from layerweld.model.collect import ReplayableModel, collect
 from layerweld.model.discover import discover_plan
 from layerweld.model.linear import weight_of
@@ -16,6 +17,7 @@ from layerweld.runtime.incidents import raising_here
 from layerweld.settings.merge import MergeSettings
 from layerweld.statistics.group import ProductForm
 from layerweld.updates.update import LowRankUpdate
+from server.run import play as play_run
 from tests.tiny_models import DECODERS, ENCODERS, EVERY_MODEL, make_batch, new_backbone
 from tests.tiny_sites import make_sites
 
@@ -107,9 +109,7 @@ def test_a_chain_costs_under_so_many_passes_over_the_model(tmp_path, granularity
     settings = sites.settings(granularity=granularity)
     grid = sites.grid(settings)
     with counted_products() as chain:
-        app_module("server.run").play(grid, settings, str(sites.base), tmp_path / "out")
-    state = app_module("client.state")
-    site_of_node = app_module("client.site").site_of_node
+        play_run(grid, settings, str(sites.base), tmp_path / "out")
     with counted_products() as once:
         for node in sites.nodes:
             with raising_here():

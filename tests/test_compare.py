@@ -10,17 +10,18 @@ from typer.testing import CliRunner
 
 from layerweld.cli import main as cli
 from layerweld.errors import ConfigError, InUseError
-from layerweld.launch import app_module
-from layerweld.report.comparison.conclusion import verdict
+from layerweld.merging.registry import METHODS
+from layerweld.report.comparison.conclusion import conclude_comparison
 from layerweld.report.comparison.results import Comparison, Entry
-from layerweld.report.comparison.spreads import Spread, lines
+from layerweld.report.comparison.spreads import Spread, over_seeds
 from layerweld.report.comparison.tables import budget_text
 from layerweld.report.results import MethodResult, Score
-from layerweld.settings.grids import GRIDS, candidates, with_candidate
-from layerweld.settings.methods import METHODS, methods_of
+from layerweld.runtime.peak_memory import peak_resident
+from layerweld.settings.comparison import ComparisonSettings
+from layerweld.settings.grids import candidates, with_candidate
+from layerweld.settings.methods import setting_named
 from layerweld.settings.run import RunSettings, read_run_settings
 from server.federation import Federation
-from server.peak_memory import peak_resident
 from tests.tiny_sites import make_labelled_sites
 
 CHOSEN = "mean,com,dare,ffa-lora,opcm"
@@ -89,8 +90,8 @@ def test_the_same_number_of_candidates_is_tried_for_all_and_named(compared):
     rows = {row["method"]: row for row in read(compared[0] / "methods.csv")}
     assert {row["budget"] for row in rows.values()} == {"2"}
     grids = {
-        name: {"default", *(f"{k}={v}" for k, v in GRIDS[table][1].items())}
-        for name, table in (("com", "merge"), ("dare", "dare"), ("opcm", "opcm"))
+        name: {"default", *(f"{k}={v}" for k, v in candidates(METHODS[name], 2)[1].items())}
+        for name in ("com", "dare", "opcm")
     }
     for name, possible in grids.items():
         chosen = rows[name]["tuned"]
@@ -217,17 +218,15 @@ def test_an_unknown_method_is_refused_before_anything_is_played(sites, tmp_path)
 
 
 def test_every_candidate_is_a_possible_setting_and_the_default_comes_first():
-    tables = {method.table for method in METHODS.values()}
-    assert set(GRIDS) <= tables
-    assert with_candidate(RunSettings(), 0) == RunSettings()
-    for number in range(1, max(map(len, GRIDS.values()))):
-        changed = with_candidate(RunSettings(), number).flat()
-        for table, grid in GRIDS.items():
-            if number < len(grid):
-                for key, value in grid[number].items():
-                    assert (
-                        changed[f"{table}.{key}"] == value != RunSettings().flat()[f"{table}.{key}"]
-                    )
+    usual = RunSettings()
+    assert with_candidate(usual, 0) == usual
+    for method in METHODS.values():
+        assert candidates(method, 9)[0] == {}
+        for number, candidate in enumerate(candidates(method, 9)):
+            changed = with_candidate(usual, number).flat()
+            for key, value in candidate.items():
+                name = setting_named(key, method, usual)
+                assert changed[name] == value != usual.flat()[name]
 
 
 def test_a_budget_is_the_same_for_all_that_have_as_many_candidates():
@@ -271,7 +270,7 @@ def comparison(*seeds):
 def test_figures_are_normalised_at_each_seed_and_then_averaged():
     first = [result("individual", "Own", a=0.5, b=1.0), result("mean", "Mean", a=0.4, b=0.5)]
     second = [result("individual", "Own", a=0.8, b=1.0), result("mean", "Mean", a=0.4, b=0.6)]
-    own, mean = lines(comparison(first, second))
+    own, mean = over_seeds(comparison(first, second))
     assert own.normalised.values == own.worst.values == (1.0, 1.0)
     assert mean.normalised.values == pytest.approx((0.65, 0.55))
     assert mean.worst.values == pytest.approx((0.5, 0.5))
@@ -282,7 +281,7 @@ def test_figures_are_normalised_at_each_seed_and_then_averaged():
 def test_what_the_run_sets_otherwise_than_published_is_told():
     given = {"ties.density": 0.1, "merge.influence": True, "dare.drop": 0.5, "merge.ridge": 0.01}
     settings = read_run_settings({"methods": "com,ties", **given})
-    found = app_module("server.comparison")._given(settings, methods_of(settings))
+    found = ComparisonSettings(settings, "base", [0]).differences()
     assert found == {"ties.density": 0.1}
     told = budget_text(replace(comparison([result("mean", "Mean", a=0.4)]), given=found))
     assert told.endswith("but for ties.density = 0.1, as the run's file has it.")
@@ -292,7 +291,7 @@ def test_what_the_run_sets_otherwise_than_published_is_told():
 def test_a_method_that_lacks_a_seed_says_so():
     first = [result("individual", "Own", a=0.5), result("mean", "Mean", a=0.4)]
     second = [result("individual", "Own", a=0.5)]
-    own, mean = lines(comparison(first, second))
+    own, mean = over_seeds(comparison(first, second))
     assert own.label == "Own"
     assert mean.label == "Mean (1 of 2 seeds)"
 
@@ -305,15 +304,17 @@ def test_the_verdict_names_the_lead_and_whether_it_could_be_chance():
             result("mean", "Mean", a=mean),
         ]
 
-    found = verdict(lines(comparison(seed(0.95, 0.8), seed(0.97, 0.8))))
+    found = conclude_comparison(over_seeds(comparison(seed(0.95, 0.8), seed(0.97, 0.8))))
     assert found.startswith("Chain (com) keeps 96.0")
     # Wilson, 100 rows: 4.5 points at 95 %, 3.7 at 97 % (averaged), 7.8 at 80 %.
     assert (
         "It leads Mean (mean) by 16.0 points, more than the sampling error of ±\u00a08.8" in found
     )
     assert found.endswith("and is ahead at 2 of 2 seeds.")
-    found = verdict(lines(comparison(seed(0.9, 0.8), seed(0.7, 0.79))))
+    found = conclude_comparison(over_seeds(comparison(seed(0.9, 0.8), seed(0.7, 0.79))))
     assert "by 0.5 points, less than the sampling error" in found
     assert found.endswith("and is ahead at 1 of 2 seeds.")
-    assert "one seed says nothing" in verdict(lines(comparison(seed(0.9, 0.8))))
-    assert verdict(lines(comparison(seed(0.9, 0.8)[:1]))).startswith("None of the methods")
+    assert "one seed says nothing" in conclude_comparison(over_seeds(comparison(seed(0.9, 0.8))))
+    assert conclude_comparison(over_seeds(comparison(seed(0.9, 0.8)[:1]))).startswith(
+        "None of the methods"
+    )

@@ -76,7 +76,7 @@ def test_a_coordinator_that_is_up_is_not_started_again(here, monkeypatch, taken)
     options = ("--port", ports[0], "--superlink-port", ports[1])
     lw("coordinator", "init", "fed", "--host", "localhost", *options)
     monkeypatch.setattr(Supervisor, "run", lambda _: pytest.fail("started again"))
-    says = rf":{ports[taken]} cannot be listened on .*; is another one running"
+    says = rf"cannot listen on .*:{ports[taken]} .*; is another program using it"
     first = socket.create_server(("127.0.0.1", ports[taken]))  # what the first `up` listens on
     with first, pytest.raises(DeployError, match=says):
         lw("coordinator", "up", "--folder", "fed")
@@ -130,7 +130,7 @@ def test_what_is_no_certificate_is_refused_and_no_folder_is_made(here):
     for name in ("s.crt", "s.key", "chain.crt"):
         (here / name).write_text(name)
     own = ("--certificate", "s.crt", "--key", "s.key", "--authority", "chain.crt")
-    with pytest.raises(DeployError, match="are no certificate and its unencrypted private key"):
+    with pytest.raises(DeployError, match="are not a certificate and its unencrypted private key"):
         init_coordinator(*own)
     assert not (here / "fed").exists()
 

@@ -57,7 +57,7 @@ WRONG = {
         "name = 'a/b'",
     ),
     "no site here": (("site", "join", "h:1", "--folder", "fed"), "layerweld site init"),
-    "no address": (("site", "join", "h", "--folder", "hospital-a"), "no HOST:PORT"),
+    "no address": (("site", "join", "h", "--folder", "hospital-a"), "not HOST:PORT"),
     "no authority": (("site", "join", "h:1", "--folder", "hospital-a", "--ca", "x"), "ca.crt"),
     "no such key": (("coordinator", "add", "a", "a.pub", "--folder", "fed"), "cannot be read"),
     "no such site": (("coordinator", "remove", "a", "--folder", "fed"), "no site a"),

@@ -45,7 +45,7 @@ def test_a_private_key_is_not_taken_for_a_public_one(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"hello", b"ssh-rsa AAAA", b"\xff\xfe"])
 def test_what_is_no_key_is_refused(tmp_path, content):
     (tmp_path / "x.pub").write_bytes(content)
-    with pytest.raises(DeployError, match="no SSH public key"):
+    with pytest.raises(DeployError, match="not an SSH public key"):
         read_public_key(tmp_path / "x.pub")
 
 

@@ -61,7 +61,7 @@ def test_a_killed_program_is_started_again_without_its_old_children(tmp_path):
         supervisor.terminate()
         said, _ = supervisor.communicate(timeout=30)
         assert supervisor.returncode == 0
-        assert "child was killed by signal 9: starting it again in 1 s" in said
+        assert "child was killed by signal 9; restarting it in 1 s" in said
         assert gone(*pids(tmp_path / "pids", 2), *pids(tmp_path / "grandchildren", 2))
 
 

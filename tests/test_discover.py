@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from layerweld.errors import PlanError
-from layerweld.model.discover import discover_plan, probe_inputs
+from layerweld.model.discover import discover_plan
+from layerweld.model.families import probe_inputs
 from tests.tiny_models import EVERY_MODEL, UNSUPPORTED, new_backbone
 
 # Groups of one block, in the order in which it calls them: names inside the block, d_in, d_out.

@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from layerweld.errors import RefusedReplyError, UnusableMergeError
 from layerweld.plan import LayerGroup, LayerShape
 from layerweld.settings.merge import MergeSettings
-from layerweld.statistics.gram import GramAccumulator
-from layerweld.statistics.group import DenseProduct, LowRankProduct, ProductForm, group_statistics
+from layerweld.statistics.group import GroupAccumulator, Product, ProductForm
 from layerweld.statistics.influence import opposed
 from layerweld.statistics.pool import GroupPool
 from layerweld.updates.bounds import LARGEST_WEIGHT, largest_of_update
@@ -40,7 +39,7 @@ def cohort(count, seed, chosen, *, tokens=40):
     form = ProductForm(chosen.products == "dense", with_updates=chosen.anchor == "mean")
     found = {}
     for number in range(count):
-        accumulator = GramAccumulator(D_IN, unit_tokens=chosen.normalization == "token")
+        accumulator = GroupAccumulator(GROUP, chosen)
         mixing = torch.linalg.qr(random(generator, D_IN, D_IN))[0]
         inputs = random(generator, 1, tokens, D_IN) * spectrum @ mixing
         accumulator.update(inputs, torch.ones(1, tokens, dtype=torch.bool))
@@ -48,15 +47,7 @@ def cohort(count, seed, chosen, *, tokens=40):
             layer: LowRankUpdate(random(generator, d, RANK), random(generator, RANK, D_IN))
             for layer, d in WIDTHS.items()
         }
-        found[f"site-{number}"] = group_statistics(
-            GROUP.name,
-            accumulator.mean(),
-            tokens,
-            updates,
-            normalization=chosen.normalization,
-            shrinkage=chosen.shrinkage,
-            form=form,
-        )
+        found[f"site-{number}"] = accumulator.statistics(updates, form)
     return found
 
 
@@ -91,12 +82,14 @@ def with_products(statistics, change):
     return replace(statistics, products={k: change(p) for k, p in statistics.products.items()})
 
 
+def with_rows(product, change):
+    return replace(product, moments=product.moments.map_rows(change))
+
+
 def scaled(factor):
     def change(product):
-        if isinstance(product, DenseProduct):
-            update = None if product.update is None else product.update * factor
-            return DenseProduct(product.product * factor, update)
-        return LowRankProduct(product.left * factor, product.right, product.factor)
+        update = product.update and product.update * factor
+        return Product(product.moments * factor, update)
 
     return lambda statistics, _draw: with_products(statistics, change)
 
@@ -106,10 +99,8 @@ def shifted(size):
 
     def lie(statistics, draw):
         def change(product):
-            noise = size * random(draw, *product.formed.shape)
-            if isinstance(product, DenseProduct):
-                return replace(product, product=product.product + noise)
-            return replace(product, right=product.right + noise)
+            noise = size * random(draw, *product.moments.rows.shape)
+            return with_rows(product, lambda rows: rows + noise)
 
         return with_products(statistics, change)
 
@@ -123,8 +114,7 @@ def along_the_weakest(size):
         weakest = torch.linalg.eigh(statistics.gram.double())[1][:, 0].float()
 
         def change(product):
-            name = "product" if isinstance(product, DenseProduct) else "right"
-            return replace(product, **{name: product.formed + size * weakest})
+            return with_rows(product, lambda rows: rows + size * weakest)
 
         return with_products(statistics, change)
 
@@ -134,8 +124,10 @@ def along_the_weakest(size):
 def factors_of(left, right):
     def lie(statistics, _draw):
         def change(product):
-            ends = {"left": torch.full_like(product.left, left)} if left is not None else {}
-            return replace(product, right=torch.full_like(product.right, right), **ends)
+            moments = product.moments.map_rows(lambda rows: torch.full_like(rows, right))
+            if left is not None:
+                moments = moments.map_columns(lambda columns: torch.full_like(columns, left))
+            return replace(product, moments=moments)
 
         return with_products(statistics, change)
 
@@ -146,7 +138,7 @@ def spike(statistics, draw):
     """The Gram matrix of one token with all entries alike: none of its trace weighs more."""
     gram = torch.full_like(statistics.gram, float(statistics.gram.trace()) / D_IN)
     products = {
-        layer: replace(product, right=random(draw, *product.right.shape) @ gram)
+        layer: with_rows(product, lambda rows: random(draw, *rows.shape) @ gram)
         for layer, product in statistics.products.items()
     }
     return replace(statistics, gram=gram, products=products)
@@ -235,10 +227,9 @@ def test_an_update_that_contradicts_its_product_is_refused():
         chosen = MergeSettings(anchor="mean", products=products)
         statistics = cohort(3, 0, chosen)
         for factor in (0.9, -1.0, 1e3, 0.0):
-            name = "factor" if products == "auto" else "update"
 
-            def change(product, name=name, factor=factor):
-                return replace(product, **{name: product.own_update * factor})
+            def change(product, factor=factor):
+                return replace(product, update=product.update * factor)
 
             liar = with_products(statistics["site-0"], change)
             with pytest.raises(RefusedReplyError, match="is not that of the update"):
@@ -309,7 +300,7 @@ def test_honest_statistics_are_in_proportion_and_move_no_further_than_their_ener
     for site, admitted in pool._admitted.items():
         moved = 0.0
         for product in admitted.statistics.products.values():
-            whole = admitted.weight * product.left.double() @ product.right.double()
+            whole = (product.moments.float64() * admitted.weight).dense()
             moved += float((whole * system.solve(whole)).sum())
         assert moved <= admitted.weight * admitted.magnitude.energy * (1 + 1e-6), site
     assert pool.solve().residual >= 0

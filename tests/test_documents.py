@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from layerweld.settings.methods import METHODS
+from layerweld.merging.registry import METHODS
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"

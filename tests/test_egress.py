@@ -5,9 +5,9 @@ from collections import Counter
 import pytest
 
 from layerweld.deploy.egress import lines, measure
-from layerweld.launch import app_module
 from layerweld.settings.run import read_run_settings
 from layerweld.settings.sites import SiteEntry
+from server.run import play as play_run
 from tests.tiny_sites import make_labelled_sites, with_whole_models
 
 METHODS = ["com", "jacobi", "mats", "fisher", "adamerging", "prodistill", "ties"]
@@ -52,7 +52,7 @@ def play(sites, settings, output):
         return arrived
 
     grid.pull_messages = listening
-    results = app_module("server.run").play(grid, settings, str(sites.base), output)
+    results = play_run(grid, settings, str(sites.base), output)
     return results, +sent, replies
 
 

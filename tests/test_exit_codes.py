@@ -221,4 +221,6 @@ def test_following_a_run_that_is_interrupted_says_that_the_run_goes_on(monkeypat
             cli.main()
         assert stopped.value.code == code
         said = capsys.readouterr().err.splitlines()
-        assert said[-1] == "next: the run goes on; `layerweld coordinator resume` follows it again"
+        assert (
+            said[-1] == "next: the run continues; `layerweld coordinator resume` follows it again"
+        )

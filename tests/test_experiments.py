@@ -1,20 +1,28 @@
 """What benchmarks are made of: files that parse, tasks that exist, weights that are checked."""
 
+import gzip
+import os
+import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
+from PIL import Image
+from typer.testing import CliRunner
 
-from client.package_images import IMAGE_READERS
-from client.package_tasks import TASKS
-from client.package_texts import TEXT_READERS
-from experiments import backbones
-from experiments.benchmark_runs import fine_tuned_otherwise
+from client.data.samples import read_rows
+from experiments import backbones, prepare
+from experiments.benchmark_runs import benchmark, fine_tuned_otherwise
 from experiments.onnx_weights import read_onnx
-from layerweld.errors import ConfigError
+from experiments.tasks import images, texts
+from experiments.tasks.debian import debian_file
+from experiments.tasks.numpy_pickle import load_arrays
+from layerweld.demo.splits import drawn
+from layerweld.errors import ConfigError, DataError
 from layerweld.model.discover import discover_plan
-from layerweld.settings.run import RunSettings
-from layerweld.settings.sites import package_task, read_run_file
+from layerweld.settings.run import CalibrationSettings, RunSettings
+from layerweld.settings.sites import read_run_file
 from tests.tiny_encoders import save_image_base
 from tests.tiny_peft import save_base
 
@@ -31,13 +39,14 @@ def test_every_run_file_parses_and_holds_out_rows_at_every_site(file):
 
 @pytest.mark.parametrize(
     ("name", "readers", "fewest"),
-    [("text", TEXT_READERS, 8), ("vision", IMAGE_READERS, 6), ("language", TEXT_READERS, 4)],
+    [("text", texts.READERS, 8), ("vision", images.READERS, 6), ("language", texts.READERS, 4)],
 )
 def test_benchmarks_name_tasks_of_their_modality(name, readers, fewest):
     _, sites = read_run_file(_EXPERIMENTS / "benchmarks" / f"{name}.toml")
-    tasks = {package_task(site.data) for site in sites}
+    tasks = {site.name for site in sites}
     assert len(tasks) >= fewest
-    assert tasks <= set(readers) <= set(TASKS)
+    assert tasks <= set(readers)
+    assert not set(texts.READERS) & set(images.READERS)
 
 
 def test_an_onnx_file_is_read_without_its_package(tmp_path):
@@ -81,3 +90,129 @@ def test_attention_alone_is_four_layers_a_block_of_each_benchmarks_model(name, m
     found = [s for s in plan.layer_names if s.endswith(tuple(chosen.finetune.targets.split(",")))]
     assert kind == "-attention"
     assert len(found) == 4 * len(plan.blocks)
+
+
+def test_a_missing_debian_package_names_both_ways_to_get_it(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(DataError, match=r"apt-get install .* wordnet-base.*dpkg-deb -x"):
+        debian_file("wordnet-base", "/usr/share/no-such-place/data.noun")
+
+
+def test_an_unknown_benchmark_names_the_known_ones():
+    app = typer.Typer()
+    app.command()(prepare.main)
+    result = CliRunner().invoke(app, ["weather"])
+    assert result.exit_code == 2
+    assert all(name in result.output for name in ("text", "vision", "language"))
+
+
+@pytest.fixture
+def unpacked(tmp_path, monkeypatch):
+    """An empty cache folder in which Debian packages can be unpacked."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "layerweld" / "debian"
+
+
+def put(file, content):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(content)
+
+
+def put_clothes(unpacked, count=40):
+    pixels = np.arange(count * 784, dtype=np.uint32).astype(np.uint8)
+    labels = np.arange(count, dtype=np.uint8) % 10
+    for part in ("train", "t10k"):
+        folder = unpacked / "usr/share/datasets/fashion-mnist"
+        put(folder / f"{part}-images-idx3-ubyte.gz", gzip.compress(bytes(16) + pixels.tobytes()))
+        put(folder / f"{part}-labels-idx1-ubyte.gz", gzip.compress(bytes(8) + labels.tobytes()))
+
+
+def test_definitions_are_filed_under_what_they_define(unpacked):
+    lines = [
+        "  1 a licence, not an entry",
+        '00001 05 n 01 cat 0 000 | a small animal that purrs; "the cat sat"  ',
+        "00002 03 n 01 entity 0 000 | that which is perceived to exist  ",
+        "00003 13 n 01 pie 0 000 | a dish baked in pastry  ",
+    ]
+    put(unpacked / "usr/share/wordnet/data.noun", "\n".join(lines).encode())
+    assert [(e.text, e.label) for e in texts.READERS["gloss"]()] == [
+        ("a small animal that purrs", "animal"),
+        ("a dish baked in pastry", "food"),
+    ]
+
+
+def test_dictionary_entries_lose_their_subject_which_is_the_label(unpacked, monkeypatch):
+    monkeypatch.setattr(texts, "_RAREST_SUBJECT", 1)
+    entries = [
+        b"baz\n\n   <jargon> One of the {metasyntactic} words that hackers like.\n",
+        b"qux\n\n   No subject is printed in this entry, however long it is.\n",
+    ]
+    put(unpacked / "usr/share/dictd/foldoc.dict.dz", gzip.compress(b"".join(entries)))
+    digits = texts._DIGITS
+    first, second = (len(entry) for entry in entries)
+    index = f"baz\tA\t{digits[first // 64]}{digits[first % 64]}\n"
+    index += f"qux\t{digits[first // 64]}{digits[first % 64]}\t{digits[second // 64]}"
+    index += f"{digits[second % 64]}\nbazz\tA\t{digits[first // 64]}{digits[first % 64]}\n"
+    put(unpacked / "usr/share/dictd/foldoc.index", index.encode())
+    (entry,) = texts.READERS["foldoc"]()
+    assert entry.label == "jargon"
+    assert entry.text == "baz One of the metasyntactic words that hackers like."
+
+
+def test_images_become_folders_of_their_classes_and_their_splits_are_disjoint(unpacked, tmp_path):
+    put_clothes(unpacked)
+    clothes = list(images.READERS["fashion"]())
+    read = {}
+    for split in ("data", "held-out"):
+        chosen = drawn(clothes, split, 0, 0)
+        images.write_images(tmp_path / split, chosen)
+        rows = read[split] = read_rows(tmp_path / split, CalibrationSettings(), reads_images=True)
+        names = sorted(rows.classes[i] for i in rows.labels)
+        assert names == sorted(image.label for image in chosen)
+    assert len(read["data"]) + len(read["held-out"]) == 80
+    assert read["data"].classes == read["held-out"].classes
+    assert len(read["data"].classes) == 10
+    with Image.open(read["data"].inputs[0]) as image:
+        assert (image.size, image.mode) == ((28, 28), "RGB")
+
+
+def test_every_seed_of_a_benchmark_is_a_federation_of_its_own(unpacked, monkeypatch):
+    put_clothes(unpacked, 200)
+    monkeypatch.setattr(backbones, "folder", lambda _name: "/base")
+    monkeypatch.setattr(images, "READERS", dict.fromkeys(images.READERS, images.READERS["fashion"]))
+    first, second = (benchmark("vision", seed) for seed in (0, 1))
+    assert first.settings.sites != second.settings.sites
+    assert [of.settings.calibration.seed for of in (first, second)] == [0, 1]
+    assert first.settings.base == "/base"
+    assert len(first.nodes) == first.settings.min_sites == 6
+    _, sites = read_run_file(Path(first.settings.sites))
+    assert all(Path(site.data).is_dir() and Path(site.held_out).is_dir() for site in sites)
+
+
+def test_emoji_are_listed_by_group_without_tones_and_sequences(tmp_path):
+    lines = [
+        "# group: Food & Drink",
+        "1F354 ; fully-qualified # hamburger",
+        "1F44B 1F3FB ; fully-qualified # waving hand: light skin tone",
+        "1F468 200D 1F33E ; fully-qualified # farmer",
+        "1F9C2 ; unqualified # salt",
+        "# group: Component",
+        "1F3FB ; fully-qualified # a tone",
+    ]
+    (tmp_path / "emoji-test.txt").write_text("\n".join(lines))
+    found = list(images._emoji_by_group(tmp_path / "emoji-test.txt"))
+    assert found == [("\U0001f354", "Food & Drink")]
+
+
+def test_letters_are_drawn_the_same_way_every_time():
+    first, again = (next(iter(images.READERS["glyphs"]())) for _ in range(2))
+    assert first.label == "A"
+    assert first.draw().tobytes() == again.draw().tobytes()
+
+
+def test_a_pickle_that_is_more_than_arrays_is_refused(tmp_path):
+    (tmp_path / "arrays.gz").write_bytes(gzip.compress(pickle.dumps(np.arange(3))))
+    assert load_arrays(tmp_path / "arrays.gz").tolist() == [0, 1, 2]
+    (tmp_path / "evil.gz").write_bytes(gzip.compress(pickle.dumps(os.getcwd)))
+    with pytest.raises(DataError, match=r"wants to call posix\.getcwd"):
+        load_arrays(tmp_path / "evil.gz")

@@ -1,7 +1,7 @@
 import json
 import warnings
 from contextlib import contextmanager
-from types import SimpleNamespace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,9 +14,11 @@ from layerweld.errors import OutputError, StorageError
 from layerweld.formats.adapters import read_adapter
 from layerweld.formats.checkpoint import read_checkpoint
 from layerweld.formats.export import write_adapter, write_model
-from layerweld.formats.model_card import write_model_card
+from layerweld.merging.registry import METHODS
 from layerweld.model.base_model import load_base
 from layerweld.model.linear import linear_layers, updated, weight_of
+from layerweld.report.model_card import write_model_card
+from layerweld.report.results import MethodResult, RunResults, Score, SiteSummary
 from layerweld.updates.update import DenseUpdate, LowRankUpdate
 from tests.tiny_peft import TARGETS, edit_config, hidden_states, new_model, save_base
 
@@ -159,7 +161,7 @@ def test_an_adapter_without_a_column_is_our_own_mistake(updates, bases, tmp_path
 def test_a_folder_with_something_in_it_is_refused(bases, tmp_path):
     (tmp_path / "note.txt").write_text("keep me")
     for write in (write_adapter, write_model):
-        with pytest.raises(OutputError, match="give another name or remove it first"):
+        with pytest.raises(OutputError, match="give another name, or remove it first"):
             write(tmp_path, random_updates(bases["bert"]), *last_arguments(write, bases["bert"]))
     assert [file.name for file in tmp_path.iterdir()] == ["note.txt"]
 
@@ -240,23 +242,28 @@ def test_the_tokenizer_goes_along(bases, tmp_path):
     assert set(contents(tmp_path / "merged")) == files
 
 
-CARD = {
-    "base_name": "tiny-bert",
-    "sites": [
-        SimpleNamespace(name="north", samples=40, tokens=512),
-        SimpleNamespace(name="a|b", samples=10, tokens=99),
-    ],
-    "method": "Chain of Merges (Buzzega et al. 2025)",
-    "sent": "statistics",
-    "settings": {"merge.granularity": "group", "merge.ridge": 0.01},
-    "scores": {"north": {"merged": 0.91, "own": 0.95}, "a|b": {"merged": 0.5}},
-}
+COM = METHODS["com"]
+CARD = RunResults(
+    name="card",
+    base="tiny-bert",
+    sites=(SiteSummary("north", 40, 512, "lora", 4), SiteSummary("a|b", 10, 99, "lora", 4)),
+    methods=(
+        MethodResult("individual", "own", 0, 0.0, 0, 0, {"north": Score(0.95, 20)}),
+        MethodResult("com", "merged", 8, 1.0, 0, 0,
+                     {"north": Score(0.91, 20), "a|b": Score(0.5, 20)}),
+    ),
+    chosen="com",
+    form="adapter",
+    settings={"merge.granularity": "group", "merge.ridge": 0.01, "name": "card"},
+    manifest_hash="",
+    versions={},
+)  # fmt: skip
 
 
 def test_the_card_says_what_it_is_where_it_came_from_and_what_to_know(bases, tmp_path):
     folder = tmp_path / "merged"
     write_adapter(folder, random_updates(bases["bert"]), bases["bert"], prefix="")
-    write_model_card(folder, **CARD)
+    write_model_card(folder, CARD, COM)
     card = ModelCard.load(folder / "README.md")
     assert card.data.library_name == "peft"
     assert card.data.tags == ["federated", "lora", "merge"]
@@ -266,8 +273,8 @@ def test_the_card_says_what_it_is_where_it_came_from_and_what_to_know(bases, tmp
         r"| a\|b | 10 | 99 |",
         "| `merge.ridge` | 0.01 |",
         "| north | 0.9100 | 0.9500 |",
-        'PeftModel.from_pretrained(base, "merged")',
-        "by Chain of Merges (Buzzega et al. 2025), from statistics",
+        'PeftModel.from_pretrained(base, "adapter")',
+        "by Chain of Merges (Buzzega et al. 2025, arXiv:2508.21421), from statistics",
         "not anonymous",
         "heads are not included",
         "arXiv:2508.21421",
@@ -277,12 +284,12 @@ def test_the_card_says_what_it_is_where_it_came_from_and_what_to_know(bases, tmp
 
 def test_the_card_of_a_model_and_of_a_head_class_say_how_to_load_them(bases, tmp_path):
     tmp_path.joinpath("model").mkdir()
-    write_model_card(tmp_path / "model", **CARD)
+    write_model_card(tmp_path / "model", replace(CARD, form="model"), COM)
     card = ModelCard.load(tmp_path / "model" / "README.md")
     assert card.data.library_name == "transformers"
     assert 'AutoModel.from_pretrained("model")' in card.text
     write_adapter(tmp_path / "a", random_updates(bases["bert"]), bases["bert"], prefix="bert.")
-    write_model_card(tmp_path / "a", **CARD | {"scores": {}}, prefix="bert.")
+    write_model_card(tmp_path / "a", replace(CARD, methods=(), prefix="bert."), COM)
     text = (tmp_path / "a" / "README.md").read_text()
     assert "begin with `bert.`" in text
     assert "## Scores" not in text
@@ -290,14 +297,14 @@ def test_the_card_of_a_model_and_of_a_head_class_say_how_to_load_them(bases, tmp
 
 def test_the_card_of_a_merge_without_statistics_claims_none(tmp_path):
     tmp_path.joinpath("model").mkdir()
-    write_model_card(tmp_path / "model", **CARD | {"method": "TIES", "sent": "updates"})
+    write_model_card(tmp_path / "model", replace(CARD, form="model"), METHODS["ties"])
     text = (tmp_path / "model" / "README.md").read_text()
-    assert "by TIES, from their updates" in text
+    assert "by TIES (Yadav et al. 2023, arXiv:2306.01708), from their updates" in text
     assert "Gram" not in text
 
 
 def test_the_same_facts_give_the_same_card(tmp_path):
     for name in ("one", "two"):
         (tmp_path / name / "merged").mkdir(parents=True)
-        write_model_card(tmp_path / name / "merged", **CARD)
+        write_model_card(tmp_path / name / "merged", CARD, COM)
     assert contents(tmp_path / "one" / "merged") == contents(tmp_path / "two" / "merged")

@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from layerweld.errors import LostSiteError, RefusedReplyError
-from layerweld.launch import app_module
 from layerweld.merging.sums import Mean
 from layerweld.transport.arrays import from_arrays, read_arrays, to_arrays
 from layerweld.transport.identity import identity_of, with_identity
@@ -21,6 +20,11 @@ from layerweld.transport.site_info import encode_site_info
 from layerweld.transport.untrusted import refusing_malformed
 from layerweld.transport.updates import encode_updates
 from layerweld.updates.update import LowRankUpdate
+from server import in_process
+from strategies import notices
+from strategies.merge_strategy import MergeStrategy
+from strategies.update_merging import UpdateMerging
+from tests import faulty_grid
 from tests.faulty_grid import (
     CORRUPTIONS,
     KINDS,
@@ -55,7 +59,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture
 def no_wire(monkeypatch):
-    monkeypatch.setattr(app_module("server.in_process"), "_through_the_wire", handing_over())
+    monkeypatch.setattr(in_process, "_through_the_wire", handing_over())
 
 
 def play(faults, clock, method="com", app=None, **entries):
@@ -82,8 +86,7 @@ def test_no_fault_on_the_way_changes_a_bit(method, clock, no_wire):
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
 def test_a_spoilt_answer_is_refused_before_any_sum_and_asked_for_again(name, clock, monkeypatch):
-    grid = app_module("tests.faulty_grid")
-    monkeypatch.setattr(grid, "CORRUPTIONS", {name: CORRUPTIONS[name]})
+    monkeypatch.setattr(faulty_grid, "CORRUPTIONS", {name: CORRUPTIONS[name]})
     chain = play(Faults(seed=3, rate=1.0, most=9, kinds=("corrupt",)), clock)
     assert chain.cohort.ignored["refused"] > 0
     assert digest_of(chain) == digest_of(play(none(), clock))
@@ -143,7 +146,7 @@ def test_a_run_waits_for_a_lost_site_until_the_deadline_and_says_how_to_go_on(cl
 @pytest.fixture
 def said(clock, monkeypatch):
     lines = []
-    monkeypatch.setattr(app_module("strategies.notices"), "log", lambda _level, t: lines.append(t))
+    monkeypatch.setattr(notices, "log", lambda _level, t: lines.append(t))
     return lines
 
 
@@ -259,19 +262,15 @@ def test_a_node_that_is_not_the_site_it_replaces_is_turned_away(change, says, cl
     assert any("turned away" in text and says in text for text in said)
 
 
-def update_merging():
-    return app_module("strategies.update_merging")
-
-
 @pytest.mark.parametrize("seed", range(30))
 def test_averaged_updates_survive_faults_too(seed, clock):
     merged = []
     for faults in (none(), Faults(seed)):
         chosen = settings()
         cohort = new_chain(chosen).cohort
-        averaging = update_merging().UpdateMerging(PLAN, cohort, Mean(), {})
+        averaging = UpdateMerging(PLAN, cohort, Mean(), {})
         grid = FaultyGrid(StubApp(), NODES, chosen, faults, clock)
-        app_module("strategies.merge_strategy").MergeStrategy(cohort, averaging).run(grid)
+        MergeStrategy(cohort, averaging).run(grid)
         merged.append(averaging.outcome().updates)
     for layer, update in merged[0].items():
         assert torch.equal(update.dense(), merged[1][layer].dense())
@@ -296,10 +295,10 @@ def test_an_update_to_be_averaged_is_checked_as_strictly(name, clock):
 
     chosen = settings()
     cohort = new_chain(chosen).cohort
-    averaging = update_merging().UpdateMerging(PLAN, cohort, Mean(), {})
+    averaging = UpdateMerging(PLAN, cohort, Mean(), {})
     grid = FaultyGrid(Spoiler(), NODES, chosen, none(), clock)
     with pytest.raises(RefusedReplyError, match="birch, asked 3 times"):
-        app_module("strategies.merge_strategy").MergeStrategy(cohort, averaging).run(grid)
+        MergeStrategy(cohort, averaging).run(grid)
 
 
 def test_a_shape_that_asks_for_an_exabyte_takes_no_memory():

@@ -10,10 +10,10 @@ from transformers import AutoModel, AutoTokenizer
 from client.training.heads import ClassifierHead, load_head
 from layerweld.errors import CohortError
 from layerweld.formats.task_vectors import read_fine_tuned
-from layerweld.launch import app_module
 from layerweld.merging.fisher import FisherPool, normalised
 from layerweld.model.base_model import load_base
 from layerweld.model.linear import linear_layers, updated, weight_of
+from server.run import play as play_run
 from tests.played_methods import settings_of
 from tests.tiny_sites import make_sites
 
@@ -64,7 +64,7 @@ def one_row_at_a_time(sites, node):
 
 def play(sites, output, methods="fisher"):
     settings = settings_of(sites, methods)
-    return app_module("server.run").play(sites.grid(settings), settings, str(sites.base), output)
+    return play_run(sites.grid(settings), settings, str(sites.base), output)
 
 
 def test_the_merge_weighs_every_entry_by_its_squared_gradients(labelled_sites, tmp_path):

@@ -6,8 +6,10 @@ import subprocess
 
 import pytest
 
+from client.app import app as client_app
 from layerweld.errors import LostSiteError, StorageError
-from layerweld.launch import app_module
+from server.run import play as play_run
+from strategies import notices, poll
 from tests.faulty_grid import Clock, InProcessGrid
 from tests.tiny_sites import make_sites
 
@@ -69,7 +71,7 @@ def sites(tmp_path_factory):
 
 def play(sites, output):
     chosen = sites.settings()
-    app_module("server.run").play(sites.grid(chosen), chosen, str(sites.base), output)
+    play_run(sites.grid(chosen), chosen, str(sites.base), output)
     return (output / "manifest.json").read_bytes()
 
 
@@ -120,8 +122,8 @@ class Birch:
     def play(self, output, **entries):
         """The manifest; afterwards ``most`` is what the site had on its disk at one time."""
         chosen = self.sites.settings().model_copy(update=entries)
-        grid = DeployedGrid(app_module("client.app").app, self.nodes, chosen, self._measure)
-        app_module("server.run").play(grid, chosen, str(self.sites.base), output)
+        grid = DeployedGrid(client_app, self.nodes, chosen, self._measure)
+        play_run(grid, chosen, str(self.sites.base), output)
         return (output / "manifest.json").read_bytes()
 
     def _measure(self):
@@ -136,7 +138,6 @@ class Birch:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    poll = app_module("strategies.poll")
     monkeypatch.setattr(poll, "time", clock)
     return clock
 
@@ -170,6 +171,6 @@ def test_a_run_waits_until_a_site_has_space_again(birch, disk, clock, tmp_path, 
             said.append(text)
             disk.make_room()
 
-    monkeypatch.setattr(app_module("strategies.notices"), "log", hear)
+    monkeypatch.setattr(notices, "log", hear)
     assert birch.play(tmp_path / "out") == whole
     assert ["waiting for birch" in line and "its disk is full" in line for line in said] == [True]

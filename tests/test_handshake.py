@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from layerweld.errors import CohortError
-from layerweld.launch import app_module
+from server.handshake import check_cohort, merged_layers
 from tests.stub_sites import NAMES, PLAN, introduction_of
 
 FIRST = PLAN.layer_names[0]
@@ -97,7 +97,7 @@ def sites(liar="birch", **changes):
 
 
 def check(site_infos):
-    app_module("server.handshake").check_cohort(
+    check_cohort(
         site_infos,
         base="b",
         tokenizer="t",
@@ -157,7 +157,6 @@ def test_sites_may_differ_in_what_they_bring(changes):
 
 
 def test_only_what_some_site_fine_tuned_is_merged():
-    merged_layers = app_module("server.handshake").merged_layers
     layers = (("0.k",), (), ("0.o", "0.q"))
     trained = [replace(one, layers=own) for one, own in zip(sites(), layers, strict=True)]
     assert merged_layers(trained, PLAN).layer_names == ("0.q", "0.k", "0.o")

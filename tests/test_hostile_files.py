@@ -15,11 +15,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import BitImageProcessorPil, Dinov2Config, Dinov2Model
 
+from client import site
 from client.data.batches import Preprocessor, load_tokenizer
 from layerweld.errors import AdapterError, ConfigError
 from layerweld.formats.adapters import read_adapter
 from layerweld.formats.task_vectors import read_fine_tuned
-from layerweld.launch import app_module
 from layerweld.model.base_model import load_base
 from layerweld.settings.run import RunSettings
 from tests.tiny_encoders import TINY, save_model, save_tokenizer
@@ -200,7 +200,7 @@ def test_a_model_with_any_setting_of_a_wrong_kind_is_read_or_refused(tmp_path, b
     shutil.copytree(base.folder, tmp_path / "model")
     found = refusals(tmp_path / "model/config.json", lambda: load_base(tmp_path / "model"))
     said = (
-        r"no model that transformers itself can load|config\.json does not hold a JSON object"
+        r"not a model that transformers itself can load|config\.json does not hold a JSON object"
         r"|lacks \d+ of its model's weights"
     )
     assert all(re.search(said, str(error)) for error in found)
@@ -225,7 +225,7 @@ def test_code_that_comes_with_a_model_is_never_run(tmp_path, base):
     edit_config(tmp_path / "model", auto_map=classes)
     assert load_base(tmp_path / "model").fingerprint == base.fingerprint  # transformers' own class
     edit_config(tmp_path / "model", auto_map=classes, model_type="hostile")
-    with pytest.raises(ConfigError, match="no model that transformers itself can load"):
+    with pytest.raises(ConfigError, match="not a model that transformers itself can load"):
         load_base(tmp_path / "model")
     with pytest.raises(AdapterError):
         read_fine_tuned(tmp_path / "model", base)
@@ -259,7 +259,7 @@ def test_code_that_comes_with_a_tokenizer_is_never_run(tmp_path, base, known, cl
         auto_map={"AutoTokenizer": classes},
         tokenizer_class=known,
     )
-    prepared = app_module("client.data.batches").Preprocessor(hostile, 8)(["a red sea"])
+    prepared = Preprocessor(hostile, 8)(["a red sea"])
     assert prepared["input_ids"].shape == (1, 3)  # by transformers' own class
 
 
@@ -275,7 +275,7 @@ def test_code_that_comes_with_an_image_processor_is_never_run(tmp_path, key):
         image_processor_type="HostileImageProcessor",
     )
     with pytest.raises(ConfigError, match=r"image_processor\.save_pretrained"):
-        app_module("client.data.batches").Preprocessor(hostile, 8)
+        Preprocessor(hostile, 8)
 
 
 @pytest.mark.parametrize("file", ["adapter_model.safetensors", "adapter_config.json"])
@@ -293,6 +293,5 @@ def test_a_link_to_another_file_does_not_show_what_is_in_it(file, folder, base, 
     ["", ".", "..", "../x", "/etc", "a/b", "a\\b", ".hidden", "a\0", "a\n", "x" * 64, "é", "-a"],
 )
 def test_a_name_that_could_leave_a_folder_is_no_sites_name(name):
-    site = app_module("client.site")
     with pytest.raises(ConfigError, match="name"):
         site.site_of_node({"name": name, "data": "rows.jsonl"}, RunSettings())

@@ -15,12 +15,12 @@ import pytest
 from flwr.app import ConfigRecord, MetricRecord, RecordDict
 
 from layerweld.errors import LostSiteError, RefusedReplyError
-from layerweld.launch import app_module
 from layerweld.model.schedule import Step
 from layerweld.report.run.files import write_results
 from layerweld.transport.evaluation import decode_accuracy
 from layerweld.transport.identity import with_identity
 from layerweld.transport.shift import decode_shifts
+from strategies import catching_up, notices
 from tests.faulty_grid import Faults, none
 from tests.honest_messages import IDENTITY
 from tests.hostile_objects import ATTACKS, given_up, never_there, with_records_nobody_asked_for
@@ -138,15 +138,14 @@ def test_a_reply_to_what_somebody_else_was_asked_is_nobodys(clock):
 
 def test_a_site_that_lacks_more_and_more_is_sent_it_three_times():
     encoded = []
-    module = app_module("strategies.catching_up")
     step = Step(1200, PLAN.groups[:1], "merged")
-    catch_up = module.CatchUp(step, lambda steps, _remainder: encoded.append(steps), 1199)
+    catch_up = catching_up.CatchUp(step, lambda steps, _remainder: encoded.append(steps), 1199)
     for first in (1199, 700, -1):
         catch_up.note("birch", first)
         catch_up.content("birch")
     with pytest.raises(RefusedReplyError, match="still lacks"):
         catch_up.note("birch", -1)
-    fresh = module.CatchUp(step, lambda steps, _remainder: encoded.append(steps), 1199)
+    fresh = catching_up.CatchUp(step, lambda steps, _remainder: encoded.append(steps), 1199)
     for first in (1199, 1198, 1197):
         fresh.note("birch", first)
     with pytest.raises(RefusedReplyError, match="lacks more each time"):
@@ -236,7 +235,7 @@ def test_a_superlink_that_knows_the_run_no_more_ends_it(clock):
 def test_a_stranger_whose_introduction_cannot_be_read_is_turned_away(clock, monkeypatch):
     """A node that nobody knows is greeted while a site is missing; it may be anybody."""
     said = []
-    monkeypatch.setattr(app_module("strategies.notices"), "log", lambda _level, t: said.append(t))
+    monkeypatch.setattr(notices, "log", lambda _level, t: said.append(t))
 
     class Stranger(WireGrid):
         def _kept(self, message_id, reply):

@@ -4,7 +4,9 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 
-from layerweld.launch import app_module
+from client.app import app as client_app
+from layerweld.model.base_model import load_base
+from layerweld.model.discover import discover_plan
 from layerweld.runtime.incidents import Code, parse_incident
 from layerweld.statistics.group import ProductForm
 from layerweld.transport.arrays import to_arrays
@@ -29,9 +31,9 @@ def site(tmp_path_factory):
     made = make_labelled_sites(folder)
     own = {"base": str(made.base), "cache": str(folder / "own"), "min-rows": 1}
     context = Context(1, 1, dict(made.nodes[0]) | own, RecordDict(), dict(made.settings().flat()))
-    base = app_module("layerweld.model.base_model").load_base(made.base)
-    plan = app_module("layerweld.model.discover").discover_plan(base.backbone)
-    return app_module("client.app").app, context, plan
+    base = load_base(made.base)
+    plan = discover_plan(base.backbone)
+    return client_app, context, plan
 
 
 def asked(site, kind, content):

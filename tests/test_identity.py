@@ -8,7 +8,6 @@ import torch
 from flwr.app import ConfigRecord, RecordDict
 
 from layerweld.errors import LostSiteError, RefusedReplyError
-from layerweld.launch import app_module
 from layerweld.transport.block_gradients import BlockRequest, encode_block_request
 from layerweld.transport.coefficients import CoefficientsRequest, encode_coefficients_request
 from layerweld.transport.evaluation import EVALUATION
@@ -28,6 +27,9 @@ from layerweld.transport.site_info import FINE_TUNING, HANDSHAKE, SITE_INFO_BUDG
 from layerweld.transport.statistics import StatisticsRequest, encode_statistics_request
 from layerweld.transport.step_context import StepContext
 from layerweld.transport.updates import UPDATES
+from server.replies import read_site_info
+from strategies.cohort import Cohort, Patience
+from strategies.poll import poll
 from tests.faulty_grid import Faults, FaultyGrid
 from tests.honest_messages import SITE, requests
 from tests.stub_sites import (
@@ -48,13 +50,11 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def shake_hands(faults, clock):
     chosen = settings()
-    cohort = app_module("strategies.cohort")
-    nodes = cohort.Cohort({"node 1": 1, "node 2": 2}, {}, RUN, cohort.Patience.of_handshake(chosen))
+    nodes = Cohort({"node 1": 1, "node 2": 2}, {}, RUN, Patience.of_handshake(chosen))
     grid = FaultyGrid(StubApp(), NODES[:2], chosen, faults, clock)
-    ask = app_module("strategies.poll").poll
-    read = app_module("server.replies").read_site_info
     request = encode_plain(HANDSHAKE, RUN)
-    return dict(ask(grid, nodes, HANDSHAKE, "handshake", request, read, SITE_INFO_BUDGET))
+    budget = SITE_INFO_BUDGET
+    return dict(poll(grid, nodes, HANDSHAKE, "handshake", request, read_site_info, budget))
 
 
 @pytest.mark.parametrize(("code", "says"), [(1, "another one installed"), (7, "refused the app")])
@@ -89,7 +89,7 @@ class EchoApp:
 @pytest.mark.parametrize("kind", ["evaluate.model", "query.shift", "train.remainder"])
 def test_a_reply_about_an_earlier_model_is_refused_and_counted(kind, clock):
     """Scores carry nothing else that would tell them from those of another model."""
-    ask, ignored = app_module("strategies.poll").poll, Counter()
+    ignored = Counter()
     for seed in range(20):
         chosen = settings()
         cohort = new_chain(chosen).cohort
@@ -99,7 +99,7 @@ def test_a_reply_about_an_earlier_model_is_refused_and_counted(kind, clock):
             record = request_record(Identity(RUN, request_id(kind, number)), model=number)
             content = RecordDict({"about": record})
             label = "the same for all models"
-            replies = dict(ask(grid, cohort, kind, label, content, _sent_number, SITE_INFO_BUDGET))
+            replies = dict(poll(grid, cohort, kind, label, content, _sent_number, SITE_INFO_BUDGET))
             assert replies == dict.fromkeys(NAMES, number), f"seed {seed}: {faults.met}"
         ignored.update(cohort.ignored)
     assert {"stale", "foreign", "duplicate"} <= ignored.keys()

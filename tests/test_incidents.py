@@ -14,8 +14,10 @@ from flwr.app import Context, Message, RecordDict
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from safetensors import SafetensorError
 
+from client import guard
+from client.app import app as client_app
+from client.handlers import site_info as site_infos
 from layerweld import errors
-from layerweld.launch import app_module
 from layerweld.runtime.disk import reported
 from layerweld.runtime.incidents import Code, Incident, code_of, parse_incident, raising_here
 from layerweld.transport.identity import encode_plain
@@ -64,8 +66,8 @@ def test_the_text_of_an_error_is_in_no_byte_that_leaves(error, sites, monkeypatc
     def fail(_state):
         raise error
 
-    monkeypatch.setattr(app_module("client.handlers.site_info"), "site_info", fail)
-    reply = app_module("client.app").app(handshake(), context_of(sites))
+    monkeypatch.setattr(site_infos, "site_info", fail)
+    reply = client_app(handshake(), context_of(sites))
     sent = bytes_of(reply)
     assert not any(word.encode() in sent for word in ("Jane", "Doe", "123456", "Error"))
     incident = parse_incident(reply.error.reason)
@@ -78,7 +80,7 @@ def test_the_text_of_an_error_is_in_no_byte_that_leaves(error, sites, monkeypatc
 
 def test_an_error_in_the_configuration_does_not_leave_either(sites, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    reply = app_module("client.app").app(handshake(), context_of(sites, jane="doe"))
+    reply = client_app(handshake(), context_of(sites, jane="doe"))
     assert parse_incident(reply.error.reason).code is Code.CONFIGURATION
     assert b"jane" not in bytes_of(reply)
     incident = parse_incident(reply.error.reason)
@@ -86,23 +88,23 @@ def test_an_error_in_the_configuration_does_not_leave_either(sites, tmp_path, mo
 
 
 def test_fewer_rows_than_the_site_itself_allows_are_never_measured(sites):
-    reply = app_module("client.app").app(handshake(), context_of(sites, **{"min-rows": 19}))
+    reply = client_app(handshake(), context_of(sites, **{"min-rows": 19}))
     assert parse_incident(reply.error.reason).code is Code.COHORT
-    reply = app_module("client.app").app(handshake(), context_of(sites, **{"min-rows": 18}))
+    reply = client_app(handshake(), context_of(sites, **{"min-rows": 18}))
     assert reply.has_content()
 
 
 @pytest.mark.parametrize("run", ["../../x", "/tmp/x", "", "a/b", ".."])
 def test_a_run_whose_name_would_leave_the_cache_is_refused(run, sites):
     message = Message(encode_plain("query.handshake", run), 1, "query.handshake")
-    reply = app_module("client.app").app(message, context_of(sites))
+    reply = client_app(message, context_of(sites))
     assert parse_incident(reply.error.reason).code is Code.QUESTION
 
 
 def test_an_unknown_message_is_an_incident_too(sites):
     message = handshake()
     message.metadata.message_type = "query.secrets"
-    reply = app_module("client.app").app(message, context_of(sites))
+    reply = client_app(message, context_of(sites))
     assert parse_incident(reply.error.reason).code is Code.UNFORESEEN
 
 
@@ -111,7 +113,7 @@ def test_a_log_that_cannot_be_written_goes_to_the_sites_own_standard_error(
 ):
     (tmp_path / "file").write_text("")
     context = context_of(sites, cache=str(tmp_path / "file"))
-    reply = app_module("client.app").app(handshake(), context)
+    reply = client_app(handshake(), context)
     assert parse_incident(reply.error.reason).code is Code.FILE
     assert "StorageError" in capfd.readouterr().err
 
@@ -120,21 +122,19 @@ def test_in_the_process_of_who_started_the_run_errors_are_raised(sites, monkeypa
     def fail(_state):
         raise errors.DataError(CANARY)
 
-    monkeypatch.setattr(app_module("client.handlers.site_info"), "site_info", fail)
+    monkeypatch.setattr(site_infos, "site_info", fail)
     with raising_here(), pytest.raises(errors.DataError, match="Jane"):
-        app_module("client.app").app(handshake(), context_of(sites))
+        client_app(handshake(), context_of(sites))
 
 
 def test_a_site_keeps_what_it_was_asked_and_what_it_sent(sites, tmp_path, monkeypatch):
     context = context_of(sites, cache=str(tmp_path))
     asked = handshake()
     asked.metadata.group_id = "a step\n2026-01-01  forged: sent 0 bytes in 0.0 s"
-    app_module("client.app").app(asked, context)
+    client_app(asked, context)
     with monkeypatch.context() as patch:
-        patch.setattr(
-            app_module("client.handlers.site_info"), "site_info", lambda _state: CANARY / 0
-        )
-        reply = app_module("client.app").app(handshake(), context)
+        patch.setattr(site_infos, "site_info", lambda _state: CANARY / 0)
+        reply = client_app(handshake(), context)
     sent, failed = (tmp_path / "logs/answers.log").read_text().splitlines()
     assert re.search(r"a step 2026-01-01 forged: .*: sent \d+ bytes in \d+\.\d s$", sent)
     assert f"query.handshake: failed, {reply.error.reason} in " in failed
@@ -143,12 +143,11 @@ def test_a_site_keeps_what_it_was_asked_and_what_it_sent(sites, tmp_path, monkey
 def test_memory_that_the_processor_lacks_is_no_riddle_and_the_next_message_is_answered(
     sites, monkeypatch
 ):
-    handshakes = app_module("client.handlers.site_info")
     with monkeypatch.context() as patch:
-        patch.setattr(handshakes, "site_info", lambda _state: torch.empty(2**50))
-        reply = app_module("client.app").app(handshake(), context_of(sites))
+        patch.setattr(site_infos, "site_info", lambda _state: torch.empty(2**50))
+        reply = client_app(handshake(), context_of(sites))
     assert parse_incident(reply.error.reason).code is Code.MEMORY
-    assert app_module("client.app").app(handshake(), context_of(sites)).has_content()
+    assert client_app(handshake(), context_of(sites)).has_content()
 
 
 def test_memory_that_the_coordinator_lacks_is_not_put_down_to_a_site():
@@ -236,11 +235,11 @@ def test_a_watchdog_leaves_a_process_alone_that_is_in_time(tmp_path):
 def test_the_watchdog_is_set_by_the_node_and_never_in_process(
     in_process, active, sites, monkeypatch
 ):
-    guard, started = app_module("client.guard"), []
+    started = []
     monkeypatch.setattr(
         guard.faulthandler, "dump_traceback_later", lambda s, **_: started.append(s)
     )
     monkeypatch.setattr(guard, "raises_here", lambda: in_process)
     message = handshake()
-    app_module("client.app").app(message, context_of(sites, watchdog=True))
+    client_app(message, context_of(sites, watchdog=True))
     assert started == ([message.metadata.ttl] if active else [])

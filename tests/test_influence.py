@@ -212,9 +212,10 @@ def test_a_silent_feature_cannot_carry_an_update():
     tokens[:, 0] = 0
     statistics = statistics_of(replace(site, tokens=tokens), chosen)
     product = statistics.products["q"]
-    right = product.right.clone()
+    right = product.moments.right.clone()
     right[:, 0] = 0.1
-    spoilt = {**statistics.products, "q": replace(product, right=right)}
+    spoilt = replace(product, moments=replace(product.moments, right=right))
+    spoilt = {**statistics.products, "q": spoilt}
     with pytest.raises(RefusedReplyError, match="q: features that never fire carry a part"):
         GroupPool(GROUP, chosen).add("a", replace(statistics, products=spoilt))
     GroupPool(GROUP, chosen).add("a", statistics)

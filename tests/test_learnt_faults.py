@@ -5,8 +5,7 @@ import torch
 from flwr.app import ArrayRecord
 
 from layerweld.errors import RefusedReplyError
-from layerweld.launch import app_module
-from layerweld.settings.methods import METHODS
+from layerweld.merging.registry import METHODS
 from layerweld.transport.block_gradients import (
     BlockReply,
     decode_block_request,
@@ -17,6 +16,8 @@ from layerweld.transport.coefficients import (
     decode_coefficients_request,
     encode_coefficients,
 )
+from strategies.by_method import rounds_of
+from strategies.merge_strategy import MergeStrategy
 from tests.faulty_grid import Faults, FaultyGrid, none
 from tests.stub_sites import (
     NAMES,
@@ -86,10 +87,9 @@ def learn(stub, faults, clock, journal=None, grid=FaultyGrid, **entries):
     )
     cohort = new_chain(chosen).cohort
     name = "adamerging" if isinstance(stub, LearningStub) else "prodistill"
-    rounds = app_module("strategies.by_method").rounds_of(METHODS[name], PLAN, cohort, chosen, {})
-    strategy = app_module("strategies.merge_strategy").MergeStrategy
+    rounds = rounds_of(METHODS[name], PLAN, cohort, chosen, {})
     grid = grid(stub, NODES, chosen, faults, clock)
-    return strategy(cohort, rounds, journal or MemoryJournal()), grid
+    return MergeStrategy(cohort, rounds, journal or MemoryJournal()), grid
 
 
 STUBS = pytest.mark.parametrize("stub", [LearningStub, DistilledStub])

@@ -30,7 +30,7 @@ def full_sites(tmp_path_factory):
 def test_lines_scales_a_merge_from_block_to_block(sites, tmp_path):
     play(sites, tmp_path / "plain", "mean")
     play(sites, tmp_path / "scaled", "mean+lines", **{"lines.slope": 0.5})
-    figures = json.loads((tmp_path / "scaled/manifest.json").read_text())["figures"]
+    figures = json.loads((tmp_path / "scaled/manifest.json").read_text())["metrics"]
     assert figures["scale of the first block"] == pytest.approx(1)  # of the mean it is ‖Σ‖/N‖mean‖
     plain, scaled = written(sites, tmp_path / "plain"), written(sites, tmp_path / "scaled")
     for layer, values in plain.items():
@@ -69,10 +69,11 @@ def test_lines_scales_norms_and_biases_with_their_block(full_sites, tmp_path):
         torch.testing.assert_close(twice, factor * once, rtol=1e-3, atol=1e-6)
 
 
-def test_a_misplaced_setting_of_lines_is_shown_its_place():
-    with pytest.raises(ConfigError, match=r"'ties.slope'; known here: density, .*, lines.slope$"):
-        with_overrides(RunSettings(), "ties+lines", ["slope=0.3"])
-    assert with_overrides(RunSettings(), "ties+lines", ["lines.slope=0.3"]).lines.slope == 0.3
+def test_a_setting_of_lines_needs_no_table_and_is_listed_with_those_of_the_method():
+    with pytest.raises(ConfigError, match=r"'ties.slop'; known here: density, .*lines.slope"):
+        with_overrides(RunSettings(), "ties+lines", ["slop=0.3"])
+    for key in ("lines.slope", "slope"):
+        assert with_overrides(RunSettings(), "ties+lines", [f"{key}=0.3"]).lines.slope == 0.3
 
 
 def test_lines_cannot_follow_a_chain():

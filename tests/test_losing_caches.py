@@ -10,7 +10,8 @@ from flwr.app import Error, Message
 
 from client import state as site_states
 from layerweld.errors import LostSiteError, RefusedReplyError
-from layerweld.launch import app_module
+from server.run import play as play_run
+from strategies.cohort import Cohort
 from tests.deployed import digest_in
 from tests.dying_server import killed_after
 from tests.losing_caches import PARTS, LosingGrid, make_training_sites, training_settings
@@ -47,7 +48,7 @@ def play(sites, settings, tmp_path):
 
     def play(loses, output=tmp_path / "out", chosen=settings):
         grid = LosingGrid(sites.nodes, chosen, loses)
-        app_module("server.run").play(grid, chosen, str(sites.base), output)
+        play_run(grid, chosen, str(sites.base), output)
         return grid, digest_in(output)
 
     return play
@@ -58,7 +59,7 @@ def whole(sites, settings, tmp_path_factory):
     """Of the manifest of a run in which nothing is lost."""
     output = tmp_path_factory.mktemp("whole") / "out"
     grid = LosingGrid(sites.nodes, settings, nothing)
-    app_module("server.run").play(grid, settings, str(sites.base), output)
+    play_run(grid, settings, str(sites.base), output)
     assert {*grid.asked} == QUESTIONS
     return digest_in(output)
 
@@ -125,7 +126,7 @@ def test_a_site_that_says_so_for_ever_is_asked_ever_less_often_and_ends_the_run_
     chosen = training_settings(sites, deadline=600.0)
     grid = LiesAboutIt(sites.nodes, chosen, nothing)
     with pytest.raises(LostSiteError, match=r"ash: the adapter that it trained is gone .*E204"):
-        app_module("server.run").play(grid, chosen, str(sites.base), tmp_path / "out")
+        play_run(grid, chosen, str(sites.base), tmp_path / "out")
     assert clock.now < 700
     assert 3 * 5 < grid.asked.count("train.statistics") < 3 * 20
     assert grid.asked.count("train.finetune") < 3 * 20
@@ -134,7 +135,7 @@ def test_a_site_that_says_so_for_ever_is_asked_ever_less_often_and_ends_the_run_
 def test_a_node_that_comes_without_its_adapter_must_train_it_even_if_the_sites_old_node_has():
     known = replace(introduction_of("ash"), adapter="a", dataset="h")
     bare = replace(known, kind="none", adapter="", dataset="x", factors="")
-    cohort = app_module("strategies.cohort").Cohort({"ash": 1}, {"ash": known}, "run", None)
+    cohort = Cohort({"ash": 1}, {"ash": known}, "run", None)
     assert cohort.recognise(bare) == "ash"
     cohort.note(bare, 2)
     cohort.lost_adapter("ash")

@@ -8,13 +8,15 @@ from functools import partial
 import pytest
 import torch
 
+from client import store as client_store
 from client.handlers.merged_prefix import merged_prefix
 from client.handlers.merged_steps import LacksMerged
 from client.store import SiteStore
 from layerweld.errors import RefusedReplyError
-from layerweld.launch import app_module
 from layerweld.model.schedule import Step
 from layerweld.transport.step_context import StepContext
+from layerweld.untrusted import tensors
+from layerweld.updates import digest as layerweld_digest
 from layerweld.updates.digest import extend_prefix, first_prefix
 from layerweld.updates.update import LowRankUpdate
 from strategies.catching_up import CatchUp
@@ -31,11 +33,9 @@ class Counted:
 
     def __init__(self, monkeypatch):
         self.reads = self.hashed = 0
-        store, prefix = app_module("client.store"), app_module("layerweld.updates.digest")
-        files = app_module("layerweld.untrusted.tensors")
-        self._open = files.safe_open
-        monkeypatch.setattr(files, "safe_open", self.safe_open)
-        for module in (store, prefix):
+        self._open = tensors.safe_open
+        monkeypatch.setattr(tensors, "safe_open", self.safe_open)
+        for module in (client_store, layerweld_digest):
             monkeypatch.setattr(module, "hashlib", self)
 
     def safe_open(self, file, framework):

@@ -4,10 +4,12 @@ import tomllib
 
 import pytest
 
-from layerweld.cli.method_table import defaults_of
 from layerweld.errors import ConfigError
+from layerweld.merging.core_space import CoreSpace
+from layerweld.merging.registry import METHODS
 from layerweld.runtime.app_path import app_folder
-from layerweld.settings.methods import METHODS, methods_of
+from layerweld.settings.facts import defaults_of
+from layerweld.settings.methods import methods_of
 from layerweld.settings.overrides import with_overrides
 from layerweld.settings.run import RunSettings
 from tests.played_methods import ONE_ROUND
@@ -35,7 +37,7 @@ def test_an_unknown_method_and_an_unknown_setting_list_the_known_ones():
         ("com", ["granularity=block"]),
         ("com", ["rounds=3"]),
         ("chain", ["merge.rounds=3"]),
-        ("regmean", ["iterations=5"]),
+        ("regmean", ["mats.iterations=5"]),
         ("mats", ["ridge=0.5"]),
     ],
 )
@@ -52,8 +54,8 @@ def test_a_setting_that_the_method_does_not_read_is_an_error(method, entries):
         ("com", ["granularity=group", "max_share=0.5"]),
         ("jacobi", ["rounds=3"]),
         ("chain", ["granularity=jacobi", "rounds=3"]),
-        ("chain", ["solver=gradients", "iterations=5"]),
-        ("mats", ["iterations=5"]),
+        ("mats", ["iterations=5", "importance=uniform"]),
+        ("ties+lines", ["slope=0.2"]),
         ("adamerging++", ["seed=3"]),
         ("ties, com", ["density=0.5", "merge.ridge=0.1"]),
     ],
@@ -72,9 +74,9 @@ def test_a_setting_that_is_given_twice_is_an_error(entries):
 
 def test_overrides_go_to_the_methods_table_unless_they_name_one():
     settings = with_overrides(
-        RunSettings(), "core-space+lines", ["inner=ties", "isotropic=true", "lines.slope=0.2"]
+        RunSettings(), "core-space+lines", ["inner=tsv", "density=0.3", "lines.slope=0.2"]
     )
-    assert (settings.core_space.inner, settings.core_space.isotropic) == ("ties", True)
+    assert (settings.table(CoreSpace).inner, settings.table(CoreSpace).density) == ("tsv", 0.3)
     assert settings.lines.slope == 0.2
     assert with_overrides(RunSettings(), "com", ["ridge=0.5"]).merge.ridge == 0.5
 

@@ -11,10 +11,12 @@ from typer.testing import CliRunner
 from layerweld.cli import main as cli
 from layerweld.errors import CohortError
 from layerweld.formats.task_vectors import read_fine_tuned
-from layerweld.launch import app_module
+from layerweld.merging.registry import METHODS
+from layerweld.merging.ties import Ties
+from layerweld.merging.tsv import Tsv
 from layerweld.model.base_model import load_base
-from layerweld.settings.methods import METHODS
 from layerweld.settings.run import RunSettings
+from server.run import play as play_run
 from tests.played_methods import ONE_ROUND, TARGETS, by_the_kernel, play, settings_of, written
 from tests.tiny_peft import edit_tensors, new_model, train_adapter
 from tests.tiny_sites import TinySites, make_labelled_sites, make_sites, with_whole_models
@@ -56,6 +58,7 @@ def test_a_run_writes_what_the_method_says(sites, sharing_sites, tmp_path, name)
     for layer, values in got.items():
         wanted = expected[layer].dense() if layer in expected else torch.zeros_like(values)
         torch.testing.assert_close(values, wanted, rtol=1e-4, atol=1e-5)
+    assert (tmp_path / "out/model").is_dir() == METHODS[name].dense
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
     own = RunSettings().of_method(name).model_dump(by_alias=True)
     assert (manifest["method"], manifest["settings"][name]) == (name, own)
@@ -76,7 +79,7 @@ def test_whole_models_are_merged_by_all_methods_that_need_no_lora(full_sites, tm
     names = [name for name in ONE_ROUND if not METHODS[name].needs]
     results = play(full_sites, tmp_path / "out", ",".join(["tsv", *names]))
     assert [method.name for method in results.methods][1:] == [n for n in names if n != "tsv"]
-    expected = by_the_kernel(full_sites, RunSettings().tsv)
+    expected = by_the_kernel(full_sites, RunSettings().table(Tsv))
     for layer, values in written(full_sites, tmp_path / "out").items():
         torch.testing.assert_close(values, expected[layer].dense(), rtol=1e-3, atol=1e-5)
 
@@ -115,9 +118,9 @@ def test_averages_weigh_sites_by_their_training_rows_not_by_what_was_drawn(shari
 
 def test_a_dense_merge_of_loras_is_compressed_to_an_adapter(sites, tmp_path):
     play(sites, tmp_path / "out", "ties", **{"merge.rank": 4})
-    figures = json.loads((tmp_path / "out/manifest.json").read_text())["figures"]
+    figures = json.loads((tmp_path / "out/manifest.json").read_text())["metrics"]
     assert 0 < figures["compression error"] < 1
-    exact = by_the_kernel(sites, RunSettings().ties)
+    exact = by_the_kernel(sites, RunSettings().table(Ties))
     got = written(sites, tmp_path / "out")
     lost = sum(float((got[k] - exact[k].dense()).square().sum()) for k in exact)
     whole = sum(float(exact[k].dense().square().sum()) for k in exact)
@@ -127,7 +130,7 @@ def test_a_dense_merge_of_loras_is_compressed_to_an_adapter(sites, tmp_path):
 def test_what_fedit_loses_is_in_the_report_and_in_the_results(sharing_sites, tmp_path):
     play(sharing_sites, tmp_path / "out", "fedit,flora")
     results = json.loads((tmp_path / "out/results.json").read_text())
-    assert results["methods"][1]["figures"] == {"distance to the mean": 0.0}
+    assert results["methods"][1]["metrics"] == {"distance to the mean": 0.0}
     assert {"fedit.weighting", "flora.weighting", "merge.ridge"} <= results["settings"].keys()
     assert not any(key.startswith(("ties.", "lines.")) for key in results["settings"])
     assert "distance to the mean" in (tmp_path / "out/report.html").read_text()
@@ -154,7 +157,7 @@ def test_what_cannot_work_is_refused_before_any_site_computes(
         lambda messages: push(asked.append(m.metadata.message_type) or m for m in messages),
     )
     with pytest.raises(CohortError, match=says):
-        app_module("server.run").play(grid, settings, str(sites.base), tmp_path / "out")
+        play_run(grid, settings, str(sites.base), tmp_path / "out")
     assert set(asked) == {"query.handshake"}
 
 

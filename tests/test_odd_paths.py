@@ -9,11 +9,11 @@ from pathlib import Path
 import click
 import pytest
 
-from client.training.trained import is_whole, seal
 from layerweld.deploy.coordinator import check_file
 from layerweld.errors import ConfigError, DeployError, StorageError
 from layerweld.model.base_model import tokenizer_fingerprint
 from layerweld.runtime.incidents import Code, code_of
+from layerweld.runtime.sealed import is_whole, seal
 from layerweld.untrusted.files import last_lines
 from layerweld.untrusted.paths import refused_path
 from tests.odd_paths import make_odd_paths

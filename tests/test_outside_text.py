@@ -7,7 +7,6 @@ import logging
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
-from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -16,14 +15,18 @@ from rich.table import Table
 
 from client.handlers.answers_log import note_answer
 from layerweld.errors import ConfigError, LostSiteError
-from layerweld.formats.model_card import write_model_card
+from layerweld.merging.registry import METHODS
 from layerweld.report.comparison.files import write_comparison
 from layerweld.report.comparison.results import Comparison, Entry, Refusal
-from layerweld.report.comparison.tables import accuracy_table as compared_table
-from layerweld.report.comparison.tables import closing_lines, site_table
-from layerweld.report.results import MethodResult, Score, SiteSummary
+from layerweld.report.comparison.tables import (
+    closing_lines,
+    method_accuracy_table,
+    methods_by_site_table,
+)
+from layerweld.report.model_card import write_model_card
+from layerweld.report.results import MethodResult, RunResults, Score, SiteSummary
 from layerweld.report.run.page import render_report
-from layerweld.report.run.tables import accuracy_table, group_table, write_accuracy_csv
+from layerweld.report.run.tables import site_accuracy_table, write_accuracy_csv
 from layerweld.runtime import terminal
 from layerweld.runtime.incidents import record_incident
 from layerweld.runtime.progress import listening, report_progress
@@ -187,7 +190,7 @@ def hostile_results(text, other):
             label=f"{method.label}{text[:60]}",
             scores=renamed(method.scores),
             groups=tuple(map(of_group, method.groups)),
-            figures={text: 1.0},
+            metrics={text: 1.0},
             lost={text: 1},
         )
         for method in plain.methods
@@ -260,8 +263,7 @@ def test_tables_and_csv_files_are_well_formed_whatever_sites_call_themselves(tmp
         assert not hidden_in(content, but="\n\r")
         written = io.StringIO()
         small = Console(file=written, width=200, markup=True)
-        small.print(accuracy_table(results))
-        small.print(group_table(results.methods[-1]))
+        small.print(site_accuracy_table(results))
         assert not hidden_in(written.getvalue(), but="\n")
 
 
@@ -275,7 +277,7 @@ def test_a_comparison_is_well_formed_whatever_sites_call_themselves(tmp_path, sc
         )
         refused = (Refusal(text, text, text),)
         compared = Comparison(text, text, (), (0,), 1, entries, refused, {text: text})
-        for table in (compared_table(compared), site_table(compared)):
+        for table in (method_accuracy_table(compared), methods_by_site_table(compared)):
             terminal.console.print(table)
         for line in closing_lines(compared):
             terminal.console.print(line)
@@ -296,22 +298,26 @@ def test_a_comparison_is_well_formed_whatever_sites_call_themselves(tmp_path, sc
     assert_plain(screen)
 
 
+def _results_named(text: str) -> RunResults:
+    """A run in which everything that somebody else may name has this name."""
+    results = made_up_results()
+    *others, com = results.methods
+    group = replace(com.groups[0], name=text, lost=(text,))
+    com = replace(
+        com, label=text or "x", scores={text: Score(0.5, 10)}, groups=(group, group), lost={text: 1}
+    )
+    sites = tuple(SiteSummary(name, 1, 1, "lora", 4) for name in (text, "plain"))
+    settings = {f"merge.{text}": text, "merge.ridge": 0.01}
+    return replace(
+        results, base=text or "x", sites=sites, methods=(*others, com), form="model",
+        settings=settings, prefix=text, task=text,
+    )  # fmt: skip
+
+
 def test_a_card_is_the_same_card_whatever_is_written_into_it(tmp_path):
     headings = None
     for text in TEXTS[: len(HOSTILE) + 10]:
-        site = SimpleNamespace(name=text, samples=1, tokens=1)
-        write_model_card(
-            tmp_path,
-            base_name=text or "x",
-            sites=[site, SimpleNamespace(name="plain", samples=1, tokens=1)],
-            settings={text: text, "merge.ridge": 0.01},
-            scores={text: {text or "x": 0.5}},
-            method="Chain of Merges",
-            sent="statistics",
-            prefix=text,
-            task=text,
-            missing={text: [text, text]},
-        )
+        write_model_card(tmp_path, _results_named(text), METHODS["com"])
         card = (tmp_path / "README.md").read_text()
         assert not hidden_in(card, but="\n")
         assert len(card) < 60_000

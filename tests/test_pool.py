@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from layerweld.plan import LayerGroup, LayerShape
 from layerweld.settings.merge import MergeSettings
-from layerweld.statistics.gram import GramAccumulator
-from layerweld.statistics.group import ProductForm, group_statistics
+from layerweld.statistics.group import GroupAccumulator, ProductForm
 from layerweld.statistics.pool import GroupPool
 from layerweld.updates.update import DenseUpdate, LowRankUpdate
 from tests.pooled_sites import D_IN, D_OUT, GROUP, new_sites, statistics_of
@@ -309,26 +308,17 @@ def error_on_fresh_tokens(num_tokens, ridge, width=48):
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     spectrum = torch.arange(1, width + 1, dtype=torch.float64) ** -0.5
-    pool = GroupPool(
-        LayerGroup("g", 0, width, (LayerShape("g", width),)), MergeSettings(ridge=ridge)
-    )
+    group = LayerGroup("g", 0, width, (LayerShape("g", width),))
+    pool = GroupPool(group, MergeSettings(ridge=ridge))
     fresh = []
     for name in "ab":
         mixing = torch.linalg.qr(random(width, width))[0]
         tokens, unseen = ((random(n, width) * spectrum) @ mixing for n in (num_tokens, 2000))
         update = random(width, width)
-        accumulator = GramAccumulator(width, unit_tokens=True)
+        accumulator = GroupAccumulator(group, MergeSettings())
         accumulator.update(tokens[None], torch.ones(1, num_tokens, dtype=torch.bool))
-        statistics = group_statistics(
-            "g",
-            accumulator.mean(),
-            num_tokens,
-            {"g": DenseUpdate(update)},
-            normalization="token",
-            shrinkage=1.0,
-            form=ProductForm(dense=True, with_updates=False),
-        )
-        pool.add(name, statistics)
+        form = ProductForm(dense=True, with_updates=False)
+        pool.add(name, accumulator.statistics({"g": DenseUpdate(update)}, form))
         fresh.append((unseen, update))
     merged = pool.solve().updates["g"].dense().double()
     error = sum(float((x @ (merged - update).T).square().sum()) for x, update in fresh)

@@ -9,9 +9,10 @@ import torch
 from layerweld.errors import RefusedReplyError
 from layerweld.plan import LayerGroup, LayerShape
 from layerweld.settings.merge import MergeSettings
-from layerweld.statistics.group import GroupStatistics, LowRankProduct
+from layerweld.statistics.group import GroupStatistics, Product
 from layerweld.statistics.pool import GroupPool
 from layerweld.updates.exact_sum import FLOOR, LIMIT
+from layerweld.updates.update import DenseUpdate, LowRankUpdate
 from tests.pooled_sites import D_IN, D_OUT, GROUP, new_sites, statistics_of
 
 REFUSED_STATISTICS = {
@@ -22,10 +23,8 @@ REFUSED_STATISTICS = {
     "trace": ({"gram": torch.eye(D_IN)}, "has trace 6; 'token' makes it 1"),
 }
 REFUSED_PRODUCTS = {
-    "left": ({"left": torch.zeros(D_OUT + 1, 1)}, r"q: left is \(5, 1\), not \(4, 1\)"),
-    "right": ({"right": torch.zeros(1, D_IN - 1)}, r"q: right is \(1, 5\), not \(1, 6\)"),
-    "flat": ({"right": torch.zeros(D_IN)}, "q: left is"),
-    "rank": ({"left": torch.zeros(D_OUT, 2)}, r"q: left is \(4, 2\), not \(4, 1\)"),
+    "left": ({"left": torch.zeros(D_OUT + 1, 1)}, r"q: a product of \(5, 6\), not \(4, 6\)"),
+    "right": ({"right": torch.zeros(1, D_IN - 1)}, r"q: a product of \(4, 5\), not \(4, 6\)"),
     "nan": ({"left": torch.full((D_OUT, 1), math.nan)}, "q: left holds a number that is not"),
     "huge": ({"right": torch.full((1, D_IN), 2 * LIMIT)}, "too large to sum exactly"),
     "huge, of nothing": (
@@ -78,17 +77,18 @@ def test_statistics_that_answer_nothing_we_asked_are_refused(change, message):
 def test_products_of_impossible_form_are_refused_and_nothing_is_added(change, message):
     chosen, one, other = honest()
     pool = GroupPool(GROUP, chosen)
-    broken = dataclasses.replace(one.products["q"], **change)
+    broken = Product(dataclasses.replace(one.products["q"].moments, **change))
     broken = dataclasses.replace(one, products={**one.products, "q": broken})
     refuse(pool, "a", broken, message)
     same_as_alone(pool, chosen, other)
 
 
-@pytest.mark.parametrize("entry", ["product", "update"])
+@pytest.mark.parametrize("entry", ["moments", "update"])
 def test_dense_numbers_beyond_the_exact_sum_are_refused_and_nothing_is_added(entry):
     chosen, one, other = honest(products="dense", anchor="mean")
     pool = GroupPool(GROUP, chosen)
-    huge = dataclasses.replace(one.products["v"], **{entry: torch.full((3, D_IN), 1e20)})
+    huge = {entry: DenseUpdate(torch.full((3, D_IN), 1e20))}
+    huge = dataclasses.replace(one.products["v"], **huge)
     broken = dataclasses.replace(one, products={**one.products, "v": huge})
     refuse(
         pool,
@@ -201,6 +201,6 @@ def test_a_group_of_one_feature_has_no_off_diagonal_and_counts_all_the_same():
     group = LayerGroup("one", 0, 1, (LayerShape("q", D_OUT),))
     pool = GroupPool(group, chosen)
     for name, factor in (("a", 1.0), ("b", 3.0)):
-        product = LowRankProduct(torch.ones(D_OUT, 1), torch.tensor([[factor]]), None)
+        product = Product(LowRankUpdate(torch.ones(D_OUT, 1), torch.tensor([[factor]])))
         pool.add(name, GroupStatistics("one", torch.ones(1, 1), {"q": product}, 5))
     assert torch.equal(pool.solve().updates["q"].dense(), torch.full((D_OUT, 1), 2.0))

@@ -6,13 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
-from client.package_images import PackageImage
+from layerweld.demo.federation import prepared
+from layerweld.demo.texts import LabelledText, write_texts
 from layerweld.deploy.site import open_site
-from layerweld.launch import app_module
 from layerweld.runtime.disk import new_folder, writing
 from server.journal import FINISHED, RunJournal
+from server.run import play as play_run
 from tests.tiny_sites import make_labelled_sites
 from tests.typed_commands import init_coordinator, init_site, lw
 
@@ -62,7 +62,7 @@ def sites(tmp_path_factory):
 
 def play(sites, output, **changes):
     settings = sites.settings(granularity="model").model_copy(update=changes)
-    app_module("server.run").play(sites.grid(settings), settings, str(sites.base), output)
+    play_run(sites.grid(settings), settings, str(sites.base), output)
 
 
 def test_the_folders_that_were_made_for_a_file_or_folder_are_on_the_disk_too(disk, tmp_path):
@@ -133,9 +133,10 @@ def test_the_folders_of_a_deployment_are_on_the_disk(sites, disk, tmp_path, monk
     assert disk.lacks(tmp_path / "fed") == disk.lacks(tmp_path / "hospital-a/bin") == []
 
 
-def test_an_image_out_of_a_package_is_on_the_disk(disk, tmp_path, monkeypatch):
+def test_a_prepared_federation_is_on_the_disk(disk, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    image = PackageImage(lambda: Image.new("L", (2, 2)), "cat", group="0")
-    file = app_module("client.package_tasks")._image_file("pets", 0, image)
-    assert file.is_file()
-    assert disk.lacks(tmp_path) == []
+    site = {"name": "a", "data": "a.jsonl", "held-out": "b.jsonl"}
+    tables = {"name": "demo", "calibration": {"seed": 0}, "sites": [site]}
+    texts = [LabelledText(f"text {i}", "a", str(i)) for i in range(9)]
+    assert prepared(tables, lambda _task: texts, write_texts).is_file()
+    assert disk.lacks(tmp_path / "layerweld/federations") == []

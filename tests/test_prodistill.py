@@ -8,11 +8,13 @@ import torch
 from transformers import AutoTokenizer
 
 from client.data.samples import read_rows
+from client.handlers import block_gradients
 from layerweld.formats.task_vectors import read_fine_tuned
-from layerweld.launch import app_module
+from layerweld.merging.prodistill import ProDistill
 from layerweld.model.base_model import load_base
 from layerweld.model.discover import discover_plan
 from layerweld.model.linear import weight_of
+from server.run import play as play_run
 from tests.dying_server import killed_after
 from tests.played_methods import play, settings_of, written
 from tests.tiny_sites import make_sites, with_whole_models
@@ -47,8 +49,8 @@ def in_one_place(sites, settings):
         names = [s.name for g in plan.groups_of_block(block) for s in g.layers]
         vectors = {k: torch.stack([of[k].dense() for of in own]) for k in names}
         free = {k: torch.full_like(v, 0.3).requires_grad_() for k, v in vectors.items()}
-        adam = torch.optim.Adam(free.values(), lr=settings.prodistill.learning_rate)
-        for _ in range(settings.prodistill.steps):
+        adam = torch.optim.Adam(free.values(), lr=settings.table(ProDistill).learning_rate)
+        for _ in range(settings.table(ProDistill).steps):
             adam.zero_grad()
             now = merged | {k: (free[k] * vectors[k]).sum(dim=0) for k in names}
             loss = 0
@@ -88,8 +90,8 @@ def test_the_federation_learns_what_one_process_with_all_rows_would(sites, whole
     for layer, values in expected.items():
         torch.testing.assert_close(got[layer], values, rtol=1e-3, atol=1e-4)
     assert results.methods[-1].rounds == 1 + 2 * FEW["prodistill.steps"]
-    assert len(results.methods[-1].figures) == 2
-    assert all(0 < value < 1 for value in results.methods[-1].figures.values())
+    assert len(results.methods[-1].metrics) == 2
+    assert all(0 < value < 1 for value in results.methods[-1].metrics.values())
 
 
 def test_no_step_is_task_arithmetic(sites, tmp_path):
@@ -134,12 +136,12 @@ def test_a_site_in_a_new_process_without_a_cache_catches_up(
         if message.metadata.message_type == "train.distillation":
             asked.append(message)
             if len(asked) == number:
-                app_module("client.handlers.block_gradients")._memory.cache_clear()
+                block_gradients._memory.cache_clear()
                 shutil.rmtree(sites.folder / "cache/runs", ignore_errors=True)
         return answer(message)
 
     monkeypatch.setattr(grid, "_answer", forget)
-    results = app_module("server.run").play(grid, chosen, str(sites.base), tmp_path / "out")
+    results = play_run(grid, chosen, str(sites.base), tmp_path / "out")
     assert results.manifest_hash == whole[0].manifest_hash
 
 
@@ -148,10 +150,10 @@ def test_other_families_are_distilled_as_well(tmp_path, family):
     targets = {"gpt2": ["c_attn", "c_fc", "c_proj"], "llama": ["q_proj", "down_proj"]}[family]
     sites = make_sites(tmp_path, targets, family)
     results = play(sites, tmp_path / "out", "prodistill", **FEW)
-    assert all(0 < value < 1 for value in results.methods[-1].figures.values())
+    assert all(0 < value < 1 for value in results.methods[-1].metrics.values())
 
 
 def test_whole_models_are_distilled_each_behind_its_own_embeddings(tmp_path):
     sites = with_whole_models(make_sites(tmp_path, TARGETS))
     results = play(sites, tmp_path / "out", "prodistill", **FEW)
-    assert all(0 < value < 1 for value in results.methods[-1].figures.values())
+    assert all(0 < value < 1 for value in results.methods[-1].metrics.values())

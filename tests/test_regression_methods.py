@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from layerweld.formats.task_vectors import read_fine_tuned
+from layerweld.merging.sums import Mean
 from layerweld.model.base_model import load_base
 from layerweld.settings.run import RunSettings
 from tests.played_methods import TARGETS, by_the_kernel, play, written
@@ -78,14 +79,14 @@ def test_mats_descends_from_the_mean_to_regmean(sites, tmp_path):
     calibrated = {"merge.importance": "uniform"}
     for name, entries in {
         "regmean": {"merge.ridge": 1e-5, "merge.anchor": "mean"},  # LayerNorm leaves S singular
-        "mats": {"merge.iterations": 500},
-        "short": {"merge.iterations": 1},
-        "dense": {"merge.iterations": 1, "merge.products": "dense"},
+        "mats": {"mats.iterations": 500},
+        "short": {"mats.iterations": 1},
+        "dense": {"mats.iterations": 1, "merge.products": "dense"},
     }.items():
         play(sites, tmp_path / name, name if name == "regmean" else "mats", **calibrated | entries)
     exact, far, near = (written(sites, tmp_path / name) for name in ("regmean", "mats", "short"))
     dense = written(sites, tmp_path / "dense")
-    means = by_the_kernel(sites, RunSettings().mean)
+    means = by_the_kernel(sites, RunSettings().table(Mean))
     for layer, values in exact.items():
         assert (far[layer] - values).norm() < 0.05 * values.norm()
         whole = (means[layer].dense() - values).norm()

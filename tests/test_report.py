@@ -13,9 +13,9 @@ import pytest
 from rich.console import Console
 
 from layerweld.report.results import Score
-from layerweld.report.run.conclusion import caveat, verdict
+from layerweld.report.run.conclusion import conclude_run, sampling_caveat
 from layerweld.report.run.page import render_report, write_report
-from layerweld.report.run.tables import accuracy_table, group_table, write_accuracy_csv
+from layerweld.report.run.tables import site_accuracy_table, write_accuracy_csv
 from layerweld.report.scores import best_at, compared_sites, half_width, summaries
 from layerweld.report.wording import group_label, number_text, time_text
 from tests.made_up_results import (
@@ -62,7 +62,7 @@ def test_a_site_whose_own_model_scores_nothing_is_no_yardstick() -> None:
 
 
 def test_the_verdict_names_the_best_merge_when_the_chosen_one_wins() -> None:
-    assert verdict(made_up_results()).replace("\u00a0", " ") == (
+    assert conclude_run(made_up_results()).replace("\u00a0", " ") == (
         "Chain of Merges keeps 95.0 % of individual fine-tuning on average over six sites; "
         "it is the best of the five merges; RegMean++ follows with 85.0 %."
     )
@@ -70,7 +70,7 @@ def test_the_verdict_names_the_best_merge_when_the_chosen_one_wins() -> None:
 
 def test_the_verdict_says_so_when_the_chosen_merge_loses() -> None:
     results = replace(made_up_results(), chosen="mean")
-    said = verdict(results).replace("\u00a0", " ")
+    said = conclude_run(results).replace("\u00a0", " ")
     assert "Mean keeps 60.0 %" in said
     assert "Chain of Merges is better here, with 95.0 %" in said
     assert "best of" not in said
@@ -78,24 +78,24 @@ def test_the_verdict_says_so_when_the_chosen_merge_loses() -> None:
 
 def test_the_verdict_says_so_when_the_base_model_does_no_worse() -> None:
     results = made_up_results(com=dict(zip(SITES, (0.3,) * 6, strict=True)))
-    assert "The base model alone does no worse" in verdict(results)
+    assert "The base model alone does no worse" in conclude_run(results)
 
 
 def test_a_tie_is_called_a_tie() -> None:
     same = {s: 0.85 * a for s, a in zip(SITES, ALONE, strict=True)}
     results = made_up_results(com=same)
-    assert "RegMean++ does exactly as well" in verdict(results)
+    assert "RegMean++ does exactly as well" in conclude_run(results)
 
 
 def test_a_gap_within_the_sampling_error_is_called_that() -> None:
     close = {s: 0.86 * a for s, a in zip(SITES, ALONE, strict=True)}
-    assert "smaller than the sampling error" in caveat(made_up_results(com=close))
-    assert "larger than the sampling error" in caveat(made_up_results(samples=100_000))
+    assert "smaller than the sampling error" in sampling_caveat(made_up_results(com=close))
+    assert "larger than the sampling error" in sampling_caveat(made_up_results(samples=100_000))
 
 
 def test_without_scores_the_verdict_claims_nothing_and_the_report_says_how_to_evaluate() -> None:
     page = render_report(without_scores())
-    assert "was not measured" in verdict(without_scores())
+    assert "was not measured" in conclude_run(without_scores())
     assert "where every site has labelled" in page
     assert 'id="chart-accuracy"' not in page
     assert "held-out rows. They" not in page
@@ -121,7 +121,7 @@ def test_without_groups_their_sections_are_left_out() -> None:
 def test_without_individual_scores_only_absolute_numbers_are_shown() -> None:
     rest = tuple(m for m in made_up_results().methods if m.name != "individual")
     results = replace(made_up_results(), methods=rest)
-    assert "reaches an accuracy of" in verdict(results)
+    assert "reaches an accuracy of" in conclude_run(results)
     assert 'class="normalised"' not in render_report(results)
 
 
@@ -244,7 +244,7 @@ def test_numbers_are_written_as_people_write_them() -> None:
 
 
 def test_the_terminal_table_has_the_numbers_of_the_report() -> None:
-    text, bold = _rendered(accuracy_table(made_up_results(com={"dakar": 0.40})))
+    text, bold = _rendered(site_accuracy_table(made_up_results(com={"dakar": 0.40})))
     rows = {line.split("  ")[0].strip(): line for line in text.splitlines() if line.strip()}
     assert _numbers(rows["amsterdam"]) == [45.0, 90.0, 54.0, 63.0, 72.0, 76.5, 85.5]
     assert _numbers(rows["normalised"]) == [50.0, 100.0, 60.0, 70.0, 80.0, 85.0, 92.5]
@@ -260,17 +260,15 @@ def test_a_site_cannot_steer_the_terminal() -> None:
         replace(m, scores={renamed.get(s, s): v for s, v in m.scores.items()})
         for m in results.methods
     )
-    text, _ = _rendered(accuracy_table(replace(results, sites=sites, methods=methods)))
+    text, _ = _rendered(site_accuracy_table(replace(results, sites=sites, methods=methods)))
     assert r"[red]x\x1b[2J" in text
 
 
-def test_the_group_table_has_a_line_per_group() -> None:
-    text, _ = _rendered(group_table(made_up_results().methods[-1]))
-    assert text.count("L3 ·") == 4
-    first = next(line for line in text.splitlines() if "L0 · query" in line)
-    assert [cell.strip() for cell in first.split("│")[2:-1]] == [
-        "1", "128", "6,000", "0.0100", "1,000", "0.200", "0", "6.0\u00a0MB",
-    ]  # fmt: skip
+def test_the_page_has_a_line_per_group() -> None:
+    rows = _Page(render_report(made_up_results())).rows
+    assert sum(row[0].startswith("L3 ·") for row in rows if row) == 4
+    first = next(row for row in rows if row and row[0].startswith("L0 · query"))
+    assert first[1:] == ["1", "128", "6,000", "0.0100", "1,000", "0.200", "0", "6.0 MB"]
 
 
 def test_the_csv_has_full_precision_and_no_formulas(tmp_path: Path) -> None:

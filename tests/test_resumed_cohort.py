@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from client.app import app as client_app
+from client.state import site_state
 from layerweld.errors import CohortError, JournalError, LostSiteError
-from layerweld.launch import app_module
 from layerweld.model.base_model import load_base
+from server import federation
+from server.run import play as play_run
 from tests.dying_server import killed_after
 from tests.faulty_grid import Clock, InProcessGrid
 from tests.tiny_sites import make_sites
@@ -27,7 +30,7 @@ def sites(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def clock(monkeypatch):
     clock = WallClock()
-    monkeypatch.setattr(app_module("server.federation"), "time", clock)
+    monkeypatch.setattr(federation, "time", clock)
     return clock
 
 
@@ -47,8 +50,8 @@ class LateGrid(InProcessGrid):
 def play(sites, clock):
     def play(output, comes_at=0.0, **entries):
         chosen = sites.settings().model_copy(update={"min_sites": 2, "timeout": 60.0} | entries)
-        grid = LateGrid(app_module("client.app").app, sites.nodes, chosen, clock, comes_at)
-        return app_module("server.run").play(grid, chosen, str(sites.base), output)
+        grid = LateGrid(client_app, sites.nodes, chosen, clock, comes_at)
+        return play_run(grid, chosen, str(sites.base), output)
 
     return play
 
@@ -77,7 +80,7 @@ def test_without_one_that_stays_away_the_run_stops_by_name_and_can_go_on_without
 
 def test_a_new_run_that_too_few_sites_join_says_so_and_ends_in_time(play, tmp_path, monkeypatch):
     said = []
-    monkeypatch.setattr(app_module("server.federation"), "notice", said.append)
+    monkeypatch.setattr(federation, "notice", said.append)
     with pytest.raises(CohortError, match="2 of min-sites = 3 sites connected within 60 s"):
         play(tmp_path / "out", comes_at=float("inf"), min_sites=3)
     assert said == ["waiting for sites: 2 of 3 are connected"]
@@ -98,7 +101,7 @@ def test_a_site_that_comes_back_with_something_else_is_not_taken_for_the_same(
     else:  # as many rows and tokens as before, of other words
         rows = Path(node["data"])
         rows.write_text(rows.read_text().replace("w1 ", "w2 "))
-    app_module("client.state").site_state.cache_clear()  # as in a process of its own
+    site_state.cache_clear()  # as in a process of its own
     with pytest.raises(JournalError, match="an interrupted run with other sites"):
         sites.play(tmp_path / "out")
 

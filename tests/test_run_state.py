@@ -8,14 +8,19 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from client.app import app as client_app
 from layerweld import errors
 from layerweld.cli import main as cli
 from layerweld.errors import JournalError, LayerweldError, LostSiteError
-from layerweld.launch import app_module
 from layerweld.runtime.disk import lock_of, only_here
 from layerweld.runtime.progress import listening, report_progress
 from layerweld.runtime.run_state import RunState, read_state, recording
+from server.app import app as server_app
+from server.in_process import InProcessGrid
+from server.run import play as play_run
+from strategies import poll
 from tests.faulty_grid import Clock, Faults, FaultyGrid, from_the_node
+from tests.stub_sites import step_of
 from tests.tiny_sites import make_sites
 
 DOCUMENT = Path(__file__).parents[1] / "docs/exit-codes.md"
@@ -29,9 +34,7 @@ def sites(tmp_path_factory):
 
 def play(sites, output, grid=None, **changes):
     settings = sites.settings().model_copy(update=changes)
-    return app_module("server.run").play(
-        grid or sites.grid(settings), settings, str(sites.base), output
-    )
+    return play_run(grid or sites.grid(settings), settings, str(sites.base), output)
 
 
 def play_in_flower(sites, output, nodes=None):
@@ -39,11 +42,9 @@ def play_in_flower(sites, output, nodes=None):
     from flwr.app import Context, RecordDict
 
     settings = sites.settings().model_copy(update={"output": str(output)})
-    grid = app_module("server.in_process").InProcessGrid(
-        app_module("client.app").app, nodes or sites.nodes, settings
-    )
+    grid = InProcessGrid(client_app, nodes or sites.nodes, settings)
     context = Context(1, 1, {}, RecordDict(), dict(settings.flat()))
-    app_module("server.app").app(grid, context)
+    server_app(grid, context)
 
 
 class CedarIsSilent(FaultyGrid):
@@ -51,7 +52,6 @@ class CedarIsSilent(FaultyGrid):
 
     def _answer(self, message):
         asked = message.metadata.message_type == "train.statistics"
-        step_of = app_module("tests.stub_sites").step_of
         if asked and message.metadata.dst_node_id == 3 and step_of(message) == 1:
             return from_the_node(message, 8)
         return super()._answer(message)
@@ -59,10 +59,9 @@ class CedarIsSilent(FaultyGrid):
 
 def without_cedar(sites, output, monkeypatch, **changes):
     clock = Clock()
-    monkeypatch.setattr(app_module("strategies.poll"), "time", clock)
+    monkeypatch.setattr(poll, "time", clock)
     settings = sites.settings().model_copy(update=changes)
-    app = app_module("client.app").app
-    grid = CedarIsSilent(app, sites.nodes, settings, Faults(0, rate=0.0), clock)
+    grid = CedarIsSilent(client_app, sites.nodes, settings, Faults(0, rate=0.0), clock)
     return play(sites, output, grid, **changes)
 
 
@@ -114,9 +113,7 @@ def test_a_refused_run_in_flower_leaves_its_cause_and_in_one_process_it_leaves_n
     play_in_flower(sites, tmp_path / "flower")
     assert read_state(tmp_path / "flower").status == "completed"
     settings = sites.settings()
-    grid = app_module("server.in_process").InProcessGrid(
-        app_module("client.app").app, twins, settings
-    )
+    grid = InProcessGrid(client_app, twins, settings)
     with pytest.raises(LayerweldError):
         play(sites, tmp_path / "here", grid)
     assert not (tmp_path / "here").exists()

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from layerweld.launch import app_module
 from layerweld.runtime.app_path import app_folder
+from server.run import play as play_run
 from tests.played_methods import settings_of
 from tests.test_adamerging import with_heads
 from tests.tiny_sites import make_sites
@@ -40,7 +40,7 @@ def with_run_file(sites):
 def in_process_manifest(sites):
     settings = sites.settings()
     output = sites.folder / "in-process"
-    app_module("server.run").play(sites.grid(settings), settings, str(sites.base), output)
+    play_run(sites.grid(settings), settings, str(sites.base), output)
     return digest(output)
 
 
@@ -168,7 +168,7 @@ def test_coefficients_are_learnt_to_the_bit_with_a_process_per_message(flower, t
     learning = {"adamerging.rounds": 2, "prodistill.steps": 1}
     settings = settings_of(sites, "prodistill,adamerging", **learning)
     here = tmp_path / "here"
-    app_module("server.run").play(sites.grid(settings), settings, str(sites.base), here)
+    play_run(sites.grid(settings), settings, str(sites.base), here)
     start, ask = flower
     supernodes(start, superlink(start, tmp_path, NO_INSTALLATION), sites)
     methods = {"methods": "'prodistill,adamerging'"}
@@ -178,4 +178,4 @@ def test_coefficients_are_learnt_to_the_bit_with_a_process_per_message(flower, t
 
 
 def figures(output):
-    return [m["figures"] for m in json.loads((output / "results.json").read_text())["methods"]]
+    return [m["metrics"] for m in json.loads((output / "results.json").read_text())["methods"]]

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from layerweld.merging.spectral import relative_distance, spectrum
+from layerweld.merging.spectral import relative_distance
 from layerweld.merging.tsv import Tsv
-from layerweld.updates.update import DenseUpdate, LowRankUpdate
+from layerweld.updates.spectrum import spectrum_of
+from layerweld.updates.update import LowRankUpdate
 from tests.random_updates import by_site, random_sites, relative, side_by_side
 from tests.test_merging_spectral import CASES, RANKS
 
@@ -44,7 +45,7 @@ def test_nothing_outside_of_what_the_sites_share_gets_into_a_merge(name):
     sites = one_frozen_a()
     merged = CASES[name][0].merge(side_by_side(sites)).updates
     for layer, update in merged.items():
-        inside = spectrum(DenseUpdate(sites["ash"][layer].right)).right
+        inside = spectrum_of(sites["ash"][layer].right.double()).right
         dense_update = update.dense().double()
         outside = dense_update - dense_update @ inside.T @ inside
         assert outside.norm() < 1e-5 * dense_update.norm(), layer

@@ -7,7 +7,7 @@ import shutil
 import psutil
 import pytest
 
-from layerweld.launch import app_module
+from server.run import play as play_run
 from tests.tiny_sites import make_sites
 
 pytestmark = pytest.mark.soak
@@ -18,12 +18,11 @@ _RUNS, _SETTLED = 200, 40
 def test_nothing_grows_over_two_hundred_runs(tmp_path, capsys):
     sites = make_sites(tmp_path / "sites", ["query", "value"])
     settings = sites.settings()
-    play = app_module("server.run").play
     process = psutil.Process()
     seen, hashes = [], set()
     for number in range(_RUNS):
         output = tmp_path / "out"
-        hashes.add(play(sites.grid(settings), settings, str(sites.base), output).manifest_hash)
+        hashes.add(play_run(sites.grid(settings), settings, str(sites.base), output).manifest_hash)
         shutil.rmtree(output)
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)  # what is free, but kept by the allocator, is no growth

@@ -138,7 +138,7 @@ def test_descent_in_factors_takes_the_steps_of_descent_on_the_products(steps):
     x, left = torch.randn(40, 9).double(), torch.randn(7, 4).double()
     rows, start = torch.randn(4, 9).double(), torch.randn(4, 9).double()
     system = regularize(x.T @ x, 0.0)
-    got = left @ system.approach(rows, start, left, steps)
+    got = left @ system.approach(rows, start, left.T @ left, steps)
     torch.testing.assert_close(got, dense_descent(system.gram, left @ rows, left @ start, steps))
 
 
@@ -149,12 +149,12 @@ def test_descent_ends_at_the_exact_solution_and_stays_there():
     system = regularize(x.T @ x, 0.1)
     exact = system.solve(rows)
     torch.testing.assert_close(
-        left @ system.approach(rows, torch.zeros_like(rows), left, 1000),
+        left @ system.approach(rows, torch.zeros_like(rows), left.T @ left, 1000),
         left @ exact,
         rtol=1e-4,
         atol=1e-5,
     )
-    torch.testing.assert_close(system.approach(rows, exact, left, 5), exact)
+    torch.testing.assert_close(system.approach(rows, exact, left.T @ left, 5), exact)
 
 
 def test_descent_leaves_silent_directions_where_they_started():

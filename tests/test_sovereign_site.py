@@ -13,11 +13,12 @@ from typing import Literal, get_args, get_origin
 import pytest
 from flwr.app import Context, Message, RecordDict
 
+from client.app import app as client_app
 from client.site import cache_folder, forget_run, site_of_node
 from client.state import SiteState
 from client.training.finetune import LabelledRows
 from layerweld.errors import CohortError, ConfigError, DataError, RefusedReplyError
-from layerweld.launch import app_module
+from layerweld.merging.adamerging import AdaMerging
 from layerweld.runtime.incidents import Code, parse_incident, raising_here
 from layerweld.settings.run import RunSettings, read_run_settings
 from layerweld.settings.sites import LEAST_ROWS
@@ -85,7 +86,7 @@ class Chosen:
         for where, choose in (
             (self.work, lambda: state.data.calibration_rows),
             (self.work, lambda: state.data.training_rows.rows),
-            (self.work, lambda: state.data.drawn(state.settings.adamerging.rows, 7)),
+            (self.work, lambda: state.data.drawn(state.settings.table(AdaMerging).rows, 7)),
             (self.held_out, lambda: state.data.evaluation_rows),
         ):
             try:
@@ -191,7 +192,7 @@ def ask(node, settings, kind="query.handshake", content=None):
     context = Context(1, 1, node, RecordDict(), dict(settings.flat()))
     message = Message(content or encode_plain(kind, "0" * 16), 1, kind)
     message.metadata.__dict__["_message_id"] = "m"
-    return app_module("client.app").app(message, context)
+    return client_app(message, context)
 
 
 HOSTILE_RUNS = [

@@ -8,14 +8,13 @@ from hypothesis import strategies as st
 
 from layerweld.errors import RefusedReplyError
 from layerweld.plan import LayerGroup, LayerShape
+from layerweld.settings.merge import MergeSettings
 from layerweld.statistics.checks import check_statistics
-from layerweld.statistics.gram import GramAccumulator, shrink
+from layerweld.statistics.gram import shrink
 from layerweld.statistics.group import (
-    DenseProduct,
+    GroupAccumulator,
     GroupStatistics,
-    LowRankProduct,
     ProductForm,
-    group_statistics,
 )
 from layerweld.transport.arrays import num_bytes
 from layerweld.transport.identity import Identity, with_identity
@@ -29,7 +28,9 @@ seeds = st.integers(0, 2**16)
 def measured(normalization="token", shrinkage=1.0, dense=False, with_updates=False, num=9, seed=0):
     """Statistics of three-wide tokens, and the updates they were formed with."""
     generator = torch.Generator().manual_seed(seed)
-    accumulator = GramAccumulator(3, unit_tokens=normalization == "token")
+    group = LayerGroup("mlp", 0, 3, (LayerShape("up", 4), LayerShape("gate", 2)))
+    chosen = MergeSettings(normalization=normalization, shrinkage=shrinkage)
+    accumulator = GroupAccumulator(group, chosen)
     tokens = torch.randn(1, num, 3, generator=generator)
     accumulator.update(tokens, torch.ones(1, num, dtype=torch.bool))
     updates = {
@@ -38,23 +39,11 @@ def measured(normalization="token", shrinkage=1.0, dense=False, with_updates=Fal
         ),
         "gate": DenseUpdate(torch.randn(2, 3, generator=generator)),
     }
-    statistics = group_statistics(
-        "mlp",
-        accumulator.mean(),
-        num,
-        updates,
-        normalization=normalization,
-        shrinkage=shrinkage,
-        form=ProductForm(dense, with_updates),
-    )
-    return statistics, updates
+    return accumulator.statistics(updates, ProductForm(dense, with_updates)), updates
 
 
 def product_of(statistics, layer):
-    product = statistics.products[layer]
-    if isinstance(product, LowRankProduct):
-        return product.left @ product.right
-    return product.product
+    return statistics.products[layer].moments.dense()
 
 
 @pytest.mark.parametrize(
@@ -74,11 +63,11 @@ def test_products_are_the_update_times_the_shrunk_gram(normalization, dense, shr
 
 def test_dense_form_sends_no_factors_and_the_anchor_sends_the_updates():
     statistics, updates = measured(dense=True, with_updates=True)
-    assert all(isinstance(p, DenseProduct) for p in statistics.products.values())
-    torch.testing.assert_close(statistics.products["up"].update, updates["up"].dense())
+    assert all(isinstance(p.moments, DenseUpdate) for p in statistics.products.values())
+    torch.testing.assert_close(statistics.products["up"].update.weight, updates["up"].dense())
     factored, _ = measured(with_updates=True)
-    assert torch.equal(factored.products["up"].factor, updates["up"].right)
-    assert measured()[0].products["up"].factor is None
+    assert torch.equal(factored.products["up"].update.right, updates["up"].right)
+    assert measured()[0].products["up"].update is None
 
 
 @pytest.mark.parametrize("with_updates", [True, False])

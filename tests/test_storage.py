@@ -14,12 +14,16 @@ import pytest
 from filelock import FileLock
 from safetensors import SafetensorError
 
+from client import store
 from layerweld.errors import InUseError, JournalError, OutputError, StorageError
-from layerweld.launch import app_module
 from layerweld.report import output_folder
 from layerweld.report.run import files as run_files
 from layerweld.runtime import disk
 from layerweld.runtime.disk import only_here, writing
+from server import journal as server_journal
+from server import kept_rounds
+from server.journal import RunJournal
+from server.run import play as play_run
 from tests.faulty_grid import InProcessGrid
 from tests.stub_sites import NAMES, StubApp, digest_of, new_chain, settings
 from tests.tiny_sites import make_sites
@@ -37,7 +41,7 @@ def sites(tmp_path_factory):
 
 
 def play_chain(folder):
-    journal = app_module("server.journal").RunJournal(folder)
+    journal = RunJournal(folder)
     chosen = settings()
     chain = new_chain(chosen, journal=journal.of_method("com"))
     chain.run(InProcessGrid(StubApp(), NODES, chosen))
@@ -46,7 +50,7 @@ def play_chain(folder):
 
 def play(sites, output, **merge):
     chosen = sites.settings(**merge)
-    return app_module("server.run").play(sites.grid(chosen), chosen, str(sites.base), output)
+    return play_run(sites.grid(chosen), chosen, str(sites.base), output)
 
 
 class Points:
@@ -54,9 +58,8 @@ class Points:
 
     def __init__(self, monkeypatch, act=lambda _number: None):
         self.count, self._act = 0, act
-        files = app_module("server.kept_rounds")
         for owner, name in (
-            (disk, "_sync"), (Path, "replace"), (files, "save_file"), (Path, "mkdir"),
+            (disk, "_sync"), (Path, "replace"), (kept_rounds, "save_file"), (Path, "mkdir"),
             (run_files, "write_report"), (output_folder.shutil, "rmtree"),
         ):  # fmt: skip
             monkeypatch.setattr(owner, name, self._around(getattr(owner, name)))
@@ -153,8 +156,7 @@ def test_who_was_lost_is_read_from_the_last_step_and_from_what_the_others_say_of
     tmp_path, monkeypatch
 ):
     play_chain(tmp_path)
-    steps, read = app_module("server.journal").RunJournal(tmp_path).of_method("com"), []
-    kept_rounds = app_module("server.kept_rounds")
+    steps, read = RunJournal(tmp_path).of_method("com"), []
     whole = kept_rounds._read
     for index, lost in ((1, ("birch",)), (3, ("birch", "cedar"))):
         steps.keep(replace(steps.load()[index], lost=lost))
@@ -193,7 +195,6 @@ def test_a_disk_that_fills_up_keeps_the_steps_before_and_resumes(writes, tmp_pat
 @pytest.mark.parametrize("writes", [0, 2])
 def test_a_site_whose_disk_fills_up_resumes_with_the_run(writes, sites, tmp_path, monkeypatch):
     whole = play(sites, tmp_path / "whole")
-    store = app_module("client.store")
     shutil.rmtree(sites.folder / "cache/runs")
     left, save_file = [writes], store.save_file
 
@@ -284,8 +285,7 @@ def test_a_second_run_in_the_same_output_folder_is_refused(sites, tmp_path, hold
 
 
 def test_a_second_process_of_a_site_in_one_run_is_refused(sites, tmp_path, holding, monkeypatch):
-    journal = app_module("server.journal")
-    monkeypatch.setattr(journal.secrets, "token_hex", lambda _n: "0" * 16)
+    monkeypatch.setattr(server_journal.secrets, "token_hex", lambda _n: "0" * 16)
     holding(sites.folder / f"cache/locks/birch-{'0' * 16}.lock")
     with pytest.raises(InUseError, match=r"another process is using .*cache, as birch"):
         play(sites, tmp_path / "out")

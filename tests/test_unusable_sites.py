@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from client.app import app as client_app
 from client.training.heads import ClassifierHead
 from layerweld.errors import LostSiteError
-from layerweld.launch import app_module
+from server.run import play as play_run
 from tests.faulty_grid import InProcessGrid
 from tests.tiny_sites import make_labelled_sites
 
@@ -16,7 +17,7 @@ class AskedGrid(InProcessGrid):
     """Its nodes hide their errors, as in processes of their own; what they are asked is noted."""
 
     def __init__(self, nodes, settings):
-        super().__init__(app_module("client.app").app, nodes, settings)
+        super().__init__(client_app, nodes, settings)
         self.asked = set()
 
     def _answer(self, message):
@@ -75,6 +76,6 @@ def test_nothing_is_computed_before_a_site_is_named_that_could_not_go_through_wi
     settings = sites.settings()
     grid = AskedGrid(sites.nodes, settings)
     with pytest.raises(LostSiteError, match=rf"node 2 failed at the handshake: .*{code} incident"):
-        app_module("server.run").play(grid, settings, str(sites.base), tmp_path / "out")
+        play_run(grid, settings, str(sites.base), tmp_path / "out")
     assert grid.asked == {"query.handshake"}
     assert not (tmp_path / "out").exists()

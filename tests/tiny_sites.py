@@ -9,10 +9,12 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from client.app import app as client_app
 from client.training.heads import ClassifierHead
-from layerweld.launch import app_module
 from layerweld.model.base_model import load_base
 from layerweld.settings.run import RunSettings, validate_settings
+from server.in_process import InProcessGrid
+from server.run import play as play_run
 from tests.tiny_peft import new_model, save_base, train_adapter
 
 BERT_LAYERS = ["query", "key", "value", "output.dense", "intermediate.dense"]
@@ -43,7 +45,7 @@ class TinySites:
     def play(self, output: Path, **merge: object):
         """Play the chain in this process; what it came to."""
         settings = self.settings(**merge)
-        return app_module("server.run").play(self.grid(settings), settings, str(self.base), output)
+        return play_run(self.grid(settings), settings, str(self.base), output)
 
     def on_their_own(self, caches: Path) -> "TinySites":
         """The same sites as they are in deployment, where no run says where their things lie."""
@@ -54,8 +56,7 @@ class TinySites:
         return replace(self, nodes=nodes)
 
     def grid(self, settings: RunSettings):
-        in_process = app_module("server.in_process")
-        return in_process.InProcessGrid(app_module("client.app").app, self.nodes, settings)
+        return InProcessGrid(client_app, self.nodes, settings)
 
 
 def make_sites(

@@ -16,6 +16,7 @@ from client.data.images import read_image
 from client.data.samples import Rows
 from layerweld.errors import ConfigError
 from layerweld.model.base_model import BaseModel, tokenizer_files
+from layerweld.model.families import image_size
 from layerweld.untrusted.documents import read_json
 from layerweld.untrusted.files import reading
 from layerweld.untrusted.text import quoted
@@ -130,7 +131,7 @@ class Preprocessor:
         image = read_image(file)
         if self._processor is None:
             config: Any = self._base.backbone.config
-            return _squashed(image, config.image_size)
+            return _squashed(image, *image_size(config))
         problem = f"the image processor in {self._base.folder} cannot prepare {file}"
         with reading(problem, "check its settings, or remove that image", ConfigError):
             made = self._processor(images=[image], return_tensors="pt")["pixel_values"]
@@ -245,11 +246,10 @@ def _refuse_large(file: Path) -> None:
                 )
 
 
-def _squashed(image: Any, size: int | Sequence[int]) -> Tensor:
-    """An image at the model's size ``(height, width)``, its channels normalised."""
+def _squashed(image: Any, height: int, width: int) -> Tensor:
+    """An image at the model's size, its channels normalised."""
     from PIL import Image
 
-    height, width = (size, size) if isinstance(size, int) else size
     resized = image.resize((width, height), Image.Resampling.BICUBIC)
     pixels = torch.from_numpy(np.asarray(resized, dtype=np.float32) / 255)
     normalised = (pixels - torch.tensor(_IMAGENET_MEAN)) / torch.tensor(_IMAGENET_STD)

@@ -11,13 +11,9 @@ from pathlib import Path
 
 from client.data.parcels import Parcels, in_parcels
 from client.data.samples import Rows, read_rows
-from client.package_tasks import Split, package_rows
 from layerweld.errors import CohortError
 from layerweld.settings.run import RunSettings
-from layerweld.settings.sites import SiteEntry, package_task
-
-_PACKAGE_ROWS: dict[Split, int] = {"train": 1500, "test": 250}
-"""How many a task out of an installed package has here."""
+from layerweld.settings.sites import SiteEntry
 
 
 class SiteRows:
@@ -115,7 +111,7 @@ class SiteRows:
     def _divided(self) -> tuple[Parcels, Parcels]:
         """The rows to work with, and those set aside to choose settings on."""
         calibration = self._settings.calibration
-        rows = self._read(self._site.data, "train")
+        rows = self._read(self._site.data)
         return in_parcels(rows, self._site.min_rows).set_aside(
             calibration.validation, calibration.seed
         )
@@ -124,12 +120,10 @@ class SiteRows:
     def _all_held_out(self) -> Parcels | None:
         if not self._site.held_out:
             return None
-        return in_parcels(self._read(self._site.held_out, "test"), self._site.min_rows)
+        return in_parcels(self._read(self._site.held_out), self._site.min_rows)
 
-    def _read(self, source: str, split: Split) -> Rows:
+    def _read(self, source: str) -> Rows:
         calibration = self._settings.calibration
-        if task := package_task(source):
-            return package_rows(task, split, _PACKAGE_ROWS[split], calibration.seed)
         own = {"text_column": self._site.text_column, "label_column": self._site.label_column}
         named = {column: name for column, name in own.items() if name}
         calibration = calibration.model_copy(update=named)

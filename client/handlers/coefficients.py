@@ -73,7 +73,7 @@ def _gains_of(
     held = _Held(request.chain_digest, request.method, request.layers, store)
     device = device_named(state.settings.calibration.device)
     try:
-        return _gains(held, state.settings.adamerging, device)
+        return _gains(held, state.settings.table(AdaMerging), device)
     except _LacksUpdates:
         return None
 
@@ -96,7 +96,7 @@ def _entropy_and_gradient(
     state: SiteState, request: CoefficientsRequest, gains: Mapping[str, Addition]
 ) -> tuple[float, Tensor]:
     """Mean entropy over the round's rows, and its gradient by the coefficients."""
-    settings = state.settings.adamerging
+    settings = state.settings.table(AdaMerging)
     # One seed per round: no two rounds of any two runs of small seeds draw alike.
     rows = state.data.drawn(settings.rows, (settings.seed << 32) + request.round)
     batches = state.model_inputs(rows)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from client.data.labels import labels_of
 from client.state import SiteState
-from layerweld.merging.fisher import normalised, squared_gradients
+from layerweld.merging.fisher import Fisher, normalised, squared_gradients
 from layerweld.model.collect import ReplayableModel
 from layerweld.model.linear import updated
 from layerweld.transport.fisher import FisherSums
@@ -32,7 +32,7 @@ def fisher_sums(state: SiteState, layers: tuple[str, ...]) -> FisherSums:
     model = ReplayableModel(state.base.backbone, state.plan.restricted_to(layers))
     with state.with_remainder(dict(own.remainder)), updated(model.layers, own.updates):
         information = normalised(_mean_squared_gradients(state, model))
-    floor = state.settings.fisher.floor
+    floor = state.settings.table(Fisher).floor
     importance = {layer: values.cpu().clamp(min=floor) for layer, values in information.items()}
     product = {
         layer: values * own.updates[layer].dense()

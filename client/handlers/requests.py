@@ -17,7 +17,7 @@ from layerweld.transport.statistics import StatisticsRequest, decode_statistics_
 from layerweld.transport.untrusted import refusing_malformed
 from layerweld.untrusted.text import quoted
 from layerweld.updates.ranks import most_sent
-from layerweld.updates.update import LowRankUpdate, Update
+from layerweld.updates.update import Update
 
 
 def statistics_request(state: SiteState, content: RecordDict) -> StatisticsRequest:
@@ -79,5 +79,5 @@ def require_updates_of(plan: MergePlan, updates: Mapping[str, Update]) -> None:
     for layer, update in updates.items():
         if shapes.get(layer) != tuple(update.shape):
             raise RefusedReplyError(f"an update of {quoted(layer)} that does not fit this model")
-        if isinstance(update, LowRankUpdate) and update.rank > most_sent(*update.shape):
+        if update.rank > most_sent(*update.shape):
             raise RefusedReplyError(f"an update of {layer!r} of rank {update.rank}")

@@ -15,7 +15,6 @@ from layerweld.model.collect import ReplayableModel
 from layerweld.runtime.numerics import numeric_environment
 from layerweld.transport.site_info import SiteInfo
 from layerweld.updates.shared_factor import digest_of_draw, digest_of_factors
-from layerweld.updates.update import LowRankUpdate
 
 
 def site_info(state: SiteState) -> SiteInfo:
@@ -94,12 +93,9 @@ def _adapter_facts(
     adapter = state.adapter
     updates = adapter.task_vector.updates
     layers = tuple(name for name in state.plan.layer_names if name in updates)
-    ranks = []
-    for name in layers:
-        update = updates[name]
-        ranks.append(update.rank if isinstance(update, LowRankUpdate) else 0)
+    ranks = tuple(updates[name].rank for name in layers)
     kind = "lora" if adapter.task_vector.is_low_rank else "full"
-    return kind, layers, tuple(ranks), adapter.prefix
+    return kind, layers, ranks, adapter.prefix
 
 
 def _can_evaluate(state: SiteState) -> bool:

@@ -25,11 +25,11 @@ from client.data.samples import Rows
 from client.training.heads import ClassifierHead
 from client.training.label_words import LabelWordHead, label_word_head
 from client.training.logger import training_logger
-from client.training.trained import seal
 from layerweld.errors import ConfigError, OutputError
 from layerweld.model.base_model import BaseModel
 from layerweld.model.linear import is_transposed, linear_layers
 from layerweld.runtime.disk import new_folder
+from layerweld.runtime.sealed import seal
 from layerweld.settings.run import FinetuneSettings
 
 OnStep = Callable[[int, int], None]

@@ -9,6 +9,7 @@ from layerweld.report.comparison.results import Comparison
 from layerweld.report.results import RunResults
 from layerweld.runtime.app_path import add_app_to_path
 from layerweld.runtime.incidents import raising_here
+from layerweld.settings.comparison import ComparisonSettings
 from layerweld.settings.run import RunSettings, Scalar
 
 Nodes = Sequence[Mapping[str, Scalar]]
@@ -33,43 +34,34 @@ def run_in_process(settings: RunSettings, nodes: Nodes, base: str, output: Path)
 
 
 def compare_in_process(
-    settings: RunSettings,
+    settings: ComparisonSettings,
     nodes: Nodes,
-    base: str,
-    seeds: Sequence[int],
-    budget: int,
     kept: Path,
     on_known: Callable[[Comparison], None],
+    at_seed: Callable[[RunSettings], RunSettings] = lambda settings: settings,
 ) -> Comparison:
-    """Run every method of the settings once per seed; see :func:`server.comparison.compare`.
+    """Run every method once per seed; the sites forget each run once it is over.
 
     Args:
-        settings: of the run; ``methods`` says what is compared.
+        settings: what is compared, and how.
         nodes: the sites.
-        base: folder of the base model.
-        seeds: each takes the place of ``calibration.seed`` and of every method's own seed.
-        budget: candidates per method; 1 is the published defaults.
         kept: folder of results; what it has under the same conditions is not run again.
         on_known: called after each method, with all that is known by then.
+        at_seed: turns the settings of one seed into those of its sites, where they differ in more
+            than seeds.
     """
     add_app_to_path()
     from client.app import app
     from client.site import forget_run
     from server.comparison import compare
     from server.in_process import InProcessGrid
-    from server.played_methods import PlayedMethods
+    from server.kept_results import KeptResults
+
+    def open_grid(settings: RunSettings) -> InProcessGrid:
+        return InProcessGrid(app, nodes, at_seed(settings))
 
     def forget(settings: RunSettings, run: str) -> None:
         with raising_here():
             forget_run(nodes, settings, run)
 
-    return compare(
-        play=lambda settings: InProcessGrid(app, nodes, settings),
-        settings=settings,
-        base=base,
-        seeds=seeds,
-        budget=budget,
-        kept=PlayedMethods(kept),
-        on_played=forget,
-        on_known=on_known,
-    )
+    return compare(settings, open_grid, KeptResults(kept), forget, on_known)

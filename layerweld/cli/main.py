@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from layerweld.cli import compare_commands
 from layerweld.deploy import coordinator_commands, site_commands
 from layerweld.runtime.endings import run_and_end
 
@@ -35,18 +36,28 @@ def demo(
     output: Output = Path("demo-output"),
     seed: Seed = 0,
     methods: Annotated[
-        str, typer.Option(help="Comma-separated; the first one's merge is written out.")
-    ] = "com,regmean++,regmean,task-arithmetic,mean",
+        str,
+        typer.Option(
+            help="Comma-separated; the first one's merge is written out. Default: the file's."
+        ),
+    ] = "",
+    prepare_only: Annotated[
+        bool, typer.Option("--prepare-only", help="Write the files, say where they are, and stop.")
+    ] = False,
 ) -> None:
     """Six sites, six real text tasks: fine-tune, merge, evaluate, report.
 
+    Writes the sites' samples and a `run.toml` into your cache folder, and simulates that.
+
     Example: `layerweld demo --output demo-output`
     """
-    from layerweld.demo import base_folder, demo_settings
+    from layerweld.demo.federation import demo_file, flower_config
 
-    settings = demo_settings(seed, methods)
-    nodes = [{"partition-id": number, "num-partitions": 6} for number in range(6)]
-    _play(settings, nodes, str(base_folder()), output)
+    file = demo_file(seed)
+    if prepare_only:
+        typer.echo(f"run file    {file}\nrun-config  {flower_config(file, seed)}")
+        return
+    _simulate(file, output, methods)
 
 
 @app.command()
@@ -60,118 +71,15 @@ def simulate(
 
     Example: `layerweld simulate hospitals.toml --output merged`
     """
-    from layerweld.settings.sites import base_of, read_run_file
-
-    settings, sites = read_run_file(config)
-    base = base_of(settings, sites, config)
-    settings = settings.model_copy(update={"min_sites": len(sites)})
-    nodes = [site.node_config() for site in sites]
-    folder = output or Path(settings.output or f"runs/{settings.name}")
-    _play(settings, nodes, base, folder)
+    _simulate(config, output)
 
 
-@app.command()
-def compare(
-    config: Annotated[Path, typer.Argument(help="TOML file with settings and [[sites]].")],
-    methods: Annotated[
-        str, typer.Option(help="Comma-separated names of `layerweld methods`, or `all`.")
-    ] = "all",
-    seeds: Annotated[
-        int, typer.Option(min=1, help="How many; the first is the file's `calibration.seed`.")
-    ] = 1,
-    tune: Annotated[
-        int,
-        typer.Option(min=1, help="Candidates per method, chosen on rows set aside; 1: defaults."),
-    ] = 1,
-    output: Annotated[
-        Path, typer.Option(help="Folder to create, or one of an earlier comparison to go on with.")
-    ] = Path("comparison"),
-) -> None:
-    """Which method serves your sites best? Every one on the same adapters, in one table.
-
-    Adapters are trained or found once per seed. Sites need labelled held-out rows. Methods that
-    cannot work on the sites' models are listed with the reason.
-
-    What was played is kept in the output folder: the same command goes on after an interruption,
-    and with more methods or seeds it plays only those.
-
-    With `--tune` every site sets a fifth of its rows aside; an adapter that a site brings along may
-    have been trained on them.
-
-    Example: `layerweld compare hospitals.toml --methods com,ties,mean --seeds 3 --output compared`
-    """
-    from layerweld.cli.in_process import compare_in_process
-    from layerweld.report.comparison import tables
-    from layerweld.report.comparison.files import PLAYED, comparing_in, write_comparison
-    from layerweld.runtime.terminal import console, showing_progress
-    from layerweld.settings.methods import METHODS, methods_of
-    from layerweld.settings.sites import base_of, read_run_file
-
-    settings, sites = read_run_file(config)
-    names = ",".join(METHODS) if methods == "all" else methods
-    settings = settings.model_copy(update={"min_sites": len(sites), "methods": names})
-    methods_of(settings)
-    nodes = [site.node_config() for site in sites]
-    first = settings.calibration.seed
-    base = base_of(settings, sites, config)
-    with comparing_in(output), showing_progress():
-        found = compare_in_process(
-            settings,
-            nodes,
-            base,
-            range(first, first + seeds),
-            tune,
-            kept=output / PLAYED,
-            on_known=lambda known: write_comparison(known, output),
-        )
-    console.print(tables.accuracy_table(found))
-    console.print(tables.cost_table(found))
-    console.print(tables.site_table(found))
-    for line in tables.closing_lines(found):
-        console.print(line, highlight=False)
-    console.print(f"report  {output / 'comparison.html'}", highlight=False)
-    console.print(f"tables  {output / 'methods.csv'}, sites.csv, comparison.md", highlight=False)
-
-
-@app.command()
-def compare_runs(
-    one: Annotated[Path, typer.Argument(help="Output folder of a run.")],
-    other: Annotated[Path, typer.Argument(help="Output folder of the same run elsewhere.")],
-    tolerance: Annotated[
-        float, typer.Option(min=0, help="Largest difference of a layer, as a share of its size.")
-    ] = 1e-3,
-) -> None:
-    """Did two runs make the same merge? Equal bits, equal up to rounding, or different.
-
-    Machines of one kind make equal bits; on another kind (`environment.json` in each folder) the
-    last digits differ.
-
-    Example: `layerweld compare-runs here/merged there/merged`
-    """
-    from layerweld.formats.same_runs import (
-        environment_differences,
-        layer_differences,
-        require_within,
-    )
-    from layerweld.runtime.terminal import console
-    from layerweld.untrusted.text import shown
-
-    found = layer_differences(one, other)
-    for layer in found:
-        console.print(
-            f"{layer.relative:8.1e}  {shown(layer.name)}", highlight=False, soft_wrap=True
-        )
-    for line in environment_differences(one, other):
-        console.print(f"another machine: {shown(line)}", highlight=False, soft_wrap=True)
-    require_within(found, tolerance)
-    same = all(layer.same_bits for layer in found)
-    verdict = "equal bits" if same else f"equal within {tolerance:g}"
-    console.print(f"{len(found)} layers: {verdict}", highlight=False)
+app.command()(compare_commands.compare)
+app.command()(compare_commands.compare_runs)
 
 
 @app.command()
 def merge(
-    context: typer.Context,
     base: Base,
     site: Annotated[
         list[str],
@@ -179,22 +87,11 @@ def merge(
     ],
     output: Output,
     base_name: Annotated[
-        str, typer.Option(help="What cards call the base model; default: its folder's name.")
-    ] = "",
-    normalization: Annotated[
-        Literal["token", "feature", "trace", "none"], typer.Option(help="Of Gram matrices.")
-    ] = "token",
-    importance: Annotated[
-        Literal["off-diagonal", "uniform"], typer.Option(help="Weight of a site in a group.")
-    ] = "off-diagonal",
-    shrinkage: Annotated[float, typer.Option(help="Factor on the off-diagonal of G.")] = 1.0,
-    ridge: Annotated[float, typer.Option(help="λ as a fraction of mean(diag S).")] = 0.01,
-    anchor: Annotated[
-        Literal["base", "mean"], typer.Option(help="Where the ridge pulls to.")
-    ] = "base",
+        str | None, typer.Option(help="What cards call the base model; default: its folder's name.")
+    ] = None,
     method: Annotated[
-        str, typer.Option(help="One of `layerweld methods`; `chain` is what `--granularity` says.")
-    ] = "chain",
+        str | None, typer.Option(help="One of `layerweld methods`; default: the chain.")
+    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option(
@@ -203,64 +100,53 @@ def merge(
             "any number of times.",
         ),
     ] = None,
-    granularity: Annotated[
-        Literal["group", "block", "model", "jacobi"],
-        typer.Option(help="CoM, RegMean++, RegMean, or Jacobi rounds."),
-    ] = "group",
-    rounds: Annotated[int, typer.Option(help="Rounds of `--granularity jacobi`.")] = 2,
-    rank: Annotated[int, typer.Option(help="Compress the merge to this rank; 0: exact.")] = 0,
-    max_length: Annotated[int, typer.Option(help="Tokens after which a text is cut.")] = 128,
-    batch_size: Annotated[int, typer.Option(help="Rows per forward pass.")] = 32,
+    ridge: Annotated[
+        float | None, typer.Option(help="Of a chain: λ as a fraction of mean(diag S).")
+    ] = None,
+    rank: Annotated[
+        int | None, typer.Option(help="Compress the merge to this rank; default: exact.")
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(help="Tokens after which a text is cut.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Rows per forward pass.")] = None,
     samples: Annotated[
-        int, typer.Option(help="Rows to draw per site; 0: every row, in order.")
-    ] = 0,
-    seed: Seed = 0,
+        int | None, typer.Option(help="Rows to draw per site; default: every row, in order.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of every random choice.")] = None,
     covariate_shift: Annotated[
         bool, typer.Option("--covariate-shift", help="Measure eq. 8 per group and site.")
     ] = False,
 ) -> None:
     """Merge local PEFT adapters, each with rows of the data that it was trained for.
 
-    Rows with their text in another column need `--set calibration.text-column=body`, say.
+    All other settings have their defaults, as `docs/settings.md` lists them, unless `--set` says
+    otherwise: rows with their text in another column need `--set calibration.text-column=body`.
 
     Example: `layerweld merge base --site a=adapters/a:a.jsonl --site b=adapters/b:b.csv --output
     merged --method ties --set density=0.1`
     """
     from layerweld.settings.overrides import with_overrides
-    from layerweld.settings.run import validate_settings
+    from layerweld.settings.run import read_run_settings
     from layerweld.untrusted.names import is_name
 
-    nested: dict[str, Any] = {
-        "methods": method,
-        "base": str(base.expanduser()),
+    options: dict[str, Scalar | None] = {
         "base-name": base_name,
-        "name": output.name if is_name(output.name) else "merge",
-        "min-sites": len(site),
-        "merge": {
-            "normalization": normalization,
-            "importance": importance,
-            "shrinkage": shrinkage,
-            "ridge": ridge,
-            "anchor": anchor,
-            "granularity": granularity,
-            "rounds": rounds,
-            "rank": rank,
-            "covariate-shift": "first" if covariate_shift else "off",
-        },
-        "calibration": {
-            "samples": samples,
-            "max-length": max_length,
-            "batch-size": batch_size,
-            "seed": seed,
-        },
+        "methods": method,
+        "merge.ridge": ridge,
+        "merge.rank": rank,
+        "merge.covariate-shift": "first" if covariate_shift else None,
+        "calibration.max-length": max_length,
+        "calibration.batch-size": batch_size,
+        "calibration.samples": samples,
+        "calibration.seed": seed,
     }
-    options = {
-        f"{table}.{key}": f"--{key}"
-        for table in ("merge", "calibration")
-        for key in nested[table]
-        if _is_typed(context, key.replace("-", "_"))
-    }
-    settings = with_overrides(validate_settings(nested), method, set_ or [], options)
+    typed = {key: value for key, value in options.items() if value is not None}
+    name = output.name if is_name(output.name) else "merge"
+    own: dict[str, Scalar] = {"base": str(base.expanduser()), "name": name, "min-sites": len(site)}
+    settings = read_run_settings(own | typed)
+    given = {key: f"--{key.partition('.')[2]}" for key in typed if "." in key}
+    settings = with_overrides(settings, settings.methods, set_ or [], given)
     _play(settings, _nodes(site), str(base.expanduser()), output)
 
 
@@ -300,11 +186,6 @@ def main() -> None:
     run_and_end(app)
 
 
-def _is_typed(context: typer.Context, parameter: str) -> bool:
-    source = context.get_parameter_source(parameter)
-    return source is not None and source.name == "COMMANDLINE"
-
-
 def _nodes(sites: list[str]) -> list[dict[str, Scalar]]:
     """One node configuration for each ``NAME=ADAPTER:DATA``."""
     from layerweld.settings.sites import site_entries
@@ -320,17 +201,29 @@ def _nodes(sites: list[str]) -> list[dict[str, Scalar]]:
     return [site.node_config() for site in checked]
 
 
+def _simulate(config: Path, output: Path | None, methods: str = "") -> None:
+    """Run a run file's sites; ``methods``, where given, instead of the file's."""
+    from layerweld.settings.sites import read_run_file
+
+    settings, sites = read_run_file(config)
+    changes = {"min_sites": len(sites), "methods": methods or settings.methods}
+    settings = settings.model_copy(update=changes)
+    folder = output or Path(settings.output or f"runs/{settings.name}")
+    nodes = [site.node_config() for site in sites]
+    _play(settings, nodes, settings.require_base(), folder)
+
+
 def _play(settings: RunSettings, nodes: Nodes, base: str, output: Path) -> None:
     from layerweld.cli.in_process import run_in_process
-    from layerweld.report.run.tables import accuracy_table
+    from layerweld.report.run.tables import site_accuracy_table
     from layerweld.runtime.terminal import console, showing_progress
 
     with showing_progress():
         results = run_in_process(settings, nodes, base, output)
     if any(method.scores for method in results.methods):
-        console.print(accuracy_table(results))
+        console.print(site_accuracy_table(results))
     for method in results.methods:
-        for name, value in method.figures.items():
+        for name, value in method.metrics.items():
             console.print(f"{method.label}: {name} {value:.3g}", highlight=False)
     made = next(name for name in ("adapter", "model") if (output / name).is_dir())
     console.print(f"merged {made}  {output / made}", highlight=False)

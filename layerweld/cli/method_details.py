@@ -8,8 +8,9 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from layerweld.merging.method import CHAIN, Method, Quantity
 from layerweld.settings.facts import facts_of
-from layerweld.settings.methods import Method, Quantity, reads, sent_by
+from layerweld.settings.methods import reads, sent_by
 from layerweld.settings.run import RunSettings
 from layerweld.settings_table import Settings
 from layerweld.transport.uploads import IN_THE_HANDSHAKE
@@ -20,7 +21,7 @@ _DATA = {
     "labelled": "labelled calibration rows",
 }
 _NEEDS = {
-    "lora": "a LoRA adapter at every site",
+    "LoRA": "a LoRA adapter at every site",
     "equal ranks": "the same rank at every site",
     "shared A": "the same, frozen A at every site",
     "labels": "labelled calibration rows",
@@ -71,13 +72,13 @@ def _about(method: Method) -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column()
-    needs = [_DATA[method.data], *(_NEEDS[need] for need in method.needs)]
+    needs = [_DATA[method.kind.data], *(_NEEDS[need] for need in method.needs)]
     server = "sums over the sites" if method.sums else "what every single site sends"
     table.add_row("needs", ", ".join(dict.fromkeys(needs)))
     table.add_row("rounds", _ROUNDS[method.rounds])
     sent = sent_by(method, RunSettings())
     table.add_row("leaves a site", "\n".join(_SENT[quantity] for quantity in sent))
-    table.add_row("goes to", _GOES_TO[method.shares])
+    table.add_row("goes to", _GOES_TO[method.kind.shares])
     table.add_row("besides", "\n".join(_besides(method)))
     table.add_row("server needs", server)
     table.add_row(
@@ -89,7 +90,7 @@ def _about(method: Method) -> Table:
 
 def _besides(method: Method) -> Iterator[str]:
     yield from _BESIDES
-    if method.granularity:
+    if method.kind is CHAIN:
         for key, what in _BESIDES_OF_CHAINS.items():
             if reads(method, key, RunSettings()):
                 yield what
@@ -100,7 +101,7 @@ def _settings(method: Method) -> Table:
     for column in ("key", "default", "values", "meaning"):
         table.add_column(column, no_wrap=column == "key", ratio=1 if column == "meaning" else None)
     defaults = RunSettings()
-    for name in dict.fromkeys((method.table, "lines", "merge")):
+    for name in dict.fromkeys((*method.tables, "merge")):
         of: type[Settings] = type(getattr(defaults, name.replace("-", "_")))
         for facts in facts_of(of):
             if facts.key == "granularity":

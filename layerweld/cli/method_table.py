@@ -5,7 +5,10 @@ from __future__ import annotations
 from rich.table import Table
 from rich.text import Text
 
-from layerweld.settings.methods import METHODS, Method, sent_by
+from layerweld.merging.method import Method
+from layerweld.merging.registry import METHODS
+from layerweld.settings.facts import defaults_of
+from layerweld.settings.methods import sent_by
 from layerweld.settings.run import RunSettings
 
 _ROWS = {"none": "", "unlabelled": "rows", "labelled": "labelled rows"}
@@ -35,7 +38,7 @@ def method_table() -> Table:
 
 
 def _cells(method: Method) -> tuple[str | Text, ...]:
-    needs = [_ROWS[method.data], *method.needs]
+    needs = [_ROWS[method.kind.data], *method.needs]
     return (
         Text.assemble(f"{method.name}\n", (method.label, "dim")),
         method.rounds,
@@ -48,13 +51,4 @@ def _cells(method: Method) -> tuple[str | Text, ...]:
 
 def _sends(method: Method) -> str:
     sent = ", ".join(sent_by(method, RunSettings()))
-    return f"{sent}\nΔW to all sites" if method.shares else sent
-
-
-def defaults_of(method: Method) -> str:
-    """The method's own settings with their defaults; ``merge.*`` for a chain."""
-    if method.granularity:
-        return "merge.*"
-    own = f"{method.table}."
-    entries = {k.removeprefix(own): v for k, v in RunSettings().flat().items() if k.startswith(own)}
-    return ", ".join(f"{key}={str(value).lower()}" for key, value in entries.items()) or "none"
+    return f"{sent}\nΔW to all sites" if method.kind.shares else sent

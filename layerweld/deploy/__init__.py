@@ -1,1 +1,1 @@
-"""The commands with which organisations run a federation: Flower's programs, set up and watched."""
+"""The commands that organisations run a federation with: Flower's programs, set up and watched."""

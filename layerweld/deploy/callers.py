@@ -1,9 +1,9 @@
-"""Who calls at the door: a registered site, whose key has signed the time just now.
+"""Who may call the gateway: a registered site, whose key has just signed the time.
 
 Flower's SuperNodes sign the time of each call, and the SuperLink verifies that once it has read
-the call. The door does it before anything is read: whoever has no key that the coordinator
-registered gets an answer, and nothing of theirs is forwarded or held. A signature is good for one
-call, so that headers which somebody copied on the way are worth nothing.
+the call. The gateway verifies it before anything is read. A caller without a registered key gets
+an HTTP error, and nothing of the call is forwarded or kept. A signature is good for one call, so
+headers that somebody copied on the way are worth nothing.
 """
 
 from __future__ import annotations
@@ -46,15 +46,15 @@ class UnknownKeyError(Exception):
 
 
 class UnprovenCallError(Exception):
-    """A call with a registered key, but no fresh signature by it."""
+    """A call with a registered key, but without a fresh signature by it."""
 
 
 class RegisteredOnly:
-    """Lets the Fleet calls of registered sites through to another ASGI application.
+    """Passes the Fleet calls of registered sites to another ASGI application.
 
     Args:
-        app: gets these, and all that are no Fleet calls.
-        keys: folder of the registered sites' public keys, ``*.pub``; looked at again and again.
+        app: gets these, and every call that is not a Fleet call.
+        keys: folder of the registered sites' public keys, ``*.pub``; it is read again regularly.
     """
 
     def __init__(self, app: App, keys: Path) -> None:
@@ -94,7 +94,7 @@ class RegisteredOnly:
         self._use_once(decode_dss_signature(signature)[0], now)
 
     def _use_once(self, used: int, now: float) -> None:
-        # Of a signature (r, s) anybody can make (r, -s); r is 384 random bits, and enough.
+        # From a signature (r, s) anybody can make (r, -s). r has 384 random bits, which suffice.
         while self._used and next(iter(self._used.values())) < now:
             del self._used[next(iter(self._used))]
         if used in self._used:
@@ -145,7 +145,7 @@ def _one(headers: Headers, name: bytes, *, ascii_only: bool = False) -> bytes:
     """The one value of a header, decoded unless it is plain text.
 
     Raises:
-        UnknownKeyError: the key is missing, there is more than one, or it is no base64.
+        UnknownKeyError: the key is missing, there is more than one, or it is not base64.
         UnprovenCallError: the same of another header.
     """
     wrong = UnknownKeyError if name == _KEY else UnprovenCallError

@@ -1,4 +1,4 @@
-"""Certificates of one federation: an authority of its own, and the servers it vouches for."""
+"""Certificates of one federation: an authority of its own, and the servers it signs for."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ class Identity:
 
     @property
     def certificate_pem(self) -> bytes:
-        """For everybody to see."""
+        """PEM, for everybody to see."""
         return self.certificate.public_bytes(Encoding.PEM)
 
     @property
     def key_pem(self) -> bytes:
-        """For the owner alone; not encrypted, since a service must start without a person."""
+        """PEM, for the owner alone; not encrypted, since services start without a person."""
         return self.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
 def now() -> datetime:
-    """The time by which certificates are made and judged."""
+    """The time that certificates are made and checked by."""
     return datetime.now(UTC)
 
 
@@ -49,8 +49,8 @@ def make_authority(name: str) -> Identity:
 def prolonged(authority: Identity) -> Identity:
     """The same authority for ten years from now.
 
-    Its name and key are the same, so whoever has the old certificate verifies with that as before,
-    until that one ends.
+    Its name and key are the same. So a site that has the old certificate can go on verifying with
+    it until it expires.
     """
     return _authority(authority.certificate.subject, authority.key)
 
@@ -80,12 +80,12 @@ def make_server(authority: Identity, hosts: Sequence[str]) -> Identity:
     """A server certificate that names every host as a subject alternative name.
 
     Args:
-        authority: who signs.
+        authority: the one that signs.
         hosts: DNS names and IP addresses under which clients reach the server.
     """
     key = ec.generate_private_key(ec.SECP384R1())
     end = now() + timedelta(days=SERVER_DAYS)
-    end = min(end, authority.certificate.not_valid_after_utc)  # beyond it nobody verifies
+    end = min(end, authority.certificate.not_valid_after_utc)  # after that nobody accepts it
     signer = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.key.public_key())
     builder = (
         _builder(_named(hosts[0]), authority.certificate.subject, key, end)

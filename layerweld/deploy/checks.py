@@ -1,4 +1,4 @@
-"""What can keep a site from joining, found before it tries, each with its remedy."""
+"""What can keep a site from joining: found before it tries, with a remedy for each."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from layerweld.deploy.front import ABOUT
 from layerweld.deploy.life import life_of
 from layerweld.errors import DeployError
 
-_TIMEOUT = 10.0  # seconds for one answer
+_TIMEOUT = 10.0  # seconds for one response
 _EXPIRES_SOON = 30  # days
 _HAS_EXPIRED = 10  # OpenSSL's X509_V_ERR_CERT_HAS_EXPIRED
 _BEHIND, _AHEAD = 290.0, 4.0  # seconds; Flower refuses 300 s behind, and 5 s ahead
 _SPARE = 2**28  # bytes of disk that must stay free
 _PACKAGES = ("flwr", "torch", "transformers")
 _LATEST = 2**40  # seconds; no clock shows that
-_LARGEST_ANSWER = 2**16  # bytes; a door says two hundred
+_LARGEST_ANSWER = 2**16  # bytes; a gateway sends two hundred
 _WORD = re.compile(
     r"[0-9A-Za-z.+!_-]{1,80}"
 )  # a version or hash: people paste remedies into shells
@@ -38,10 +38,10 @@ class Check:
     """One finding.
 
     Attributes:
-        name: what was looked at.
+        name: what was checked.
         found: what was found.
-        remedy: what to do; empty where all is well.
-        is_fatal: whether nothing after it can be looked at.
+        remedy: what to do; empty if all is well.
+        is_fatal: whether nothing after it can be checked.
     """
 
     name: str
@@ -58,19 +58,19 @@ def parse_address(address: str) -> tuple[str, int]:
     """
     host, colon, port = address.rpartition(":")
     if not (host and colon and port.isdigit() and 0 < int(port) < 65536) or "/" in host:
-        raise DeployError(f"{address!r} is no HOST:PORT, such as fl.example.org:8443")
+        raise DeployError(f"{address!r} is not HOST:PORT, such as fl.example.org:8443")
     return host.strip("[]"), int(port)
 
 
 @dataclass(frozen=True)
 class _Answer:
-    """What the coordinator's door says to anybody.
+    """What the coordinator's gateway says to anybody.
 
     Attributes:
-        certificate: the door's, verified.
+        certificate: the gateway's, verified.
         status: of HTTP.
-        about: versions, and the hash of the application; empty unless the status is 200, and
-            they are all there.
+        about: versions, and the hash of the application; empty unless the status is 200 and
+            all of them are there.
         ahead: seconds that this machine's clock is ahead of the coordinator's; 0 if unknown.
     """
 
@@ -81,12 +81,12 @@ class _Answer:
 
 
 def check_coordinator(address: str, authority: Path | None) -> list[Check]:
-    """Connection, certificate, clock, versions and application, up to the first that fails."""
+    """Check connection, certificate, clock, versions and application, up to the first failure."""
     host, port = parse_address(address)
     try:
         socket.create_connection((host, port), _TIMEOUT).close()
     except OSError as error:
-        remedy = "ask whether the coordinator is up; open this port outbound in the firewall"
+        remedy = "ask whether the coordinator is up; open this port in the firewall, outbound"
         return [Check("connection", f"{address}: {error.strerror or error}", remedy)]
     found = [Check("connection", f"{address} answers")]
     if authority is not None and (ending := _authority_end(authority)):
@@ -98,11 +98,14 @@ def check_coordinator(address: str, authority: Path | None) -> list[Check]:
     except ssl.SSLError as error:
         return [*found, Check("TLS", _why(error), _tls_remedy(error, authority))]
     except OSError as error:
-        return [*found, Check("TLS", str(error), "this port speaks no TLS; is it the right one?")]
+        return [
+            *found,
+            Check("TLS", str(error), "this port does not speak TLS; is it the right one?"),
+        ]
     found.append(_expiry(answer.certificate))
     about = answer.about
     if not about:
-        remedy = "this is no layerweld coordinator; is it the right port?"
+        remedy = "this is not a layerweld coordinator; is it the right port?"
         return [*found, Check("coordinator", f"answers {answer.status} to {ABOUT}", remedy)]
     return [*found, clock(answer.ahead), *versions(about), _application(about)]
 
@@ -110,7 +113,7 @@ def check_coordinator(address: str, authority: Path | None) -> list[Check]:
 def skew(address: str, authority: Path | None) -> str:
     """Why Flower refuses every call of this machine, if its clock is the reason; else empty.
 
-    Empty as well if the coordinator cannot be asked now: a SuperNode waits for it.
+    Also empty if the coordinator cannot be reached now: a SuperNode waits for it.
     """
     try:
         answer = _ask(*parse_address(address), authority)
@@ -132,7 +135,7 @@ def _ask(host: str, port: int, authority: Path | None) -> _Answer:
         body = response.read(_LARGEST_ANSWER)
         middle = (started + time.time()) / 2
     except http.client.HTTPException as error:
-        raise ConnectionError(f"{host}:{port} speaks no HTTP ({error!r})") from None
+        raise ConnectionError(f"{host}:{port} does not speak HTTP ({error!r})") from None
     finally:
         connection.close()
     about, their_time = _read_about(body) if response.status == http.client.OK else ({}, middle)
@@ -140,7 +143,7 @@ def _ask(host: str, port: int, authority: Path | None) -> _Answer:
 
 
 def _read_about(body: bytes) -> tuple[dict[str, str], float]:
-    """What a door says of itself, and its time; nothing of it if a word of it is out of place."""
+    """What a gateway says about itself, and its time; nothing if any part of it is malformed."""
     try:
         said = json.loads(body)
     except (ValueError, RecursionError):
@@ -155,7 +158,7 @@ def _read_about(body: bytes) -> tuple[dict[str, str], float]:
 
 
 def clock(ahead: float) -> Check:
-    """This machine's clock against the coordinator's.
+    """Compare this machine's clock with the coordinator's.
 
     Args:
         ahead: seconds that this machine's clock is ahead; negative: behind.
@@ -165,13 +168,13 @@ def clock(ahead: float) -> Check:
         return Check("clock", found)
     remedy = (
         f"Flower refuses signatures from {_AHEAD:.0f} s ahead and from {_BEHIND:.0f} s behind: "
-        f"`timedatectl set-ntp 1` here, or at the coordinator if that clock is the wrong one"
+        f"`timedatectl set-ntp 1` here, or at the coordinator if that clock is wrong"
     )
     return Check("clock", found, remedy)
 
 
 def versions(about: Mapping[str, str]) -> list[Check]:
-    """Packages whose major and minor version must be the coordinator's."""
+    """Check packages whose major and minor version must be the coordinator's."""
     found = []
     for package in _PACKAGES:
         ours, theirs = _installed(package), about[package]
@@ -182,7 +185,7 @@ def versions(about: Mapping[str, str]) -> list[Check]:
 
 
 def disk(folder: Path, needed: int) -> Check:
-    """Free space for what a run keeps."""
+    """Check that there is space for what a run keeps."""
     free = shutil.disk_usage(folder).free
     found = f"{free / 2**30:.1f} GiB free, a run needs {needed / 2**30:.1f} GiB"
     if free > needed + _SPARE:
@@ -191,7 +194,7 @@ def disk(folder: Path, needed: int) -> Check:
 
 
 def gpu() -> Check:
-    """The GPU that the site would use; none is slower, not wrong."""
+    """Name the GPU that the site would use. Having none is slower, not wrong."""
     import torch
 
     if not torch.cuda.is_available():
@@ -206,7 +209,7 @@ def _application(about: Mapping[str, str]) -> Check:
     ours, theirs = application_hash(), about["application"]
     if ours == theirs:
         return Check("application", f"{ours[:12]}, the coordinator's")
-    remedy = f"install layerweld {about['layerweld']}, the coordinator's: only it may run here"
+    remedy = f"install layerweld {about['layerweld']}, as at the coordinator: both must be the same"
     return Check("application", f"{ours[:12]} here, {theirs[:12]} there", remedy)
 
 
@@ -218,14 +221,11 @@ def _expiry(certificate: Mapping[str, Any] | None) -> Check:
 
 
 def _authority_end(file: Path) -> Check | None:
-    """Of the coordinator's authority, as this site has it; None while it is good for long."""
+    """Check the coordinator's authority, as this site has it; None if it is valid for long."""
     life = life_of(file)
     if not life.trouble:
         return None
-    remedy = (
-        "ask the coordinator for the ca.crt of today; it is prolonged by `layerweld coordinator "
-        "renew`"
-    )
+    remedy = "ask the coordinator for its current ca.crt; `layerweld coordinator renew` prolongs it"
     return Check("authority", life.trouble, remedy, is_fatal=life.is_over)
 
 
@@ -237,11 +237,11 @@ def _why(error: ssl.SSLError) -> str:
 
 def _tls_remedy(error: ssl.SSLError, authority: Path | None) -> str:
     if isinstance(error, ssl.SSLCertVerificationError) and error.verify_code == _HAS_EXPIRED:
-        return "ask for `layerweld coordinator renew`, or look at this machine's date"
+        return "ask for `layerweld coordinator renew`, or check this machine's date"
     used = str(authority) if authority else "this system's authorities"
     return (
         f"verified with {used}: use the ca.crt and the host name that the coordinator gave you, "
-        f"and look at this machine's date"
+        f"and check this machine's date"
     )
 
 

@@ -1,9 +1,9 @@
-"""The door's connections: how many there may be, how many from one place, and for how long.
+"""The gateway's connections: how many there may be, how many from one place, and for how long.
 
-They are counted where they are accepted, before TLS: a peer that never speaks is one, too. Each
-has until a deadline to do what is next: to finish TLS and the head of its first call, to finish a
-call, to begin another. Who comes when all places are taken gets that of the one which has waited
-longest without a call; calls under way are never ended for others.
+They are counted where they are accepted, before TLS: a peer that never speaks counts, too. Each
+has a deadline for its next step: to finish TLS and the head of its first call, to finish a call, to
+begin another. When all places are taken, a newcomer gets the place of the connection that has
+waited longest without a call. Calls under way are never ended for others.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Any
 MOST = 1024
 MOST_FROM_ONE_PLACE = 128  # of an IPv4 address, or an IPv6 network of 64 bits; a SuperNode has six
 HEAD_SECONDS = 10.0  # from connecting to the end of a call's head, TLS included
-CALL_SECONDS = 600.0  # from the head of a call to the end of its answer
-IDLE_SECONDS = 30.0  # from an answer to the head of the next call
+CALL_SECONDS = 600.0  # from the head of a call to the end of its response
+IDLE_SECONDS = 30.0  # from a response to the head of the next call
 
 
 @dataclass
@@ -32,7 +32,7 @@ class _Connection:
 
 
 class Connections:
-    """All connections of a door, by their peer's address and port."""
+    """All connections of a gateway, by their peer's address and port."""
 
     def __init__(self) -> None:
         self._open: dict[Any, _Connection] = {}
@@ -43,7 +43,7 @@ class Connections:
         return len(self._open)
 
     def admit(self, connection: socket.socket, peer: Any) -> bool:
-        """Count a new connection; False where there is no place for it."""
+        """Count a new connection; False if there is no place for it."""
         self._forget_closed()
         place, now = _place(peer[0]), time.monotonic()
         near = [one for one in self._open.values() if one.place == place]
@@ -55,18 +55,18 @@ class Connections:
         return True
 
     def begin_call(self, peer: Any) -> None:
-        """The head of a call is there."""
+        """Note that the head of a call has arrived."""
         if (one := self._open.get(peer)) is not None and not one.is_in_call:
             one.is_in_call, one.deadline = True, time.monotonic() + CALL_SECONDS
 
     def end_call(self, peer: Any) -> None:
-        """A call has been answered; the connection waits for the next."""
+        """Note that a call has been answered; the connection waits for the next."""
         if (one := self._open.get(peer)) is not None:
             one.since = time.monotonic()
             one.is_in_call, one.deadline = False, one.since + IDLE_SECONDS
 
     def close_overdue(self) -> None:
-        """Hang up on whoever is past its deadline."""
+        """Hang up on every peer that is past its deadline."""
         now = time.monotonic()
         for peer, one in list(self._open.items()):
             if one.deadline < now:
@@ -80,7 +80,7 @@ class Connections:
         return bool(peers)
 
     def _hang_up(self, peer: Any) -> None:
-        """The event loop sees the end of the stream, and closes what belongs to it."""
+        """End the stream; the event loop sees that, and closes what belongs to it."""
         try:
             self._open.pop(peer).socket.shutdown(socket.SHUT_RDWR)
         except OSError:
@@ -104,7 +104,7 @@ class Listener(socket.socket):
         self.setblocking(False)
 
     def accept(self) -> tuple[socket.socket, Any]:
-        """The next connection for which there is a place; the others are hung up on."""
+        """The next connection that there is a place for; hang up on the others."""
         while True:
             connection, peer = super().accept()
             if self._connections.admit(connection, peer):
@@ -113,7 +113,7 @@ class Listener(socket.socket):
 
 
 def _place(address: str) -> str:
-    """What counts as one peer: who has an IPv6 address has a network of them."""
+    """What counts as one peer: anyone with an IPv6 address has a whole network of them."""
     plain = ipaddress.ip_address(address.partition("%")[0])
     if plain.version == 4:
         return str(plain)

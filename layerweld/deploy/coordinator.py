@@ -66,9 +66,9 @@ class CoordinatorFile(Settings):
     host: Host
     """Name or address under which sites reach this machine; it is in the certificate."""
     bind: Host = "0.0.0.0"
-    """Address on which the door for SuperNodes listens."""
+    """Address on which the gateway for SuperNodes listens."""
     port: int = Field(ge=1, le=65535)
-    """Port of the door for SuperNodes: the only one that sites need."""
+    """Port of the gateway for SuperNodes: the only one that sites need."""
     superlink_port: int = Field(ge=1, le=65535)
     """Port of Flower's SuperLink on loopback."""
 
@@ -87,12 +87,12 @@ class Coordinator:
 
     @property
     def authority(self) -> Path:
-        """Certificate that sites verify the door with; they get a copy."""
+        """Certificate that sites verify the gateway with; they get a copy."""
         return self.folder / "certificates" / "ca.crt"
 
     @property
     def inside_authority(self) -> Path:
-        """Certificate that vouches for the SuperLink on loopback."""
+        """Certificate of the authority that signs for the SuperLink on loopback."""
         return self.folder / "certificates" / "inside-ca.crt"
 
     @property
@@ -123,7 +123,7 @@ class Coordinator:
 
         Raises:
             ConfigError: a setting is unknown or wrong.
-            DeployError: there is no base model, or the name cannot name a folder.
+            DeployError: no base model is named, or the name cannot name a folder.
         """
         file = self.folder / "run.toml"
         settings = validate_settings(read_toml(file, _MADE_BY), file)
@@ -139,7 +139,7 @@ class Coordinator:
         return settings.model_copy(update={"base": str(base), "name": chosen})
 
     def programs(self) -> list[Program]:
-        """SuperLink, SuperExec and the door, in the layout that survives a killed SuperLink."""
+        """SuperLink, SuperExec and the gateway, in a layout that survives a killed SuperLink."""
         certificates = self.folder / "certificates"
         secret = ["--superexec-auth-secret-file", str(self.folder / "superexec.secret")]
         bound = app_folder() / "server" / "bound_superlink.py"
@@ -165,7 +165,7 @@ class Coordinator:
 
 @dataclass(frozen=True)
 class OwnCertificate:
-    """The organisation's own server certificate, as files: nothing is made then.
+    """The organisation's own server certificate, as files; then no certificate is made here.
 
     Attributes:
         certificate: of the server, with the chain that clients need.
@@ -181,12 +181,12 @@ class OwnCertificate:
 def create(
     parent: Path, file: CoordinatorFile, base: str, own: OwnCertificate | None = None
 ) -> Coordinator:
-    """Make a coordinator's folder; it is complete or not there.
+    """Make a coordinator's folder; it is complete or absent.
 
     Args:
         parent: where to make it.
         file: its settings.
-        base: folder of the base model; may be empty, and is then to be written into ``run.toml``.
+        base: folder of the base model; if empty, somebody must write it into ``run.toml``.
         own: the organisation's certificate; None makes one, and an authority.
 
     Raises:
@@ -218,7 +218,7 @@ def open_coordinator(folder: Path) -> Coordinator:
     """Read a coordinator's folder.
 
     Raises:
-        DeployError: it is none, or its settings are wrong.
+        DeployError: it is not such a folder, or its settings are wrong.
     """
     folder = named_path(folder, "--folder", DeployError)
     file = folder / "coordinator.toml"
@@ -240,7 +240,9 @@ def check_file(**entries: str | int) -> CoordinatorFile:
     except ValidationError as error:
         raise DeployError(_problem(error)) from None
     if file.port == file.superlink_port:
-        raise DeployError(f"port {file.port} cannot be the door's and the SuperLink's; choose two")
+        raise DeployError(
+            f"port {file.port} cannot serve both the gateway and the SuperLink; choose two ports"
+        )
     return file
 
 
@@ -255,7 +257,7 @@ docs/settings.md lists them all."""
 
 
 def _first_settings(file: CoordinatorFile, base: str) -> dict[str, Any]:
-    """What every run needs, and what bounds and shows how far one site moves the merge."""
+    """What every run needs, and the settings that bound and show how far one site moves a merge."""
     path = str(named_path(base, "--base", DeployError)) if base else ""
     merge = RunSettings().merge.model_dump(by_alias=True, include={*_BOUNDS})
     return {"name": file.name, "base": path, "min-sites": 2, "methods": "chain", "merge": merge}
@@ -267,7 +269,7 @@ def _unit(folder: Path, file: CoordinatorFile) -> str:
 
 
 def hosts_of(file: CoordinatorFile) -> list[str]:
-    """A federation on one machine is tried out under both names of loopback."""
+    """The server's names in its certificate; on one machine both names of loopback."""
     return [*LOOPBACK] if file.host in LOOPBACK else [file.host]
 
 
@@ -284,7 +286,7 @@ def _write_certificates(folder: Path, file: CoordinatorFile, own: OwnCertificate
 
 
 def install_own(folder: Path, file: CoordinatorFile, own: OwnCertificate) -> None:
-    """Take the organisation's certificate over, once it has been seen to work.
+    """Copy the organisation's certificate, once it has been seen to work.
 
     Args:
         folder: of the certificates.
@@ -320,12 +322,14 @@ def read_identity(folder: Path, stem: str) -> Identity:
 
     files = folder / f"{stem}.crt", folder / f"{stem}.key"
     public, private = (contents(file, DeployError, LARGEST_PEM) for file in files)
-    with reading(f"{files[0]} is no certificate", _RESTORE, DeployError):
+    with reading(f"{files[0]} is not a certificate", _RESTORE, DeployError):
         certificate = x509.load_pem_x509_certificate(public)
-    with reading(f"{files[1]} is no private key", _RESTORE, DeployError):
+    with reading(f"{files[1]} is not a private key", _RESTORE, DeployError):
         key = load_pem_private_key(private, password=None)
     if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise DeployError(f"{folder / stem}.key was not made by layerweld; sign by hand")
+        raise DeployError(
+            f"{folder / stem}.key was not made by layerweld; sign the certificate by hand"
+        )
     return Identity(certificate, key)
 
 

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
-    help="Run the coordinator of a federation: the server that merges, and never sees data.",
+    help="Run the coordinator of a federation: the server that merges, and never gets data.",
 )
 
 Folder = Annotated[Path, typer.Option("--folder", help="The coordinator's folder.")]
-Print = Annotated[bool, typer.Option("--print", help="Print Flower's command; do nothing.")]
+Print = Annotated[bool, typer.Option("--print", help="Print Flower's command, and do nothing.")]
 RunName = Annotated[
-    str, typer.Option("--name", help="Of the run and its folder; default: `name` in run.toml.")
+    str, typer.Option("--name", help="Name of the run and its folder; default: `name` in run.toml.")
 ]
 HERE = Path()
 
@@ -67,7 +67,7 @@ def init(
 
 @app.command()
 def up(folder: Folder = HERE, only_print: Print = False) -> None:
-    """Run SuperLink, SuperExec and the door for sites until Ctrl-C; start again what dies.
+    """Run SuperLink, SuperExec and the gateway for sites until Ctrl-C; restart what dies.
 
     Example: `layerweld coordinator up --folder radiology`
     """
@@ -142,12 +142,12 @@ def renew(
     ] = None,
     key: Annotated[Path | None, typer.Option(help="Its private key.")] = None,
     authority: Annotated[
-        Path | None, typer.Option(help="What sites verify it with, where that is another one now.")
+        Path | None, typer.Option(help="What sites verify it with, if that has changed.")
     ] = None,
 ) -> None:
     """Sign new server certificates; sites keep theirs. Then start `up` again.
 
-    Your organisation's own is signed elsewhere: give the new one with `--certificate` and `--key`.
+    If your organisation signs elsewhere, give the new one with `--certificate` and `--key`.
 
     Example: `layerweld coordinator renew`
     """
@@ -170,12 +170,12 @@ def renew(
         raise typer.BadParameter("give --certificate and --key together, or none")
     for line in renew_certificates(coordinator):
         say(line)
-    say("stop `layerweld coordinator up` and start it again, a run goes on by itself")
+    say("stop `layerweld coordinator up` and start it again; a run continues by itself")
 
 
 @app.command()
 def run(folder: Folder = HERE, name: RunName = "", only_print: Print = False) -> None:
-    """Start a run and follow it to its end; not 0 unless it completed. Ctrl-C stops following.
+    """Start a run and follow it to its end; exit code 0 if it completed. Ctrl-C stops following.
 
     Example: `layerweld coordinator run --name radiology-2`
     """
@@ -194,7 +194,7 @@ def run(folder: Folder = HERE, name: RunName = "", only_print: Print = False) ->
 
 @app.command()
 def status(folder: Folder = HERE) -> None:
-    """How far each run is and how it ended, and which sites are registered and connected.
+    """Show how far each run is or how it ended, and which sites are registered and connected.
 
     Example: `layerweld coordinator status`
     """
@@ -219,7 +219,7 @@ def status(folder: Folder = HERE) -> None:
 
 @app.command()
 def resume(folder: Folder = HERE, name: RunName = "") -> None:
-    """Follow the run that is under way, or go on with an interrupted one from its last step.
+    """Follow the run that is under way, or resume an interrupted one after its last step.
 
     Example: `layerweld coordinator resume`
     """
@@ -233,7 +233,9 @@ def resume(folder: Folder = HERE, name: RunName = "") -> None:
     if run_id is None:
         output = output_of(coordinator, settings)
         if not has_journal(output):
-            raise DeployError(f"{output} holds no interrupted run; `layerweld coordinator run`")
+            raise DeployError(
+                f"{output} holds no interrupted run; start one with `layerweld coordinator run`"
+            )
         run_id = start_run(coordinator, settings)
     say(f"run {run_id}")
     _follow(coordinator, settings, run_id)
@@ -241,7 +243,7 @@ def resume(folder: Folder = HERE, name: RunName = "") -> None:
 
 @app.command()
 def stop(folder: Folder = HERE) -> None:
-    """Stop the run that is under way; `resume` goes on with it.
+    """Stop the run that is under way; `resume` continues it.
 
     Example: `layerweld coordinator stop`
     """
@@ -269,7 +271,7 @@ def _open(folder: Path, name: str) -> tuple[Coordinator, RunSettings]:
 
 
 def _warn(coordinator: Coordinator) -> None:
-    """Of certificates that have ended, or will within a month."""
+    """Warn of certificates that have expired, or will within a month."""
     from layerweld.deploy.speak import say
     from layerweld.deploy.validity import warnings_of
 
@@ -288,7 +290,7 @@ def _follow(coordinator: Coordinator, settings: RunSettings, run_id: str) -> Non
         code = end.code if isinstance(end, SystemExit) else 130
         if code not in INTERRUPTED:
             raise
-        goes_on = "the run goes on; `layerweld coordinator resume` follows it again"
+        goes_on = "the run continues; `layerweld coordinator resume` follows it again"
         raise Left(code, goes_on) from None
     _report(coordinator, settings)
 

@@ -1,4 +1,4 @@
-"""Serve the coordinator's door: ``python -P -m layerweld.deploy.door FOLDER``."""
+"""Serve the coordinator's gateway: ``python -P -m layerweld.deploy.door FOLDER``."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ async def serve(app: App, listener: Listener, connections: Connections, folder: 
 
     Args:
         app: ASGI.
-        listener: listens already.
+        listener: is listening already.
         connections: those of the listener.
         folder: with ``server.crt`` and ``server.key``.
     """

@@ -115,7 +115,7 @@ def _of_method(upload: Upload, sites: int) -> str:
     among = f" among {sites} sites" if upload.grows_with_sites else ""
     sends = ", ".join(upload.sends)
     alone = f"to the server alone: {sends}"
-    to = f"to the server: {sends}; to every other site: ΔW" if upload.method.shares else alone
+    to = f"to the server: {sends}; to every other site: ΔW" if upload.method.kind.shares else alone
     return (
         f"{upload.method.name}: {each}{_size(upload.num_bytes)} a merge{among}, "
         f"{rounds:,} round{'s' if rounds > 1 else ''}; {to}"

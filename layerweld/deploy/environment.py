@@ -1,4 +1,4 @@
-"""The environment in which Flower's programs are started: nothing phones, nothing installs."""
+"""The environment of Flower's programs: nothing calls out, and nothing is installed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SWITCHES = {
     "HF_HUB_OFFLINE": "1",
 }
 SUPEREXEC = (sys.executable, "-P", str(app_folder() / "client" / "superexec.py"))
-"""In place of Flower's own ``flower-superexec``; takes the same arguments."""
+"""Replaces Flower's own ``flower-superexec``, and takes the same arguments."""
 
 
 def programs() -> Path:

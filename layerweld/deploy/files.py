@@ -1,4 +1,4 @@
-"""Files and folders that are whole or not there, with the right permissions from the first byte."""
+"""Files and folders that are whole or absent, with the right permissions from the first byte."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def read_toml(file: Path, made_by: str) -> dict[str, Any]:
         made_by: the command that makes it, for the error message.
 
     Raises:
-        DeployError: it is missing, or no TOML.
+        DeployError: it is missing, or not TOML.
     """
     if not file.exists():
         raise DeployError(f"{file} does not exist; give `--folder`, or make one with `{made_by}`")
@@ -75,11 +75,11 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 
 def require_private(folder: Path) -> None:
-    """Refuse a folder whose content others can change or exchange.
+    """Refuse a folder whose content others can change or replace.
 
     Raises:
-        DeployError: it, or a folder above it, is another person's or writable by others. Above
-            it, a sticky one (``/tmp``) is well: others cannot rename what is there.
+        DeployError: it, or a folder above it, belongs to another person or is writable by others.
+            Above it, a sticky folder (``/tmp``) is fine: others cannot rename what is there.
     """
     real = folder.resolve()
     for place in (real, *real.parents):

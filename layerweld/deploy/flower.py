@@ -1,4 +1,4 @@
-"""Ask Flower's command line, and read its answer as JSON."""
+"""Call Flower's command line, and read its output as JSON."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _UNREACHABLE = "SuperLink connection configuration"  # Flower's own advice is ab
 
 
 def flwr(*arguments: str) -> list[str]:
-    """The command ``flwr …`` that answers in JSON."""
+    """The command ``flwr …`` with output as JSON."""
     return [program("flwr"), *arguments, "--format", "json"]
 
 
@@ -25,7 +25,7 @@ def ask(command: Sequence[str], environment: Mapping[str, str]) -> dict[str, Any
     """Run ``flwr … --format json``.
 
     Raises:
-        DeployError: it failed, said so in its answer, or took longer than two minutes.
+        DeployError: it failed, reported a failure, or took longer than two minutes.
     """
     done = _run(command, environment)
     try:
@@ -41,7 +41,7 @@ def ask(command: Sequence[str], environment: Mapping[str, str]) -> dict[str, Any
 
 
 def show_log(run_id: str, connection: str, environment: Mapping[str, str]) -> str:
-    """What a run has logged so far; empty where the SuperLink cannot be asked just now."""
+    """What a run has logged so far; empty if the SuperLink cannot be reached now."""
     try:
         return _run([program("flwr"), "log", run_id, connection, "--show"], environment).stdout
     except DeployError:
@@ -62,7 +62,7 @@ def _run(
         )
     except subprocess.TimeoutExpired:
         raise DeployError(
-            f"`{shlex.join(command)}` gave no answer within {_TIMEOUT} s; is the machine "
+            f"`{shlex.join(command)}` did not end within {_TIMEOUT} s; is the machine "
             f"overloaded, or the SuperLink stuck?"
         ) from None
 

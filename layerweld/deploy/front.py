@@ -1,9 +1,9 @@
-"""The coordinator's only open door: passes on what SuperNodes say, and nothing else.
+"""The coordinator's gateway: forwards the calls of SuperNodes, and nothing else.
 
 Flower serves three interfaces on one port: Fleet (for SuperNodes, which sign each call with their
-key), Control (starts runs, registers keys; open to whoever reaches it) and Runtime. The SuperLink
-therefore listens on loopback only, and this door forwards the Fleet calls of registered SuperNodes
-by name. Every other path is answered with 404, and never reaches the SuperLink.
+key), Control (starts runs and registers keys; open to anyone who reaches it) and Runtime. So the
+SuperLink listens on loopback only, and the gateway forwards the Fleet calls of registered
+SuperNodes by name. Every other path gets a 404, and never reaches the SuperLink.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Front:
 
     Args:
         upstream: URL of the SuperLink.
-        authority: certificate file that vouches for the SuperLink.
+        authority: certificate file to verify the SuperLink with.
         about: what anybody may know: versions, and the hash of the application.
     """
 
@@ -61,7 +61,7 @@ class Front:
             base_url=upstream,
             verify=ssl.create_default_context(cafile=str(authority)),
             timeout=httpx.Timeout(120.0, connect=5.0),
-            limits=httpx.Limits(max_connections=None),  # the door's own connections are counted
+            limits=httpx.Limits(max_connections=None),  # the gateway's own connections are counted
             trust_env=False,  # a proxy for the outside world has no business on loopback
         )
 
@@ -102,13 +102,13 @@ class Front:
                 await send({"type": "http.response.body", "body": piece, "more_body": True})
             await send({"type": "http.response.body", "body": b""})
         except httpx.TransportError:
-            return  # half an answer: the server hangs up, and the SuperNode asks again
+            return  # half a response: the server hangs up, and the SuperNode asks again
         finally:
             await response.aclose()
 
 
 def _announced(headers: Headers) -> int:
-    """The body's length by its header; a body that does not say how long it is, is too long."""
+    """The body's length by its header; a body without one counts as too long."""
     names = [name.lower() for name, _ in headers]
     lengths = [value for name, value in headers if name.lower() == b"content-length"]
     told = len(lengths) == 1 and lengths[0].isdigit() and len(lengths[0]) < 10
@@ -125,12 +125,12 @@ async def _body(receive: Receive, announced: int) -> AsyncIterator[bytes]:
         left -= len(piece)
         more = event.get("more_body", False)
         if left < 0 or (left > 0 and not more):
-            raise httpx.ReadError("another length than the SuperNode has announced")
+            raise httpx.ReadError("not the length that the SuperNode announced")
         yield piece
 
 
 async def answer(send: Send, status: int, body: bytes, kind: bytes = b"text/plain") -> None:
-    """Answer a request in one piece. Where it was refused, its body is not waited for."""
+    """Answer a request in one piece. If it was refused, do not wait for its body."""
     headers = [(b"content-type", kind), (b"content-length", str(len(body)).encode())]
     if status >= 400:
         headers.append((b"connection", b"close"))

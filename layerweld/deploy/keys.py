@@ -1,4 +1,4 @@
-"""A site's key: the only thing by which a coordinator knows it."""
+"""A site's key: the only thing that a coordinator knows it by."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def make_key(file: Path) -> str:
 
 
 def public_file(file: Path) -> Path:
-    """Where the public half of a private key lies."""
+    """The file of a private key's public half."""
     return file.with_name(file.name + ".pub")
 
 
@@ -48,7 +48,7 @@ def read_public_key(file: Path) -> bytes:
     """The content of an SSH public key file that Flower will accept.
 
     Raises:
-        DeployError: it is missing, private, or no ECDSA key on P-384.
+        DeployError: it is missing, private, or not an ECDSA key on P-384.
     """
     content = contents(file, DeployError, _LARGEST)
     if b"PRIVATE KEY" in content:
@@ -56,12 +56,12 @@ def read_public_key(file: Path) -> bytes:
             f"{file} is a private key, which must never leave its site; ask for the file that "
             f"ends in .pub, and let the site make a new key"
         )
-    with reading(f"{file} is no SSH public key", "ask the site again", DeployError):
+    with reading(f"{file} is not an SSH public key", "ask the site again", DeployError):
         key = load_ssh_public_key(content)
         fingerprint(content)
     if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name != "secp384r1":
         raise DeployError(
-            f"{file} is no ECDSA P-384 key; `layerweld site init` makes one, or "
+            f"{file} is not an ECDSA P-384 key; `layerweld site init` makes one, or "
             f"`ssh-keygen -t ecdsa -b 384`"
         )
     return content

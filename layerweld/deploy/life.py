@@ -1,4 +1,4 @@
-"""From when to when a certificate file is good, and what is wrong with it today."""
+"""When a certificate file is valid, and what is wrong with it today."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from layerweld.untrusted.files import contents, reading
 
 SOON = timedelta(days=30)
 LARGEST_PEM = 2**20
-"""Bytes of a certificate file, chain and all."""
+"""Bytes of a certificate file, including its chain."""
 
 
 @dataclass(frozen=True)
 class Life:
-    """From when to when a certificate file is good.
+    """When a certificate file is valid.
 
     Attributes:
         file: of the certificate.
@@ -33,34 +33,33 @@ class Life:
 
     @property
     def trouble(self) -> str:
-        """What is wrong with it, or will be within a month; empty where all is well."""
+        """What is wrong with it, or will be within a month; empty if all is well."""
         at = certificates.now()
         if at > self.ends:
-            return f"{self.file} ended on {self.ends:%Y-%m-%d}"
+            return f"{self.file} expired on {self.ends:%Y-%m-%d}"
         if at < self.begins:
-            return (
-                f"{self.file} begins on {self.begins:%Y-%m-%d} only: is this machine's date right?"
-            )
+            begins = f"{self.begins:%Y-%m-%d}"
+            return f"{self.file} is not valid before {begins}: is this machine's date right?"
         if self.ends - at < SOON:
-            return f"{self.file} ends in {(self.ends - at).days} days, on {self.ends:%Y-%m-%d}"
+            return f"{self.file} expires in {(self.ends - at).days} days, on {self.ends:%Y-%m-%d}"
         return ""
 
     @property
     def is_over(self) -> bool:
-        """Whether nobody trusts it any more."""
+        """Whether it has expired, so that nobody trusts it any more."""
         return certificates.now() > self.ends
 
 
 def life_of(file: Path) -> Life:
-    """When a server certificate, with its chain, or a bundle of authorities is good.
+    """When a server certificate with its chain, or a bundle of authorities, is valid.
 
-    A chain is as good as its shortest-lived part; of several authorities one is enough.
+    A chain is valid as long as all of its parts are. Of several authorities one is enough.
 
     Raises:
-        DeployError: the file is missing, or no certificate.
+        DeployError: the file is missing, or not a certificate.
     """
     held_bytes = contents(file, DeployError, LARGEST_PEM)
-    with reading(f"{file} is no PEM certificate", "put it back from a copy", DeployError):
+    with reading(f"{file} is not a PEM certificate", "put it back from a copy", DeployError):
         held = x509.load_pem_x509_certificates(held_bytes)
     is_chain = not _signs(held[0])
     begins = [one.not_valid_before_utc for one in held]

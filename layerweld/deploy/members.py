@@ -1,4 +1,4 @@
-"""The sites of a coordinator: keys registered with its SuperLink, and a note of each."""
+"""The sites of a coordinator: keys registered with its SuperLink, and a file about each."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Member:
     """One registered site.
 
     Attributes:
-        name: by which the coordinator knows it.
+        name: what the coordinator calls it.
         key: fingerprint of its public key.
         node: Flower's number for that key.
     """
@@ -44,7 +44,7 @@ def add_member(coordinator: Coordinator, name: str, key: Path) -> Member:
     """Register a site's public key with the running SuperLink.
 
     Raises:
-        DeployError: the name or key is unusable or taken, or the SuperLink does not run.
+        DeployError: the name or key is unusable or taken, or the SuperLink is not running.
     """
     if not re.fullmatch(SITE_NAME, name):
         raise DeployError(f"{name!r} cannot name a site; use letters, digits and `._-`")
@@ -53,7 +53,7 @@ def add_member(coordinator: Coordinator, name: str, key: Path) -> Member:
     if name in known:
         raise DeployError(
             f"{name} is registered already, with key {known[name].key}; "
-            f"`layerweld coordinator remove {name}` first, if that key is to go"
+            f"to replace it, type `layerweld coordinator remove {name}` first"
         )
     answer = ask(registration(key.resolve()), coordinator.environment)
     member = Member(name, fingerprint(public), str(answer["node-id"]))
@@ -66,11 +66,13 @@ def remove_member(coordinator: Coordinator, name: str) -> Member:
     """Withdraw a site's key: its SuperNode can no longer connect.
 
     Raises:
-        DeployError: there is no such site, or the SuperLink does not run.
+        DeployError: there is no such site, or the SuperLink is not running.
     """
     known = {member.name: member for member in members(coordinator)}
     if name not in known:
-        raise DeployError(f"no site {name} is registered; there is {', '.join(known) or 'none'}")
+        raise DeployError(
+            f"no site {name} is registered; registered are {', '.join(known) or 'none'}"
+        )
     ask(
         flwr("supernode", "unregister", known[name].node, CONNECTION),
         coordinator.environment,
@@ -88,9 +90,9 @@ def members(coordinator: Coordinator) -> tuple[Member, ...]:
 def _read_member(file: Path) -> Member:
     remedy = f"remove it and {file.stem}.pub beside it, and add the site again"
     found = read_json(file, DeployError, remedy)
-    with reading(f"{file} describes no site", remedy, DeployError):
+    with reading(f"{file} does not describe a site", remedy, DeployError):
         if not all(isinstance(value, str) for value in found.values()):
-            raise TypeError("its entries should be texts")
+            raise TypeError("its entries should be strings")
         return Member(**found)
 
 
@@ -105,9 +107,9 @@ def node_states(coordinator: Coordinator) -> dict[str, str]:
 
 
 def naming_nodes(coordinator: Coordinator) -> Callable[[str], str]:
-    """Put the registered site's name behind every node's number in a text.
+    """A function that puts the registered site's name behind every node's number in a text.
 
-    A run knows its sites by name only once they have introduced themselves.
+    A run knows its sites by name only once they have said who they are.
     """
     names = {member.node: member.name for member in members(coordinator)}
 

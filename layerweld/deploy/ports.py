@@ -8,10 +8,10 @@ from layerweld.errors import DeployError
 
 
 def require_free(host: str, port: int) -> None:
-    """Refuse a port that somebody listens on.
+    """Refuse a port that another program listens on.
 
     Raises:
-        DeployError: it is taken, or the host is no address of this machine.
+        DeployError: it is taken, or the host is not an address of this machine.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
@@ -20,13 +20,13 @@ def require_free(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise DeployError(
-                f"{host}:{port} cannot be listened on ({error.strerror}); is another one running? "
-                f"`ss -ltnp` shows who listens"
+                f"cannot listen on {host}:{port} ({error.strerror}); is another program using it? "
+                f"`ss -ltnp` shows which"
             ) from None
 
 
 def free_port() -> int:
-    """A port of loopback that nobody listens on now."""
+    """A loopback port that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -1,4 +1,4 @@
-"""Keep a few programs running: start, watch, start again, and end all of them together."""
+"""Keep a few programs running: start, watch and restart them, and end all of them together."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from layerweld.untrusted.files import last_text
 
 _LOOK = 0.2  # seconds between looks at the programs
 _GRACE = 10.0  # seconds between SIGTERM and SIGKILL
-_LONGEST_PAUSE = 15.0  # seconds before a program that dies at once is started again
+_LONGEST_PAUSE = 15.0  # seconds before a program that dies at once is restarted
 _DAY = 86400.0  # seconds
-_STEADY = 60.0  # seconds after which a program counts as having started well
+_STEADY = 60.0  # seconds after which a start counts as successful
 
 
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl
@@ -41,7 +41,7 @@ class Program:
         name: for people, and of the log file.
         command: the command line.
         environment: all of it.
-        explain: given the end of the log, what a person can do about it; empty for nothing.
+        explain: turns the end of the log into what a person can do about it; may be empty.
     """
 
     name: str
@@ -53,14 +53,14 @@ class Program:
 class Supervisor:
     """Runs programs in process groups of their own until it is told to stop.
 
-    A program that ends is started again: after one second, then two, four, … up to fifteen while
-    it keeps ending soon. SIGTERM and Ctrl-C end every group, those of crashed programs included.
+    A program that ends is restarted: after one second, then two, four, … up to fifteen while it
+    keeps ending soon. SIGTERM and Ctrl-C end every group, including those of crashed programs.
 
     Args:
         programs: in the order in which they are started; they end in the reverse order.
         logs: folder that gets one appended file per program.
         say: told what happens, one line at a time.
-        tend: called once a day; gives the names of programs that must be started again.
+        tend: called once a day; returns the names of programs that must be restarted.
     """
 
     def __init__(
@@ -119,11 +119,11 @@ class _Watched:
         self._wrote = 0
 
     def look(self) -> None:
-        """Start the program if it does not run and its time has come; keep its log short."""
+        """Start the program if it is not running and its time has come; keep its log short."""
         if self._log.exists() and self._log.stat().st_size > _LARGEST_LOG:
             self._say(f"{self._log} is long: its older part is now {self._older}")
             shutil.copyfile(self._log, self._older)
-            os.truncate(self._log, 0)  # the program appends, and goes on at the new end
+            os.truncate(self._log, 0)  # the program appends, so it continues at the new end
             self._wrote = 0
         if self._process is not None and self._process.poll() is not None:
             self._ended(self._process)
@@ -135,14 +135,14 @@ class _Watched:
         return self._log.with_suffix(".older.log")
 
     def end(self) -> None:
-        """SIGTERM, and SIGKILL to whatever is left of the group."""
+        """Send SIGTERM, and SIGKILL to whatever is left of the group."""
         if self._process is None:
             return
         _signal_group(self._process.pid, signal.SIGTERM)
         try:
             self._process.wait(_GRACE)
         except subprocess.TimeoutExpired:
-            self._say(f"{self._program.name} does not end: killing it")
+            self._say(f"{self._program.name} does not end; killing it")
         _signal_group(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self._process = None
@@ -176,14 +176,14 @@ class _Watched:
         tail = last_text(self._log, DeployError, self._wrote, _TAIL)
         reason = self._program.explain(tail)
         why = f" ({reason})" if reason else ""
-        self._say(f"{self._program.name} {how}{why}: starting it again in {self._pause:.0f} s")
+        self._say(f"{self._program.name} {how}{why}; restarting it in {self._pause:.0f} s")
         self._process = None
         self._due = time.monotonic() + self._pause
         self._pause = min(2 * self._pause, _LONGEST_PAUSE)
 
 
 def _end_with_parent() -> None:
-    """In the child: SIGTERM when the supervisor is killed, so that nobody is left behind."""
+    """In the child: SIGTERM when the supervisor is killed, so that no process is left behind."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
@@ -192,4 +192,4 @@ def _signal_group(group: int, number: signal.Signals) -> None:
     try:
         os.killpg(group, number)
     except ProcessLookupError:
-        return  # nobody is left in it
+        return  # no process is left in it

@@ -1,4 +1,4 @@
-"""Would a site trust this certificate? A TLS handshake in memory says so beforehand."""
+"""Check beforehand, by a TLS handshake in memory, whether a site would trust a certificate."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ def require_verified(certificate: Path, key: Path, authority: Path, host: str) -
         certificate: of the server, with the chain that clients need.
         key: its private key.
         authority: what sites verify it with.
-        host: under which they reach the server.
+        host: what they reach the server as.
 
     Raises:
         DeployError: key and certificate do not belong together, or the certificate is of another
-            authority or host, has ended, or has not begun.
+            authority or host, has expired, or is not valid yet.
     """
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
         server.load_cert_chain(certificate, key, password="")
     except (ssl.SSLError, OSError) as error:
         raise DeployError(
-            f"{certificate} and {key} are no certificate and its unencrypted private key "
-            f"({_reason(error)}): both are PEM files"
+            f"{certificate} and {key} are not a certificate and its unencrypted private key "
+            f"({_reason(error)}); give both as PEM files"
         ) from None
     try:
         client = ssl.create_default_context(cafile=str(authority))
     except (ssl.SSLError, OSError) as error:
         raise DeployError(
-            f"{authority} is no certificate of an authority ({_reason(error)}): it is a PEM file"
+            f"{authority} is not an authority's certificate ({_reason(error)}); give a PEM file"
         ) from None
     try:
         _shake_hands(server, client, host)
     except ssl.SSLError as error:
         raise DeployError(
             f"{certificate}: a site that reaches {host} and has {authority} would refuse it "
-            f"({_reason(error)}); ask whoever signs your certificates for one of that name, with "
+            f"({_reason(error)}); ask your certificate authority for one with that name, and with "
             f"its whole chain"
         ) from None
 

@@ -1,4 +1,4 @@
-"""What the runs of a coordinator say of themselves, as a person reads it."""
+"""What the runs of a coordinator say about themselves, for people to read."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from layerweld.runtime.run_state import RunState, read_state
 
 
 def account(coordinator: Coordinator) -> Iterator[str]:
-    """Lines on every run that left a state: how far it is, whom it waits for, how it ended.
+    """Lines about every run that left a state: how far it is, whom it waits for, how it ended.
 
-    Nothing is asked of the SuperLink, so they are there when it is not.
+    The SuperLink is not asked, so this works while it is down.
 
     Raises:
         JournalError: a state cannot be read.
@@ -32,7 +32,7 @@ def _lines(name: str, state: RunState, again: str) -> Iterator[str]:
     yield f"state {name:20}  {state.status}{code}  {done}  {state.updated}"
     if state.status == "running":
         for site, why in state.waiting.items():
-            yield f"  waiting for {site}: {why or 'no answer yet'}"
+            yield f"  waiting for {site}: {why or 'no reply yet'}"
     for note in state.notes:
         yield f"  note: {note}"
     if state.exit_code:

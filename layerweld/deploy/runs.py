@@ -1,4 +1,4 @@
-"""Start a run at a coordinator, follow it to its final state, and say what became of it."""
+"""Start a run at a coordinator, follow it to its final state, and say how it ended."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from layerweld.settings.run import RunSettings
 from layerweld.untrusted.documents import MOST_BYTES
 from layerweld.untrusted.files import add_to_hash
 
-_LOOK = 4.0  # seconds between two questions after a run's state; each starts `flwr` anew
+_LOOK = 4.0  # seconds between two looks at a run's state; each starts `flwr` anew
 _PATIENCE = 300.0  # seconds for which the SuperLink may be away while a run is followed
 _LOOK_AT_LOG = 30.0  # seconds between two looks at what a run has logged
 _JOURNAL = "journal"
@@ -34,7 +34,7 @@ class RunState:
     Attributes:
         run_id: Flower's number.
         status: ``pending``, ``starting``, ``running``, or ``finished:…``.
-        details: what Flower says of a run that did not complete.
+        details: what Flower says about a run that did not complete.
         elapsed: since it started, with its unit.
         application: SHA-256 of the bundle that the run distributes.
     """
@@ -73,7 +73,7 @@ def list_runs(coordinator: Coordinator) -> list[RunState]:
 
 
 def output_of(coordinator: Coordinator, settings: RunSettings) -> Path:
-    """Where a run writes, by its name."""
+    """The folder that a run writes to, by its name."""
     return coordinator.runs / settings.name
 
 
@@ -111,7 +111,7 @@ def start_run(coordinator: Coordinator, settings: RunSettings) -> str:
 def follow_run(
     coordinator: Coordinator, run_id: str, output: Path, say: Callable[[str], None]
 ) -> None:
-    """Wait for a run's final state; say which groups are solved and which sites are waited for.
+    """Wait for a run's final state; say which groups are solved and which sites it waits for.
 
     Raises:
         RunFailedError: it did not complete; the message has the cause and the next command.
@@ -131,7 +131,7 @@ def follow_run(
 
 
 class _Notices:
-    """What a run has logged for people, each line passed on once."""
+    """Passes on what a run has logged for people, each line once."""
 
     def __init__(self, coordinator: Coordinator, run_id: str, say: Callable[[str], None]) -> None:
         self._coordinator = coordinator
@@ -148,19 +148,19 @@ class _Notices:
 
 
 def notices_in(log: str) -> list[str]:
-    """What a run's log says of solved groups, and of sites that are waited for or were given up."""
+    """What a run's log says about solved groups, and about sites waited for or given up."""
     return [line.strip() for line in _NOTICES.findall(log)]
 
 
 def _patiently(coordinator: Coordinator, run_id: str, say: Callable[[str], None]) -> RunState:
-    """A run's state; a SuperLink that is being started again is waited for."""
+    """A run's state. If the SuperLink is restarting, wait for it."""
     until, said = time.monotonic() + _PATIENCE, ""
     while True:
         try:
             return next(run for run in list_runs(coordinator) if run.run_id == run_id)
         except StopIteration:
             raise DeployError(
-                f"the SuperLink knows no run {run_id}; was state.db removed?"
+                f"the SuperLink does not know run {run_id}; was state.db removed?"
             ) from None
         except DeployError as error:
             if time.monotonic() > until:
@@ -190,7 +190,7 @@ def stop_run(coordinator: Coordinator) -> str:
 
 
 def has_journal(output: Path) -> bool:
-    """Whether an interrupted run can be gone on with."""
+    """Whether an interrupted run can be resumed."""
     return (output / _JOURNAL).is_dir()
 
 
@@ -203,7 +203,7 @@ def finished_manifest(output: Path) -> str:
     file = output / "manifest.json"
     if not file.is_file():
         hint = "resume" if has_journal(output) else "run"
-        raise DeployError(f"{output} holds no finished run; `layerweld coordinator {hint}`")
+        raise DeployError(f"{output} holds no finished run; type `layerweld coordinator {hint}`")
     digest = hashlib.sha256()
     add_to_hash(digest, file, DeployError, MOST_BYTES)
     return digest.hexdigest()
@@ -218,5 +218,5 @@ def _failure(state: RunState, output: Path) -> str:
     again = "resume" if has_journal(output) else "run"
     return (
         f"run {state.run_id} ended as {state.status}: {state.details or 'no reason given'}{kept}. "
-        f"When that is mended: `layerweld coordinator {again} --name {output.name}`"
+        f"When that is fixed, type `layerweld coordinator {again} --name {output.name}`"
     )

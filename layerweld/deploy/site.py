@@ -26,7 +26,7 @@ from layerweld.deploy.processes import Program
 from layerweld.errors import DeployError, InUseError
 from layerweld.runtime.app_path import app_folder
 from layerweld.runtime.disk import is_held, only_here
-from layerweld.settings.sites import DEMO, SiteEntry, on_its_own
+from layerweld.settings.sites import SiteEntry, on_its_own
 from layerweld.untrusted.files import named_path
 
 _MADE_BY = "layerweld site init SITE --model … --data …"
@@ -64,12 +64,12 @@ class Site:
 
     @property
     def cache(self) -> Path:
-        """What the site remembers between messages, and adapters that it trained."""
+        """Folder of what the site remembers between messages, and of adapters that it trained."""
         return Path(self.entry.cache)
 
     @property
     def run_file(self) -> Path:
-        """The coordinator's settings, as far as they were known."""
+        """The coordinator's settings, as they were at ``site init``."""
         return self.folder / "run.toml"
 
     @property
@@ -79,16 +79,16 @@ class Site:
 
     @property
     def programs(self) -> Path:
-        """What stands in for Flower's programs here."""
+        """Folder of the programs that replace Flower's here."""
         return self.folder / "bin"
 
     def supernode(self, address: str, authority: Path | None, port: int) -> Program:
         """Flower's SuperNode.
 
         Args:
-            address: ``host:port`` of the coordinator's door.
+            address: ``host:port`` of the coordinator's gateway.
             authority: certificate to verify it with; None for the system's.
-            port: loopback port through which the SuperNode and its ClientApp talk.
+            port: loopback port on which the SuperNode and its ClientApp talk.
         """
         command = [str(self.programs / "flower-supernode"), "--superlink", address]
         if authority is not None:
@@ -98,19 +98,19 @@ class Site:
         environment = flower_environment(self.folder / "flower", self.programs)
 
         def explain(log: str) -> str:
-            # Refused for its clock, a SuperNode ends with code 0 and says nothing.
+            # If its clock is why it is refused, a SuperNode ends with code 0 and says nothing.
             return explain_end(log) or skew(address, authority)
 
         return Program("supernode", command, environment, explain)
 
     def pin(self, application: str) -> None:
-        """From now on only this application runs here; see :mod:`client.pinned`.
+        """Let only this application run here from now on; see :mod:`client.pinned`.
 
         Flower starts a task by the name of a program: ``flwr-clientapp`` for a ClientApp, others
-        for servers, agents and simulations. Programs of these names go before Flower's own on the
-        SuperNode's search path; the first checks, and the others refuse. So does what asks for
-        tasks, ``flower-superexec``; see :mod:`client.superexec`. The SuperNode itself is started
-        through one that checks, too.
+        for servers, agents and simulations. Programs of these names are put before Flower's own on
+        the SuperNode's search path. The first one checks, and the others refuse. The program that
+        asks for tasks, ``flower-superexec``, is replaced too; see :mod:`client.superexec`. The
+        SuperNode itself is started through a program that checks.
 
         Raises:
             DeployError: others may write into the site's folder, and so decide what runs.
@@ -137,8 +137,8 @@ def site_entry(
         name: of the site and of its folder.
         parent: absolute folder in which that will be made.
         min_rows: as in :class:`SiteEntry`.
-        words: ``text_column``, ``label_column`` and ``logger`` of :class:`SiteEntry`; what is empty
-            has its default, and is never a run's to say.
+        words: ``text_column``, ``label_column`` and ``logger`` of :class:`SiteEntry`. An empty one
+            means the default; no run can change it.
         paths: the fields of :class:`SiteEntry` that are paths, other than ``cache``.
 
     Raises:
@@ -148,7 +148,9 @@ def site_entry(
     entries = absolute | {**words, "name": name, "cache": str(parent / name / "cache")}
     for key, value in entries.items():
         if _UNQUOTABLE & set(value):
-            raise DeployError(f"{key} {value!r} holds a quote, backslash or line break; rename it")
+            raise DeployError(
+                f"{key} {value!r} has a quote, backslash or line break in it; rename it"
+            )
     try:
         return on_its_own(SiteEntry.model_validate(entries | {"min-rows": min_rows}))
     except ValidationError as error:
@@ -158,12 +160,12 @@ def site_entry(
 
 
 def create(folder: Path, entry: SiteEntry, settings: bytes) -> tuple[Site, str]:
-    """Make a site's folder with a new key; it is complete or not there.
+    """Make a site's folder with a new key; it is complete or absent.
 
     Args:
         folder: to make.
         entry: the site.
-        settings: content of the coordinator's ``run.toml``, which later checks use, too.
+        settings: content of the coordinator's ``run.toml``, for later checks.
 
     Returns:
         The site, and its key's fingerprint.
@@ -186,7 +188,7 @@ def open_site(folder: Path) -> Site:
     """Read a site's folder.
 
     Raises:
-        DeployError: it is none, or its settings are wrong.
+        DeployError: it is not such a folder, or its settings are wrong.
     """
     folder = named_path(folder, "--folder", DeployError)
     file = folder / "site.toml"
@@ -201,10 +203,10 @@ def open_site(folder: Path) -> Site:
 
 
 def node_config(entry: SiteEntry) -> str:
-    """A site as Flower's ``--node-config`` wants it.
+    """A site in the form of Flower's ``--node-config``.
 
-    The watchdog is always on: here Flower starts one process a message, and one that hangs would
-    block the site for every later message.
+    The watchdog is always on. Flower starts one process per message here, and a process that hangs
+    would block the site for every later message.
     """
     entries = entry.model_dump(by_alias=True, exclude={"watchdog", "min_rows"})
     texts = [f'{key}="{value}"' for key, value in entries.items() if value]
@@ -223,7 +225,7 @@ def joined(site: Site) -> Iterator[None]:
             held.enter_context(only_here(_join_lock(site), str(site.folder)))
         except InUseError:
             raise DeployError(
-                f"{site.folder} has joined already; one process per site: end that one first"
+                f"{site.folder} has joined already, and a site is one process; end that one first"
             ) from None
         yield
 
@@ -260,14 +262,14 @@ def bytes_in(folder: Path) -> int:
 
 
 def explain_end(log: str) -> str:
-    """What a person can do about a SuperNode that ended, from the end of its log."""
+    """What a person can do about a SuperNode that ended, by the end of its log."""
     if "Failed to activate" in log:
         return (
-            "the coordinator does not take this key: it is not registered (yet), or was in use "
+            "the coordinator does not accept this key: it is not registered (yet), or was in use "
             "until a minute ago"
         )
     if "CERTIFICATE_VERIFY_FAILED" in log or "SSL/TLS handshake error" in log:
-        return "the coordinator's certificate does not verify; see `layerweld site check`"
+        return "the coordinator's certificate cannot be verified; see `layerweld site check`"
     return ""
 
 
@@ -276,8 +278,6 @@ def _join_lock(site: Site) -> Path:
 
 
 def _absolute(path: str) -> str:
-    if path.startswith(DEMO):
-        return path
     absolute = named_path(path, "the site's files", DeployError)
     if not absolute.exists():
         raise DeployError(f"{absolute} does not exist")

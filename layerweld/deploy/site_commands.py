@@ -20,7 +20,7 @@ app = typer.Typer(
 )
 
 Folder = Annotated[Path, typer.Option("--folder", help="The site's folder.")]
-Address = Annotated[str, typer.Argument(metavar="HOST:PORT", help="The coordinator's door.")]
+Address = Annotated[str, typer.Argument(metavar="HOST:PORT", help="The coordinator's gateway.")]
 Authority = Annotated[
     Path | None,
     typer.Option(
@@ -35,25 +35,27 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # Flower colours its log for terminals
 def init(
     site: Annotated[str, typer.Argument(help="Name of the site, and of its folder.")],
     model: Annotated[str, typer.Option(help="Folder of the base model.")],
-    data: Annotated[str, typer.Option(help="Rows: .jsonl, .csv, .parquet, or an image folder.")],
+    data: Annotated[str, typer.Option(help="Samples: .jsonl, .csv, .parquet, or an image folder.")],
     adapter: Annotated[str, typer.Option(help="PEFT folder, or fully fine-tuned model.")] = "",
     fine_tune: Annotated[
-        bool, typer.Option("--fine-tune", help="Instead: train an adapter on the data, here.")
+        bool, typer.Option("--fine-tune", help="Instead, train an adapter on the data here.")
     ] = False,
-    held_out: Annotated[str, typer.Option(help="Labelled rows to evaluate on.")] = "",
+    held_out: Annotated[str, typer.Option(help="Labelled samples to evaluate on.")] = "",
     head: Annotated[str, typer.Option(help="The adapter's classifier, to evaluate with.")] = "",
     text_column: Annotated[
-        str, typer.Option(help="The data's column of texts; no run can name another.")
+        str, typer.Option(help="Column with the text; no run can name another.")
     ] = "text",
     label_column: Annotated[
-        str, typer.Option(help="The data's column of labels; no run can name another.")
+        str, typer.Option(help="Column with the label; no run can name another.")
     ] = "label",
     logger: Annotated[
         str, typer.Option(help="Training curves: tensorboard, csv, mlflow, wandb or none.")
     ] = "tensorboard",
     min_rows: Annotated[
         int,
-        typer.Option(help="Measure, train and evaluate on no fewer rows, whatever a run asks for."),
+        typer.Option(
+            help="Never measure, train or evaluate on fewer samples, whatever a run says."
+        ),
     ] = 10,
     settings: Annotated[
         Path | None, typer.Option(help="The coordinator's run.toml, to check with its settings.")
@@ -86,7 +88,7 @@ def init(
     for line in lines(egress, entry):
         say(line)
     if settings is None:
-        say("note         a run's own settings may send more: init with its run.toml as --settings")
+        say("note         a run's own settings may send more: give its run.toml as --settings")
     say(f"key          {fingerprint}  in {made.key}, readable by you alone")
     say(f"now          send {made.public_key} to the coordinator, put their ca.crt into {folder}")
 
@@ -97,7 +99,7 @@ def check(
     folder: Folder = HERE,
     ca: Authority = None,
 ) -> None:
-    """Look for whatever could keep the site from joining, and say what to do about it.
+    """Look for problems that could keep the site from joining, and say what to do about each.
 
     Example: `layerweld site check fl.example.org:8443`
     """
@@ -128,10 +130,10 @@ def join(
         bool, typer.Option("--service", help="Write a systemd unit instead of joining now.")
     ] = False,
     only_print: Annotated[
-        bool, typer.Option("--print", help="Print Flower's command; do nothing.")
+        bool, typer.Option("--print", help="Print Flower's command, and do nothing.")
     ] = False,
 ) -> None:
-    """Connect and serve runs until Ctrl-C; start again what dies. Only this application runs.
+    """Connect and serve runs until Ctrl-C; restart what dies. Only this application runs.
 
     Example: `layerweld site join fl.example.org:8443`
     """
@@ -164,7 +166,7 @@ def join(
 
 @app.command()
 def status(folder: Folder = HERE) -> None:
-    """Whether the site has joined, what its cache holds, what it was asked last and sent.
+    """Show whether the site has joined, the size of its cache, and what it was asked and sent last.
 
     Example: `layerweld site status`
     """
@@ -192,10 +194,10 @@ def status(folder: Folder = HERE) -> None:
 def purge(
     folder: Folder = HERE,
     adapters: Annotated[
-        bool, typer.Option("--adapters", help="Delete adapters that were trained here, too.")
+        bool, typer.Option("--adapters", help="Also delete adapters that were trained here.")
     ] = False,
 ) -> None:
-    """Delete what runs have left in the cache. An interrupted run starts this site anew then.
+    """Delete what runs have left in the cache. This site then starts an interrupted run anew.
 
     Example: `layerweld site purge --adapters`
     """

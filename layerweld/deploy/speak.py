@@ -10,12 +10,12 @@ from layerweld.runtime.terminal import console
 
 
 def say(line: str) -> None:
-    """One line as it is: no markup, no colours, no breaks."""
+    """Print one line as it is: no markup, no colours, no line breaks."""
     console.print(line, highlight=False, soft_wrap=True)
 
 
 def print_commands(environment: Mapping[str, str], *commands: Sequence[str]) -> None:
-    """Commands of Flower as a shell takes them, after the environment that they need."""
+    """Print Flower's commands for a shell, after the environment that they need."""
     names = (*SWITCHES, "FLWR_HOME", "PATH")
     say("export " + shlex.join(f"{name}={environment[name]}" for name in names))
     for command in commands:

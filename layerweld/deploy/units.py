@@ -1,4 +1,4 @@
-"""systemd units: what starts a coordinator or a site at boot, and again after a crash."""
+"""systemd units: they start a coordinator or a site at boot, and again after a crash."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ WantedBy=multi-user.target
 
 
 def _literal(text: str) -> str:
-    """Without systemd's specifiers: %h would be a home folder."""
+    """Escape systemd's specifiers: %h would be a home folder."""
     return text.replace("%", "%%")
 
 

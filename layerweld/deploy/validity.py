@@ -1,8 +1,8 @@
-"""How long a coordinator's certificates are good for, and what is done before they end.
+"""How long a coordinator's certificates are valid, and what is done before they expire.
 
-Four certificates keep a federation up: the door's and its authority, which sites see, and those of
-the SuperLink behind it, which nobody sees. What this folder has the key for is renewed here; what
-the organisation signs is named, with its end.
+A federation needs four certificates: the gateway's and its authority's, which sites see, and the
+two of the SuperLink behind it, which nobody sees. What this folder has the key for is renewed here.
+What the organisation signs is named, with the day it expires.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from layerweld.deploy.coordinator import (
 from layerweld.deploy.life import life_of
 from layerweld.errors import DeployError
 
-_AUTHORITIES = {"server": "ca", "inside": "inside-ca"}  # who signs, by what is signed
-_PROGRAMS = {"server": "door", "inside": "superlink"}  # who must be started again with it
+_AUTHORITIES = {"server": "ca", "inside": "inside-ca"}  # what signs, by what is signed
+_PROGRAMS = {"server": "door", "inside": "superlink"}  # what must be restarted with it
 _DAY = timedelta(days=1)
 
 
 def is_own(coordinator: Coordinator) -> bool:
-    """Whether this folder's own authority signs the door's certificate."""
+    """Whether this folder's own authority signs the gateway's certificate."""
     return (_folder(coordinator) / "ca.key").is_file()
 
 
 def warnings_of(coordinator: Coordinator) -> list[str]:
-    """One line for each certificate that has ended, or will within a month, and what to do."""
+    """One line for each certificate that has expired or will within a month, with what to do."""
     lines = []
     for name in ("server", "ca", "inside", "inside-ca"):
         trouble = life_of(_folder(coordinator) / f"{name}.crt").trouble
@@ -49,7 +49,7 @@ def _remedy(coordinator: Coordinator, name: str) -> str:
     folder = _folder(coordinator)
     what = "--certificate FILE --key FILE" + (" --authority FILE" if name == "ca" else "")
     return (
-        f"get a new one from whoever signs your organisation's certificates, type `layerweld "
+        f"get a new one from your organisation's certificate authority, type `layerweld "
         f"coordinator renew {what} --folder {folder.parent}`, and start `up` again"
     )
 
@@ -66,15 +66,15 @@ def renew(coordinator: Coordinator) -> list[str]:
     if is_own(coordinator):
         return [*_sign(coordinator, "server"), *said]
     own = life_of(_folder(coordinator) / "server.crt")
-    left = f"{own.file} is your organisation's, and good until {own.ends:%Y-%m-%d}"
+    left = f"{own.file} is your organisation's, and valid until {own.ends:%Y-%m-%d}"
     return [*said, f"{left}; {_remedy(coordinator, 'server')}" if own.trouble else left]
 
 
 def tend(coordinator: Coordinator, say: Callable[[str], None]) -> set[str]:
-    """Renew what ends within a month, and warn of what cannot be renewed here.
+    """Renew what expires within a month, and warn of what cannot be renewed here.
 
     Returns:
-        The programs that must be started again to use what was renewed.
+        The programs that must be restarted to use what was renewed.
     """
     stale = set()
     for name, authority in _AUTHORITIES.items():
@@ -90,10 +90,10 @@ def tend(coordinator: Coordinator, say: Callable[[str], None]) -> set[str]:
 
 
 def require_alive(coordinator: Coordinator) -> None:
-    """Refuse to go on with a certificate that every site refuses.
+    """Refuse to start with a certificate that every site would refuse.
 
     Raises:
-        DeployError: the organisation's certificate or its authority has ended.
+        DeployError: the organisation's certificate or its authority has expired.
     """
     for name in ("server", "ca"):
         life = life_of(_folder(coordinator) / f"{name}.crt")
@@ -116,15 +116,15 @@ def _sign(coordinator: Coordinator, name: str) -> list[str]:
     signed = make_server(authority, hosts)
     write_identity(folder, name, signed)
     ends = signed.certificate.not_valid_after_utc
-    return [f"renewed {folder / name}.crt, good until {ends:%Y-%m-%d}", *said]
+    return [f"renewed {folder / name}.crt, valid until {ends:%Y-%m-%d}", *said]
 
 
 def _new_authority(file: Path, old: datetime) -> str:
     if old < certificates.now():
-        return f"the authority ended on {old:%Y-%m-%d}: no site can connect before it has {file}"
+        return f"the authority expired on {old:%Y-%m-%d}: no site can connect before it has {file}"
     return (
-        f"the authority that sites have ends on {old:%Y-%m-%d}: give every site the new {file} "
-        f"before that day; until then the old one will do"
+        f"the authority that sites have expires on {old:%Y-%m-%d}: give every site the new {file} "
+        f"before that day; until then the old one works"
     )
 
 

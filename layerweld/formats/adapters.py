@@ -20,7 +20,8 @@ from layerweld.model.base_model import BaseModel
 from layerweld.model.linear import linear_layers, weight_of
 from layerweld.untrusted.tensors import check_numbers, opened_tensors, shape_of, trained_tensor
 from layerweld.untrusted.text import quoted
-from layerweld.updates.update import LowRankUpdate, TaskVector
+from layerweld.updates.task_vector import TaskVector
+from layerweld.updates.update import LowRankUpdate
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 
@@ -58,7 +59,7 @@ def read_adapter(folder: Path, base: BaseModel) -> Adapter:
 
     Raises:
         AdapterError: the folder is damaged, belongs to another base model, was not trained, or
-            holds more than LoRA on linear layers; the message names the tensor or the setting.
+            holds more than LoRA on linear layers. The message names the tensor or the setting.
     """
     config = read_lora_config(folder)
     patterns = LayerPatterns(folder / CONFIG_FILE, config)
@@ -95,8 +96,8 @@ def _read_opened(
 def digest_of(task_vector: TaskVector) -> str:
     """SHA-256 over every tensor's name, shape and bytes.
 
-    The scaling is inside the factors, so this covers whatever of the adapter's configuration has
-    an influence, and not the order in which PEFT happened to write it.
+    The scaling is inside the factors. So this covers every part of the adapter's configuration that
+    matters, and not the order in which PEFT happened to write it.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(_named_tensors(task_vector), key=lambda pair: pair[0]):
@@ -108,11 +109,8 @@ def digest_of(task_vector: TaskVector) -> str:
 
 def _named_tensors(task_vector: TaskVector) -> Iterator[tuple[str, Tensor]]:
     for name, update in task_vector.updates.items():
-        if isinstance(update, LowRankUpdate):
-            yield f"{name}.left", update.left
-            yield f"{name}.right", update.right
-        else:
-            yield f"{name}.update", update.weight
+        for part, tensor in update.tensors().items():
+            yield f"{name}.{part}", tensor
     for name, difference in task_vector.remainder.items():
         yield f"{name}.remainder", difference
 
@@ -130,7 +128,7 @@ def _weights_of(folder: Path) -> Path:
 
 
 def _split(names: Iterable[str]) -> tuple[dict[str, dict[str, str]], list[str]]:
-    """Names of the LoRA factors by layer and then by ``A`` or ``B``, and those of all else."""
+    """Names of the LoRA factors by layer and then by ``A`` or ``B``, and all other names."""
     factors: dict[str, dict[str, str]] = {}
     others = []
     for name in names:
@@ -147,18 +145,18 @@ def _find_prefix(
 ) -> str:
     """The prefix under which most of the adapter's layers are linear layers of the backbone."""
 
-    def strangers(prefix: str) -> list[str]:
+    def unmatched_names(prefix: str) -> list[str]:
         own = {prefix + layer for layer in layers}
         return sorted(name for name in names if name not in own)
 
-    prefix = min(("", head_prefix), key=lambda candidate: len(strangers(candidate)))
-    unmatched = strangers(prefix)
+    prefix = min(("", head_prefix), key=lambda candidate: len(unmatched_names(candidate)))
+    unmatched = unmatched_names(prefix)
     if unmatched:
         raise AdapterError(
-            f"{folder}: {len(unmatched)} of {len(names)} adapted layers, {quoted(unmatched[0])} "
-            f"first, are no linear layers of the base model's backbone; check that the site "
-            f"started from this base model, and leave heads, poolers, convolutions and embeddings "
-            f"to `exclude_modules`"
+            f"{folder}: {len(unmatched)} of {len(names)} adapted layers are not linear layers of "
+            f"the base model's backbone, such as {quoted(unmatched[0])}; check that the site "
+            f"started from this base model, and put heads, poolers, convolutions and embeddings "
+            f"into `exclude_modules`"
         )
     return prefix
 
@@ -175,7 +173,7 @@ def _refuse_all_but_heads(
 
 
 def _why_refused(name: str, own: Collection[str], modules_to_save: Collection[str]) -> str:
-    """Why a tensor that is no LoRA factor cannot be left aside; empty for a task head's."""
+    """Why a tensor that is not a LoRA factor cannot be ignored; empty for a task head's."""
     if "lora_embedding_" in name:
         return f"is LoRA on an embedding, which has no Gram matrix; {AS_MODEL}"
     if "lora_magnitude_vector" in name:
@@ -192,7 +190,7 @@ def _refuse_other_targets(folder: Path, present: set[str], expected: set[str]) -
     if missing:
         raise AdapterError(
             f"{folder}: {quoted(missing[0])} (of {len(missing)} such) is in `target_modules` but "
-            f"not in {WEIGHTS_FILE}; the file is incomplete, save the adapter again"
+            f"not in {WEIGHTS_FILE}; the file is incomplete: save the adapter again"
         )
     if surplus:
         raise AdapterError(
@@ -208,7 +206,7 @@ def _check_shapes(
     for factor, expected in (("A", (rank, d_in)), ("B", (d_out, rank))):
         if factor not in factors:
             raise AdapterError(
-                f"{folder}: {quoted(name)} has no lora_{factor}; the file is incomplete, save the "
+                f"{folder}: {quoted(name)} has no lora_{factor}; the file is incomplete: save the "
                 f"adapter again"
             )
         found = shape_of(opened, factors[factor])

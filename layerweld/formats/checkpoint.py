@@ -12,12 +12,14 @@ from transformers import PretrainedConfig
 
 from layerweld.errors import AdapterError
 from layerweld.model.base_model import BaseModel
+from layerweld.model.families import missing_weights
 from layerweld.model.folder import check_model_folder
 from layerweld.model.linear import is_transposed, linear_layers
 from layerweld.untrusted.files import reading
 from layerweld.untrusted.tensors import check_numbers
 from layerweld.untrusted.text import quoted
-from layerweld.updates.update import DenseUpdate, TaskVector
+from layerweld.updates.task_vector import TaskVector
+from layerweld.updates.update import DenseUpdate
 
 
 def read_checkpoint(folder: Path, base: BaseModel) -> TaskVector:
@@ -67,8 +69,8 @@ def _check_config(folder: Path, base_config: Mapping[str, Any]) -> None:
     config = check_model_folder(folder, AdapterError)
     if config.get("quantization_config"):
         raise AdapterError(
-            f"{folder} is quantised; give its weights as they were before, or "
-            f"`model.dequantize()` and save it"
+            f"{folder} is quantised; give the weights from before, or call `model.dequantize()` "
+            f"and save it"
         )
     for key in _architecture_keys(config):
         if key in base_config and config[key] != base_config[key]:
@@ -79,7 +81,7 @@ def _check_config(folder: Path, base_config: Mapping[str, Any]) -> None:
 
 
 def _architecture_keys(config: Collection[str]) -> list[str]:
-    """Settings of which a different value means another network: sizes, counts, activation."""
+    """Settings whose value decides which network it is: sizes, counts, activation."""
     named = {"model_type", "hidden_act"}
     return [k for k in config if k in named or k.startswith("num_") or k.endswith("_size")]
 
@@ -87,7 +89,7 @@ def _architecture_keys(config: Collection[str]) -> list[str]:
 def _load(folder: Path) -> nn.Module:
     from transformers import AutoModel
 
-    problem = f"{folder} is damaged or no model that transformers can load"
+    problem = f"{folder} is damaged, or not a model that transformers can load"
     with reading(problem, "save it again", AdapterError):
         model, report = AutoModel.from_pretrained(
             folder,
@@ -97,8 +99,7 @@ def _load(folder: Path) -> nn.Module:
             use_safetensors=True,
             output_loading_info=True,
         )
-    # A pooler is part of some classes' heads; transformers makes one up where there is none.
-    missing = sorted(k for k in report["missing_keys"] if not k.startswith("pooler."))
+    missing = missing_weights(report)
     if missing:
         raise AdapterError(
             f"{folder} is incomplete: {missing[0]!r} (of {len(missing)} such) is not in its files; "

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from layerweld.errors import OutputError, UnusableMergeError
 from layerweld.model.base_model import TOKENIZER_FILES, BaseModel
+from layerweld.model.families import without_made_up_pooler
 from layerweld.model.linear import is_transposed, linear_layers, weight_of
 from layerweld.runtime.disk import new_folder
 from layerweld.updates.bounds import LARGEST_WEIGHT, out_of_bounds, require_finite
@@ -50,7 +51,7 @@ def write_adapter(
         OutputError: something is there already.
         StorageError: the folder cannot be written.
         UnusableMergeError: an update holds numbers that no model can use.
-        ValueError: there is no update, or one without a column.
+        ValueError: there is no update, or one of rank 0.
     """
     if not updates or any(update.rank < 1 for update in updates.values()):
         raise ValueError("an adapter needs at least one update, each of rank 1 or more")
@@ -79,7 +80,7 @@ def write_model(
     """Write the merged backbone in float32, with the base model's tokenizer or image processor.
 
     The sums are formed in a second copy, read from the base model's folder, so ``base`` is never
-    touched; both are in memory for a while. A pooler goes along as the base model has it.
+    changed. Both are in memory for a while. A pooler is kept as the base model has it.
 
     Args:
         folder: to be created; its parents are created as well.
@@ -90,7 +91,8 @@ def write_model(
     Raises:
         OutputError: something is there already.
         StorageError: the folder cannot be written.
-        UnusableMergeError: an update, or a weight with its update, is nothing a model can use.
+        UnusableMergeError: an update, or a weight with its update, has numbers that no model can
+            use.
     """
     _require_usable(updates)
     require_finite(remainder, "the merged model")
@@ -114,7 +116,7 @@ def _require_usable(updates: Mapping[str, Update]) -> None:
     if layer:
         raise UnusableMergeError(
             f"the merged update of {layer} holds numbers that are not finite, or beyond "
-            f"{LARGEST_WEIGHT:.0f}: nothing is written"
+            f"{LARGEST_WEIGHT:.0f}; nothing is written"
         )
 
 
@@ -140,7 +142,7 @@ def _lora_config(
 
 
 def _own(factor: Tensor) -> Tensor:
-    """A copy of its own: layers of a group may share ``A``, which safetensors refuses to write."""
+    """A separate copy: layers of a group may share ``A``, and safetensors refuses to write that."""
     return factor.detach().to("cpu", torch.float32, copy=True).contiguous()
 
 
@@ -154,11 +156,10 @@ def _second_copy(base: BaseModel) -> PreTrainedModel:
         use_safetensors=True,
         output_loading_info=True,
     )
-    if any(key.startswith("pooler.") for key in report["missing_keys"]):
-        model.pooler = None  # transformers has just drawn it at random
+    without_made_up_pooler(model, report)
     return model
 
 
 def _must_be_free(folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OutputError(f"{folder} is already there; give another name or remove it first")
+        raise OutputError(f"{folder} exists already; give another name, or remove it first")

@@ -1,7 +1,7 @@
 """Which layers the patterns of an adapter's configuration mean: PEFT's rules, in bounded time.
 
-PEFT runs them by an engine that can take years on a line of text. This one is :mod:`regex`, which
-gives up; what it accepts is first compiled by ``re``, so that both read a pattern in the same way.
+PEFT runs them with an engine that can take years on a line of text. :mod:`regex` has a time limit.
+A pattern is compiled by ``re`` first, so that both engines read it in the same way.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LONGEST = 20_000
 
 _MOST = 1_000_000  # characters of all patterns together
 _SECONDS = 5.0
-"""Of computing, for all layers and patterns together; a thousand of each take less than one."""
+"""Computing time for all layers and patterns together; a thousand of each take less than one."""
 _ANY_INDEX = r".*?\.[^.]*\.(?P<idx>\d+)\."
 
 
@@ -34,11 +34,11 @@ class LayerPatterns:
 
     Args:
         file: the configuration, for messages.
-        config: whose values are of the right kinds.
+        config: its values must be of the right kinds.
 
     Raises:
-        AdapterError: a pattern is no regular expression, or too long; later, one that takes too
-            much time on the model's layers.
+        AdapterError: a pattern is not a regular expression, or too long. Later: a pattern takes
+            too much time on the model's layers.
     """
 
     def __init__(self, file: Path, config: LoraConfig) -> None:
@@ -135,7 +135,7 @@ class LayerPatterns:
                 f"{self._file}: the pattern {quoted(own)} has more than {LONGEST} characters; name "
                 f"the layers in a list instead"
             )
-        problem = f"{self._file}: {quoted(own)} is no regular expression"
+        problem = f"{self._file}: {quoted(own)} is not a regular expression"
         with reading(problem, "correct adapter_config.json", AdapterError):
             return _both(own, pattern)
 

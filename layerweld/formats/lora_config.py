@@ -1,4 +1,4 @@
-"""Read PEFT's ``adapter_config.json`` and refuse, by name, what is more than ``scaling · B A``."""
+"""Read PEFT's ``adapter_config.json`` and refuse, by name, anything beyond ``scaling · B A``."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def _are_indices(value: Any) -> bool:
 _NAME_OR_NAMES = "a name, a pattern or a list of names"
 _BY_LAYER = "a table of numbers by layer"
 
-# What has a say in the task vector, and of what kind it is where it is there.
+# Settings that affect the task vector, and the kind of their values.
 _KINDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "target_modules": (_is_name_or_names, _NAME_OR_NAMES),
     "exclude_modules": (_is_name_or_names, _NAME_OR_NAMES),
@@ -122,7 +122,7 @@ def read_lora_config(folder: Path) -> LoraConfig:
 
     Raises:
         AdapterError: the file is unreadable, or it asks for something that ``scaling · B A`` on
-            linear layers does not cover; the message names the setting and the way out.
+            linear layers does not cover. The message names the setting and the way out.
     """
     file = folder / CONFIG_FILE
     entries = read_json(file, AdapterError, "save the adapter again")
@@ -131,7 +131,7 @@ def read_lora_config(folder: Path) -> LoraConfig:
             f"{folder} is a PEFT adapter of type {quoted(entries.get('peft_type'))}, and only LORA "
             f"can be merged as a LoRA; {AS_MODEL}"
         )
-    entries.pop("runtime_config", None)  # how it ran, not what it is
+    entries.pop("runtime_config", None)  # it says how the adapter ran, not what it is
     _refuse_variants(folder, entries)
     _refuse_other_kinds(file, entries)
     known = {field.name for field in dataclasses.fields(LoraConfig)}
@@ -144,7 +144,7 @@ def read_lora_config(folder: Path) -> LoraConfig:
 
 
 def task_of(config: LoraConfig) -> str:
-    """PEFT's task type, if it is one of :data:`TASKS`; else empty."""
+    """PEFT's task type if it is one of :data:`TASKS`; else empty."""
     named = str(getattr(config.task_type, "value", config.task_type))
     return named if named in TASKS else ""
 
@@ -204,6 +204,6 @@ def _check_values(folder: Path, config: LoraConfig) -> None:
             )
     if not config.target_modules:
         raise AdapterError(
-            f"{folder} has no `target_modules`, so nobody can say whether it is complete; save it "
+            f"{folder} has no `target_modules`, so it may be incomplete; save it "
             f"with PEFT's `save_pretrained`"
         )

@@ -1,4 +1,4 @@
-"""Did two runs make the same merge: to the bit, or up to how their machines round?"""
+"""Whether two runs made the same merge: to the bit, or up to rounding."""
 
 from __future__ import annotations
 
@@ -39,17 +39,19 @@ class LayerDifference:
 
 
 def layer_differences(one: Path, other: Path) -> list[LayerDifference]:
-    """Of every layer of two runs' output folders, or merged adapters, or merged models.
+    """Differences of every layer between two output folders, merged adapters or merged models.
 
     Factors are compared by their product: a compressed merge may have another basis.
 
     Raises:
-        OutputError: a folder holds no merge, or they are of different layers or shapes.
+        OutputError: a folder holds no merge, or the merges have different layers or shapes.
     """
     ours, theirs = _merge_in(one), _merge_in(other)
     apart = sorted(ours.keys() ^ theirs.keys())
     if apart:
-        raise OutputError(f"only one of {one} and {other} has {apart[0]}; compare equal runs")
+        raise OutputError(
+            f"only one of {one} and {other} has {apart[0]}; compare runs of the same sites"
+        )
     found = []
     for name in sorted(ours):
         if [t.shape for t in (ours[name][0], ours[name][-1])] != [
@@ -61,7 +63,7 @@ def layer_differences(one: Path, other: Path) -> list[LayerDifference]:
 
 
 def require_within(found: list[LayerDifference], tolerance: float) -> None:
-    """Refuse merges that machines' rounding does not explain.
+    """Refuse merges that differ by more than rounding explains.
 
     Raises:
         DifferentMergeError: a layer differs by more, or holds a number that is not finite.
@@ -74,7 +76,7 @@ def require_within(found: list[LayerDifference], tolerance: float) -> None:
 
 
 def environment_differences(one: Path, other: Path) -> Iterator[str]:
-    """In what the machines of two runs' output folders differ, a line for each entry."""
+    """How the machines of two runs' output folders differ, a line for each entry."""
     ours, theirs = _environments(one), _environments(other)
     for name in sorted(ours.keys() | theirs.keys()):
         if ours.get(name) != theirs.get(name):
@@ -99,7 +101,7 @@ def _difference(name: str, ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...])
 
 
 def _norm(left: Tensor, right: Tensor) -> Tensor:
-    """‖left · right‖ without the product: by the triangular factors of both."""
+    """‖left · right‖ without the product, from the triangular factors of both."""
     upper = torch.linalg.qr(left.double(), mode="r").R
     lower = torch.linalg.qr(right.double().T, mode="r").R
     size: Tensor = torch.linalg.matrix_norm(upper @ lower.T)
@@ -150,7 +152,7 @@ def _factored(folder: Path, tensors: Mapping[str, Tensor]) -> dict[str, tuple[Te
 
 
 def _environments(folder: Path) -> dict[str, str]:
-    """Of the coordinator and of each site, by name; nothing where the folder says nothing of them.
+    """The environments of the coordinator and each site, by name; empty if the folder has none.
 
     Raises:
         OutputError: the file is damaged.

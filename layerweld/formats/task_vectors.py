@@ -1,4 +1,4 @@
-"""Read whatever a site fine-tuned, adapter or whole model, as a task vector of the base model."""
+"""Read what a site fine-tuned, adapter or whole model, as a task vector of the base model."""
 
 from __future__ import annotations
 

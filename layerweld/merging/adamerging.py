@@ -1,6 +1,7 @@
 """AdaMerging: one coefficient per site and layer, learnt from unlabelled rows. Tensors only."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated
 
 import torch
@@ -9,6 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from layerweld.merging.descent import Descent
+from layerweld.merging.method import ENTROPY, Method
 from layerweld.merging.one_round import Merge, SiteUpdates, site_by_site
 from layerweld.merging.sums import weighted_sum
 from layerweld.merging.ties import agreeing_entries, trim
@@ -96,3 +98,27 @@ def mean_entropy(logits: Float[Tensor, "rows classes"]) -> Float[Tensor, ""]:
     """Mean over rows of ``-Σ p log p``, in nats: 0 where the head is sure of every row."""
     logs = logits.log_softmax(dim=1)
     return -(logs.exp() * logs).sum(dim=1).mean()
+
+
+_ADAMERGING = Method(
+    "adamerging",
+    "AdaMerging",
+    "Yang et al. 2024, arXiv:2310.02575",
+    "Σ λ_i,l ΔW_i, one λ per site and layer, learnt by Adam on the mean entropy of every site's "
+    "own head",
+    AdaMerging,
+    kind=ENTROPY,
+    needs=("head",),
+    tune={"start": (0.2, 0.5), "learning-rate": (0.01,)},
+)
+METHODS = (
+    _ADAMERGING,
+    replace(
+        _ADAMERGING,
+        name="adamerging++",
+        label="AdaMerging++",
+        formula="the same, of what `ties` keeps of each ΔW_i: its largest share, and of that the "
+        "elected sign",
+        dense=True,
+    ),
+)

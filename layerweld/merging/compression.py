@@ -2,13 +2,12 @@
 
 from layerweld.merging.one_round import Merge
 from layerweld.merging.spectral import relative_distance, truncated
-from layerweld.updates.update import Update
 
 
 def compressed(merge: Merge, rank: int) -> Merge:
     """The closest merge of that rank, and how far it is away; rank 0 is the merge itself."""
     if not rank:
         return merge
-    updates: dict[str, Update] = {k: truncated(u, rank) for k, u in merge.updates.items()}
-    error = relative_distance(list(updates.values()), list(merge.updates.values()))
+    updates = {layer: truncated(update, rank) for layer, update in merge.updates.items()}
+    error = relative_distance(updates.values(), merge.updates.values())
     return Merge(updates, {**merge.figures, "compression error": error})

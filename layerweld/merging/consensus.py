@@ -6,6 +6,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from layerweld.merging.method import Method
 from layerweld.merging.one_round import Merge, MergeMethod, SiteUpdates, entry_by_entry
 from layerweld.settings_table import NonNegative, Positive
 
@@ -40,3 +41,16 @@ class Consensus(MergeMethod):
             sites,
             lambda vectors: self.scaling * consensus(vectors, self.mask_scale, self.agreement),
         )
+
+
+METHODS = (
+    Method(
+        "consensus",
+        "Consensus TA",
+        "Wang et al. 2024, arXiv:2405.07813",
+        "λ Σ τ_i where |τ_i| ≥ mask-scale |Σ τ - τ_i| for `agreement` sites or more, else 0",
+        Consensus,
+        dense=True,
+        tune={"scaling": (0.2, 0.5, 0.7), "mask-scale": (0.2, 0.6)},
+    ),
+)

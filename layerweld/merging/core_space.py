@@ -5,14 +5,14 @@ from typing import Literal
 
 import torch
 
-from layerweld.merging.isotropic import IsoC
+from layerweld.merging.method import Method
 from layerweld.merging.one_round import Merge, MergeMethod, SiteUpdates, changed, low_rank
-from layerweld.merging.spectral import spectrum
 from layerweld.merging.sums import TaskArithmetic
 from layerweld.merging.ties import Ties
 from layerweld.merging.tsv import Tsv
 from layerweld.settings_table import NonZeroShare, Positive
-from layerweld.updates.update import DenseUpdate, LowRankUpdate, Update
+from layerweld.updates.spectrum import spectrum_of
+from layerweld.updates.update import LowRankUpdate, Update
 
 Inner = Literal["task-arithmetic", "ties", "tsv"]
 
@@ -31,13 +31,10 @@ def core_space(
     factors = low_rank(updates)
     lefts = torch.cat([update.left.double() for update in factors.values()], dim=1)
     rights = torch.cat([update.right.double() for update in factors.values()])
-    outputs, inputs = spectrum(DenseUpdate(lefts)).left, spectrum(DenseUpdate(rights)).right
-    cores: dict[str, Update] = {
-        site: LowRankUpdate(outputs.T @ update.left.double(), update.right.double() @ inputs.T)
-        for site, update in factors.items()
-    }
+    outputs, inputs = spectrum_of(lefts).left, spectrum_of(rights).right
+    cores = {s: outputs.T @ update.float64() @ inputs.T for s, update in factors.items()}
     merged = inner.merge(SiteUpdates(samples, {"": cores})).updates[""].dense().double()
-    return LowRankUpdate((outputs @ merged).float(), inputs.float())
+    return LowRankUpdate(outputs @ merged, inputs).float32()
 
 
 class CoreSpace(MergeMethod):
@@ -48,8 +45,6 @@ class CoreSpace(MergeMethod):
     where all sites have one rank, since the bases are orthonormal."""
     density: NonZeroShare = 0.1
     """Share of entries kept by ``inner = "ties"``; nothing else reads it."""
-    isotropic: bool = False
-    """Make all singular values of the merged small matrix the same."""
     scaling: Positive = 1.0
     """λ on the merged update."""
 
@@ -60,10 +55,22 @@ class CoreSpace(MergeMethod):
             "ties": Ties(density=self.density, scaling=self.scaling),
             "tsv": Tsv(scaling=self.scaling),
         }
-        merged = {
-            layer: core_space(changed(of), sites.samples, inner[self.inner])
-            for layer, of in sites.layers.items()
-        }
-        if not self.isotropic:
-            return Merge(merged)
-        return IsoC().merge(SiteUpdates({"": 1}, {k: {"": u} for k, u in merged.items()}))
+        return Merge(
+            {
+                layer: core_space(changed(of), sites.samples, inner[self.inner])
+                for layer, of in sites.layers.items()
+            }
+        )
+
+
+METHODS = (
+    Method(
+        "core-space",
+        "Core Space",
+        "Panariello et al. 2025, arXiv:2509.17786",
+        "U_B · inner(U_Bᵀ ΔW_i V_A) · V_Aᵀ, U_B and V_A bases of all B_i and all A_i",
+        CoreSpace,
+        needs=("LoRA",),
+        tune={"scaling": (0.6, 1.5, 0.4, 0.8, 1.2)},
+    ),
+)

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from layerweld.merging.method import Method
 from layerweld.merging.one_round import Merge, MergeMethod, SiteUpdates, entry_by_entry
 from layerweld.merging.ties import agreeing_mean
 from layerweld.settings_table import Positive, Seed
@@ -73,3 +74,25 @@ class DareTies(MergeMethod):
         return entry_by_entry(
             sites, lambda vectors: self.scaling * agreeing_mean(dropped(vectors, self.drop, seeds))
         )
+
+
+METHODS = (
+    Method(
+        "dare",
+        "DARE",
+        "Yu et al. 2024, arXiv:2311.03099",
+        "drop entries of τ_i with probability p, divide the rest by 1 - p, then λ Σ",
+        Dare,
+        dense=True,
+        tune={"scaling": (0.2, 0.5, 0.15), "drop": (0.5, 0.2)},
+    ),
+    Method(
+        "dare-ties",
+        "DARE-TIES",
+        "Yu et al. 2024, arXiv:2311.03099",
+        "drop as in `dare`, then elect and average as in `ties`",
+        DareTies,
+        dense=True,
+        tune={"scaling": (0.6, 1.5, 0.4), "drop": (0.5, 0.2)},
+    ),
+)

@@ -6,21 +6,22 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from layerweld.merging.method import Method
 from layerweld.merging.one_round import Merge, MergeMethod, SiteUpdates, changed, low_rank
-from layerweld.settings_table import NonNegative, Positive, Steps
+from layerweld.settings_table import Positive
 from layerweld.updates.update import DenseUpdate, Update
 
+# Choices of ours: the paper's are not published.
+_STEPS = 20  # of gradient descent
+_RATE = 0.1  # of a step, in units of 1 / σ²
+_LOYALTY = 0.1  # weight of staying where a site's factor was
 
-def pulled_apart(
-    factors: Sequence[Float64[Tensor, "_ d"]], steps: int, rate: float, loyalty: float
-) -> list[Tensor]:
+
+def pulled_apart(factors: Sequence[Float64[Tensor, "_ d"]]) -> list[Tensor]:
     """Descend ``Σ_{i≠j} ‖X_i X_jᵀ‖² / 2 + loyalty · σ² Σ_i ‖X_i - X_i⁰‖²`` from ``X_i⁰``.
 
     Args:
         factors: one per site: ``A_i``, or ``B_iᵀ``.
-        steps: of gradient descent.
-        rate: size of a step, in units of ``1 / σ²``.
-        loyalty: weight of staying where a site's factor was.
 
     Returns:
         The factors, more orthogonal to each other. ``σ`` is the largest singular value of all of
@@ -31,9 +32,9 @@ def pulled_apart(
     sizes = [len(factor) for factor in factors]
     foreign = 1 - torch.block_diag(*[torch.ones(size, size) for size in sizes]).double()
     moved = whole
-    for _ in range(steps if scale > 0 else 0):
+    for _ in range(_STEPS if scale > 0 else 0):
         apart = 2 * (moved @ moved.T * foreign) @ moved
-        moved = moved - rate / scale * (apart + 2 * loyalty * scale * (moved - whole))
+        moved = moved - _RATE / scale * (apart + 2 * _LOYALTY * scale * (moved - whole))
     return list(moved.split(sizes))
 
 
@@ -51,16 +52,10 @@ def by_size_and_direction(
 class DoMerging(MergeMethod):
     """DO-Merging, decouple and orthogonalize (Zheng et al. 2025, arXiv:2505.15875).
 
-    After the paper's abstract and a public review: the code is not published, and steps, rate and
-    loyalty are values of ours.
+    After the paper's abstract and a public review, since its code is not published. How far the
+    factors are pulled apart is a choice of ours.
     """
 
-    steps: Steps = 20
-    """Of gradient descent that pulls the sites' factors apart."""
-    rate: NonNegative = 0.1
-    """Size of a step."""
-    loyalty: NonNegative = 0.1
-    """Weight of staying near a site's own factors."""
     scaling: Positive = 1.0
     """λ on the merged update."""
 
@@ -74,10 +69,21 @@ class DoMerging(MergeMethod):
 
     def _layer(self, updates: Mapping[str, Update]) -> Update:
         factors = low_rank(updates).values()
-        lefts = self._apart([update.left.double().T for update in factors])
-        rights = self._apart([update.right.double() for update in factors])
+        lefts = pulled_apart([update.left.double().T for update in factors])
+        rights = pulled_apart([update.right.double() for update in factors])
         products = [left.T @ right for left, right in zip(lefts, rights, strict=True)]
         return DenseUpdate((self.scaling * by_size_and_direction(products)).float())
 
-    def _apart(self, factors: Sequence[Tensor]) -> list[Tensor]:
-        return pulled_apart(factors, self.steps, self.rate, self.loyalty)
+
+METHODS = (
+    Method(
+        "do-merging",
+        "DO-Merging",
+        "Zheng et al. 2025, arXiv:2505.15875",
+        "pull the A_i and the B_i apart by descent, then per column mean length times mean "
+        "direction",
+        DoMerging,
+        needs=("LoRA",),
+        dense=True,
+    ),
+)

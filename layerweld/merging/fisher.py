@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from layerweld.merging.method import FISHER, Method
 from layerweld.settings_table import NonNegative, Settings
 from layerweld.updates.exact_sum import ExactSum
 from layerweld.updates.update import DenseUpdate, Update
@@ -114,3 +115,19 @@ class FisherPool:
             safe = torch.where(importance > 0, importance, torch.ones_like(importance))
             updates[layer] = DenseUpdate((self._products[layer].total() / safe).float())
         return updates
+
+
+METHODS = (
+    Method(
+        "fisher",
+        "Fisher averaging",
+        "Matena and Raffel 2022, arXiv:2111.09832",
+        "Σ F_i ⊙ ΔW_i / Σ F_i, F_i the mean squared gradient of log p(label | sample) in the "
+        "site's own model, divided by its root mean square",
+        Fisher,
+        kind=FISHER,
+        sums=True,
+        needs=("labels",),
+        dense=True,
+    ),
+)

@@ -5,16 +5,18 @@ from collections.abc import Sequence
 from jaxtyping import Float64
 from torch import Tensor
 
+from layerweld.merging.method import Method
 from layerweld.merging.one_round import Merge, MergeMethod, SiteUpdates, in_kind, layer_by_layer
-from layerweld.merging.spectral import NEGLIGIBLE, Spectrum, spectrum, summed
+from layerweld.merging.spectral import summed
 from layerweld.merging.tsv import decorrelated
 from layerweld.settings_table import NonZeroShare, Positive
-from layerweld.updates.update import DenseUpdate, LowRankUpdate, Update
+from layerweld.updates.spectrum import NEGLIGIBLE, Spectrum
+from layerweld.updates.update import Update
 
 
 def iso_c(updates: Sequence[Update], scaling: float) -> Update:
     """``λ s̄ U Vᵀ`` of ``U S Vᵀ = Σ ΔW_i``, with ``s̄`` the mean of the singular values."""
-    return _flat(updates, spectrum(summed(updates)), scaling)
+    return _flat(updates, summed(updates).spectrum(), scaling)
 
 
 def iso_cts(updates: Sequence[Update], common: float, scaling: float) -> Update:
@@ -23,7 +25,7 @@ def iso_cts(updates: Sequence[Update], common: float, scaling: float) -> Update:
     Of the sum's ``R`` directions the weakest ``(1 - common) R`` are replaced, the same number for
     each site, by the leading ones of what the site's update does outside of the common ones.
     """
-    total, sites = spectrum(summed(updates)), len(updates)
+    total, sites = summed(updates).spectrum(), len(updates)
     rank = len(total.values)
     own = round((rank - int(rank * common)) / sites)
     shared = total.leading(rank - own * sites)
@@ -36,17 +38,9 @@ def iso_cts(updates: Sequence[Update], common: float, scaling: float) -> Update:
 
 def _own_directions(update: Update, basis: Float64[Tensor, "d_out k"]) -> Spectrum:
     """Of what an update does outside of a basis; what is only rounding of the update is not."""
-    largest, found = spectrum(update).values[0], spectrum(_outside(update, basis))
-    return found.leading(int((found.values > NEGLIGIBLE * largest).sum()))
-
-
-def _outside(update: Update, basis: Float64[Tensor, "d_out k"]) -> Update:
-    """``(I - Q Qᵀ) ΔW``."""
-    if isinstance(update, LowRankUpdate):
-        left = update.left.double()
-        return LowRankUpdate(left - basis @ (basis.T @ left), update.right.double())
-    weight = update.weight.double()
-    return DenseUpdate(weight - basis @ (basis.T @ weight))
+    outside = update.float64().map_columns(lambda columns: columns - basis @ (basis.T @ columns))
+    largest, own = update.spectrum().values[0], outside.spectrum()
+    return own.leading(int((own.values > NEGLIGIBLE * largest).sum()))
 
 
 def _flat(updates: Sequence[Update], whole: Spectrum, scaling: float) -> Update:
@@ -76,3 +70,25 @@ class IsoCts(MergeMethod):
     def merge(self, sites: SiteUpdates) -> Merge:
         """From the factors where there are factors."""
         return layer_by_layer(sites, lambda updates: iso_cts(updates, self.common, self.scaling))
+
+
+METHODS = (
+    Method(
+        "iso-c",
+        "Iso-C",
+        "Marczak et al. 2025, arXiv:2502.04959",
+        "λ s̄ U Vᵀ of Σ ΔW_i, s̄ the mean singular value",
+        IsoC,
+        sums=True,
+        tune={"scaling": (0.6, 1.5, 0.4, 0.8, 1.2)},
+    ),
+    Method(
+        "iso-cts",
+        "Iso-CTS",
+        "Marczak et al. 2025, arXiv:2502.04959",
+        "as `iso-c`, the weakest directions replaced by each site's leading ones outside of "
+        "the rest",
+        IsoCts,
+        tune={"scaling": (0.6, 1.5, 0.4), "common": (0.6, 0.9)},
+    ),
+)

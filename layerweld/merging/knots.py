@@ -7,16 +7,17 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from layerweld.merging.dare import DareTies, DropRate
+from layerweld.merging.method import Method
 from layerweld.merging.one_round import (
     Merge,
     MergeMethod,
     SiteUpdates,
     in_kind,
 )
-from layerweld.merging.spectral import spectrum
 from layerweld.merging.ties import Ties
 from layerweld.settings_table import NonZeroShare, Positive, Seed
-from layerweld.updates.update import DenseUpdate, LowRankUpdate, Update
+from layerweld.updates.spectrum import spectrum_of
+from layerweld.updates.update import DenseUpdate, Update
 
 
 def shared_basis(updates: Sequence[Update]) -> Float64[Tensor, "d_out k"]:
@@ -25,22 +26,12 @@ def shared_basis(updates: Sequence[Update]) -> Float64[Tensor, "d_out k"]:
     Of LoRAs the rows of ``A_i = L_i Q_i`` are made orthonormal first; then ``[B_1 L_1 … B_N L_N]``,
     which has ``Σ r_i`` columns, has the same left singular vectors.
     """
-    columns = torch.cat([_columns(update) for update in updates], dim=1)
-    return spectrum(DenseUpdate(columns)).left
+    return spectrum_of(torch.cat([update.column_factor() for update in updates], dim=1)).left
 
 
 def in_basis(update: Update, basis: Float64[Tensor, "d_out k"]) -> DenseUpdate:
     """``Uᵀ ΔW``, ``(k, d_in)``: what the authors call ``diag(s) V_i``."""
-    if isinstance(update, LowRankUpdate):
-        return DenseUpdate((basis.T @ update.left.double()) @ update.right.double())
-    return DenseUpdate(basis.T @ update.weight.double())
-
-
-def _columns(update: Update) -> Tensor:
-    if isinstance(update, LowRankUpdate):
-        lower: Tensor = torch.linalg.qr(update.right.double().T).R.T
-        return update.left.double() @ lower
-    return update.weight.double()
+    return DenseUpdate((basis.T @ update.float64()).dense())
 
 
 def knots(sites: SiteUpdates, method: MergeMethod) -> Merge:
@@ -85,3 +76,23 @@ class KnotsDareTies(MergeMethod):
     def merge(self, sites: SiteUpdates) -> Merge:
         """As the authors run it: dropping takes the place of trimming."""
         return knots(sites, DareTies(drop=self.drop, scaling=self.scaling, seed=self.seed))
+
+
+METHODS = (
+    Method(
+        "knots-ties",
+        "KnOTS-TIES",
+        "Stoica et al. 2025, arXiv:2410.19735",
+        "U · ties(Uᵀ ΔW_i), U the left singular vectors of [ΔW_1 … ΔW_N]",
+        KnotsTies,
+        tune={"scaling": (0.4, 1.0, 1.5), "density": (0.1, 0.5)},
+    ),
+    Method(
+        "knots-dare-ties",
+        "KnOTS-DARE-TIES",
+        "Stoica et al. 2025, arXiv:2410.19735",
+        "U · dare-ties(Uᵀ ΔW_i)",
+        KnotsDareTies,
+        tune={"scaling": (0.4, 1.0, 1.5), "drop": (0.5, 0.9)},
+    ),
+)

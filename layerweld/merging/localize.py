@@ -3,6 +3,7 @@
 from jaxtyping import Float
 from torch import Tensor
 
+from layerweld.merging.method import Method
 from layerweld.merging.one_round import Merge, MergeMethod, SiteUpdates, entry_by_entry
 from layerweld.merging.ties import trim
 from layerweld.settings_table import NonZeroShare, Positive
@@ -25,3 +26,16 @@ class LocalizeAndStitch(MergeMethod):
     def merge(self, sites: SiteUpdates) -> Merge:
         """As TIES, without the election of a sign."""
         return entry_by_entry(sites, lambda vectors: self.scaling * stitch(vectors, self.density))
+
+
+METHODS = (
+    Method(
+        "localize-and-stitch",
+        "Localize-and-Stitch",
+        "He et al. 2024, arXiv:2408.13656",
+        "keep the largest share of each τ_i, average where they overlap, times λ",
+        LocalizeAndStitch,
+        dense=True,
+        tune={"density": (0.1, 0.2, 0.01), "scaling": (0.6, 1.5)},
+    ),
+)

@@ -5,10 +5,11 @@ from typing import Literal
 
 import torch
 
+from layerweld.merging.method import Method
 from layerweld.merging.one_round import Merge, MergeMethod, SiteUpdates, low_rank
 from layerweld.merging.spectral import relative_distance, truncated
 from layerweld.settings_table import Rank
-from layerweld.updates.update import LowRankUpdate, Update, stack
+from layerweld.updates.update import LowRankUpdate, stack
 
 Weighting = Literal["samples", "uniform"]
 ERROR = "distance to the mean"
@@ -63,7 +64,7 @@ class FedIt(MergeMethod):
         for layer, (updates, shares) in weighted(sites, self.weighting).items():
             merged[layer] = factors_apart(updates, shares)
             means[layer] = weighted_mean(updates, shares)
-        return Merge(merged, {ERROR: _distance(merged, means)})
+        return Merge(merged, {ERROR: relative_distance(merged.values(), means.values())})
 
 
 class FfaLora(MergeMethod):
@@ -125,7 +126,7 @@ class FedEx(MergeMethod):
         for layer, (updates, shares) in weighted(sites, self.weighting).items():
             merged[layer] = weighted_mean(updates, shares)
             apart[layer] = factors_apart(updates, shares)
-        residual = _distance(apart, merged)
+        residual = relative_distance(apart.values(), merged.values())
         return Merge(merged, {ERROR: 0.0, "residual in the mean": residual})
 
 
@@ -144,10 +145,50 @@ class FlexLora(MergeMethod):
             means[layer] = weighted_mean(updates, shares)
             rank = self.rank or max(update.rank for update in updates)
             merged[layer] = truncated(means[layer], rank)
-        return Merge(merged, {ERROR: _distance(merged, means)})
+        return Merge(merged, {ERROR: relative_distance(merged.values(), means.values())})
 
 
-def _distance(merged: dict[str, LowRankUpdate], means: dict[str, LowRankUpdate]) -> float:
-    ones: list[Update] = list(merged.values())
-    others: list[Update] = list(means.values())
-    return relative_distance(ones, others)
+METHODS = (
+    Method(
+        "fedit",
+        "FedIT",
+        "Zhang et al. 2024, arXiv:2305.05644",
+        "(Σ p_i B_i) (Σ p_i A_i), a product of means and so not exact",
+        FedIt,
+        sums=True,
+        needs=("LoRA", "equal ranks"),
+    ),
+    Method(
+        "ffa-lora",
+        "FFA-LoRA",
+        "Sun et al. 2024, arXiv:2403.12313",
+        "(Σ p_i B_i) A, exact at one site's rank",
+        FfaLora,
+        sums=True,
+        needs=("LoRA", "shared A"),
+    ),
+    Method(
+        "flora",
+        "FLoRA",
+        "Wang et al. 2024, arXiv:2409.05976",
+        "[p_1 B_1 … p_N B_N] [A_1; …; A_N], exact at rank Σ r_i",
+        Flora,
+        needs=("LoRA",),
+    ),
+    Method(
+        "fedex-lora",
+        "FedEx-LoRA",
+        "Singhal et al. 2025, arXiv:2410.09432",
+        "B̄ Ā + (Σ p_i B_i A_i - B̄ Ā), exact at rank Σ r_i",
+        FedEx,
+        needs=("LoRA", "equal ranks"),
+    ),
+    Method(
+        "flexlora",
+        "FlexLoRA",
+        "Bai et al. 2024, arXiv:2402.11505",
+        "Σ p_i B_i A_i cut to a rank by its singular values, the closest of that rank",
+        FlexLora,
+        needs=("LoRA",),
+    ),
+)

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from layerweld.settings_table import Settings
-from layerweld.updates.update import DenseUpdate, LowRankUpdate, Update
+from layerweld.updates.update import DenseUpdate, LowRankUpdate, Update, all_low_rank
 
 
 @dataclass(frozen=True)
@@ -138,11 +138,10 @@ def low_rank(updates: Mapping[str, Update]) -> dict[str, LowRankUpdate]:
     Raises:
         ValueError: one is dense.
     """
-    found = {s: update for s, update in updates.items() if isinstance(update, LowRankUpdate)}
-    dense = next((site for site in updates if site not in found), None)
+    dense = next((site for site, update in updates.items() if not update.is_low_rank), None)
     if dense is not None:
         raise ValueError(f"the method works on LoRA factors, and {dense!r} has a dense update")
-    return found
+    return {site: update.factored() for site, update in updates.items()}
 
 
 def site_by_site(
@@ -161,9 +160,8 @@ def in_kind(
     updates: Sequence[Update], left: Float[Tensor, "d_out k"], right: Float[Tensor, "k d_in"]
 ) -> Update:
     """``left @ right`` in float32: factored if all updates are, dense if one of them is."""
-    if all(isinstance(update, LowRankUpdate) for update in updates):
-        return LowRankUpdate(left.float(), right.float())
-    return DenseUpdate((left @ right).float())
+    merged = LowRankUpdate(left, right)
+    return (merged if all_low_rank(updates) else DenseUpdate(merged.dense())).float32()
 
 
 def _shapes(sites: SiteUpdates) -> dict[str, tuple[int, int]]:

@@ -3,13 +3,12 @@
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float64
-from torch import Tensor
 
+from layerweld.merging.method import Method
 from layerweld.merging.one_round import Merge, MergeMethod, SiteUpdates
-from layerweld.merging.spectral import norm, spectrum, summed
+from layerweld.merging.spectral import norm, summed
 from layerweld.settings_table import Share
-from layerweld.updates.update import DenseUpdate, LowRankUpdate, Update
+from layerweld.updates.update import DenseUpdate, LowRankUpdate, Update, all_low_rank
 
 
 def opcm(updates: Sequence[Update], threshold: float) -> Update:
@@ -29,29 +28,20 @@ def _projected(update: Update, merged: Update, threshold: float) -> list[Update]
     In the basis of the merge so far that is the block of the leading directions, which hold
     ``threshold`` of the sum of singular values, and the whole diagonal.
     """
-    there = spectrum(merged)
+    there = merged.spectrum()
     share = there.values.cumsum(dim=0) / there.values.sum().clamp(min=1e-300)
     block = int((share <= threshold).sum())
-    core = _between(there.left, update, there.right)
+    core = (there.left.T @ update.float64() @ there.right.T).dense()
     removed = torch.diag(core.diagonal())
     removed[:block, :block] = core[:block, :block]
     return [update, LowRankUpdate(-there.left @ removed, there.right)]
 
 
-def _between(
-    left: Float64[Tensor, "d_out k"], update: Update, right: Float64[Tensor, "k d_in"]
-) -> Float64[Tensor, "k k"]:
-    """``Uᵀ ΔW V``."""
-    if isinstance(update, LowRankUpdate):
-        return (left.T @ update.left.double()) @ (update.right.double() @ right.T)
-    return left.T @ update.weight.double() @ right.T
-
-
 def _compact(update: Update, updates: Sequence[Update]) -> Update:
     """The same update by its own directions: otherwise its rank would double with every site."""
-    if not all(isinstance(one, LowRankUpdate) for one in updates):
+    if not all_low_rank(updates):
         return DenseUpdate(update.dense())
-    whole = spectrum(update)
+    whole = update.spectrum()
     return LowRankUpdate(whole.left * whole.values, whole.right)
 
 
@@ -73,12 +63,19 @@ class Opcm(MergeMethod):
         norms = [
             norm([of[site] for of in sites.layers.values() if site in of]) for site in sites.sites
         ]
-        size = norm(list(merged.values()))
+        size = norm(merged.values())
         scale = sum(norms) / len(norms) / size if size > 0 else 1.0
-        return Merge({layer: _as_sent(update * scale) for layer, update in merged.items()})
+        return Merge({layer: (update * scale).float32() for layer, update in merged.items()})
 
 
-def _as_sent(update: Update) -> Update:
-    if isinstance(update, LowRankUpdate):
-        return LowRankUpdate(update.left.float(), update.right.float())
-    return DenseUpdate(update.weight.float())
+METHODS = (
+    Method(
+        "opcm",
+        "OPCM",
+        "Tang et al. 2025, arXiv:2501.09522",
+        "site after site: M += ΔW_i without M's leading block and diagonal; at the end the sites' "
+        "mean norm. The order of names matters",
+        Opcm,
+        tune={"threshold": (0.2, 0.8, 0.35, 0.65, 0.9)},
+    ),
+)

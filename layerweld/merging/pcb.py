@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from layerweld.merging.method import Method
 from layerweld.merging.one_round import Merge, MergeMethod, SiteUpdates, entry_by_entry
 from layerweld.settings_table import NonZeroShare, Positive
 
@@ -52,3 +53,17 @@ class Pcb(MergeMethod):
     def merge(self, sites: SiteUpdates) -> Merge:
         """Without the authors' search for one λ per site, which needs validation data."""
         return entry_by_entry(sites, lambda vectors: self.scaling * pcb(vectors, self.density))
+
+
+METHODS = (
+    Method(
+        "pcb",
+        "PCB-Merging",
+        "Du et al. 2024, arXiv:2410.02396",
+        "λ Σ w_i ⊙ τ_i / Σ w_i, w_i the best share of exp(N |τ_i|²) tanh(τ_i ⊙ Σ τ) scaled to "
+        "0 … 1",
+        Pcb,
+        dense=True,
+        tune={"density": (0.1, 0.2), "scaling": (0.8, 1.6, 2.0)},
+    ),
+)

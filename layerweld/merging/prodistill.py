@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from layerweld.merging.descent import Descent
+from layerweld.merging.method import DISTILLATION, Method
 from layerweld.settings_table import Positive, Rate, Settings, Steps
 from layerweld.updates.update import DenseUpdate, Update
 
@@ -78,3 +79,18 @@ def squared_distance(output: Tensor, target: Tensor, keep: Tensor) -> Tensor:
         keep: ``(rows, tokens)``, False on padding.
     """
     return (output - target)[keep].square().sum()
+
+
+METHODS = (
+    Method(
+        "prodistill",
+        "ProDistill",
+        "Xu et al. 2025, arXiv:2502.12706",
+        "Σ λ_i ⊙ ΔW_i, one λ per site and entry, learnt by Adam block after block: the merged "
+        "block behind the merged prefix shall do as the site's own block behind its own",
+        ProDistill,
+        kind=DISTILLATION,
+        dense=True,
+        tune={"learning-rate": (0.1, 0.001), "start": (0.2, 0.5)},
+    ),
+)

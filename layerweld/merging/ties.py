@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from layerweld.merging.method import Method
 from layerweld.merging.one_round import Merge, MergeMethod, SiteUpdates, entry_by_entry
 from layerweld.settings_table import NonZeroShare, Positive
 
@@ -56,3 +57,17 @@ class Ties(MergeMethod):
     def merge(self, sites: SiteUpdates) -> Merge:
         """The result is dense: trimming leaves no low rank."""
         return entry_by_entry(sites, lambda vectors: self.scaling * ties(vectors, self.density))
+
+
+METHODS = (
+    Method(
+        "ties",
+        "TIES",
+        "Yadav et al. 2023, arXiv:2306.01708",
+        "keep the largest share of each τ_i, elect sign(Σ τ_i) per entry, average the entries that "
+        "have it, times λ",
+        Ties,
+        dense=True,
+        tune={"scaling": (0.6, 1.5, 0.4), "density": (0.1, 0.5)},
+    ),
+)

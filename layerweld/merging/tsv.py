@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 import torch
 
+from layerweld.merging.method import Method
 from layerweld.merging.one_round import Merge, MergeMethod, SiteUpdates, in_kind, layer_by_layer
-from layerweld.merging.spectral import Spectrum, polar, spectrum
 from layerweld.settings_table import Positive
+from layerweld.updates.spectrum import Spectrum, polar
 from layerweld.updates.update import Update
 
 
@@ -16,7 +17,7 @@ def leading_parts(updates: Sequence[Update]) -> list[Spectrum]:
     A LoRA usually has fewer directions than its share, and keeps them all.
     """
     share = max(1, min(updates[0].shape) // len(updates))
-    return [spectrum(update).leading(share) for update in updates]
+    return [update.spectrum().leading(share) for update in updates]
 
 
 def decorrelated(parts: Sequence[Spectrum]) -> Spectrum:
@@ -43,3 +44,16 @@ class Tsv(MergeMethod):
     def merge(self, sites: SiteUpdates) -> Merge:
         """From the factors where there are factors; the merge of LoRAs is a LoRA."""
         return layer_by_layer(sites, lambda updates: tsv(updates, self.scaling))
+
+
+METHODS = (
+    Method(
+        "tsv",
+        "TSV-Merge",
+        "Gargiulo et al. 2025, arXiv:2412.00081",
+        "λ U_⊥ S V_⊥ᵀ: leading min(d_out, d_in) / N directions of each ΔW_i side by side, U and V "
+        "replaced by their polar factors",
+        Tsv,
+        tune={"scaling": (0.6, 1.5, 0.4, 0.8, 1.2)},
+    ),
+)

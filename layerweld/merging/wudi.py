@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
+from layerweld.merging.method import Method
 from layerweld.merging.one_round import Merge, MergeMethod, SiteUpdates, in_kind, layer_by_layer
-from layerweld.merging.spectral import spectrum
 from layerweld.settings_table import Positive
-from layerweld.updates.update import DenseUpdate, LowRankUpdate, Update
+from layerweld.updates.spectrum import spectrum_of
+from layerweld.updates.update import Update
 
 
 def wudi(updates: Sequence[Update], ridge: float) -> Update:
@@ -18,30 +18,15 @@ def wudi(updates: Sequence[Update], ridge: float) -> Update:
     ``λ = ridge · tr(Σ G_i) / d_in``. Everything happens in the span of the updates' rows, which for
     LoRAs has ``Σ r_i`` dimensions.
     """
-    basis = spectrum(DenseUpdate(torch.cat([_rows(update) for update in updates]))).right
-    inside = [columns for u in updates if (columns := _columns(u, basis)).any()]
+    basis = spectrum_of(torch.cat([update.row_basis() for update in updates])).right
+    inside = [there for u in updates if (there := (u.float64() @ basis.T).dense()).any()]
     if not inside:  # every update is zero, whatever its factors
         return updates[0]
-    grams = torch.stack([columns.T @ columns / columns.square().sum() for columns in inside])
+    grams = torch.stack([there.T @ there / there.square().sum() for there in inside])
     products = (torch.stack(inside) @ grams).sum(dim=0)
     system = grams.sum(dim=0)
     system += ridge * len(inside) / updates[0].shape[1] * torch.eye(len(system)).double()
     return in_kind(updates, torch.linalg.solve(system, products.T).T, basis)
-
-
-def _rows(update: Update) -> Tensor:
-    """Rows with the span of the update's rows."""
-    if isinstance(update, LowRankUpdate):
-        orthonormal: Tensor = torch.linalg.qr(update.right.double().T).Q
-        return orthonormal.T
-    return spectrum(update).right
-
-
-def _columns(update: Update, basis: Tensor) -> Tensor:
-    """``ΔW Q``, ``(d_out, k)``."""
-    if isinstance(update, LowRankUpdate):
-        return update.left.double() @ (update.right.double() @ basis.T)
-    return update.weight.double() @ basis.T
 
 
 class Wudi(MergeMethod):
@@ -53,3 +38,15 @@ class Wudi(MergeMethod):
     def merge(self, sites: SiteUpdates) -> Merge:
         """The authors descend for 300 steps from the sum; this is where the descent would end."""
         return layer_by_layer(sites, lambda updates: wudi(updates, self.ridge))
+
+
+METHODS = (
+    Method(
+        "wudi",
+        "WUDI, closed form",
+        "Cheng et al. 2025, arXiv:2503.08099",
+        "(Σ ΔW_i G_i) (Σ G_i + λ I)⁻¹ with G_i = ΔW_iᵀ ΔW_i / ‖ΔW_i‖²",
+        Wudi,
+        tune={"ridge": (0.1, 0.001, 0.03, 0.003, 0.0003)},
+    ),
+)

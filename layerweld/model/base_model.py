@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
 from layerweld.errors import ConfigError
+from layerweld.model.families import missing_weights, reads_images, without_cache, without_pooler
 from layerweld.model.folder import check_model_folder
 from layerweld.untrusted.files import add_to_hash, opened_file, reading, refuse_larger
 from layerweld.untrusted.text import quoted
@@ -24,7 +24,7 @@ TOKENIZER_FILES = (
     "special_tokens_map.json", "spiece.model", "spm.model", "tokenizer.json", "tokenizer.model",
     "tokenizer_config.json", "vocab.json", "vocab.txt",
 )  # fmt: skip
-"""What decides which tokens a text, or which pixels an image, becomes."""
+"""The files that decide which tokens a text, or which pixels an image, becomes."""
 _LARGEST_TOKENIZER = 256 * 2**20  # bytes of one of its files; vocabularies of 256,000 words have 35
 
 
@@ -33,7 +33,7 @@ class BaseModel:
     """The backbone without a task head, in float32 and in evaluation mode.
 
     Attributes:
-        folder: transformers model folder it was read from.
+        folder: the transformers model folder that it was read from.
         backbone: the model; layer names in this project are names of its modules.
         name: what cards and adapter configurations call it: a hub name, or the folder's.
     """
@@ -51,8 +51,7 @@ class BaseModel:
     @property
     def reads_images(self) -> bool:
         """Whether the model's input is pixels and not token ids."""
-        name: str = self.backbone.main_input_name
-        return name == "pixel_values"
+        return reads_images(self.backbone)
 
     @property
     def d_model(self) -> int:
@@ -85,7 +84,7 @@ def load_base(folder: str | Path, name: str = "") -> BaseModel:
 
     path = Path(folder).expanduser()
     if not (path / "config.json").is_file():
-        raise ConfigError(f"{path} is no model folder: it has no config.json")
+        raise ConfigError(f"{path} is not a model folder: it has no config.json")
     if not any(path.glob("*.safetensors")):
         raise ConfigError(
             f"{path} has no *.safetensors; convert it once with "
@@ -94,7 +93,7 @@ def load_base(folder: str | Path, name: str = "") -> BaseModel:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     check_model_folder(path, ConfigError)
-    problem = f"{path} is no model that transformers itself can load"
+    problem = f"{path} is not a model that transformers itself can load"
     with reading(problem, "save it again with `model.save_pretrained(…)`", ConfigError):
         backbone, report = AutoModel.from_pretrained(
             path,
@@ -104,24 +103,22 @@ def load_base(folder: str | Path, name: str = "") -> BaseModel:
             trust_remote_code=False,
             output_loading_info=True,
         )
-    drawn = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
-    if drawn:  # transformers has just drawn them at random
+    drawn = missing_weights(report)
+    if drawn:  # transformers has just made them up at random
         raise ConfigError(
-            f"{path} lacks {len(drawn)} of its model's weights, {quoted(drawn[0])} for one; copy "
+            f"{path} lacks {len(drawn)} of its model's weights, such as {quoted(drawn[0])}; copy "
             f"the whole folder again"
         )
     for name_of, parameter in backbone.named_parameters():
         if not torch.isfinite(parameter).all():
             raise ConfigError(f"{path}: {name_of!r} holds NaN or infinity; give another base model")
-    if isinstance(getattr(backbone, "pooler", None), nn.Module):
-        backbone.pooler = None  # part of the heads of some classes; no block reads it
-    if getattr(backbone.config, "use_cache", False):
-        backbone.config.use_cache = False  # a key-value cache would corrupt every replay
+    without_pooler(backbone)
+    without_cache(backbone)
     return BaseModel(path, backbone.eval().requires_grad_(False), name or path.resolve().name)
 
 
 def device_named(name: str) -> torch.device:
-    """``auto`` is the first GPU where there is one, else the CPU.
+    """The device of a name; ``auto`` is the first GPU if there is one, else the CPU.
 
     Raises:
         ConfigError: torch does not know the name, or the machine has no such device.
@@ -130,7 +127,7 @@ def device_named(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("meta"):
         raise ConfigError(
-            f"calibration.device = {name!r}: it computes nothing; `auto` always works"
+            f"calibration.device = {name!r}: this device computes nothing; `auto` always works"
         )
     try:
         return torch.empty(0, device=name).device
@@ -140,7 +137,7 @@ def device_named(name: str) -> torch.device:
 
 
 def tokenizer_fingerprint(folder: Path) -> str:
-    """SHA-256 over the tokenizer's or image processor's files; empty text where there are none."""
+    """SHA-256 over the tokenizer's or image processor's files; empty if there are none."""
     files = tokenizer_files(folder)
     digest = hashlib.sha256()
     for file in files:
@@ -150,10 +147,10 @@ def tokenizer_fingerprint(folder: Path) -> str:
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
-    """The tokenizer's or image processor's files that are there, each fit to be given to a library.
+    """The tokenizer's or image processor's files that exist, each safe to give to a library.
 
     Raises:
-        ConfigError: one is larger than any such file, no plain file, or may not be read.
+        ConfigError: one is larger than any such file, not a plain file, or not readable.
     """
     files = [folder / name for name in TOKENIZER_FILES if (folder / name).exists()]
     for file in files:

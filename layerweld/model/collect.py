@@ -15,8 +15,7 @@ from layerweld.model.schedule import Step
 from layerweld.plan import LayerGroup, MergePlan
 from layerweld.settings.merge import MergeSettings
 from layerweld.statistics.covariate_shift import MomentAccumulator
-from layerweld.statistics.gram import GramAccumulator
-from layerweld.statistics.group import GroupStatistics, ProductForm, group_statistics
+from layerweld.statistics.group import GroupAccumulator, GroupStatistics, ProductForm
 from layerweld.updates.update import Update
 
 HiddenStates = list[Tensor]
@@ -41,7 +40,7 @@ class ReplayableModel:
         return {name: self.backbone.get_submodule(name) for name in self.plan.layer_names}
 
     def record(self, batches: Sequence[Mapping[str, Tensor]]) -> list[RecordedBatch]:
-        """Note how every block is called on these batches; see :mod:`layerweld.model.replay`."""
+        """Record how every block is called on these batches; see :mod:`layerweld.model.replay`."""
         return [record(self.backbone, self.blocks, batch) for batch in batches]
 
     def updates_of_block(self, block: int, updates: Mapping[str, Update]) -> dict[str, Update]:
@@ -76,7 +75,7 @@ def entering_first(
 ) -> HiddenStates:
     """Hidden states that enter the block of a step's first group, with nothing merged before it.
 
-    Adapters may leave the first blocks alone; the tokens pass through them all the same.
+    Adapters may leave the first blocks unchanged; the tokens pass through them all the same.
     """
     hidden = [batch.entry for batch in recording]
     for block in range(step.groups[0].block):
@@ -106,30 +105,14 @@ def collect(
         settings: normalisation and shrinkage are read here.
         form: how products travel.
     """
-    unit_tokens = settings.normalization == "token"
-    device = hidden[0].device
-    grams = {
-        group.name: GramAccumulator(group.d_in, unit_tokens=unit_tokens, device=device)
-        for group in step.groups
-    }
+    measured = {g.name: GroupAccumulator(g, settings, hidden[0].device) for g in step.groups}
     solving = {shape.name for group in step.groups for shape in group.layers}
     in_place = dict(merged)
     if step.inside == "own":
         in_place = {name: u for name, u in merged.items() if name not in solving}
         in_place |= {name: update for name, update in own.items() if name in solving}
-    _run_blocks(model, recording, hidden, step.groups, in_place, grams)
-    return tuple(
-        group_statistics(
-            group.name,
-            grams[group.name].mean().cpu(),
-            grams[group.name].num_tokens,
-            {shape.name: own[shape.name] for shape in group.layers if shape.name in own},
-            normalization=settings.normalization,
-            shrinkage=settings.shrinkage,
-            form=form,
-        )
-        for group in step.groups
-    )
+    _run_blocks(model, recording, hidden, step.groups, in_place, measured)
+    return tuple(accumulator.statistics(own, form) for accumulator in measured.values())
 
 
 def input_moments(
@@ -152,8 +135,8 @@ def input_moments(
         updates: of the whole model, by layer.
 
     Returns:
-        The moments by group, and the hidden states that leave the block: none after the plan's last
-        group, where nobody reads them.
+        The moments by group, and the hidden states that leave the block. After the plan's last
+        group there are none, because nothing reads them.
     """
     device = hidden[0].device
     groups = model.plan.groups_of_block(block)
@@ -169,7 +152,7 @@ def _run_blocks(
     hidden: HiddenStates,
     groups: Sequence[LayerGroup],
     updates: Mapping[str, Update],
-    listeners: Mapping[str, GramAccumulator],
+    listeners: Mapping[str, GroupAccumulator],
 ) -> None:
     """Feed every group's inputs to its listener; stop at the last group's input."""
     first, last = groups[0].block, groups[-1].block
@@ -184,7 +167,7 @@ def _run_block(
     hidden: HiddenStates,
     block: int,
     updates: Mapping[str, Update],
-    listeners: Mapping[str, GramAccumulator] | Mapping[str, MomentAccumulator],
+    listeners: Mapping[str, GroupAccumulator] | Mapping[str, MomentAccumulator],
     *,
     last: bool,
 ) -> HiddenStates:
@@ -203,5 +186,5 @@ def _run_block(
     return passed_on
 
 
-def _tap(listener: GramAccumulator | MomentAccumulator, keep: Tensor) -> Tap:
+def _tap(listener: GroupAccumulator | MomentAccumulator, keep: Tensor) -> Tap:
     return lambda inputs: listener.update(inputs, keep)

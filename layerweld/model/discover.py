@@ -1,4 +1,4 @@
-"""Find a model's layer groups by running it once: who reads which tensor, in which order."""
+"""Find a model's layer groups by running it once: which layers read which tensor, in order."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from layerweld.errors import PlanError
+from layerweld.model.families import probe_inputs, taken_apart
 from layerweld.model.linear import linear_layers, weight_of
 from layerweld.plan import LayerGroup, LayerShape, MergePlan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_PROBE_TOKENS = 8
 _ONE_STACK = (
     "layerweld merges models with one stack of blocks (encoders, decoders, vision transformers)"
 )
@@ -26,9 +26,9 @@ _ONE_STACK = (
 def discover_plan(backbone: PreTrainedModel) -> MergePlan:
     """The merge plan of a transformers model, from one hooked forward pass on a made-up input.
 
-    Nothing is known about architectures: the blocks are the elements of the model's one list of
-    modules that run one after the other, each on what the one before it returned; a group is the
-    linear layers inside a block that were handed the same tensor.
+    No architecture is known by name. The blocks are the elements of the model's one list of modules
+    that run one after the other, each on what the one before it returned. A group is the linear
+    layers inside a block that were given the same tensor.
 
     Raises:
         PlanError: the model has no such list, several of them (encoder-decoder), or runs a layer
@@ -51,22 +51,9 @@ def discover_plan(backbone: PreTrainedModel) -> MergePlan:
     return MergePlan(tuple(names[block] for block in blocks), tuple(groups))
 
 
-def probe_inputs(backbone: PreTrainedModel) -> dict[str, Tensor]:
-    """A made-up batch of one row: a few token ids, or one image of the configured size."""
-    config = backbone.config
-    if backbone.main_input_name == "pixel_values":
-        size = config.image_size
-        height, width = (size, size) if isinstance(size, int) else size
-        channels: int = getattr(config, "num_channels", 3)
-        return {"pixel_values": torch.zeros(1, channels, height, width)}
-    text_config = config.get_text_config()
-    ids = torch.arange(_PROBE_TOKENS)[None] % text_config.vocab_size
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-
-
 @dataclass
 class _Calls:
-    """Inputs of modules during one pass; they are held so that no address is used twice."""
+    """Inputs of modules during one pass; holding them keeps any address from being reused."""
 
     order: list[tuple[nn.Module, Tensor]] = field(default_factory=list)
 
@@ -76,7 +63,7 @@ def _watching(modules: list[nn.Module]) -> Iterator[_Calls]:
     calls = _Calls()
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        hidden = args[0] if args else kwargs.get("hidden_states")
+        hidden, _, _ = taken_apart(args, kwargs)
         if isinstance(hidden, Tensor):
             calls.order.append((module, hidden))
 

@@ -1,7 +1,7 @@
 """A transformers model folder that somebody else made, looked at before transformers opens it.
 
-What it may not do: claim a larger model than its files hold, name files outside of it or pickled
-ones, or pass for a model while it is an adapter, which sends transformers to another folder.
+It must not claim a larger model than its files hold, or name pickled files or files outside of it.
+It must not be an adapter, which would send transformers to another folder.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _SMALL = 10_000_000  # parameters that its files may lack: a pooler, tied or fix
 
 
 def check_model_folder(folder: Path, error: type[LayerweldError]) -> dict[str, Any]:
-    """Refuse a folder that transformers must not be given; the model's ``config.json``.
+    """Refuse a folder that transformers must not open; return the model's ``config.json``.
 
     Raises:
         LayerweldError: ``error``, with the file and the way out.
@@ -57,13 +57,15 @@ def _check_index(folder: Path, error: type[LayerweldError]) -> None:
         raise error(f"{file} names no files (`weight_map`); {_REMEDY}")
     for shard in set(map(str, shards.values())):
         if Path(shard).name != shard or not shard.endswith(".safetensors"):
-            raise error(f"{file} names {quoted(shard)}, no safetensors file beside it; {_REMEDY}")
+            raise error(
+                f"{file} names {quoted(shard)}, not a safetensors file beside it; {_REMEDY}"
+            )
 
 
 def _check_counts(
     file: Path, config: dict[str, Any], tensors: int, error: type[LayerweldError]
 ) -> None:
-    """Building modules takes time and memory before a single weight is looked for."""
+    """Refuse a model of too many modules: building them takes time and memory before any weight."""
     for key, value in _entries(config):
         if _COUNTS_MODULES.search(key) and value > max(_FEWEST, tensors):
             raise error(
@@ -86,11 +88,11 @@ def _entries(config: Any) -> Iterator[tuple[str, float]]:
 
 
 def _check_size(folder: Path, numbers: int, error: type[LayerweldError]) -> None:
-    """What no file holds transformers makes up, in memory: so it is counted without any."""
+    """Refuse a model larger than its files: transformers would make up the rest, in memory."""
     import torch
     from transformers import AutoConfig, AutoModel
 
-    problem = f"{folder} is no model that transformers itself can load"
+    problem = f"{folder} is not a model that transformers itself can load"
     with reading(problem, _REMEDY, error), torch.device("meta"):
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         model = AutoModel.from_config(config, trust_remote_code=False)

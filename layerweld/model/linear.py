@@ -1,4 +1,4 @@
-"""The linear layers of a model, whatever class they are and whichever way round they are stored."""
+"""The linear layers of a model, of whichever class, stored as they are or transposed."""
 
 from __future__ import annotations
 
@@ -7,23 +7,19 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
+from layerweld.model.families import LINEAR, TRANSPOSED
 from layerweld.updates.update import Update
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
     """Every ``nn.Linear`` and GPT-2 ``Conv1D`` of the model, by name, in the model's own order."""
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D)
-    }
+    return {name: module for name, module in model.named_modules() if isinstance(module, LINEAR)}
 
 
 def is_transposed(layer: nn.Module) -> bool:
     """Whether the layer stores ``(d_in, d_out)``, as ``Conv1D`` does (PEFT: ``fan_in_fan_out``)."""
-    return isinstance(layer, Conv1D)
+    return isinstance(layer, TRANSPOSED)
 
 
 def weight_of(layer: nn.Module) -> Tensor:
@@ -34,9 +30,9 @@ def weight_of(layer: nn.Module) -> Tensor:
 
 @contextmanager
 def updated(layers: Mapping[str, nn.Module], updates: Mapping[str, Update]) -> Iterator[None]:
-    """Run with ``W_0 + ΔW`` in the named layers; on the way out every weight is ``W_0`` again.
+    """Run with ``W_0 + ΔW`` in the named layers; afterwards every weight is ``W_0`` again.
 
-    The sum is formed in float32, whatever the layer's dtype is on disk: a bfloat16 sum would round
+    The sum is formed in float32, whatever the layer's dtype on disk: a bfloat16 sum would round
     most of a small update away. Base weights are put back, never recomputed, so nothing drifts.
     """
     base: dict[str, Tensor] = {}

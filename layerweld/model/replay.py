@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from layerweld.errors import PlanError
+from layerweld.model.families import CACHES, states_in, taken_apart
 
 Tap = Callable[[Tensor], None]
 
@@ -25,12 +26,12 @@ class BlockCall:
 
 @dataclass(frozen=True)
 class RecordedBatch:
-    """One batch of calibration rows, ready to be replayed.
+    """One batch of calibration samples, ready to be replayed.
 
     Attributes:
         entry: hidden states that enter block 0, ``(batch, seq, d_model)``.
         calls: how each block is called. Masks, rotary tables and positions do not depend on hidden
-            states, so they stay right whatever weights change.
+            states, so they stay right when weights change.
         keep: ``(batch, seq)``, False on padding.
     """
 
@@ -40,32 +41,34 @@ class RecordedBatch:
 
 
 class _LastTapReached(Exception):
-    """Ends a block once nobody listens to the rest of it."""
+    """Ends a block once no tap needs the rest of it."""
 
 
 @torch.no_grad()
 def record(
     backbone: nn.Module, blocks: Sequence[nn.Module], batch: Mapping[str, Tensor]
 ) -> RecordedBatch:
-    """Note how the model calls every block, at the cost of its embeddings only.
+    """Record how the model calls every block, at the cost of its embeddings only.
 
-    Every block is asked, not only the first: sliding-window and full-attention blocks of one model
-    get different masks and different rotary tables. The blocks themselves are passed over, since
-    what they would compute is not what the merged model will.
+    Every block is recorded, not only the first: sliding-window and full-attention blocks of one
+    model get different masks and different rotary tables. The blocks themselves are not run, since
+    they would not compute what the merged model will.
 
     Raises:
-        PlanError: a block was not called once, or was handed a key-value cache.
+        PlanError: a block was not called, or was given a key-value cache.
     """
     seen: dict[nn.Module, tuple[Tensor, BlockCall]] = {}
     with _passed_over(blocks, seen):
         backbone(**batch)
     if len(seen) != len(blocks):
-        raise PlanError(f"{len(blocks)} blocks, of which {len(seen)} were called: one is skipped")
+        raise PlanError(
+            f"only {len(seen)} of {len(blocks)} blocks were called; the model skips the others"
+        )
     entry = seen[blocks[0]][0]
     calls = tuple(seen[block][1] for block in blocks)
-    cached = [k for k in ("past_key_values", "cache") if calls[0].kwargs.get(k) is not None]
+    cached = [k for k in CACHES if calls[0].kwargs.get(k) is not None]
     if cached:
-        raise PlanError(f"blocks are handed {cached[0]!r}: set config.use_cache = False")
+        raise PlanError(f"blocks are given {cached[0]!r}; set config.use_cache = False")
     mask = batch.get("attention_mask")
     keep = torch.ones(entry.shape[:2], dtype=torch.bool) if mask is None else mask.bool()
     return RecordedBatch(entry, calls, keep.to(entry.device))
@@ -77,8 +80,8 @@ def _passed_over(
 ) -> Iterator[None]:
     def stand_in(block: nn.Module) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
-            hidden = args[0] if args else kwargs.pop("hidden_states")
-            seen[block] = (hidden, BlockCall(args[1:], kwargs))
+            hidden, others, named = taken_apart(args, kwargs)
+            seen[block] = (hidden, BlockCall(others, named))
             return hidden
 
         return forward
@@ -102,7 +105,7 @@ def run_block(
     """``block``'s output hidden states, ``(batch, seq, d_model)``.
 
     Args:
-        block: the block, with whatever weights it has now.
+        block: the block, with the weights that it has now.
         hidden: ``(batch, seq, d_model)``.
         call: what the block was recorded with.
         taps: called with the input of these layers, ``(batch, seq, d_in)``, on the way.
@@ -113,9 +116,7 @@ def run_block(
 
 def forward_block(block: nn.Module, hidden: Tensor, call: BlockCall) -> Tensor:
     """As :func:`run_block`, with gradients wherever a weight of the block wants one."""
-    output = block(hidden, *call.args, **call.kwargs)
-    result: Tensor = output[0] if isinstance(output, tuple) else output
-    return result
+    return states_in(block(hidden, *call.args, **call.kwargs))
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Which groups each round solves, and what they are measured behind: CoM and its ablations."""
+"""Which groups each round solves, and behind which merged layers: CoM and its ablations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Step:
 
     Attributes:
         index: 0 for the first round.
-        groups: what the round solves.
+        groups: the groups that the round solves.
         inside: whose updates, norms and biases are in place in the step's own groups while their
             inputs are measured: each site's ``own``, or what is ``merged`` already. Everything
             before the step's first group is merged in either case.

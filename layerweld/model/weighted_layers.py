@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from layerweld.merging.one_round import SiteUpdates
-from layerweld.updates.update import LowRankUpdate, Update, stack
+from layerweld.updates.update import Update, all_low_rank, stack
 
 Addition = Callable[[Tensor, Tensor], Tensor]
 """What a layer's output gains, from the layer's inputs and one coefficient per site."""
@@ -81,8 +81,8 @@ def weighted(
 
 
 def _addition(of: Mapping[int, Update], device: torch.device) -> Addition:
-    low_rank = [update for update in of.values() if isinstance(update, LowRankUpdate)]
-    if len(low_rank) == len(of):
+    low_rank = all_low_rank(of.values())
+    if low_rank:
         whole = stack(low_rank)
         ranks = torch.tensor([update.rank for update in low_rank])
         owner = torch.tensor(list(of)).repeat_interleave(ranks)

@@ -23,7 +23,7 @@ class SiteSummary:
 
 
 @dataclass(frozen=True)
-class GroupFigures:
+class GroupMetrics:
     """How far the solution of one layer group can be trusted, and who shaped it."""
 
     name: str
@@ -81,13 +81,13 @@ class MethodResult:
     bytes_down: int
     scores: Mapping[str, Score]
     """By site; empty when the run did not evaluate."""
-    groups: tuple[GroupFigures, ...] = ()
+    groups: tuple[GroupMetrics, ...] = ()
     """In solving order; empty for methods without statistics."""
     outliers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Groups, by site, that the site moves more than three times as far as the median site."""
     opposed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Groups, by site, in which its update does the opposite of what the others merge to."""
-    figures: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
     """What the method says about itself on these sites' models: errors, scales."""
     lost: Mapping[str, int] = field(default_factory=dict)
     """Sites that are not in all of it, each with the first round without it, counted from 1."""
@@ -117,3 +117,7 @@ class RunResults:
     """What the names of the adapters' layers began with, by the class that the sites trained."""
     task: str = ""
     """PEFT's task type that all sites' adapters name, as ``CAUSAL_LM``."""
+
+    def method(self, name: str) -> MethodResult | None:
+        """The result of that name, if the run has it."""
+        return next((result for result in self.methods if result.name == name), None)

@@ -27,7 +27,7 @@ class Summary:
     """Sampling error of ``mean_normalised`` (else of ``mean``): half of a 95 % interval."""
 
     @property
-    def figure(self) -> float:
+    def score(self) -> float:
         """What methods are ranked by."""
         return self.mean if self.mean_normalised is None else self.mean_normalised
 
@@ -40,11 +40,6 @@ def half_width(score: Score) -> float:
     return _Z95 * sqrt(p * (1 - p) / n + (_Z95 / (2 * n)) ** 2) / (1 + _Z95**2 / n)
 
 
-def method_named(results: RunResults, name: str) -> MethodResult | None:
-    """The method of that name, if the run has it."""
-    return next((m for m in results.methods if m.name == name), None)
-
-
 def evaluated(results: RunResults) -> tuple[MethodResult, ...]:
     """The methods that have scores, in the run's order."""
     return tuple(m for m in results.methods if m.scores)
@@ -52,7 +47,7 @@ def evaluated(results: RunResults) -> tuple[MethodResult, ...]:
 
 def normalised(results: RunResults, method: MethodResult, site: str) -> float | None:
     """Accuracy as a fraction of what the site reached alone; None where either is missing or 0."""
-    individual = method_named(results, "individual")
+    individual = results.method("individual")
     if individual is None or site not in individual.scores or site not in method.scores:
         return None
     alone = individual.scores[site].accuracy
@@ -71,7 +66,7 @@ def compared_sites(results: RunResults) -> tuple[str, ...]:
     """
     methods = evaluated(results)
     common = [s.name for s in results.sites if methods and all(s.name in m.scores for m in methods)]
-    individual = method_named(results, "individual")
+    individual = results.method("individual")
     if individual is None or not individual.scores:
         return tuple(common)
     return tuple(s for s in common if individual.scores[s].accuracy > 0)
@@ -99,8 +94,8 @@ def summarise(results: RunResults, method: MethodResult) -> Summary | None:
 
 def summaries(results: RunResults) -> dict[str, Summary]:
     """All evaluated methods by name, in the run's order."""
-    found = {m.name: summarise(results, m) for m in evaluated(results)}
-    return {name: summary for name, summary in found.items() if summary is not None}
+    by_method = {m.name: summarise(results, m) for m in evaluated(results)}
+    return {name: summary for name, summary in by_method.items() if summary is not None}
 
 
 def best_merges(values: dict[str, float]) -> frozenset[str]:

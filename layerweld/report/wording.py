@@ -6,7 +6,7 @@ import html
 from collections.abc import Mapping
 from math import floor, isfinite, log10
 
-from layerweld.report.results import GroupFigures
+from layerweld.report.results import GroupMetrics
 from layerweld.untrusted.text import shown
 
 _GENERIC = {"dense", "linear", "lin", "weight", "0", "1", "2", "3"}
@@ -29,7 +29,7 @@ def block_of(name: str) -> str:
     return ".".join(part for part in name.split(".")[:-1] if part.isdigit())
 
 
-def kind_of(group: GroupFigures) -> str:
+def kind_of(group: GroupMetrics) -> str:
     """What a group is, whatever its block: ``query,key,value``, ``attention.output``."""
     leaves = [layer.rsplit(".", 1)[-1].removesuffix("_proj") for layer in group.layers]
     if leaves and not set(leaves) & _GENERIC:
@@ -40,13 +40,13 @@ def kind_of(group: GroupFigures) -> str:
     return ".".join(rest[:-1] if len(rest) > 1 and rest[-1] in _GENERIC else rest)
 
 
-def group_label(group: GroupFigures) -> str:
+def group_label(group: GroupMetrics) -> str:
     """``L3 · query,key,value``: short enough for an axis; the full name belongs into the hover."""
     block = block_of(group.name)
     return f"L{block} · {kind_of(group)}" if block else kind_of(group)
 
 
-def full_name(group: GroupFigures) -> str:
+def full_name(group: GroupMetrics) -> str:
     """For a hover: the group's own name, and below it its round and layers."""
     leaves = ", ".join(layer.rsplit(".", 1)[-1] for layer in group.layers)
     return f"{chart_text(group.name, 80)}<br>round {group.step + 1} · {chart_text(leaves, 60)}"
@@ -91,9 +91,9 @@ def number_text(value: float) -> str:
     return f"{value:,.{max(0, 2 - size)}f}"
 
 
-def figures_text(figures: Mapping[str, float]) -> str:
+def metrics_text(metrics: Mapping[str, float]) -> str:
     """``distance to the mean 0.31``, or a dash."""
-    return ", ".join(f"{name} {number_text(value)}" for name, value in figures.items()) or "–"
+    return ", ".join(f"{name} {number_text(value)}" for name, value in metrics.items()) or "–"
 
 
 def tick_text(value: float) -> str:

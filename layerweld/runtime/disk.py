@@ -15,6 +15,11 @@ from safetensors import SafetensorError
 from layerweld.errors import InUseError, StorageError
 
 
+def user_cache() -> Path:
+    """Where the user's cache of this project is."""
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "layerweld"
+
+
 @contextmanager
 def writing(target: Path) -> Iterator[Path]:
     """Give a name to write under; what was written there becomes ``target`` at the end.

@@ -1,6 +1,6 @@
 """What a site says when it fails: a code from a closed list and a number, never the error's text.
 
-An error's text may quote a sample of the site's data. It goes, in full, into a file at the site. The
+An error's text may quote a sample of the site's data. In full it goes into a file at the site. The
 coordinator learns the code, and the number by which the site's people find that file.
 """
 
@@ -139,7 +139,7 @@ def code_of(error: BaseException) -> Code:
 
 
 def parse_incident(text: str | None) -> Incident | None:
-    """The incident that a reply reports; None for text that did not come from an :class:`Incident`."""
+    """The incident that a reply reports; None for text that no :class:`Incident` gives."""
     match = _TEXT.fullmatch(text or "")
     if match is None or int(match["code"]) not in set(Code):
         return None

@@ -1,8 +1,8 @@
 """What the bits of a computation depend on besides its inputs: fixed where it can be, and recorded.
 
-The same settings give the same bits on machines of one kind: the same processor, packages and number
-of threads, and the same values of the variables named here. On another kind the sums within a matrix
-product are taken in another order, and the last digits differ.
+The same settings give the same bits on machines of one kind: the same processor, packages and
+number of threads, and the same values of the variables named here. On another kind the sums within
+a matrix product are taken in another order, and the last digits differ.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``state.json`` in a run's output folder: how far it is, which sites it waits for, how it ended."""
+"""``state.json`` in a run's output folder: how far it is, whom it waits for, how it ended."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Recorder:
         self._state = RunState()
         self._moved = ("", 0)
         self.waiting_for: Callable[[], Mapping[str, str]] = dict
-        """The sites that are waited for now, as in :attr:`RunState.waiting`; none until it is set."""
+        """The sites that are waited for, as in :attr:`RunState.waiting`; none until it is set."""
 
     def __call__(self, what: str, done: int, total: int) -> None:
         """Record what was reported: every percent of the same work, not every batch."""
@@ -116,7 +116,7 @@ class Recorder:
 
 
 def is_state(name: str) -> bool:
-    """Whether a file of this name is the state, or was left by a process killed while writing it."""
+    """Whether a file of this name is the state, or the rest of a write that was killed."""
     return name == STATE or (name.startswith(f"{STATE}.") and name.endswith(".partial"))
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic.fields import FieldInfo
 
+from layerweld.merging.method import CHAIN, Method
 from layerweld.settings_table import Settings
 
 _BOUNDS = {Ge: ("ge", "≥"), Gt: ("gt", ">"), Le: ("le", "≤"), Lt: ("lt", "<")}
@@ -40,6 +41,14 @@ def facts_of(table: type[Settings]) -> Iterator[SettingFacts]:
             default = "" if field.is_required() else json.dumps(field.default)
             meaning = _one_line(field.description or "")
             yield SettingFacts(str(field.alias), default, _values(field), meaning)
+
+
+def defaults_of(method: Method) -> str:
+    """A method's own settings with their defaults, behind ``merge.*`` of a chain."""
+    shared = ["merge.*"] if method.kind is CHAIN else []
+    own = facts_of(method.settings) if method.settings else ()
+    pairs = (f"{one.key}={one.default}".replace('"', "") for one in own)
+    return ", ".join([*shared, *pairs]) or "none"
 
 
 def about(table: type[Settings]) -> str:

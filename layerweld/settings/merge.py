@@ -6,11 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from layerweld.settings_table import NonNegative, Rank, Rounds, Settings
+from layerweld.settings_table import Granularity, NonNegative, Rank, Rounds, Settings
 
 Normalization = Literal["token", "feature", "trace", "none"]
 Importance = Literal["off-diagonal", "uniform"]
-Granularity = Literal["group", "block", "model", "jacobi"]
 Anchor = Literal["base", "mean"]
 
 
@@ -33,10 +32,6 @@ class MergeSettings(Settings):
     """λ as a fraction of mean(diag S)."""
     anchor: Anchor = "base"
     """Where the ridge pulls to: no update at all, or the mean of the updates."""
-    solver: Literal["exact", "gradients"] = "exact"
-    """Solve for the merge exactly, or by a few steps of conjugate gradients from the anchor."""
-    iterations: Annotated[int, Field(ge=1, le=100_000)] = 100
-    """Steps of ``solver = "gradients"``; nothing else reads it."""
     rank: Rank = 0
     """Rank to which each merged update is compressed, in the metric of S (of methods without
     statistics: of the weights); 0 keeps it exact."""

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from layerweld.errors import ConfigError
-from layerweld.settings.methods import Method, methods_of, reads
+from layerweld.settings.methods import methods_of, reads, setting_named
 from layerweld.settings.run import RunSettings, Scalar, read_run_settings
 
 
@@ -39,8 +39,10 @@ def with_overrides(
         key, equals, text = entry.partition("=")
         if not (key.strip() and equals):
             raise ConfigError(f"--set {entry!r} is not KEY=VALUE")
-        name = _full_name(key.strip().replace("_", "-"), methods[0], settings)
-        typed = f"--set {key.strip()}"
+        key = key.strip()
+        plain = key.replace("_", "-")
+        name = plain if "." in plain else setting_named(plain, methods[0], settings)
+        typed = f"--set {key}"
         if name in given:
             raise ConfigError(f"{given[name]} and {typed} are the same setting; leave one out")
         given[name] = typed
@@ -59,19 +61,6 @@ def _refuse_without_effect(given: Mapping[str, str], settings: RunSettings) -> N
                 f"{typed} has no effect on {names}: leave it out, or choose a method that reads it "
                 f"(`layerweld methods` lists them)"
             )
-
-
-def _full_name(key: str, method: Method, settings: RunSettings) -> str:
-    if "." in key:
-        return key
-    own = f"{method.table}."
-    names = [name for name in settings.flat() if name.startswith(own)]
-    if f"{own}{key}" not in names:
-        known = sorted(name.removeprefix(own) for name in names)
-        if method.lines:
-            known += [name for name in settings.flat() if name.startswith("lines.")]
-        raise ConfigError(f"unknown setting {own + key!r}; known here: {', '.join(known)}")
-    return own + key
 
 
 def _value(text: str) -> Any:

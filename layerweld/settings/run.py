@@ -6,31 +6,14 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, create_model
 
 from layerweld.errors import ConfigError
-from layerweld.merging.adamerging import AdaMerging
-from layerweld.merging.consensus import Consensus
-from layerweld.merging.core_space import CoreSpace
-from layerweld.merging.dare import Dare, DareTies
-from layerweld.merging.dc import DcMerge
-from layerweld.merging.do_merging import DoMerging
-from layerweld.merging.fisher import Fisher
-from layerweld.merging.isotropic import IsoC, IsoCts
-from layerweld.merging.knots import KnotsDareTies, KnotsTies
 from layerweld.merging.lines import Lines
-from layerweld.merging.localize import LocalizeAndStitch
-from layerweld.merging.lora_averaging import FedEx, FedIt, FfaLora, FlexLora, Flora
 from layerweld.merging.one_round import MergeMethod
-from layerweld.merging.opcm import Opcm
-from layerweld.merging.pcb import Pcb
-from layerweld.merging.prodistill import ProDistill
-from layerweld.merging.sums import Mean, TaskArithmetic
-from layerweld.merging.ties import Ties
-from layerweld.merging.tsv import Tsv
-from layerweld.merging.wudi import Wudi
+from layerweld.merging.registry import METHODS
 from layerweld.settings.merge import MergeSettings
 from layerweld.settings_table import (
     BatchSize,
@@ -52,6 +35,7 @@ from layerweld.untrusted.text import shown
 
 Scalar = bool | int | float | str
 LostSite = Literal["wait", "abort", "continue"]
+Table = TypeVar("Table", bound=Settings)
 
 
 class CalibrationSettings(Settings):
@@ -134,16 +118,26 @@ class EvaluateSettings(Settings):
     """Tokens after which a text is cut."""
 
 
+def _with_tables_of_methods(settings: type[Table]) -> type[Table]:
+    """Add a table for each method that has settings of its own, named like the method."""
+    own = {m.table: m.settings for m in METHODS.values() if m.settings}
+    tables: dict[str, Any] = {k.replace("-", "_"): (table, table()) for k, table in own.items()}
+    about: dict[str, Any] = {"__module__": settings.__module__, "__doc__": settings.__doc__}
+    return create_model(settings.__name__, __base__=settings, **about, **tables)
+
+
+@_with_tables_of_methods
 class RunSettings(Settings):
     """Everything a run's behaviour depends on; the same at the server and at every site."""
 
     base: PathText = ""
-    """Folder of the base model; may be empty only where all sites are the demo's."""
+    """Folder of the base model."""
     base_name: LineText = ""
     """What cards and adapter configurations call the base model, e.g. its name on a hub; empty for
     the name of its folder."""
     sites: PathText = ""
-    """TOML file that lists the sites; empty for the demo's six."""
+    """TOML file that lists the sites of one machine; empty where each node says itself which site
+    it is."""
     min_sites: Annotated[int, Field(ge=1, le=10_000)] = 2
     """Sites that must be connected before the handshake, and fewer than which no run goes on."""
     methods: ListText = "chain"
@@ -166,35 +160,12 @@ class RunSettings(Settings):
     calibration: CalibrationSettings = CalibrationSettings()
     finetune: FinetuneSettings = FinetuneSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
-
-    # One table for each method without a chain, named like the method.
-    mean: Mean = Mean()
-    task_arithmetic: TaskArithmetic = TaskArithmetic()
-    ties: Ties = Ties()
-    dare: Dare = Dare()
-    dare_ties: DareTies = DareTies()
-    consensus: Consensus = Consensus()
-    localize_and_stitch: LocalizeAndStitch = LocalizeAndStitch()
-    pcb: Pcb = Pcb()
-    tsv: Tsv = Tsv()
-    iso_c: IsoC = IsoC()
-    iso_cts: IsoCts = IsoCts()
-    knots_ties: KnotsTies = KnotsTies()
-    knots_dare_ties: KnotsDareTies = KnotsDareTies()
-    core_space: CoreSpace = CoreSpace()
-    wudi: Wudi = Wudi()
-    dc_merge: DcMerge = DcMerge()
-    do_merging: DoMerging = DoMerging()
-    opcm: Opcm = Opcm()
-    fedit: FedIt = FedIt()
-    ffa_lora: FfaLora = FfaLora()
-    flora: Flora = Flora()
-    fedex_lora: FedEx = FedEx()
-    flexlora: FlexLora = FlexLora()
-    fisher: Fisher = Fisher()
-    adamerging: AdaMerging = AdaMerging()
-    prodistill: ProDistill = ProDistill()
     lines: Lines = Lines()
+
+    def table(self, kind: type[Table]) -> Table:
+        """The table of this kind, such as that of one method: ``table(Ties)``."""
+        tables = (getattr(self, name) for name in type(self).model_fields)
+        return next(table for table in tables if isinstance(table, kind))
 
     def of_method(self, name: str) -> MergeMethod:
         """The table of a method that merges the updates themselves; it is what merges.
@@ -202,11 +173,24 @@ class RunSettings(Settings):
         Raises:
             ConfigError: there is no such method.
         """
-        for field, about in type(self).model_fields.items():
-            table = getattr(self, field)
-            if about.alias == name and isinstance(table, MergeMethod):
-                return table
+        table = getattr(self, name.replace("-", "_"), None)
+        if isinstance(table, MergeMethod):
+            return table
         raise ConfigError(f"{name!r} has no settings of its own; `layerweld methods` lists all")
+
+    def require_base(self) -> str:
+        """Folder of the base model.
+
+        Raises:
+            ConfigError: none is set.
+        """
+        if self.base:
+            return self.base
+        raise ConfigError(
+            f"{self.sites or 'this run'} names no base model; set `base`, above the tables: the "
+            f"folder of the model that the sites fine-tune, or have fine-tuned. For `flwr run .` "
+            f"`layerweld demo --prepare-only` prints the demo's settings"
+        )
 
     def flat(self) -> dict[str, Scalar]:
         """As Flower's ``run_config``: dotted keys, scalar values."""

@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from layerweld.demo import base_folder
 from layerweld.errors import ConfigError
 from layerweld.settings.run import (
     CalibrationSettings,
@@ -21,10 +20,6 @@ from layerweld.settings_table import ColumnText, PathText, Settings
 from layerweld.untrusted.documents import read_toml
 from layerweld.untrusted.files import named_path
 from layerweld.untrusted.names import SITE_NAME
-
-DEMO = "demo:"
-PACKAGE = "package:"
-"""Prefixes of ``data`` that name a task out of an installed package instead of a file."""
 
 HEAD = "head.safetensors"
 """What a site's classifier is called where the run's file does not name it."""
@@ -39,8 +34,7 @@ class SiteEntry(Settings):
     name: str = Field(min_length=1, pattern=f"^{SITE_NAME}$")
     """Name of the site, unique in the run; it names a folder, so letters, digits and ``._-``."""
     data: PathText = Field(min_length=1)
-    """Rows to calibrate on (and to fine-tune on): JSON lines, CSV, Parquet or an image folder; or
-    ``package:NAME``, a task out of an installed package."""
+    """Rows to calibrate on (and to fine-tune on): JSON lines, CSV, Parquet or an image folder."""
     adapter: PathText = ""
     """PEFT LoRA folder or fully fine-tuned model folder; empty to fine-tune on ``data`` first."""
     head: PathText = ""
@@ -89,12 +83,6 @@ def on_its_own(site: SiteEntry) -> SiteEntry:
     )
 
 
-def package_task(source: str) -> str:
-    """The task that ``demo:NAME`` or ``package:NAME`` names; empty for a path."""
-    prefix = next((prefix for prefix in (DEMO, PACKAGE) if source.startswith(prefix)), "")
-    return source.removeprefix(prefix) if prefix else ""
-
-
 def read_run_file(file: Path) -> tuple[RunSettings, tuple[SiteEntry, ...]]:
     """Read a run's TOML file: settings, and ``[[sites]]``.
 
@@ -113,22 +101,6 @@ def read_run_file(file: Path) -> tuple[RunSettings, tuple[SiteEntry, ...]]:
     settings = validate_settings(tables | {"sites": str(file.resolve())}, file)
     base = settings.base and _resolve(settings.base, "base", file)
     return settings.model_copy(update={"base": base}), sites
-
-
-def base_of(settings: RunSettings, sites: Sequence[SiteEntry], file: Path) -> str:
-    """The folder of a run file's base model; the demo's, where all sites are the demo's.
-
-    Raises:
-        ConfigError: the file names none.
-    """
-    if settings.base:
-        return settings.base
-    if all(site.data.startswith(DEMO) for site in sites):
-        return str(base_folder())
-    raise ConfigError(
-        f"{file} names no base model; set `base` above the tables: the folder of the model that "
-        f"the sites fine-tune, or have fine-tuned"
-    )
 
 
 def site_entries(entries: Any, file: Path) -> tuple[SiteEntry, ...]:
@@ -177,9 +149,7 @@ def _resolved(site: SiteEntry, file: Path) -> dict[str, str]:
         key: getattr(site, key) for key in ("data", "adapter", "head", "base", "held_out", "cache")
     }
     return {
-        key: _resolve(path, f"site {site.name}, {key}", file)
-        for key, path in paths.items()
-        if path and not package_task(path)
+        key: _resolve(path, f"site {site.name}, {key}", file) for key, path in paths.items() if path
     }
 
 

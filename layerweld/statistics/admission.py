@@ -67,7 +67,7 @@ def admit(
             raise RefusedReplyError(f"{layer!r} is not a layer of {group.name}")
         shape = (d_out[layer], group.d_in)
         check_product(product, gram, shape, settings.shrinkage, layer)
-        if settings.anchor == "mean" and product.own_update is None:
+        if settings.anchor == "mean" and product.update is None:
             raise RefusedReplyError(f"{layer}: the anchor 'mean' needs the update itself")
     weight = _weight(statistics, group, settings)
     _check_summable(site, weight, statistics)
@@ -81,24 +81,24 @@ def admit(
 
 
 def _checked_magnitude(factor: GramFactor, product: Product, layer: str) -> Magnitude:
-    implied = factor.implied_update(product)
-    found = factor.magnitude(product, implied)
+    implied = factor.implied_update(product.moments)
+    found = factor.magnitude(product.moments, implied)
     if not found.bound <= LARGEST_WEIGHT or not max(found.energy, found.square) < LIMIT:
         raise RefusedReplyError(
             f"{layer}: only an update with numbers up to {found.bound:.3g} has this product with "
             f"the Gram matrix that was sent, and no model's has any beyond {LARGEST_WEIGHT:.0f}"
         )
-    own = product.whole_update or implied
+    own = product.update or implied
     if cancels(own):
         raise RefusedReplyError(f"{layer}: its factors cancel; no training leaves such an update")
-    if product.whole_update is not None:
+    if product.update is not None:
         if not largest_of_update(own) <= LARGEST_WEIGHT:
             raise RefusedReplyError(
                 f"{layer}: the update that was sent along has numbers beyond {LARGEST_WEIGHT:.0f}, "
                 f"and no model's has"
             )
         found = replace(found, square=max(found.square, own.norm**2))
-    if factor.carries_silence(product, found):
+    if factor.carries_silence(product.moments, found):
         raise RefusedReplyError(
             f"{layer}: features that never fire carry a part of the product: no update does that"
         )
@@ -112,8 +112,8 @@ def _weight(statistics: GroupStatistics, group: LayerGroup, settings: MergeSetti
 
 
 def _check_summable(site: str, weight: float, statistics: GroupStatistics) -> None:
-    tensors = [t for p in statistics.products.values() for t in p.tensors().values()]
-    top = max(1.0, weight) * max(largest(t) for t in (statistics.gram, *tensors))
+    products = (t for one in statistics.products.values() for t in one.tensors().values())
+    top = max(1.0, weight) * max(map(largest, (statistics.gram, *products)))
     if not top < LIMIT:
         raise RefusedReplyError(
             f"{statistics.group}: {site} sent numbers up to {top:.3g} once weighted, too "

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from layerweld.errors import RefusedReplyError
 from layerweld.statistics.gram import shrink, with_diagonal
-from layerweld.statistics.group import GroupStatistics, LowRankProduct, Product
+from layerweld.statistics.group import GroupStatistics, Product
 from layerweld.updates.bounds import LARGEST_WEIGHT, is_usable, largest, largest_of_update
-from layerweld.updates.update import DenseUpdate, LowRankUpdate, Update
+from layerweld.updates.update import Update
 
 SILENT = 1e-6
 """ε, as a share of tr G: what float32 leaves of a Gram matrix's smallest eigenvalues, 16 times
@@ -73,25 +73,20 @@ class GramFactor:
         self._cholesky, failed_at = torch.linalg.cholesky_ex(with_diagonal(gram, self.silent))
         self.is_semidefinite = not failed_at
 
-    def carries_silence(self, product: Product, magnitude: Magnitude) -> bool:
+    def carries_silence(self, product: Update, magnitude: Magnitude) -> bool:
         """Whether features that never fire carry a part of a product, which no update can do.
 
         By Cauchy and Schwarz column q of ``ΔW G`` is at most ``sqrt(tr[ΔW G ΔWᵀ] G_qq)`` long.
         """
-        formed = product.formed.double()[:, self._dead]
-        metric = product.left.double() if isinstance(product, LowRankProduct) else None
-        columns = formed if metric is None else metric @ formed
+        columns = product.float64().map_rows(lambda rows: rows[:, self._dead]).dense()
         allowed = _DEAD_SHARE * self.silent * magnitude.energy
         return bool((columns.square().sum(dim=0) > allowed).any())
 
-    def implied_update(self, product: Product) -> Update:
+    def implied_update(self, product: Update) -> Update:
         """``P (G + εI)⁻¹``, in the product's own form, float64."""
-        rows = torch.cholesky_solve(product.formed.double().T, self._cholesky).T
-        if isinstance(product, LowRankProduct):
-            return LowRankUpdate(product.left.double(), rows)
-        return DenseUpdate(rows)
+        return product.float64().map_rows(lambda p: torch.cholesky_solve(p.T, self._cholesky).T)
 
-    def magnitude(self, product: Product, update: Update) -> Magnitude:
+    def magnitude(self, product: Update, update: Update) -> Magnitude:
         """How large the update is that has this product with G.
 
         Everything is a sum of squares: factors that cancel leave next to nothing, and not less.
@@ -100,10 +95,7 @@ class GramFactor:
             product: of one layer.
             update: that :meth:`implied_update` makes of it.
         """
-        rows = product.formed.double()
-        if isinstance(product, LowRankProduct):
-            rows = torch.linalg.qr(product.left.double(), mode="r").R @ rows
-        half = torch.linalg.solve_triangular(self._cholesky, rows.T, upper=False)
+        half = torch.linalg.solve_triangular(self._cholesky, product.row_factor().T, upper=False)
         return Magnitude(float(half.square().sum()), update.norm**2, largest_of_update(update))
 
 
@@ -164,15 +156,12 @@ def check_product(
         RefusedReplyError: a tensor has another shape, or numbers that are not finite or larger
             than a model's weights can be; or the update that is sent along has another product.
     """
-    for name, expected in _shapes(product, shape).items():
-        tensor = product.tensors().get(name)
-        if tensor is None:
-            continue
-        if tuple(tensor.shape) != expected:
-            raise RefusedReplyError(f"{where}: {name} is {tuple(tensor.shape)}, not {expected}")
+    if product.moments.shape != shape or (product.update and product.update.shape != shape):
+        raise RefusedReplyError(f"{where}: a product of {product.moments.shape}, not {shape}")
+    for name, tensor in product.tensors().items():
         if not bool(torch.isfinite(tensor).all()):
             raise RefusedReplyError(f"{where}: {name} holds a number that is not finite")
-        if name in ("left", "factor", "update") and not is_usable(tensor):
+        if tensor is not product.moments.rows and not is_usable(tensor):
             raise RefusedReplyError(
                 f"{where}: {name} has numbers up to {largest(tensor):.3g}, and no update of a "
                 f"model has any beyond {LARGEST_WEIGHT:.0f}"
@@ -180,19 +169,12 @@ def check_product(
     _check_consistency(product, gram, shrinkage, where)
 
 
-def _shapes(product: Product, shape: tuple[int, int]) -> dict[str, tuple[int, int]]:
-    if isinstance(product, LowRankProduct):
-        rank = product.right.shape[0] if product.right.ndim == 2 else -1
-        return {"left": (shape[0], rank), "right": (rank, shape[1]), "factor": (rank, shape[1])}
-    return {"product": shape, "update": shape}
-
-
 def _check_consistency(product: Product, gram: Tensor, shrinkage: float, where: str) -> None:
     """``A`` and ``A G``, or ``ΔW`` and ``ΔW G``, where both are sent."""
-    if product.own_update is None:
+    if product.update is None:
         return
-    expected = product.own_update.double() @ shrink(gram, shrinkage)
-    error = float((product.formed.double() - expected).norm())
+    expected = product.update.rows.double() @ shrink(gram, shrinkage)
+    error = float((product.moments.rows.double() - expected).norm())
     if not error <= _CONTRADICTION * float(expected.norm()) + _UNDERFLOW:
         raise RefusedReplyError(
             f"{where}: the product is not that of the update that was sent along with the Gram "

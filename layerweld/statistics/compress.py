@@ -4,14 +4,13 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from layerweld.updates.update import LowRankUpdate
+
 
 def compress(
-    left: Float64[Tensor, "d_out rank"],
-    right: Float64[Tensor, "rank d_in"],
-    gram: Float64[Tensor, "d_in d_in"],
-    rank: int,
-) -> tuple[Tensor, Tensor, float]:
-    """The rank-``rank`` update closest to ``left @ right`` in what the layer puts out.
+    update: LowRankUpdate, gram: Float64[Tensor, "d_in d_in"], rank: int
+) -> tuple[LowRankUpdate, float]:
+    """The update of this rank that is closest in what the layer puts out.
 
     Minimises ``‖(ΔW - ΔW_rank) S^½‖_F``, the error on the outputs over the calibration tokens,
     not the error on the weights (reduced-rank regression, Izenman 1975): project onto the leading
@@ -19,17 +18,16 @@ def compress(
     the factors' size are decomposed.
 
     Args:
-        left: left factor of ``ΔW``; ``ΔW`` itself where the update is dense.
-        right: right factor; the identity where the update is dense.
+        update: ``ΔW``, float64.
         gram: the metric ``S``, symmetric positive semi-definite.
         rank: columns to keep; a larger one than there are changes nothing.
 
     Returns:
-        New factors ``(d_out, rank)`` and ``(rank, d_in)``, and the relative error in the metric of
-        ``S``: 0 for none, 1 when all is lost.
+        The update, and the relative error in the metric of ``S``: 0 for none, 1 when all is lost.
     """
-    if rank >= right.shape[0]:
-        return left, right, 0.0
+    left, right = update.left, update.right
+    if rank >= update.rank:
+        return update, 0.0
     basis, triangle = torch.linalg.qr(left)
     core = triangle @ (right @ gram @ right.T) @ triangle.T
     energies, directions = torch.linalg.eigh((core + core.T) / 2)
@@ -37,4 +35,4 @@ def compress(
     total = float(energies.clamp(min=0).sum())
     lost = float(energies[:-rank].clamp(min=0).sum())
     error = (lost / total) ** 0.5 if total > 0 else 0.0
-    return basis @ kept, kept.T @ triangle @ right, error
+    return LowRankUpdate(basis @ kept, kept.T @ triangle @ right), error

@@ -5,81 +5,43 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from layerweld.statistics.gram import normalize, shrink
-from layerweld.updates.update import DenseUpdate, LowRankUpdate, Update
+from layerweld.plan import LayerGroup
+from layerweld.settings.merge import MergeSettings
+from layerweld.statistics.gram import GramAccumulator, normalize, shrink
+from layerweld.updates.update import DenseUpdate, Update, blank_update, update_from
+
+_MOMENTS = {"left": "left", "right": "right", "weight": "product"}
+_OWN = {"right": "factor", "weight": "update"}
+"""Names on the wire of the parts of a product, and of those of the update that are not in it."""
 
 
 @dataclass(frozen=True)
-class LowRankProduct:
-    """``ΔW G`` of a LoRA update, as factors: the server never needs it any other way.
+class Product:
+    """``ΔW G`` of one layer, factored where ``ΔW`` is: the server needs it in no other way.
 
     Attributes:
-        left: ``(d_out, rank)`` float32, the scaled ``B``.
-        right: ``(rank, d_in)`` float32, ``A G``.
-        factor: ``(rank, d_in)`` float32, ``A`` itself; sent only if the anchor is the mean.
+        moments: ``ΔW G`` in float32; of a LoRA ``B`` and ``A G``.
+        update: ``ΔW`` itself, with the same left factor; sent only if the anchor is the mean.
     """
 
-    left: Tensor
-    right: Tensor
-    factor: Tensor | None
+    moments: Update
+    update: Update | None = None
 
     def tensors(self) -> dict[str, Tensor]:
         """What travels, by name."""
-        sent = {"left": self.left, "right": self.right}
-        return sent if self.factor is None else sent | {"factor": self.factor}
+        sent = {_MOMENTS[part]: tensor for part, tensor in self.moments.tensors().items()}
+        own = self.update.tensors() if self.update else {}
+        return sent | {_OWN[part]: tensor for part, tensor in own.items() if part in _OWN}
 
-    @property
-    def formed(self) -> Tensor:
-        """What was multiplied by ``G``: ``A G``."""
-        return self.right
-
-    @property
-    def own_update(self) -> Tensor | None:
-        """The same before that, ``A``, where it is sent along."""
-        return self.factor
-
-    @property
-    def whole_update(self) -> LowRankUpdate | None:
-        """``ΔW``, where all of it is sent."""
-        return None if self.factor is None else LowRankUpdate(self.left, self.factor)
-
-
-@dataclass(frozen=True)
-class DenseProduct:
-    """``ΔW G`` as it is.
-
-    Attributes:
-        product: ``(d_out, d_in)`` float32.
-        update: ``(d_out, d_in)`` float32, ``ΔW`` itself; sent only if the anchor is the mean.
-    """
-
-    product: Tensor
-    update: Tensor | None
-
-    def tensors(self) -> dict[str, Tensor]:
-        """What travels, by name."""
-        sent = {"product": self.product}
-        return sent if self.update is None else sent | {"update": self.update}
-
-    @property
-    def formed(self) -> Tensor:
-        """What was multiplied by ``G``: ``ΔW G``."""
-        return self.product
-
-    @property
-    def own_update(self) -> Tensor | None:
-        """The same before that, ``ΔW``, where it is sent along."""
-        return self.update
-
-    @property
-    def whole_update(self) -> DenseUpdate | None:
-        """``ΔW``, where all of it is sent."""
-        return None if self.update is None else DenseUpdate(self.update)
-
-
-Product = LowRankProduct | DenseProduct
+    @staticmethod
+    def from_tensors(sent: Mapping[str, Tensor]) -> Product:
+        """Inverse of :meth:`tensors`; a KeyError or ValueError where these are no product's."""
+        moments = {part: sent[name] for part, name in _MOMENTS.items() if name in sent}
+        own = {part: sent[name] for part, name in _OWN.items() if name in sent}
+        return Product(update_from(moments), update_from(moments | own) if own else None)
 
 
 @dataclass(frozen=True)
@@ -109,38 +71,68 @@ class ProductForm:
     with_updates: bool
 
 
-def group_statistics(
-    group: str,
-    mean_gram: Tensor,
-    num_tokens: int,
-    updates: Mapping[str, Update],
-    *,
-    normalization: str,
-    shrinkage: float,
-    form: ProductForm,
-) -> GroupStatistics:
-    """Normalise a mean Gram matrix and form its products with a site's updates.
+class GroupAccumulator:
+    """What one layer group's inputs are measured for, batch by batch.
 
     Args:
-        group: name of the layer group.
-        mean_gram: ``(d_in, d_in)`` float64, of :class:`~layerweld.statistics.gram.GramAccumulator`.
-        num_tokens: tokens it was taken over.
-        updates: ``ΔW`` of the group's layers that the site fine-tuned.
-        normalization: of the run, see :func:`layerweld.statistics.gram.normalize`.
-        shrinkage: factor on the off-diagonal inside the products.
-        form: factored or dense, with or without the updates themselves.
+        group: the layer group.
+        settings: normalisation and shrinkage are read here.
+        device: where to accumulate.
     """
-    gram = normalize(mean_gram, normalization).float()  # type: ignore[arg-type]
-    shrunk = shrink(gram.double(), shrinkage)
-    products = {layer: _product(update, shrunk, form) for layer, update in updates.items()}
-    return GroupStatistics(group, gram, products, num_tokens)
+
+    def __init__(
+        self, group: LayerGroup, settings: MergeSettings, device: torch.device | str = "cpu"
+    ) -> None:
+        self._group, self._settings = group, settings
+        unit_tokens = settings.normalization == "token"
+        self._gram = GramAccumulator(group.d_in, unit_tokens=unit_tokens, device=device)
+
+    def update(self, inputs: Tensor, keep: Tensor) -> None:
+        """Add one batch ``(batch, seq, d_in)``; ``keep`` ``(batch, seq)`` is False on padding."""
+        self._gram.update(inputs, keep)
+
+    def statistics(self, updates: Mapping[str, Update], form: ProductForm) -> GroupStatistics:
+        """The normalised Gram matrix, and its products with a site's updates.
+
+        Args:
+            updates: ``ΔW`` of the layers that the site fine-tuned; those of other groups are
+                passed over.
+            form: factored or dense, with or without the updates themselves.
+
+        Raises:
+            ValueError: no token was seen.
+        """
+        gram = normalize(self._gram.mean().cpu(), self._settings.normalization).float()
+        shrunk = shrink(gram.double(), self._settings.shrinkage)
+        products = {
+            layer.name: _product(updates[layer.name], shrunk, form)
+            for layer in self._group.layers
+            if layer.name in updates
+        }
+        return GroupStatistics(self._group.name, gram, products, self._gram.num_tokens)
+
+
+def blank_statistics(
+    group: LayerGroup, ranks: Mapping[str, int], form: ProductForm
+) -> GroupStatistics:
+    """Statistics that have the shapes of a site's and no numbers.
+
+    Args:
+        group: the layer group.
+        ranks: LoRA rank of each layer that the site fine-tuned; 0 where the whole layer changed.
+        form: how products travel in this run.
+    """
+    gram = torch.empty(group.d_in, group.d_in, device="meta")
+    products = {
+        layer.name: _product(
+            blank_update((layer.d_out, group.d_in), ranks[layer.name]), gram.double(), form
+        )
+        for layer in group.layers
+        if layer.name in ranks
+    }
+    return GroupStatistics(group.name, gram, products, 0)
 
 
 def _product(update: Update, gram: Tensor, form: ProductForm) -> Product:
-    if isinstance(update, LowRankUpdate) and not form.dense:
-        right = update.right.double() @ gram
-        sent = update.right.float() if form.with_updates else None
-        return LowRankProduct(update.left.float(), right.float(), sent)
-    weight = update.dense().double()
-    sent = weight.float() if form.with_updates else None
-    return DenseProduct((weight @ gram).float(), sent)
+    own = DenseUpdate(update.dense()) if form.dense else update
+    return Product((own.float64() @ gram).float32(), own.float32() if form.with_updates else None)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from statistics import median
 
-import torch
 from torch import Tensor
 
 from layerweld.statistics.gram import with_diagonal
-from layerweld.statistics.group import LowRankProduct, Product
-from layerweld.updates.update import DenseUpdate, LowRankUpdate, Update
+from layerweld.statistics.group import Product
+from layerweld.updates.update import Update
 
 OUTLIER = 3.0
 """A site whose removal moves a group more than this many times the median site's is flagged."""
@@ -56,7 +55,8 @@ def relative_shift(
     Returns:
         0 for none; 1 where the others make nothing at all.
     """
-    moved = sum(_square(_difference(u, without.get(n)), gram) for n, u in merged.items())
+    shifts = [u - without[name] if name in without else u for name, u in merged.items()]
+    moved = sum(_square(shift, gram) for shift in shifts)
     others = sum(_square(update, gram) for update in without.values())
     if others == 0:
         return 1.0 if moved > 0 else 0.0
@@ -97,7 +97,7 @@ def agreement(
     Returns:
         From -1 to 1, but for rounding; 0 where one of the two does nothing.
     """
-    common = sum(_product_with(others[k], products[k]) for k in products if k in others)
+    common = sum(p.moments.inner(others[k]) for k, p in products.items() if k in others)
     metric = with_diagonal(gram, silent)
     theirs = sum(_square(update, metric) for update in others.values())
     scale = energy**0.5 * theirs**0.5
@@ -113,29 +113,6 @@ def opposed(agreements: Mapping[str, float]) -> tuple[str, ...]:
     return tuple(site for site, cosine in sorted(agreements.items()) if cosine < OPPOSITE)
 
 
-def _product_with(update: Update, product: Product) -> float:
-    """``tr[ΔW Pᵀ]``."""
-    if isinstance(product, LowRankProduct):
-        left, right = product.left.double(), product.right.double()
-        if isinstance(update, LowRankUpdate):
-            return float((left.T @ update.left.double() * (right @ update.right.double().T)).sum())
-        return float((left.T @ update.weight.double() * right).sum())
-    return float((update.dense().double() * product.product.double()).sum())
-
-
-def _difference(one: Update, other: Update | None) -> Update:
-    if other is None:
-        return one
-    if isinstance(one, LowRankUpdate) and isinstance(other, LowRankUpdate):
-        left = torch.cat([one.left, -other.left], dim=1)
-        return LowRankUpdate(left, torch.cat([one.right, other.right]))
-    return DenseUpdate(one.dense() - other.dense())
-
-
 def _square(update: Update, gram: Tensor) -> float:
     """``tr[ΔW S ΔWᵀ]``; never below 0."""
-    if isinstance(update, LowRankUpdate):
-        left, right = update.left.double(), update.right.double()
-        return max(0.0, float((left.T @ left * (right @ gram @ right.T)).sum()))
-    weight = update.weight.double()
-    return max(0.0, float((weight @ gram * weight).sum()))
+    return max(0.0, (update.float64() @ gram).inner(update))

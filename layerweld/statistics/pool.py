@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
@@ -16,7 +15,7 @@ from layerweld.statistics.admission import Admitted, admit
 from layerweld.statistics.gram import shrink
 from layerweld.statistics.group import GroupStatistics, Product
 from layerweld.statistics.influence import agreement, capped_scales, relative_shift
-from layerweld.statistics.layer_pools import Equations, LayerPool, fits, new_pool
+from layerweld.statistics.layer_pools import DensePool, Equations, LayerPool, LowRankPool
 from layerweld.statistics.solve import regularize
 from layerweld.updates.bounds import LARGEST_WEIGHT, out_of_bounds
 from layerweld.updates.exact_sum import ExactSum
@@ -83,11 +82,13 @@ class GroupPool:
     Args:
         group: the layer group.
         settings: normalisation, importance, shrinkage, ridge, anchor, rank, bounds and influence.
+        iterations: steps of conjugate gradients from the anchor; 0 solves exactly.
     """
 
-    def __init__(self, group: LayerGroup, settings: MergeSettings) -> None:
+    def __init__(self, group: LayerGroup, settings: MergeSettings, iterations: int = 0) -> None:
         self.group = group
         self.settings = settings
+        self.iterations = iterations
         self._gram = ExactSum((group.d_in, group.d_in))
         self._layers: dict[str, LayerPool] = {}
         self._admitted: dict[str, Admitted] = {}
@@ -121,7 +122,7 @@ class GroupPool:
         admitted = admit(site, statistics, self.group, self.settings)
         for layer, product in statistics.products.items():
             known = self._layers.get(layer)
-            if known is not None and not fits(known, product):
+            if known and known.is_low_rank != product.moments.is_low_rank:
                 raise RefusedReplyError(f"{layer}: factored and dense products in one run")
         return admitted
 
@@ -232,12 +233,17 @@ class GroupPool:
             total: S with every weight as it is.
             scales: by site.
         """
-        gram = total - self._off(scales, lambda kept: kept.gram.double()) if scales else total
-        system = regularize(shrink(gram, self.settings.shrinkage), self.settings.ridge)
+        off = (  # what the scales take off, site by site in their order
+            (1 - scale) * one.weight * one.statistics.gram.double()
+            for site, one in self._sorted()
+            if (scale := scales.get(site, 1.0)) < 1
+        )
+        gram = shrink(total - sum(off), self.settings.shrinkage)
+        system = regularize(gram, self.settings.ridge)
         weights = self._weights(scales)
         silent = math.fsum(w * self._admitted[site].silent for site, w in weights.items())
         sites = sum(1 for site in weights if scales.get(site, 1.0) > 0)
-        return Equations(system, sites, self.settings, scales, silent)
+        return Equations(system, sites, self.settings, scales, silent, self.iterations)
 
     def _pools_under(self, scales: Mapping[str, float]) -> Iterator[tuple[str, LayerPool]]:
         """The layers that a site is left in, in the group's order."""
@@ -245,14 +251,6 @@ class GroupPool:
             pool = self._layers.get(shape.name)
             if pool is not None and pool.has_any(scales):
                 yield shape.name, pool
-
-    def _off(self, scales: Mapping[str, float], part: Callable[[GroupStatistics], Any]) -> Any:
-        """What the scales take off a weighted sum of parts, site by site in their order."""
-        return sum(
-            (1 - scale) * self._admitted[site].weight * part(self._admitted[site].statistics)
-            for site, scale in sorted(scales.items())
-            if scale < 1
-        )
 
     def _without_each(
         self, total: Tensor, equations: Equations
@@ -276,8 +274,7 @@ class GroupPool:
         return {name: pool.update(equations) for name, pool in self._pools_under(equations.scales)}
 
     def _pool_of(self, layer: str, product: Product) -> LayerPool:
-        d_out = next(shape.d_out for shape in self.group.layers if shape.name == layer)
         if layer not in self._layers:
-            shape = (d_out, self.group.d_in)
-            self._layers[layer] = new_pool(product, shape, keeps=self._keeps)
+            low_rank, shape = product.moments.is_low_rank, product.moments.shape
+            self._layers[layer] = LowRankPool() if low_rank else DensePool(shape, self._keeps)
         return self._layers[layer]

@@ -39,22 +39,21 @@ class RegularizedGram:
         self,
         rows: Float64[Tensor, "rows d_in"],
         start: Float64[Tensor, "rows d_in"],
-        factor: Float64[Tensor, "d_out rows"] | None,
+        metric: Float64[Tensor, "rows rows"] | None,
         iterations: int,
     ) -> Float64[Tensor, "rows d_in"]:
-        """``X`` such that ``factor @ X`` is near ``factor @ rows (S + λI)⁻¹``, by descent.
+        """``X`` such that ``L X`` is near ``L rows (S + λI)⁻¹``, by descent.
 
         Conjugate gradients from ``start``, with the steps that they would take on the products
-        themselves: inner products are those of ``factor @ X``. Few steps leave the directions that
+        themselves: inner products are those of ``L X``. Few steps leave the directions that
         the calibration tokens hardly excite where they started (MaTS, Tam et al. 2024).
 
         Args:
             rows: the right-hand side.
             start: where to begin, in the same factored form.
-            factor: what all rows are multiplied by from the left; None for nothing.
+            metric: ``Lᵀ L`` of what all rows are multiplied by from the left; None for nothing.
             iterations: steps; fewer if nothing is left to gain.
         """
-        metric = None if factor is None else factor.T @ factor
         solution, residual = start, rows - self._times(start)
         direction, size = residual, _inner(residual, residual, metric)
         enough = _CONVERGED * _inner(rows, rows, metric)

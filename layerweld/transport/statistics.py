@@ -12,11 +12,10 @@ from layerweld.errors import RefusedReplyError
 from layerweld.plan import LayerGroup
 from layerweld.statistics.gram import pack_symmetric, packed_size, unpack_symmetric
 from layerweld.statistics.group import (
-    DenseProduct,
     GroupStatistics,
-    LowRankProduct,
     Product,
     ProductForm,
+    blank_statistics,
 )
 from layerweld.transport.arrays import Shapes, blank, shapes_of, to_arrays
 from layerweld.transport.identity import (
@@ -195,30 +194,15 @@ def _statistics_from(
     arrays: dict[str, Tensor], group: LayerGroup, num_tokens: int
 ) -> GroupStatistics:
     gram = unpack_symmetric(arrays.pop("gram"), group.d_in)
-    layers = dict.fromkeys(name.rpartition("/")[0] for name in arrays)
-    products = {layer: _product_from(layer, arrays) for layer in layers}
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in arrays.items():
+        layer, _, part = name.rpartition("/")
+        parts.setdefault(layer, {})[part] = tensor
+    products = {layer: Product.from_tensors(own) for layer, own in parts.items()}
     return GroupStatistics(group.name, gram, products, num_tokens)
-
-
-def _product_from(layer: str, arrays: Mapping[str, Tensor]) -> Product:
-    if f"{layer}/left" in arrays:
-        factor = arrays.get(f"{layer}/factor")
-        return LowRankProduct(arrays[f"{layer}/left"], arrays[f"{layer}/right"], factor)
-    return DenseProduct(arrays[f"{layer}/product"], arrays.get(f"{layer}/update"))
 
 
 def _blank(
     group: LayerGroup, ranks: Mapping[str, int], form: ProductForm
-) -> tuple[Tensor, dict[str, Product]]:
-    return blank(packed_size(group.d_in)), {
-        layer.name: _blank_product(layer.d_out, group.d_in, ranks[layer.name], form)
-        for layer in group.layers
-        if layer.name in ranks
-    }
-
-
-def _blank_product(d_out: int, d_in: int, rank: int, form: ProductForm) -> Product:
-    if form.dense or not rank:
-        return DenseProduct(blank(d_out, d_in), blank(d_out, d_in) if form.with_updates else None)
-    factor = blank(rank, d_in) if form.with_updates else None
-    return LowRankProduct(blank(d_out, rank), blank(rank, d_in), factor)
+) -> tuple[Tensor, Mapping[str, Product]]:
+    return blank(packed_size(group.d_in)), blank_statistics(group, ranks, form).products

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from layerweld.merging.adamerging import AdaMerging
+from layerweld.merging.method import CHAIN, DISTILLATION, ENTROPY, FISHER, Method, Quantity
+from layerweld.merging.prodistill import ProDistill
 from layerweld.model.schedule import block_steps, schedule
 from layerweld.plan import MergePlan
-from layerweld.settings.methods import Method, Quantity, sent_by, settings_for
+from layerweld.settings.methods import sent_by, settings_for
 from layerweld.settings.run import RunSettings
 from layerweld.statistics.group import ProductForm
 from layerweld.transport.block_gradients import block_gradients_layout
@@ -41,7 +44,11 @@ class Upload:
     rounds: int
     num_bytes: int
     group_bytes: tuple[int, ...] = ()
-    grows_with_sites: bool = False
+
+    @property
+    def grows_with_sites(self) -> bool:
+        """Whether a site sends more where more sites take part."""
+        return self.method.kind is ENTROPY
 
 
 def upload_of(
@@ -56,37 +63,33 @@ def upload_of(
         plan: the layers that are merged.
         ranks: LoRA rank of each layer that the site fine-tuned; 0 where the whole layer changed.
     """
-    if method.granularity:
-        return _of_chain(method, settings, plan, ranks)
     sends = sent_by(method, settings)
-    if method.table == "fisher":
+    if method.kind is CHAIN:
+        return _of_chain(method, sends, settings, plan, ranks)
+    if method.kind is FISHER:
         return Upload(method, sends, 1, fisher_layout(plan).num_bytes)
-    rounds, num_bytes = _learning(method, settings, plan)
-    num_bytes += updates_layout(plan, ranks).num_bytes
-    grows = method.table == "adamerging"
-    return Upload(method, sends, 1 + rounds, num_bytes, grows_with_sites=grows)
-
-
-def _learning(method: Method, settings: RunSettings, plan: MergePlan) -> tuple[int, int]:
-    """Rounds after that of the updates, and what a site sends in all of them."""
-    if method.table == "adamerging":
-        rounds = settings.adamerging.rounds
+    rounds, num_bytes = 1, updates_layout(plan, ranks).num_bytes
+    if method.kind is ENTROPY:
+        steps = settings.table(AdaMerging).rounds
         layout = coefficients_layout(settings.min_sites, len(plan.layer_names))
-        return rounds, rounds * layout.num_bytes
-    if method.table == "prodistill":
-        rounds = settings.prodistill.steps
-        whole = block_gradients_layout(plan.shapes).num_bytes
-        return rounds * len(block_steps(plan)), rounds * whole
-    return 0, 0
+        rounds, num_bytes = 1 + steps, num_bytes + steps * layout.num_bytes
+    if method.kind is DISTILLATION:
+        steps = settings.table(ProDistill).steps
+        rounds += steps * len(block_steps(plan))
+        num_bytes += steps * block_gradients_layout(plan.shapes).num_bytes
+    return Upload(method, sends, rounds, num_bytes)
 
 
 def _of_chain(
-    method: Method, settings: RunSettings, plan: MergePlan, ranks: Mapping[str, int]
+    method: Method,
+    sends: tuple[Quantity, ...],
+    settings: RunSettings,
+    plan: MergePlan,
+    ranks: Mapping[str, int],
 ) -> Upload:
     merge = settings_for(method.name, settings).merge
     form = ProductForm(merge.products == "dense", with_updates=merge.anchor == "mean")
     size = {g.name: statistics_layout([g], ranks, form).num_bytes for g in plan.groups}
     steps = schedule(plan, merge)
     num_bytes = sum(size[group.name] for step in steps for group in step.groups)
-    sends = sent_by(method, settings)
     return Upload(method, sends, len(steps), num_bytes, tuple(size.values()))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from layerweld.errors import UnusableMergeError
 from layerweld.updates.proportion import Part
-from layerweld.updates.update import LowRankUpdate, Update
+from layerweld.updates.update import Update
 
 LARGEST_WEIGHT = 2.0**15
 """No entry of an update, of its factors, or of anything that is added to a parameter is larger:
@@ -32,19 +32,8 @@ def largest(values: Tensor) -> float:
 
 
 def largest_of_update(update: Update) -> float:
-    """A bound on every entry of an update and of its factors; infinite for what is no number.
-
-    By Cauchy and Schwarz no entry of ``left @ right`` is larger than the longest row of ``left``
-    times the longest column of ``right``.
-    """
-    if not isinstance(update, LowRankUpdate):
-        return largest(update.weight)
-    if not update.rank:
-        return 0.0
-    factors = max(largest(update.left), largest(update.right))
-    if not factors <= LARGEST_WEIGHT:
-        return factors
-    return max(factors, largest_entry(update))
+    """A bound on every entry of an update and of its factors; infinite for what is no number."""
+    return max(*map(largest, update.tensors().values()), update.largest_entry())
 
 
 def cancels(update: Update) -> bool:
@@ -54,16 +43,7 @@ def cancels(update: Update) -> bool:
     bfloat16. The bound on a single entry is at most the rank times the norm of all where the
     factors' directions are anything like those of a trained LoRA.
     """
-    if not isinstance(update, LowRankUpdate) or not update.rank:
-        return False
-    return largest_entry(update) > _CANCELLED * update.norm + _NOTHING
-
-
-def largest_entry(update: LowRankUpdate) -> float:
-    """The longest row of ``left`` times the longest column of ``right``: no entry is larger."""
-    rows = update.left.double().norm(dim=1).max()
-    columns = update.right.double().norm(dim=0).max()
-    return float(rows * columns)
+    return update.largest_entry() > _CANCELLED * update.norm + _NOTHING
 
 
 def out_of_bounds(updates: Mapping[str, Update]) -> str:

@@ -38,9 +38,9 @@ def within_ranks(update: Update) -> Update:
     merge of them. It stays a LoRA, exactly but for float32's rounding.
     """
     d_out, d_in = update.shape
-    if not isinstance(update, LowRankUpdate) or update.rank <= most_sent(d_out, d_in):
+    if update.rank <= most_sent(d_out, d_in):
         return update
-    whole = (update.left.double() @ update.right.double()).float()
+    whole = update.float64().dense().float()
     if d_out <= d_in:
         return LowRankUpdate(torch.eye(d_out), whole)
     return LowRankUpdate(whole, torch.eye(d_in))

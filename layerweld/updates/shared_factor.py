@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from layerweld.errors import CohortError, RefusedReplyError
 from layerweld.updates.proportion import OutOfProportionError
-from layerweld.updates.update import LowRankUpdate, Update
+from layerweld.updates.update import Update
 
 _DRAWN = "drawn "
 
@@ -20,10 +20,10 @@ class ForeignFactorError(OutOfProportionError):
 def digest_of_factors(updates: Mapping[str, Update]) -> str:
     """SHA-256 over the names and the ``A`` of all layers; empty where one has none."""
     digest = hashlib.sha256()
+    if not all(update.is_low_rank for update in updates.values()):
+        return ""
     for name, update in sorted(updates.items()):
-        if not isinstance(update, LowRankUpdate):
-            return ""
-        digest.update(name.encode() + update.right.contiguous().numpy().tobytes())
+        digest.update(name.encode() + update.rows.contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 

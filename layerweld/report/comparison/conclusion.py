@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import sqrt
 
-from layerweld.report.comparison.spreads import Line
+from layerweld.report.comparison.spreads import MethodOverSeeds
 from layerweld.report.scores import REFERENCES
 from layerweld.report.wording import percent
 
 
-def verdict(found: Sequence[Line]) -> str:
+def conclude_comparison(methods: Sequence[MethodOverSeeds]) -> str:
     """Which method serves the sites best, and how sure that is."""
-    merges = [line for line in found if line.name not in REFERENCES]
+    merges = [method for method in methods if method.name not in REFERENCES]
     if not merges:
         return "None of the methods can work on these sites' models."
-    best, *others = sorted(merges, key=lambda line: -line.normalised.mean)
+    best, *others = sorted(merges, key=lambda method: -method.normalised.mean)
     sentence = (
         f"{best.label} ({best.name}) keeps {percent(best.normalised.mean)} of what the sites reach "
         f"alone, and {percent(best.worst.mean)} at the worst of them."
@@ -33,7 +33,7 @@ def verdict(found: Sequence[Line]) -> str:
     )
 
 
-def _by_seed(best: Line, second: Line) -> str:
+def _by_seed(best: MethodOverSeeds, second: MethodOverSeeds) -> str:
     """Whether it leads at each seed, which the held-out rows' sampling error says nothing about."""
     pairs = list(zip(best.normalised.values, second.normalised.values, strict=False))
     if len(pairs) == 1:

@@ -14,7 +14,7 @@ from layerweld.report.comparison.tables import comparison_markdown, write_csv_fi
 from layerweld.report.output_folder import check_output_folder
 from layerweld.runtime.disk import lock_of, only_here, writing
 
-PLAYED = "played"
+KEPT = "played"
 """Where in the output folder results are kept as they come."""
 
 
@@ -27,7 +27,7 @@ def comparing_in(folder: Path) -> Iterator[None]:
         OutputError: it holds something else, or cannot be made.
     """
     with only_here(lock_of(folder), str(folder)):
-        if not (folder / PLAYED).is_dir():
+        if not (folder / KEPT).is_dir():
             check_output_folder(folder)
         yield
 

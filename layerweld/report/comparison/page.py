@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from layerweld.report.comparison.conclusion import verdict
+from layerweld.report.comparison.conclusion import conclude_comparison
 from layerweld.report.comparison.results import Comparison
-from layerweld.report.comparison.spreads import Line, lines
+from layerweld.report.comparison.spreads import MethodOverSeeds, over_seeds
 from layerweld.report.comparison.tables import (
     method_cells,
     method_head,
@@ -16,7 +16,7 @@ from layerweld.report.comparison.tables import (
     site_cells,
     tuned_cells,
 )
-from layerweld.report.comparison.template import PAGE
+from layerweld.report.comparison.template import COMPARISON_PAGE
 from layerweld.report.page.axes import axis, log_scale, rows, rule_at
 from layerweld.report.page.chart import Chart
 from layerweld.report.page.palette import method_style
@@ -28,18 +28,18 @@ from layerweld.runtime.disk import writing
 
 def write_comparison_report(comparison: Comparison, file: Path) -> None:
     """Write the page. Every name in it is escaped, since sites choose their names."""
-    found = lines(comparison)
+    methods = over_seeds(comparison)
     tables = {
-        "Methods": Table(method_head(), [method_cells(line) for line in found]),
-        "Accuracy by site": Table(*site_cells(found)),
+        "Methods": Table(method_head(), [method_cells(method) for method in methods]),
+        "Accuracy by site": Table(*site_cells(methods)),
     }
-    if chosen := tuned_cells(found):
+    if chosen := tuned_cells(methods):
         tables["Settings chosen"] = Table(["Method", "Seed by seed"], chosen)
     text = render_page(
-        PAGE,
-        [accuracy_chart(found), cost_chart(found)],
+        COMPARISON_PAGE,
+        [method_accuracy_chart(methods), method_cost_chart(methods)],
         name=comparison.name,
-        verdict=verdict(found),
+        conclusion=conclude_comparison(methods),
         notes=notes(comparison),
         refused=refusal_lines(comparison),
         tables=tables,
@@ -48,15 +48,15 @@ def write_comparison_report(comparison: Comparison, file: Path) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
-def accuracy_chart(found: list[Line]) -> Chart:
+def method_accuracy_chart(methods: list[MethodOverSeeds]) -> Chart:
     """Normalised accuracy, a row per method: mean with its spread, worst site as an open marker."""
-    shown = [line for line in found if line.name != "individual"]
+    shown = [method for method in methods if method.name != "individual"]
     places = list(range(len(shown)))
     mean = {
         "type": "scatter", "mode": "markers", "name": "mean over sites", "y": places,
-        "x": [100 * line.normalised.mean for line in shown],
+        "x": [100 * method.normalised.mean for method in shown],
         "error_x": {
-            "array": [100 * (line.normalised.deviation or 0.0) for line in shown],
+            "array": [100 * (method.normalised.deviation or 0.0) for method in shown],
             "color": "--m-com", "thickness": 1.5, "width": 4,
         },
         "marker": {"color": "--m-com", "symbol": "circle", "size": 10},
@@ -64,62 +64,64 @@ def accuracy_chart(found: list[Line]) -> Chart:
     }  # fmt: skip
     worst = {
         "type": "scatter", "mode": "markers", "name": "worst site", "y": places,
-        "x": [100 * line.worst.mean for line in shown],
+        "x": [100 * method.worst.mean for method in shown],
         "error_x": {
-            "array": [100 * (line.worst.deviation or 0.0) for line in shown],
+            "array": [100 * (method.worst.deviation or 0.0) for method in shown],
             "color": "--m-regmean", "thickness": 1.5, "width": 4,
         },
         "marker": {
             "color": "--m-regmean", "symbol": "square-open", "size": 9, "line": {"width": 2},
         },
-        "customdata": [chart_text(line.worst_site, 60) for line in shown],
+        "customdata": [chart_text(method.worst_site, 60) for method in shown],
         "hovertemplate": "%{x:.1f} % at the worst site, mostly %{customdata}<extra></extra>",
     }  # fmt: skip
     return Chart(
         key="methods",
         title="Normalised accuracy of each method",
         reading="A row is a method; the bar is one standard deviation over the seeds to either "
-        "side; the line at 100 % is what the sites reach alone.",
+        "side; the method at 100 % is what the sites reach alone.",
         height=110 + 28 * len(shown),
         data=[mean, worst],
         layout={
             "xaxis": axis("", ticksuffix=" %"),
-            "yaxis": rows([chart_text(line.label) for line in shown]),
+            "yaxis": rows([chart_text(method.label) for method in shown]),
             "shapes": [rule_at(100.0)],
             "hovermode": "closest",
         },
     )
 
 
-def cost_chart(found: list[Line]) -> Chart:
+def method_cost_chart(methods: list[MethodOverSeeds]) -> Chart:
     """Normalised accuracy against the bytes that travelled, a marker per method."""
-    merges = [line for line in found if line.name not in REFERENCES]
-    names = [line.name for line in merges]
+    merges = [method for method in methods if method.name not in REFERENCES]
+    names = [method.name for method in merges]
     return Chart(
         key="cost",
         title="Accuracy against traffic",
         reading="Bytes up and down, of all sites together, on a logarithmic axis: the further to "
         "the upper left, the more accuracy for the traffic.",
         height=420,
-        data=[_cost_marker(line, names) for line in merges],
+        data=[_cost_marker(method, names) for method in merges],
         layout={
-            "xaxis": axis("bytes up and down", **log_scale([_traffic(line) for line in merges])),
+            "xaxis": axis(
+                "bytes up and down", **log_scale([_traffic(method) for method in merges])
+            ),
             "yaxis": axis("% of individual", ticksuffix=" %"),
             "hovermode": "closest",
         },
     )
 
 
-def _cost_marker(line: Line, names: list[str]) -> dict[str, Any]:
-    colour, symbol = method_style(line.name, names)
+def _cost_marker(method: MethodOverSeeds, names: list[str]) -> dict[str, Any]:
+    colour, symbol = method_style(method.name, names)
     return {
-        "type": "scatter", "mode": "markers", "name": chart_text(line.label),
-        "x": [_traffic(line)], "y": [100 * line.normalised.mean],
-        "customdata": [byte_text(_traffic(line))],
+        "type": "scatter", "mode": "markers", "name": chart_text(method.label),
+        "x": [_traffic(method)], "y": [100 * method.normalised.mean],
+        "customdata": [byte_text(_traffic(method))],
         "hovertemplate": "%{y:.1f} % for %{customdata}<extra>%{fullData.name}</extra>",
         "marker": {"color": f"--{colour}", "symbol": symbol, "size": 11},
     }  # fmt: skip
 
 
-def _traffic(line: Line) -> float:
-    return line.bytes_up + line.bytes_down
+def _traffic(method: MethodOverSeeds) -> float:
+    return method.bytes_up + method.bytes_down

@@ -29,7 +29,7 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class Line:
+class MethodOverSeeds:
     """One method over all seeds and sites; fractions, seconds and bytes."""
 
     name: str
@@ -73,7 +73,7 @@ def mean_normalised(method: MethodResult, individual: MethodResult) -> float:
     return fmean(found.values()) if found else 0.0
 
 
-def lines(comparison: Comparison) -> list[Line]:
+def over_seeds(comparison: Comparison) -> list[MethodOverSeeds]:
     """References first, then the methods in the comparison's order."""
     names = dict.fromkeys(entry.result.name for entry in comparison.entries)
     return [
@@ -87,13 +87,13 @@ def individuals(comparison: Comparison) -> dict[int, MethodResult]:
     return {e.seed: e.result for e in comparison.entries if e.result.name == "individual"}
 
 
-def _line(entries: list[Entry], alone: dict[int, MethodResult]) -> Line:
+def _line(entries: list[Entry], alone: dict[int, MethodResult]) -> MethodOverSeeds:
     results = [entry.result for entry in entries]
     by_seed = [shares(entry.result, alone[entry.seed]) for entry in entries]
     means = {site: fmean(found[site] for found in by_seed) for site in by_seed[0]}
     missing = f" ({len(entries)} of {len(alone)} seeds)" if len(entries) < len(alone) else ""
     peaks = [entry.peak_bytes for entry in entries if entry.peak_bytes is not None]
-    return Line(
+    return MethodOverSeeds(
         name=results[0].name,
         label=results[0].label + missing,
         accuracy=Spread(tuple(fmean(s.accuracy for s in r.scores.values()) for r in results)),

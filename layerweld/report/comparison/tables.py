@@ -9,9 +9,9 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from layerweld.report.comparison.conclusion import verdict
+from layerweld.report.comparison.conclusion import conclude_comparison
 from layerweld.report.comparison.results import Comparison
-from layerweld.report.comparison.spreads import Line, Spread, individuals, lines
+from layerweld.report.comparison.spreads import MethodOverSeeds, Spread, individuals, over_seeds
 from layerweld.report.run.tables import plain
 from layerweld.report.scores import REFERENCES, best_merges
 from layerweld.report.wording import byte_text, percent, time_text
@@ -22,12 +22,12 @@ _ACCURACY = ("Method", "Accuracy %", "Normalised %", "Worst site %", "Where")
 _COST = ("Rounds", "Up", "Down", "Time", "Peak memory")
 
 
-def accuracy_table(comparison: Comparison) -> Table:
+def method_accuracy_table(comparison: Comparison) -> Table:
     """One row per method: means over sites, then over seeds; the best merge is bold."""
     return _method_table(comparison, "Held-out accuracy", range(len(_ACCURACY)))
 
 
-def cost_table(comparison: Comparison) -> Table:
+def method_cost_table(comparison: Comparison) -> Table:
     """One row per method: what its merge took."""
     cost = range(len(_ACCURACY), len(_ACCURACY) + len(_COST))
     table = _method_table(comparison, "Cost", [0, *cost])
@@ -40,32 +40,32 @@ def _method_table(comparison: Comparison, title: str, columns: Sequence[int]) ->
     table = Table(title=title)
     for number in columns:
         table.add_column(method_head()[number], justify="left" if number in (0, 4) else "right")
-    found = lines(comparison)
-    best = best_merges({line.name: line.normalised.mean for line in found})
-    for line in found:
-        style = "bold" if line.name in best else ""
-        cells = method_cells(line)
+    methods = over_seeds(comparison)
+    best = best_merges({method.name: method.normalised.mean for method in methods})
+    for method in methods:
+        style = "bold" if method.name in best else ""
+        cells = method_cells(method)
         table.add_row(*(Text(shown(cells[number]), style=style) for number in columns))
-        if line.name == REFERENCES[-1]:
+        if method.name == REFERENCES[-1]:
             table.add_section()
     return table
 
 
-def site_table(comparison: Comparison) -> Table:
+def methods_by_site_table(comparison: Comparison) -> Table:
     """Accuracy by method and site, mean over the seeds; the best merge of a site is bold."""
     table = Table(title="Held-out accuracy by site")
     table.add_column("Method")
-    found = lines(comparison)
+    methods = over_seeds(comparison)
     best = {}
-    for site in found[0].sites:
+    for site in methods[0].sites:
         table.add_column(plain(site), justify="right")
-        best[site] = best_merges({line.name: line.sites[site].mean for line in found})
-    for line in found:
+        best[site] = best_merges({method.name: method.sites[site].mean for method in methods})
+    for method in methods:
         cells = [
-            Text(percent(spread.mean), style="bold" if line.name in best[site] else "")
-            for site, spread in line.sites.items()
+            Text(percent(spread.mean), style="bold" if method.name in best[site] else "")
+            for site, spread in method.sites.items()
         ]
-        table.add_row(plain(line.label), *cells)
+        table.add_row(plain(method.label), *cells)
     return table
 
 
@@ -75,8 +75,8 @@ def refusal_lines(comparison: Comparison) -> list[str]:
 
 
 def closing_lines(comparison: Comparison) -> list[str]:
-    """What stands below the tables in a terminal: the refusals, then the verdict."""
-    return [*refusal_lines(comparison), verdict(lines(comparison))]
+    """What stands below the tables in a terminal: the refusals, then the conclusion."""
+    return [*refusal_lines(comparison), conclude_comparison(over_seeds(comparison))]
 
 
 def notes(comparison: Comparison) -> str:
@@ -106,10 +106,10 @@ def budget_text(comparison: Comparison) -> str:
 
 def comparison_markdown(comparison: Comparison) -> str:
     """All tables as Markdown: methods, then by site, then what was chosen."""
-    found = lines(comparison)
-    parts = [_markdown(method_head(), [method_cells(line) for line in found])]
-    parts += [_markdown(*site_cells(found))]
-    if chosen := tuned_cells(found):
+    methods = over_seeds(comparison)
+    parts = [_markdown(method_head(), [method_cells(method) for method in methods])]
+    parts += [_markdown(*site_cells(methods))]
+    if chosen := tuned_cells(methods):
         parts += [_markdown(["Method", "Chosen, seed by seed"], chosen)]
     refusals = "\n".join(f"- {markdown(text)}" for text in refusal_lines(comparison))
     parts += [refusals, markdown(notes(comparison), 4000)]
@@ -121,37 +121,38 @@ def method_head() -> list[str]:
     return [*_ACCURACY, *_COST]
 
 
-def site_cells(found: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
+def site_cells(methods: Sequence[MethodOverSeeds]) -> tuple[list[str], list[list[str]]]:
     """Head and rows of accuracy by method and site, mean over the seeds."""
-    sites = list(found[0].sites)
-    rows = [[line.label, *(percent(line.sites[s].mean) for s in sites)] for line in found]
+    sites = list(methods[0].sites)
+    rows = [[method.label, *(percent(method.sites[s].mean) for s in sites)] for method in methods]
     return ["Method", *sites], rows
 
 
-def tuned_cells(found: Sequence[Line]) -> list[list[str]]:
+def tuned_cells(methods: Sequence[MethodOverSeeds]) -> list[list[str]]:
     """Settings that were chosen, seed by seed; none where nothing was tuned."""
-    return [[line.label, "; ".join(line.tuned)] for line in found if line.tuned]
+    return [[method.label, "; ".join(method.tuned)] for method in methods if method.tuned]
 
 
 def write_csv_files(comparison: Comparison, folder: Path) -> None:
-    """``methods.csv``, one line per method; ``sites.csv``, one per seed, method and site."""
+    """``methods.csv``, one method per method; ``sites.csv``, one per seed, method and site."""
     _write_csv(folder / "methods.csv", _method_rows(comparison))
     _write_csv(folder / "sites.csv", _site_rows(comparison))
 
 
-def method_cells(line: Line) -> list[str]:
+def method_cells(method: MethodOverSeeds) -> list[str]:
     """One row of the table of methods, as :func:`method_head` names it."""
-    is_merge = line.name not in REFERENCES
+    is_merge = method.name not in REFERENCES
     cost = [
-        f"{line.rounds:,}", byte_text(line.bytes_up), byte_text(line.bytes_down),
-        time_text(line.seconds), "–" if line.peak_bytes is None else byte_text(line.peak_bytes),
+        f"{method.rounds:,}", byte_text(method.bytes_up), byte_text(method.bytes_down),
+        time_text(method.seconds),
+        "–" if method.peak_bytes is None else byte_text(method.peak_bytes),
     ]  # fmt: skip
     return [
-        line.label,
-        _spread(line.accuracy),
-        _spread(line.normalised),
-        _spread(line.worst),
-        line.worst_site if line.name != "individual" else "",
+        method.label,
+        _spread(method.accuracy),
+        _spread(method.normalised),
+        _spread(method.worst),
+        method.worst_site if method.name != "individual" else "",
         *(cost if is_merge else [""] * len(cost)),
     ]
 
@@ -175,13 +176,13 @@ def _method_rows(comparison: Comparison) -> Iterator[Sequence[object]]:
         "worst_sd", "worst_site", "rounds", "bytes_up", "bytes_down", "seconds", "peak_bytes",
         "budget", "tuned",
     )  # fmt: skip
-    for line in lines(comparison):
-        spreads = (line.accuracy, line.normalised, line.worst)
+    for method in over_seeds(comparison):
+        spreads = (method.accuracy, method.normalised, method.worst)
         numbers = [value for s in spreads for value in (s.mean, s.deviation)]
         yield (
-            line.name, len(line.accuracy.values), *numbers, line.worst_site, line.rounds,
-            line.bytes_up, line.bytes_down, line.seconds, line.peak_bytes, comparison.budget,
-            "; ".join(line.tuned),
+            method.name, len(method.accuracy.values), *numbers, method.worst_site, method.rounds,
+            method.bytes_up, method.bytes_down, method.seconds, method.peak_bytes,
+            comparison.budget, "; ".join(method.tuned),
         )  # fmt: skip
 
 

@@ -1,13 +1,13 @@
 """The page of a comparison: a Jinja template inside of the pages' common frame."""
 
-PAGE = """\
+COMPARISON_PAGE = """\
 {% extends "shell" %}
 {% from "parts" import figure, grid %}
 {% block main %}
 <header>
   <p class="eyebrow">layerweld · comparison</p>
   <h1>{{ name }}</h1>
-  <p class="verdict">{{ verdict }}</p>
+  <p class="conclusion">{{ conclusion }}</p>
   <p class="caveat">{{ notes }}</p>
 </header>
 <section id="charts-section">

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from math import floor, isfinite, log2, log10
 from typing import Any
 
-from layerweld.report.results import GroupFigures
+from layerweld.report.results import GroupMetrics
 from layerweld.report.wording import block_of, chart_text, group_label, number_text, tick_text
 
 
-def group_axis(groups: Sequence[GroupFigures]) -> tuple[dict[str, Any], dict[str, Any]]:
+def group_axis(groups: Sequence[GroupMetrics]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The axis along the chain: every group named, or on a phone and in long chains every block.
 
     Returns:

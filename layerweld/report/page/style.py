@@ -18,7 +18,7 @@ h1 {
   font-size: 22px; font-weight: 600; letter-spacing: -.01em; line-height: 1.3; margin-top: 6px;
   overflow-wrap: anywhere;
 }
-.verdict {
+.conclusion {
   font-size: clamp(24px, 3.4vw, 36px); line-height: 1.28; letter-spacing: -.018em; max-width: 30em;
   margin-top: 28px; text-wrap: pretty; overflow-wrap: break-word;
 }
@@ -117,7 +117,7 @@ li + li { margin-top: 8px; }
     -webkit-print-color-adjust: exact; }
   main { padding: 0; max-width: none; }
   section { margin-top: 36px; }
-  .verdict { font-size: 19pt; }
+  .conclusion { font-size: 19pt; }
   .scroll { overflow: visible; }
   .scroll th:first-child { min-width: 0; position: static; }
   .scroll table { font-size: 8pt; }

@@ -65,18 +65,18 @@ def _site_row(results: RunResults, site: str) -> dict[str, Any]:
 
 
 def _total_rows(results: RunResults) -> list[dict[str, Any]]:
-    found = summaries(results)
-    if not found:
+    by_method = summaries(results)
+    if not by_method:
         return []
-    best = best_merges({name: s.figure for name, s in found.items()})
-    shown = [found.get(m.name) for m in evaluated(results)]
+    best = best_merges({name: s.score for name, s in by_method.items()})
+    shown = [by_method.get(m.name) for m in evaluated(results)]
     names = [m.name for m in evaluated(results)]
     mean = [
         _cell(s.mean if s else None, s.mean_normalised if s else None, name in best)
         for name, s in zip(names, shown, strict=True)
     ]
     rows = [{"name": "Mean", "cells": mean}]
-    worst = {name: s.worst[1] for name, s in found.items() if s.worst}
+    worst = {name: s.worst[1] for name, s in by_method.items() if s.worst}
     if worst:
         firm = best_merges(worst)
         cells = [

@@ -12,7 +12,7 @@ from math import isfinite
 from layerweld.report.page.axes import axis, group_axis, log_scale, rows, rule_at
 from layerweld.report.page.chart import Chart, Trace
 from layerweld.report.page.palette import method_style, site_style
-from layerweld.report.results import GroupFigures, MethodResult, RunResults
+from layerweld.report.results import GroupMetrics, MethodResult, RunResults
 from layerweld.report.scores import half_width, normalised, scored_sites
 from layerweld.report.wording import (
     byte_text,
@@ -25,7 +25,7 @@ from layerweld.report.wording import (
 )
 
 
-def accuracy_chart(results: RunResults) -> Chart | None:
+def site_accuracy_chart(results: RunResults) -> Chart | None:
     """Normalised accuracy: a row per site, a marker per method; None without individual scores."""
     sites = scored_sites(results)
     names = [m.name for m in results.methods]
@@ -221,7 +221,7 @@ def _kind_lines(method: MethodResult, values: Sequence[float]) -> list[Trace]:
 
 
 def _line(
-    groups: Sequence[GroupFigures],
+    groups: Sequence[GroupMetrics],
     values: Sequence[float | None],
     name: str,
     style: tuple[str, str, str],
@@ -241,7 +241,7 @@ def _line(
 def _chain_chart(
     key: str,
     title: str,
-    groups: Sequence[GroupFigures],
+    groups: Sequence[GroupMetrics],
     traces: list[Trace],
     reading: str,
     log: bool | None = None,

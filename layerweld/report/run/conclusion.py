@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import sqrt
 
 from layerweld.report.results import RunResults
-from layerweld.report.scores import REFERENCES, Summary, compared_sites, method_named, summaries
+from layerweld.report.scores import REFERENCES, Summary, compared_sites, summaries
 from layerweld.report.wording import percent
 
 _WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
@@ -18,33 +18,33 @@ def count(number: int, noun: str) -> str:
     return f"{word} {noun}" if number == 1 else f"{word} {noun}s"
 
 
-def verdict(results: RunResults) -> str:
+def conclude_run(results: RunResults) -> str:
     """How much of individual fine-tuning the chosen merge keeps, and whether another keeps more."""
-    found = summaries(results)
+    by_method = summaries(results)
     label = _label(results, results.chosen)
     sites = compared_sites(results)
-    if results.chosen not in found:
+    if results.chosen not in by_method:
         return f"How well {label} works was not measured: the run has no held-out accuracy for it."
-    chosen = found[results.chosen]
-    figure = percent(chosen.figure)
+    chosen = by_method[results.chosen]
+    figure = percent(chosen.score)
     if chosen.mean_normalised is None:
         opening = f"{label} reaches an accuracy of {figure} on average over"
     else:
         opening = f"{label} keeps {figure} of individual fine-tuning on average over"
     opening = f"{opening} {count(len(sites), 'site')}"
-    return f"{opening}; {_rank(results, found)}{_against_base(found, results.chosen)}"
+    return f"{opening}; {_rank(results, by_method)}{_against_base(by_method, results.chosen)}"
 
 
-def caveat(results: RunResults) -> str:
+def sampling_caveat(results: RunResults) -> str:
     """Whether the gap to the nearest merge is larger than the sampling error; empty if none."""
-    found = summaries(results)
-    others = _other_merges(found, results.chosen)
-    if results.chosen not in found or not others:
+    by_method = summaries(results)
+    others = _other_merges(by_method, results.chosen)
+    if results.chosen not in by_method or not others:
         return ""
-    chosen = found[results.chosen]
-    nearest = min(others, key=lambda name: abs(found[name].figure - chosen.figure))
-    gap = abs(found[nearest].figure - chosen.figure)
-    error = sqrt(found[nearest].half_width ** 2 + chosen.half_width**2)
+    chosen = by_method[results.chosen]
+    nearest = min(others, key=lambda name: abs(by_method[name].score - chosen.score))
+    gap = abs(by_method[nearest].score - chosen.score)
+    error = sqrt(by_method[nearest].half_width ** 2 + chosen.half_width**2)
     than = "smaller" if gap < error else "larger"
     return (
         f"The gap to the nearest other merge ({_label(results, nearest)}) is"
@@ -53,15 +53,15 @@ def caveat(results: RunResults) -> str:
     )
 
 
-def _rank(results: RunResults, found: dict[str, Summary]) -> str:
-    others = _other_merges(found, results.chosen)
+def _rank(results: RunResults, by_method: dict[str, Summary]) -> str:
+    others = _other_merges(by_method, results.chosen)
     if results.chosen in REFERENCES:
         return "it is a reference and not a merge."
     if not others:
         return "no other merge was compared."
-    best = max(others, key=lambda name: found[name].figure)
-    lead = found[results.chosen].figure - found[best].figure
-    label, figure = _label(results, best), percent(found[best].figure)
+    best = max(others, key=lambda name: by_method[name].score)
+    lead = by_method[results.chosen].score - by_method[best].score
+    label, figure = _label(results, best), percent(by_method[best].score)
     if abs(lead) < 1e-9:
         return f"{label} does exactly as well."
     if lead < 0:
@@ -71,16 +71,20 @@ def _rank(results: RunResults, found: dict[str, Summary]) -> str:
     )
 
 
-def _against_base(found: dict[str, Summary], chosen: str) -> str:
-    if "base" not in found or chosen == "base" or found["base"].figure < found[chosen].figure:
+def _against_base(by_method: dict[str, Summary], chosen: str) -> str:
+    if (
+        "base" not in by_method
+        or chosen == "base"
+        or by_method["base"].score < by_method[chosen].score
+    ):
         return ""
-    return f" The base model alone does no worse: {percent(found['base'].figure)}."
+    return f" The base model alone does no worse: {percent(by_method['base'].score)}."
 
 
-def _other_merges(found: dict[str, Summary], chosen: str) -> list[str]:
-    return [name for name in found if name != chosen and name not in REFERENCES]
+def _other_merges(by_method: dict[str, Summary], chosen: str) -> list[str]:
+    return [name for name in by_method if name != chosen and name not in REFERENCES]
 
 
 def _label(results: RunResults, name: str) -> str:
-    method = method_named(results, name)
+    method = results.method(name)
     return method.label if method else name

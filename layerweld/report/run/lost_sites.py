@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from layerweld.report.page.render import Table
 from layerweld.report.results import MethodResult, RunResults
 from layerweld.report.wording import group_label
 
-HEAD = ("Site", "Merge", "Missing since round", "Groups without it", "Why")
-WORDS = ("Merge", "Groups without it", "Why")
 
-
-def lost_text(results: RunResults) -> str:
+def lost_sites_text(results: RunResults) -> str:
     """What happened and what it means, in two sentences."""
     policy = results.settings.get("lost-site", "continue")
     one = len(results.lost) == 1
@@ -22,18 +20,21 @@ def lost_text(results: RunResults) -> str:
     )
 
 
-def lost_rows(results: RunResults) -> list[tuple[str, ...]]:
+def lost_sites_table(results: RunResults) -> Table:
     """A row per site and merge that lacks it; a site lost after all merges has one row, too."""
-    made: list[tuple[str, ...]] = []
+    rows: list[tuple[str, ...]] = []
     for site, why in results.lost.items():
         lacking = [method for method in results.methods if site in method.lost]
         for method in lacking:
-            made.append(
-                (site, method.label, str(method.lost[site]), _groups_without(method, site), why)
-            )
+            since = str(method.lost[site])
+            rows.append((site, method.label, since, _groups_without(method, site), why))
         if not lacking:
-            made.append((site, "none", "–", "none: lost after the merges were made", why))
-    return made
+            rows.append((site, "none", "–", "none: lost after the merges were made", why))
+    return Table(
+        head=("Site", "Merge", "Missing since round", "Groups without it", "Why"),
+        rows=rows,
+        words=("Merge", "Groups without it", "Why"),
+    )
 
 
 def _groups_without(method: MethodResult, site: str) -> str:

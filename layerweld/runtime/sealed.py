@@ -1,4 +1,4 @@
-"""Is what a site trained still on its disk, to the bit? A folder's own record of hashes says so."""
+"""Is a folder still on the disk, to the bit? Its own record of hashes says so."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import stat
 from functools import lru_cache
 from pathlib import Path
 
-from layerweld.errors import AdapterLostError
+from layerweld.errors import StorageError
 from layerweld.untrusted.documents import read_json
 from layerweld.untrusted.files import add_to_hash
 
@@ -25,24 +25,24 @@ def seal(folder: Path) -> None:
 def is_whole(folder: Path) -> bool:
     """Whether every file that was there when the folder was sealed is there, unchanged."""
     try:
-        hashes = read_json(folder / _RECORD, AdapterLostError, "train it again")
+        hashes = read_json(folder / _RECORD, StorageError, "make it again")
         return bool(hashes) and all(
             _hash_of(folder / name) == expected for name, expected in hashes.items()
         )
-    except (AdapterLostError, OSError, ValueError):  # missing; or a record that names no files
+    except (StorageError, OSError, ValueError):  # missing; or a record that names no files
         return False
 
 
 def _hash_of(file: Path) -> str:
     about = file.stat()
     if not stat.S_ISREG(about.st_mode):
-        raise AdapterLostError(f"{file} is no file")
+        raise StorageError(f"{file} is not a file")
     return _hash_of_version(file, about.st_ino, about.st_mtime_ns, about.st_size)
 
 
 @lru_cache(maxsize=64)
 def _hash_of_version(file: Path, _inode: int, _changed: int, size: int) -> str:
-    """An introduction asks five times over, and a trained adapter may be half a gigabyte."""
+    """A handshake asks five times over, and a trained adapter may be half a gigabyte."""
     digest = hashlib.sha256()
-    add_to_hash(digest, file, AdapterLostError, size)
+    add_to_hash(digest, file, StorageError, size)
     return digest.hexdigest()

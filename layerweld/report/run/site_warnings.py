@@ -1,4 +1,4 @@
-"""What a finished merge says about single sites that whoever reads it should look into."""
+"""What a merge says about single sites that people should look into."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from layerweld.report.results import MethodResult
 
 
-def influence_warnings(result: MethodResult) -> Iterator[str]:
+def site_warnings(result: MethodResult) -> Iterator[str]:
     """One sentence each, by site, with the way out."""
     count = len(result.groups)
     for site, groups in sorted(result.outliers.items()):
@@ -28,5 +28,5 @@ def influence_warnings(result: MethodResult) -> Iterator[str]:
         yield (
             f"the weight of {site} was taken down in {len(capped)} of the {count} groups of "
             f"{result.label}, to {min(capped):.0%} at least, since it was far above the other "
-            f"sites': has it few or very similar rows? merge.max-weight sets the bound"
+            f"sites': has it few or very similar samples? merge.max-weight sets the bound"
         )

@@ -1,4 +1,4 @@
-"""Methods that a comparison has played, on disk: an interrupted one goes on, a longer one adds."""
+"""Results of a comparison, on disk: an interrupted one resumes, a longer one adds."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ from server.federation import Federation
 Facts = Mapping[str, Any]
 """What decides a result, as JSON values."""
 
+_FORMAT = 2  # of the files; those of another one are not found
 _LARGEST = 2**28  # bytes
 _ENTRY = TypeAdapter(Entry)
 _COMMON = ("calibration", "finetune", "evaluate", "merge")  # tables that every method depends on
 
 
-class PlayedMethods:
+class KeptResults:
     """One file per method and seed, named by a hash over all that decides what is in it.
 
     Other settings, sites, adapters, packages or another base model give another name, so nothing
-    that was played under other conditions is ever found.
+    from other conditions is ever found.
 
     Args:
         folder: of the files; created with the first one.
@@ -47,7 +48,7 @@ class PlayedMethods:
         try:
             return _ENTRY.validate_json(contents(file, StorageError, _LARGEST))
         except (StorageError, ValidationError):
-            return None  # cut short by a power failure, or of another version: played again
+            return None  # cut short by a power failure, or of another version: run again
 
     def keep(self, facts: Facts, entry: Entry) -> None:
         """Write one result: it is whole or not there.
@@ -73,6 +74,7 @@ def deciding_facts(federation: Federation, name: str, tables: tuple[str, ...]) -
     """
     settings = federation.settings.model_dump(by_alias=True)
     return {
+        "format": _FORMAT,
         "name": name,
         "base": federation.base.fingerprint,
         "plan": federation.plan.digest,

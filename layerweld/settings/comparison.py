@@ -1,0 +1,51 @@
+"""What a comparison of methods holds equal: the run's settings, the seeds, the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from layerweld.settings.methods import methods_of
+from layerweld.settings.run import RunSettings, Scalar, read_run_settings
+
+_MEASURES_ONLY = ("merge.influence", "merge.covariate-shift")
+_VALIDATION_SHARE = 0.2  # of a site's samples, set aside to choose settings on
+
+
+@dataclass(frozen=True)
+class ComparisonSettings:
+    """What every method of a comparison gets alike.
+
+    Attributes:
+        run: settings; ``methods`` says what is compared.
+        base: folder of the base model.
+        seeds: each takes the place of ``calibration.seed`` and of every method's own seed.
+        budget: candidates per method; with more than 1 each site sets a fifth of its samples
+            aside, trains and calibrates on the others, and the candidate with the best mean
+            normalised accuracy on that fifth is taken. Held-out samples choose nothing.
+    """
+
+    run: RunSettings
+    base: str
+    seeds: Sequence[int]
+    budget: int = 1
+
+    def with_seed(self, seed: int) -> RunSettings:
+        """One seed everywhere, and samples set aside where something is chosen."""
+        flat = dict(self.run.flat())
+        flat |= {key: seed for key in flat if key.endswith(".seed")}
+        if self.budget > 1:
+            flat["calibration.validation"] = _VALIDATION_SHARE
+        return read_run_settings(flat)
+
+    def differences(self) -> dict[str, Scalar]:
+        """What the run sets otherwise than a method's default, of all that changes a merge."""
+        tables = {"lines"}.union(*(method.tables for method in methods_of(self.run)))
+        defaults = RunSettings().flat()
+        return {
+            key: value
+            for key, value in self.run.flat().items()
+            if key.partition(".")[0] in tables
+            and key not in _MEASURES_ONLY
+            and value != defaults[key]
+        }
