@@ -30,9 +30,9 @@ def main(
     settings = of.settings.model_copy(update={"methods": methods})
     rows = []
     with federation(settings, of.nodes) as played:
-        remainder = played.average_remainder()
+        other_params = played.average_other_params()
         for method in played.methods:
-            shifts = played.measure_shift(played.merge(method, remainder))
+            shifts = played.measure_shift(played.merge(method, other_params))
             rows += [
                 {"method": method.name, "group": group, "shift": sum(sites.values())}
                 for group, sites in shifts.items()

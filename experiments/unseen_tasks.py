@@ -54,13 +54,13 @@ def played(settings: RunSettings, seen: Nodes, unseen: Nodes, split: int) -> lis
     """One row a method: mean accuracy at the merged sites and at the others."""
     rows = []
     with federation(settings, seen) as merging, federation(settings, unseen) as judging:
-        about = {"split": split, "left_out": " ".join(i.site for i in judging.introductions)}
+        about = {"split": split, "left_out": " ".join(i.site for i in judging.site_infos)}
         for kind in ("base", "individual"):
             scores = merging.evaluate(kind), judging.evaluate(kind)
             rows.append(about | {"method": kind} | means(scores))
-        remainder = merging.average_remainder()
+        other_params = merging.average_other_params()
         for method in merging.methods:
-            merged = merging.merge(method, remainder)
+            merged = merging.merge(method, other_params)
             scores = merging.evaluate("merged", merged), judging.evaluate("merged", merged)
             rows.append(about | {"method": method.name} | means(scores))
     return rows
