@@ -12,7 +12,6 @@ from typing import Any
 from client.app import app
 from client.site import forget_run
 from experiments.prepare import Name, run_file
-from layerweld.cli.in_process import compare_in_process
 from layerweld.report.comparison.results import Comparison
 from layerweld.runtime.disk import user_cache
 from layerweld.runtime.incidents import raising_here
@@ -20,9 +19,11 @@ from layerweld.runtime.terminal import showing_progress
 from layerweld.settings.comparison import ComparisonSettings
 from layerweld.settings.run import RunSettings
 from layerweld.settings.sites import read_run_file
+from server.comparison import compare
 from server.federation import Federation
 from server.in_process import InProcessGrid
 from server.journal import RunJournal
+from server.kept_results import KeptResults
 
 Nodes = Sequence[dict[str, int]]
 """One node configuration per site."""
@@ -65,14 +66,19 @@ def compared(
     Every seed draws other samples, so each has a run file of its own.
     """
 
-    def at_seed(changed: RunSettings) -> RunSettings:
+    def open_grid(changed: RunSettings) -> InProcessGrid:
         file = run_file(changed.name, changed.calibration.seed)
-        return changed.model_copy(update={"sites": str(file)})
+        return InProcessGrid(app, nodes, changed.model_copy(update={"sites": str(file)}))
 
-    kept = user_cache() / "played"
+    def forget(changed: RunSettings, run: str) -> None:
+        with raising_here():
+            forget_run(nodes, changed, run)
+
+    comparison = ComparisonSettings(settings, settings.base, seeds, tune)
     with showing_progress():
-        comparing = ComparisonSettings(settings, settings.base, seeds, tune)
-        return compare_in_process(comparing, nodes, kept, on_known, at_seed)
+        return compare(
+            comparison, open_grid, KeptResults(user_cache() / "played"), forget, on_known
+        )
 
 
 def fine_tuned_otherwise(
