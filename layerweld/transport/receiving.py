@@ -8,6 +8,7 @@ Between processes :class:`Receiver` therefore asks Flower's Runtime API itself.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -58,12 +59,12 @@ class Receiver:
         self._grid = grid
         self._announced: dict[str, _Announced] = {}  # by the id of what was asked
 
-    def pull(self, message_id: str, budget: Budget) -> list[Message]:
+    def pull(self, message_id: str, budget: Callable[[], Budget]) -> list[Message]:
         """The reply to one message, if all of it is there.
 
         Args:
-            message_id: of the question.
-            budget: what the reply may take.
+            message_id: of the request.
+            budget: gives what the reply may take; called once there is one.
 
         Raises:
             UnreadableReplyError: the reply cannot be taken. It is gone then.
@@ -74,7 +75,7 @@ class Receiver:
         if announced is None or time.monotonic() < announced.next_look:
             return []
         try:
-            reply = self._reply(announced, budget)
+            reply = self._reply(announced, budget())
         except _NeverComesError:
             reply = _lost(message_id)
         except UnreadableReplyError:
