@@ -125,7 +125,7 @@ def block_gradients_layout(shapes: Shapes) -> Layout:
 
 
 def decode_block_gradients(content: RecordDict, shapes: Shapes) -> BlockReply:
-    """Inverse of :func:`encode_block_gradients`, for a reply that nobody vouches for.
+    """Inverse of :func:`encode_block_gradients`, for a reply that is not trusted.
 
     Args:
         content: of the reply.

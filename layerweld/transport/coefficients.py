@@ -177,7 +177,7 @@ def coefficients_layout(sites: int, layers: int) -> Layout:
 
 
 def decode_coefficients(content: RecordDict, sites: int, layers: int) -> CoefficientsReply:
-    """Inverse of :func:`encode_coefficients`, for a reply that nobody vouches for.
+    """Inverse of :func:`encode_coefficients`, for a reply that is not trusted.
 
     Raises:
         RefusedReplyError: a field is missing, unexpected or has another type, or the gradient has

@@ -43,7 +43,7 @@ def updates_layout(plan: MergePlan, ranks: Mapping[str, int]) -> Layout:
 def decode_updates(
     content: RecordDict, plan: MergePlan, ranks: Mapping[str, int]
 ) -> dict[str, Update]:
-    """Inverse of :func:`encode_updates`, for a reply that nobody vouches for.
+    """Inverse of :func:`encode_updates`, for a reply that is not trusted.
 
     Args:
         content: of the reply.
