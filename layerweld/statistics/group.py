@@ -45,7 +45,7 @@ class Product:
 
     @staticmethod
     def from_tensors(sent: Mapping[str, Tensor]) -> Product:
-        """Inverse of :meth:`tensors`; a KeyError or ValueError where these are no product's."""
+        """Inverse of :meth:`tensors`; a ValueError where these are no product's."""
         moments = {part: sent[name] for part, name in _MOMENTS.items() if name in sent}
         own = {part: sent[name] for part, name in _OWN.items() if name in sent}
         return Product(update_from(moments), update_from(moments | own) if own else None)
