@@ -259,7 +259,7 @@ def test_rows_without_labels_cannot_be_trained_on(text_base, tmp_path):
 
 
 def test_a_single_class_cannot_be_trained_on(text_base, tmp_path):
-    with pytest.raises(DataError, match="add rows of another class"):
+    with pytest.raises(DataError, match="add samples of another class"):
         trained(text_base, tmp_path / "site", rows=make_rows(["a", "is"], ["x", "x"], ["y"]))
 
 

@@ -1,4 +1,4 @@
-"""A site's rows: texts or image files, with labels where there are any. No model, no tensors."""
+"""A site's samples: texts or image files, with labels if there are any. No model, no tensors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Rows:
         inputs: texts, or image files.
         labels: index into ``classes`` of each input; None for data without labels.
         classes: class names, sorted; empty without labels.
-        skipped: rows that could not be read and are not among ``inputs``.
+        skipped: how many samples could not be read; they are not among ``inputs``.
         digest: SHA-256 over the inputs (of an image: its bytes) and the names of their classes.
     """
 
@@ -48,13 +48,13 @@ def make_rows(
     classes: Iterable[str] = (),
     skipped: int = 0,
 ) -> Rows:
-    """Rows from inputs and the class name of each.
+    """Samples from inputs and the class name of each.
 
     Args:
         inputs: texts, or image files.
         names: class name of each input; None without labels.
-        classes: further classes that exist, whether or not an input belongs to them.
-        skipped: rows that were unreadable.
+        classes: further classes that exist, even if no input belongs to them.
+        skipped: how many samples were unreadable.
     """
     known = tuple(sorted({*classes, *(names or ())}))
     index = {name: i for i, name in enumerate(known)}
@@ -63,7 +63,7 @@ def make_rows(
 
 
 def chosen_rows(rows: Rows, places: Sequence[int]) -> Rows:
-    """Some of the rows, by their places; classes that none of them is of are still there."""
+    """Some of the samples, by their places; classes without a sample stay."""
     labels = rows.labels
     names = None if labels is None else [rows.classes[labels[i]] for i in places]
     inputs = [rows.inputs[i] for i in places]
@@ -71,17 +71,17 @@ def chosen_rows(rows: Rows, places: Sequence[int]) -> Rows:
 
 
 def read_rows(source: Path, settings: CalibrationSettings, reads_images: bool) -> Rows:
-    """Read every row of a file or folder.
+    """Read every sample of a file or folder.
 
     Args:
         source: JSON lines, CSV or Parquet; a folder that ``datasets`` saved to disk; or, for
             images, a folder of images or of one sub-folder per class.
-        settings: names of the columns, and how many rows may be unreadable.
+        settings: names of the columns, and how many samples may be unreadable.
         reads_images: whether the model's input is pixels.
 
     Raises:
         DataError: the source is missing, empty, of an unknown kind, has no such column, or more
-            of its rows are unreadable than ``calibration.max-unreadable`` allows.
+            of its samples are unreadable than ``calibration.max-unreadable`` allows.
     """
     check_readable(source, DataError)
     if not source.exists():
@@ -95,7 +95,7 @@ def read_rows(source: Path, settings: CalibrationSettings, reads_images: bool) -
 
 
 class _Unreadable:
-    """How many rows are, and why the first of them is."""
+    """How many samples are unreadable, and why the first of them is."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -107,11 +107,11 @@ class _Unreadable:
         return self._first[1] if self._first else ""
 
     def add(self, place: int, where: str, reason: str) -> None:
-        """Count a row, by its place among all rows."""
+        """Count a sample, by its place among all."""
         self._note(1, (place, f"{where}: {reason}"))
 
     def join(self, other: _Unreadable) -> None:
-        """Count all rows of another."""
+        """Add the count of another."""
         if other._first:
             self._note(other.count, other._first)
 
@@ -125,13 +125,13 @@ def _refuse_too_many_unreadable(
 ) -> None:
     total = len(rows) + broken.count
     if not total:
-        raise DataError(f"{source} holds no rows at all")
+        raise DataError(f"{source} holds no samples")
     if broken.count > settings.max_unreadable * total or not len(rows):
-        # Where no row is readable, no share helps.
+        # If no sample is readable, no share helps.
         or_raise = f", or raise `calibration.max-unreadable` (now {settings.max_unreadable:g})"
         raise DataError(
-            f"{broken.count} of {total} rows in {source} are unreadable, the first is "
-            f"{broken.first}; mend them{or_raise if len(rows) else ''}"
+            f"{broken.count} of {total} samples in {source} are unreadable, the first is "
+            f"{broken.first}; fix them{or_raise if len(rows) else ''}"
         )
 
 
@@ -159,9 +159,9 @@ def _read_texts(source: Path, settings: CalibrationSettings) -> tuple[Rows, _Unr
 
 
 def _readable(record: Record | str, columns: Columns) -> tuple[str, str | None] | str:
-    """Text and class name (None without one), or why the row is unreadable.
+    """Text and class name (None without one), or why the sample is unreadable.
 
-    A reason goes into messages and logs: it quotes nothing of the row.
+    A reason goes into messages and logs, so it quotes nothing of the sample.
     """
     if isinstance(record, str):
         return record
@@ -199,7 +199,7 @@ def _text(value: Any) -> str | None:
 
 
 def _class_name(value: Any) -> str | None:
-    """The label as text, the same for 1, 1.0 and "1"; None where it is missing or a structure."""
+    """The label as text, the same for 1, 1.0 and "1"; None if it is missing or a structure."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bool | int) or (isinstance(value, float) and value == value):

@@ -1,4 +1,4 @@
-"""Held-out accuracy of a site's head on the backbone as it stands."""
+"""Held-out accuracy of a site's head on the backbone as it is."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ def accuracy(
     settings: EvaluateSettings,
     prompt_end: str = "",
 ) -> tuple[float, int]:
-    """Share of rows whose class the head finds, and the number of rows.
+    """Share of samples whose class the head finds, and the number of samples.
 
     Args:
-        base: its backbone is used as it stands; whoever wants it merged runs this inside
+        base: its backbone is used as it is; to evaluate a merge, call this within
             :func:`layerweld.model.linear.updated`.
         head: the site's own.
-        rows: labelled rows that were not trained on.
+        rows: labelled samples that were not trained on.
         settings: batch size and length.
         prompt_end: put after every text.
 
     Raises:
-        DataError: the rows have no labels, or one of a class that the head does not know.
+        DataError: the samples have no labels, or one of a class that the head does not know.
     """
     device = next(base.backbone.parameters()).device
     labels = labels_of(rows, head.classes).to(device)

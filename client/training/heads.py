@@ -25,7 +25,7 @@ _WEIGHTS = ("linear.weight", "linear.bias")
 
 
 class ClassifierHead(nn.Module):
-    """One linear map from the mean hidden state of a row to its classes.
+    """One linear map from the mean hidden state of a sample to its classes.
 
     The mean is over the real tokens of a text; of an image, over all tokens alike, the class token
     and the patches. Its file holds ``linear.weight`` ``(classes, d_model)``, ``linear.bias``
@@ -38,11 +38,11 @@ class ClassifierHead(nn.Module):
         self.linear = nn.Linear(d_model, len(classes))
 
     def forward(self, hidden: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Logits ``(rows, classes)`` from hidden states ``(rows, tokens, d_model)``.
+        """Logits ``(samples, classes)`` from hidden states ``(samples, tokens, d_model)``.
 
         Args:
             hidden: last hidden states of the backbone.
-            attention_mask: ``(rows, tokens)``, zero where a token is padding; None where there is
+            attention_mask: ``(samples, tokens)``, zero where a token is padding; None if there is
                 no padding.
         """
         if attention_mask is None:
@@ -80,7 +80,7 @@ def load_head(file: Path) -> ClassifierHead:
         )
         if weight.ndim != 2 or not len(weight) == len(classes) == bias.numel() == len(bias):
             raise AdapterError(
-                f"{file} is no head: its weight is {quoted(tuple(weight.shape))} and its bias "
+                f"{file} is not a head: its weight is {quoted(tuple(weight.shape))} and its bias "
                 f"{quoted(tuple(bias.shape))}, for {len(classes)} classes; {_NEEDED}"
             )
     head = ClassifierHead(weight.shape[1], classes)
@@ -89,13 +89,13 @@ def load_head(file: Path) -> ClassifierHead:
 
 
 def _classes(file: Path, opened: Any) -> list[str]:
-    problem = f"{file} is no head: its metadata names no classes"
+    problem = f"{file} is not a head: its metadata names no classes"
     with reading(problem, _NEEDED, AdapterError):
         classes = json.loads(opened.metadata()["classes"])
     if not isinstance(classes, list) or not classes or not all(map(_is_name, classes)):
         raise AdapterError(f"{problem} as a list; {_NEEDED}")
     if len({*classes}) < len(classes):
-        raise AdapterError(f"{file} is no head: it names a class twice; {_NEEDED}")
+        raise AdapterError(f"{file} is not a head: it names a class twice; {_NEEDED}")
     return classes
 
 

@@ -11,8 +11,8 @@ from layerweld.transport.arrays import shapes_of, to_arrays
 from layerweld.transport.identity import reply_layout
 from layerweld.transport.layout import Layout
 from layerweld.transport.untrusted import refusing_malformed
-from layerweld.updates.named_tensors import update_tensors, updates_from
-from layerweld.updates.update import Update, blank_update
+from layerweld.updates.named_tensors import blank_update, update_tensors, updates_from
+from layerweld.updates.update import Update
 
 UPDATES = "train.adapter"
 """Flower's type of the message; its request says no more than what it is about."""
