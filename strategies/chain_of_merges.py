@@ -29,7 +29,7 @@ from layerweld.transport.statistics import (
     statistics_layout,
 )
 from layerweld.transport.step_context import StepContext
-from layerweld.updates.digest import extend_prefix, first_prefix
+from layerweld.updates.digest import extend_digest, first_digest
 from layerweld.updates.named_tensors import update_tensors, updates_from
 from layerweld.updates.ranks import all_within_ranks
 from layerweld.updates.update import Update
@@ -99,7 +99,7 @@ class ChainRounds(Rounds):
         self.count = len(self.steps)
         self.merged: list[dict[str, Update]] = []
         self.groups: list[list[dict[str, Any]]] = []
-        self.digests = [first_prefix(plan.digest, self.settings.digest(), other_params)]
+        self.digests = [first_digest(plan.digest, self.settings.digest(), other_params)]
         self._method = method
         self._plan = plan
         self._cohort = cohort
@@ -138,7 +138,7 @@ class ChainRounds(Rounds):
         step, updates = self.steps[len(self.merged)], updates_from(kept.tensors)
         names = [layer.name for group in step.groups for layer in group.layers]
         solved = {name: updates[name] for name in names if name in updates}
-        self.digests.append(extend_prefix(self.digests[0 if step.restarts else -1], solved))
+        self.digests.append(extend_digest(self.digests[0 if step.restarts else -1], solved))
         self.merged.append(solved)
         self.groups.append(kept.metrics["groups"])
 
