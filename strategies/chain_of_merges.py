@@ -15,7 +15,7 @@ from layerweld.errors import RefusedReplyError
 from layerweld.model.schedule import Step, schedule
 from layerweld.plan import LayerGroup, MergePlan
 from layerweld.settings.merge import MergeSettings
-from layerweld.settings.methods import settings_for
+from layerweld.settings.methods import iterations_of, settings_for
 from layerweld.settings.run import RunSettings
 from layerweld.statistics.admission import Admitted
 from layerweld.statistics.group import ProductForm
@@ -121,7 +121,9 @@ class ChainRounds(Rounds):
         asked = StatisticsRequest(context, self._form)
         # What the step before solved; before the first one, the other parameters.
         catch_up = CatchUp(step, partial(self._encoded, asked), index - 1)
-        measured = _Step(step, asked, self.settings.merge, self._cohort, catch_up)
+        iterations = iterations_of(self._method, self.settings)
+        pools = {g.name: GroupPool(g, self.settings.merge, iterations) for g in step.groups}
+        measured = _Step(step, asked, pools, self._cohort, catch_up)
         request = Request(
             STATISTICS,
             f"statistics of step {index + 1}",
@@ -174,7 +176,7 @@ class _Step:
         self,
         step: Step,
         asked: StatisticsRequest,
-        settings: MergeSettings,
+        pools: Mapping[str, GroupPool],
         cohort: Cohort,
         catch_up: CatchUp,
     ) -> None:
@@ -182,7 +184,7 @@ class _Step:
         self._asked = asked
         self._cohort = cohort
         self._catch_up = catch_up
-        self._pools = {group.name: GroupPool(group, settings) for group in step.groups}
+        self._pools = pools
 
     def read(self, site: str, content: RecordDict) -> tuple[Admitted, ...] | None:
         """Statistics of every group that may be added; None where the site must catch up first."""

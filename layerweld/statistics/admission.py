@@ -126,6 +126,6 @@ def _check_summable(site: str, weight: float, statistics: GroupStatistics) -> No
         raise RefusedReplyError(
             f"{statistics.group}: {site} would count for nothing: its weight {weight:.3g} times "
             f"a largest moment of {moment:.3g} is too little to sum exactly; give the site "
-            f"other rows, or set `merge.importance` to 'uniform' where the weight is 0 and "
-            f"`merge.normalization` to 'token' where the moment is tiny"
+            f"other samples, or set `merge.importance` to 'uniform' if the weight is 0 and "
+            f"`merge.normalization` to 'token' if the moment is tiny"
         )

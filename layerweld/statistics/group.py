@@ -51,7 +51,7 @@ class Product:
 
     @staticmethod
     def from_tensors(sent: Mapping[str, Tensor]) -> Product:
-        """Inverse of :meth:`tensors`; a KeyError or ValueError where these are no product's."""
+        """Inverse of :meth:`tensors`; a ValueError where these are no product's."""
         moments = update_from({part: sent[name] for part, name in _PARTS.items() if name in sent})
         return Product(moments, sent.get(_OWN[moments.is_low_rank]))
 
@@ -85,7 +85,7 @@ class GroupStatistics:
     def from_tensors(
         group: LayerGroup, num_tokens: int, sent: Mapping[str, Tensor]
     ) -> GroupStatistics:
-        """Inverse of :meth:`tensors`; a KeyError or ValueError where these are no group's."""
+        """Inverse of :meth:`tensors`; a ValueError where these are no group's."""
         parts: dict[str, dict[str, Tensor]] = {}
         for name, tensor in sent.items():
             layer, _, part = name.rpartition("/")

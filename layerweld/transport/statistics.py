@@ -127,7 +127,7 @@ def statistics_layout(
 def decode_statistics(
     content: RecordDict, groups: Sequence[LayerGroup], ranks: Mapping[str, int], form: ProductForm
 ) -> StatisticsReply:
-    """Inverse of :func:`encode_statistics`, for a reply that nobody vouches for.
+    """Inverse of :func:`encode_statistics`, for a reply that is not trusted.
 
     Args:
         content: of the reply.

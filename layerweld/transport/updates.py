@@ -5,20 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from flwr.app import RecordDict
-from torch import Tensor
 
 from layerweld.plan import MergePlan
 from layerweld.transport.arrays import shapes_of, to_arrays
 from layerweld.transport.identity import reply_layout
 from layerweld.transport.layout import Layout
 from layerweld.transport.untrusted import refusing_malformed
-from layerweld.updates.named_tensors import (
-    blank_update,
-    site_tensors,
-    update_tensors,
-    updates_by_site,
-    updates_from,
-)
+from layerweld.updates.named_tensors import blank_update, update_tensors, updates_from
 from layerweld.updates.update import Update
 
 UPDATES = "train.adapter"
@@ -50,7 +43,7 @@ def updates_layout(plan: MergePlan, ranks: Mapping[str, int]) -> Layout:
 def decode_updates(
     content: RecordDict, plan: MergePlan, ranks: Mapping[str, int]
 ) -> dict[str, Update]:
-    """Inverse of :func:`encode_updates`, for a reply that nobody vouches for.
+    """Inverse of :func:`encode_updates`, for a reply that is not trusted.
 
     Args:
         content: of the reply.
@@ -62,24 +55,3 @@ def decode_updates(
     """
     with refusing_malformed():
         return updates_from(updates_layout(plan, ranks).read(content)[_UPDATES])
-
-
-def all_updates(tensors: Mapping[str, Tensor]) -> dict[str, Update]:
-    """Updates out of tensors of which each must belong to one.
-
-    Raises:
-        KeyError: half of an update is missing.
-        ValueError: two halves do not fit, or a tensor is no part of an update.
-    """
-    updates = updates_from(tensors)
-    if update_tensors(updates).keys() != tensors.keys():
-        raise ValueError("a tensor is no part of an update")
-    return updates
-
-
-def all_updates_by_site(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Update]]:
-    """As :func:`all_updates`, of several sites or steps."""
-    by_site = updates_by_site(tensors)
-    if site_tensors(by_site).keys() != tensors.keys():
-        raise ValueError("a tensor is no part of an update")
-    return by_site

@@ -279,10 +279,12 @@ class DenseUpdate(Update):
 
 
 def update_from(tensors: Mapping[str, Tensor]) -> Update:
-    """Inverse of :meth:`Update.tensors`; a KeyError or ValueError where these are no update's."""
-    if "weight" in tensors:
+    """Inverse of :meth:`Update.tensors`; a ValueError where these are no update's."""
+    if tensors.keys() == {"weight"}:
         return DenseUpdate(tensors["weight"])
-    return LowRankUpdate(tensors["left"], tensors["right"])
+    if tensors.keys() == {"left", "right"}:
+        return LowRankUpdate(tensors["left"], tensors["right"])
+    raise ValueError(f"{', '.join(sorted(tensors))}: these are not the parts of one update")
 
 
 def all_low_rank(updates: Iterable[Update]) -> list[LowRankUpdate]:
