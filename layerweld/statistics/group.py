@@ -85,7 +85,7 @@ class GroupStatistics:
     def from_tensors(
         group: LayerGroup, num_tokens: int, sent: Mapping[str, Tensor]
     ) -> GroupStatistics:
-        """Inverse of :meth:`tensors`; a ValueError where these are no group's."""
+        """Inverse of :meth:`tensors`; a KeyError or ValueError where these are no group's."""
         parts: dict[str, dict[str, Tensor]] = {}
         for name, tensor in sent.items():
             layer, _, part = name.rpartition("/")
