@@ -33,12 +33,12 @@ def finetune(message: Message, context: Context) -> Message:
 
 
 @app.train("remainder")
-def remainder(message: Message, context: Context) -> Message:
+def other_params(message: Message, context: Context) -> Message:
     """Send the other parameters: what full fine-tuning changed outside of the linear layers."""
     from layerweld.transport.other_params import encode_other_params
 
     state = _state(message, context)
-    return Message(encode_other_params(state.adapter.task_vector.remainder), reply_to=message)
+    return Message(encode_other_params(state.adapter.task_vector.other_params), reply_to=message)
 
 
 @app.train("adapter")

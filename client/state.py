@@ -228,7 +228,7 @@ class SiteState:
         """The recorded calibration batches, as the embeddings in place now see them.
 
         Args:
-            model: the base model; the caller has put the remainder in place, or not.
+            model: the base model; the caller has put the other parameters in place, or not.
             shifted_embeddings: whether it has: the two recordings are kept apart.
         """
         if shifted_embeddings not in self._recordings:
@@ -244,9 +244,9 @@ class SiteState:
         cache = cache_folder(self.site, self.settings)
         return SiteStore(below(cache, "runs", self.run, method, f"{self.site.name}-{key}"))
 
-    def with_remainder(self, remainder: dict[str, Tensor]) -> AbstractContextManager[None]:
+    def with_other_params(self, other_params: dict[str, Tensor]) -> AbstractContextManager[None]:
         """Run with norms, biases and embeddings as full fine-tuning (or its average) left them."""
-        return shifted(self.base.backbone, remainder)
+        return shifted(self.base.backbone, other_params)
 
     @property
     def _loaded(self) -> tuple[BaseModel, MergePlan]:

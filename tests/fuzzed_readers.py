@@ -211,14 +211,14 @@ def site_store(of):
         store.save_step(0, MergedStep(hashes, updates))
         store.save_hidden(1, "p", [torch.ones(2, 3)])
         store.save_updates("h", {"ash": updates})
-        store.save_remainder({"norm": torch.ones(3)})
+        store.save_other_params({"norm": torch.ones(3)})
 
         def read():
             store.step_hashes(0)
             store.load_step(0, "c")
             store.load_hidden(1, "p")
             store.load_updates("h")
-            store.load_remainder()
+            store.load_other_params()
 
         return folder / "store" / f"{of}.safetensors", damaged_tensors, read
 
@@ -291,7 +291,7 @@ READERS = {
     "site's step": site_store("step-0000"),
     "site's hidden states": site_store("hidden-0001"),
     "site's updates": site_store("updates"),
-    "site's remainder": site_store("remainder"),
+    "site's other parameters": site_store("other_params"),
     "site's score": score,
     "comparison, kept method": played,
 }  # fmt: skip

@@ -64,8 +64,8 @@ def test_what_is_said_is_what_the_first_of_three_sites_sends(kind, method, reque
     said = said_of(sites, settings)
     (upload,) = said.uploads
     results, sent, replies = play(sites, settings, tmp_path / "out")
-    assert sent.pop("train.remainder", 0) == said.remainder_bytes
-    assert (said.remainder_bytes > 0) == (kind == "whole")
+    assert sent.pop("train.remainder", 0) == said.other_params_bytes
+    assert (said.other_params_bytes > 0) == (kind == "whole")
     assert sent.total() == upload.num_bytes
     assert replies["evaluate.model"] == said.models_evaluated == 3
     merged = next(one for one in results.methods if one.name == method)
