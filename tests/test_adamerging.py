@@ -124,8 +124,8 @@ def test_the_federation_learns_what_one_process_with_all_rows_would(sites, tmp_p
     assert (free - 0.3).abs().max() > 0.1
     merged = next(m for m in results.methods if m.name == method)
     assert merged.rounds == 6
-    assert merged.figures["largest coefficient"] == pytest.approx(float(free.clamp(0, 1).max()))
-    first, last = (merged.figures[f"mean entropy in the {n} round"] for n in ("first", "last"))
+    assert merged.metrics["largest coefficient"] == pytest.approx(float(free.clamp(0, 1).max()))
+    first, last = (merged.metrics[f"mean entropy in the {n} round"] for n in ("first", "last"))
     assert last < first
 
 
