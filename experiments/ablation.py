@@ -1,4 +1,4 @@
-"""The paper's Tables 3 and 4 on a benchmark: what each part of the chain adds, and rows needed.
+"""The paper's Tables 3 and 4 on a benchmark: what each part of the chain adds, and samples needed.
 
 Example: python -m experiments.ablation text components --seeds 3
 """
@@ -28,7 +28,7 @@ class Variant:
     method: str
     merge: dict[str, str]
     samples: int = 0
-    """Calibration rows per site; 0 for the benchmark's."""
+    """Calibration samples per site; 0 for the benchmark's."""
 
 
 _RAW = {"normalization": "none", "importance": "uniform"}

@@ -103,7 +103,7 @@ def fine_tuned_otherwise(
 
 @contextmanager
 def open_federation(settings: RunSettings, nodes: Nodes) -> Iterator[Federation]:
-    """The server's side of a run in this process, introduced and with every adapter trained.
+    """The server's side of a run in this process, after the handshake, with every adapter trained.
 
     For what is measured beside a comparison: shifts, other cohorts. Sites forget it afterwards.
     """

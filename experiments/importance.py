@@ -65,7 +65,7 @@ def of_the_chain(comparison: Comparison) -> pd.DataFrame:
 def on_the_base_model(
     settings: RunSettings, nodes: Nodes, groups: int | None = None
 ) -> dict[str, float]:
-    """Per site: ω of its rows in the base model, averaged over the first groups, or all."""
+    """Per site: ω of its samples in the base model, averaged over the first groups, or all."""
     importance = {}
     with open_federation(settings, nodes) as federation:
         layers = federation.plan.layer_names

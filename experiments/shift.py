@@ -30,9 +30,9 @@ def main(
     settings = bench.settings.model_copy(update={"methods": methods})
     rows = []
     with open_federation(settings, bench.nodes) as federation:
-        remainder = federation.average_remainder()
+        other_params = federation.average_other_params()
         for method in federation.methods:
-            shifts = federation.measure_shift(federation.merge(method, remainder))
+            shifts = federation.measure_shift(federation.merge(method, other_params))
             rows += [
                 {"method": method.name, "group": group, "shift": sum(sites.values())}
                 for group, sites in shifts.items()

@@ -58,14 +58,14 @@ def table_rows(
     with open_federation(settings, seen) as merging, open_federation(settings, unseen) as judging:
         split_columns = {
             "split": split,
-            "left_out": " ".join(i.site for i in judging.introductions),
+            "left_out": " ".join(i.site for i in judging.site_infos),
         }
         for kind in ("base", "individual"):
             scores = merging.evaluate(kind), judging.evaluate(kind)
             rows.append(split_columns | {"method": kind} | means(scores))
-        remainder = merging.average_remainder()
+        other_params = merging.average_other_params()
         for method in merging.methods:
-            merged = merging.merge(method, remainder)
+            merged = merging.merge(method, other_params)
             scores = merging.evaluate("merged", merged), judging.evaluate("merged", merged)
             rows.append(split_columns | {"method": method.name} | means(scores))
     return rows
