@@ -27,10 +27,10 @@ def run_in_process(settings: RunSettings, nodes: Nodes, output: Path) -> RunResu
     add_app_to_path()
     from client.app import app
     from server.in_process import InProcessGrid
-    from server.run import play
+    from server.run import run
 
     grid = InProcessGrid(app, nodes, settings)
-    return play(grid, settings, settings.require_base(), output)
+    return run(grid, settings, settings.require_base(), output)
 
 
 def compare_in_process(
