@@ -17,7 +17,7 @@ from layerweld.untrusted.names import below
 
 
 def site_of_node(node_config: Mapping[str, Scalar], settings: RunSettings) -> SiteEntry:
-    """The site that a node plays.
+    """The site that a node is.
 
     A node that says ``name="hospital-a" data="…"`` in its node configuration is that site, and its
     own: no run decides its paths, columns, logs or least rows. (Not so in the process of the person

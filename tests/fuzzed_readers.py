@@ -232,7 +232,7 @@ def score(folder):
 
 
 def played(folder):
-    methods = KeptResults(folder / "played")
+    methods = KeptResults(folder / "results")
     file = methods._file("com", {})
     file.parent.mkdir()
     file.write_text('{"result": {"name": "com"}, "seed": 0}')

@@ -24,7 +24,7 @@ from layerweld.model.linear import weight_of
 from layerweld.runtime.incidents import raising_here
 from layerweld.transport.coefficients import CoefficientsRequest
 from layerweld.updates.digest import digest_of_sites, first_digest
-from server.run import play as play_run
+from server.run import run as run_server
 from tests.dying_server import killed_after
 from tests.played_methods import play, settings_of, written
 from tests.random_updates import side_by_side
@@ -124,8 +124,8 @@ def test_the_federation_learns_what_one_process_with_all_rows_would(sites, tmp_p
     assert (free - 0.3).abs().max() > 0.1
     merged = next(m for m in results.methods if m.name == method)
     assert merged.rounds == 6
-    assert merged.figures["largest coefficient"] == pytest.approx(float(free.clamp(0, 1).max()))
-    first, last = (merged.figures[f"mean entropy in the {n} round"] for n in ("first", "last"))
+    assert merged.metrics["largest coefficient"] == pytest.approx(float(free.clamp(0, 1).max()))
+    first, last = (merged.metrics[f"mean entropy in the {n} round"] for n in ("first", "last"))
     assert last < first
 
 
@@ -221,7 +221,7 @@ def test_a_site_that_lost_its_cache_gets_the_updates_again(sites, whole, tmp_pat
         return answer(message)
 
     monkeypatch.setattr(grid, "_answer", forget)
-    results = play_run(grid, chosen, str(sites.base), tmp_path / "out")
+    results = run_server(grid, chosen, str(sites.base), tmp_path / "out")
     assert results.manifest_hash == whole[0].manifest_hash
     assert len(rounds) == 15 + 2  # that site, and the one after it in the same folder
     assert results.methods[-1].bytes_down > whole[0].methods[-1].bytes_down
@@ -257,5 +257,5 @@ def test_label_words_are_a_head_once_rows_name_the_classes(tmp_path):
         labelled = [row | {"label": f"w{i % 3}"} for i, row in enumerate(rows)]
         Path(node["data"]).write_text("\n".join(json.dumps(row) for row in labelled) + "\n")
     results = play(sites, tmp_path / "out", "adamerging", **FEW | words)
-    figures = results.methods[-1].metrics
-    assert figures["mean entropy in the last round"] < figures["mean entropy in the first round"]
+    metrics = results.methods[-1].metrics
+    assert metrics["mean entropy in the last round"] < metrics["mean entropy in the first round"]

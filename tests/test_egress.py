@@ -7,7 +7,7 @@ import pytest
 from layerweld.deploy.egress import lines, measure
 from layerweld.settings.run import read_run_settings
 from layerweld.settings.sites import SiteEntry
-from server.run import play as play_run
+from server.run import run as run_server
 from tests.tiny_sites import make_labelled_sites, with_whole_models
 
 METHODS = ["com", "jacobi", "mats", "fisher", "adamerging", "prodistill", "ties"]
@@ -52,7 +52,7 @@ def play(sites, settings, output):
         return arrived
 
     grid.pull_messages = listening
-    results = play_run(grid, settings, str(sites.base), output)
+    results = run_server(grid, settings, str(sites.base), output)
     return results, +sent, replies
 
 
