@@ -14,6 +14,7 @@ import pytest
 from flwr.app import Context, Message, RecordDict
 
 from client.app import app as client_app
+from client.handlers.finetune import training_settings
 from client.site import cache_folder, forget_run, site_of_node
 from client.state import SiteState
 from client.training.finetune import LabelledRows
@@ -136,8 +137,8 @@ def test_no_setting_of_a_run_makes_a_site_obey_more_than_its_own_configuration(n
                 chosen.note_batches(state)
             assert state.site.base == node["base"]
             assert cache_folder(site, settings) == Path(node["cache"])
-            assert state.adapter_folder == Path(node["adapter"])
-            assert state.finetune.logger == "tensorboard"
+            assert state.files.adapter_folder == Path(node["adapter"])
+            assert training_settings(state).logger == "tensorboard"
     assert tried > 900
     assert chosen.refused
     assert len(chosen.work) > 3

@@ -102,7 +102,7 @@ def _entropy_and_gradient(
     batches = state.model_inputs(rows)
     model = ReplayableModel(state.base.backbone, state.plan.restricted_to(request.layers))
     coefficients = request.coefficients.to(next(model.backbone.parameters()).device)
-    head = state.head.to(coefficients.device)
+    head = state.head.load().to(coefficients.device)
     entropy, gradient = 0.0, torch.zeros_like(coefficients)
     for batch in batches:
         free = coefficients.clone().requires_grad_()

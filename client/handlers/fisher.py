@@ -44,7 +44,7 @@ def fisher_sums(state: SiteState, layers: tuple[str, ...]) -> FisherSums:
 
 
 def _mean_squared_gradients(state: SiteState, model: ReplayableModel) -> dict[str, Tensor]:
-    head = state.head
+    head = state.head.load()
     labels = labels_of(state.data.calibration_rows, head.classes)
     sums: dict[str, Tensor] = {}
     seen = 0

@@ -42,7 +42,7 @@ def held_out_accuracy(state: SiteState, model: ModelToMeasure) -> tuple[float, i
 
 
 def _measured(state: SiteState, model: ModelToMeasure, held_out: Rows) -> tuple[float, int]:
-    head = state.head
+    head = state.head.load()
     parts = _parts(state, model)
     replayable = ReplayableModel(state.base.backbone, state.plan)
     with (

@@ -50,7 +50,7 @@ def _read(file: Path) -> tuple[float, int] | None:
 
 
 def _file(state: SiteState, kind: str) -> Path:
-    digest = hashlib.sha256(state.decides_head)
+    digest = hashlib.sha256(state.head.content)
     decides = (
         state.base.fingerprint,
         state.adapter.digest if kind == "individual" else "",
