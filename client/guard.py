@@ -15,9 +15,8 @@ from flwr.clientapp import ClientApp
 from rich.filesize import decimal
 
 from client.handlers.answers_log import note_answer
-from layerweld.errors import AdapterLostError, RefusedReplyError
+from layerweld.errors import AdapterLostError
 from layerweld.runtime.incidents import raises_here, record_incident
-from layerweld.untrusted.text import shown
 
 if TYPE_CHECKING:
     from client.site import SiteRun
@@ -89,9 +88,7 @@ class SiteApp(ClientApp):
 
         kind, requested = message.metadata.message_type, identity_of(message.content)
         at = SiteRun(site, settings, requested.run)
-        handler = self._handlers.get(kind)
-        if handler is None:
-            raise RefusedReplyError(f"a request of a kind that is not known here: {shown(kind)!r}")
+        handler = self._handlers[kind]
         name = site.name if kind == "train.finetune" else f"{site.name}-{at.run}"
         watched = bool(context.node_config.get("watchdog")) and not raises_here()
         guard = watchdog(message.metadata.ttl, at.cache / "logs") if watched else nullcontext()
