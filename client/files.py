@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
-from client.data.site_samples import SiteRows
 from client.site import SiteRun
 from layerweld.errors import AdapterLostError
 from layerweld.runtime.sealed import is_whole
@@ -18,14 +18,13 @@ class SiteFiles:
 
     Args:
         at: the site and the run.
-        fingerprint: of the base model.
-        data: the site's samples.
+        trained_from: gives the digests of base model and samples, which are read for it. Only the
+            name of a folder that the site trains in needs them.
     """
 
-    def __init__(self, at: SiteRun, fingerprint: str, data: SiteRows) -> None:
+    def __init__(self, at: SiteRun, trained_from: Callable[[], tuple[str, str]]) -> None:
         self._at = at
-        self._fingerprint = fingerprint
-        self._data = data
+        self._trained_from = trained_from
 
     @property
     def adapter_folder(self) -> Path:
@@ -35,7 +34,8 @@ class SiteFiles:
             return Path(site.adapter).expanduser()
         finetune = settings.finetune.model_dump_json(exclude={"logger", "accelerator"})
         seed, prompt_end = settings.calibration.seed, settings.calibration.prompt_end
-        decides = f"{self._fingerprint} {self._data.rows.digest} {finetune} {seed}{prompt_end}"
+        base, samples = self._trained_from()
+        decides = f"{base} {samples} {finetune} {seed}{prompt_end}"
         key = hashlib.sha256(decides.encode()).hexdigest()[:16]
         return below(self._at.cache, "adapters", f"{site.name}-{key}", "adapter")
 

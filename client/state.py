@@ -79,7 +79,7 @@ class SiteState:
     @cached_property
     def files(self) -> SiteFiles:
         """Where its adapter and head lie."""
-        return SiteFiles(self._at, self.base.fingerprint, self.data)
+        return SiteFiles(self._at, lambda: (self.base.fingerprint, self.data.rows.digest))
 
     @cached_property
     def head(self) -> OwnHead:
