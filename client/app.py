@@ -105,7 +105,7 @@ def statistics(at: SiteRun, content: RecordDict) -> RecordDict:
 
 @app.handles("evaluate.model")
 def evaluate(at: SiteRun, content: RecordDict) -> RecordDict:
-    """Measure one model's accuracy on this site's held-out rows, with this site's own head."""
+    """Measure one model's accuracy on this site's held-out samples, with this site's own head."""
     from client.handlers.measure import held_out_accuracy
     from client.handlers.requests import model_to_measure
     from layerweld.transport.evaluation import EVALUATION, encode_accuracy

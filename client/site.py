@@ -21,10 +21,10 @@ def site_of_node(node_config: Mapping[str, Scalar], settings: RunSettings) -> Si
     """The site that a node plays.
 
     A node that says ``name="hospital-a" data="…"`` in its node configuration is that site, and its
-    own: no run decides its paths, columns, logs or least rows. (Not so in the process of the person
-    who started the run, ``layerweld.runtime.incidents.raising_here``: there they are one person's.)
-    A node that only has a ``partition-id``, as Flower's simulation gives it, takes that number in
-    the run's file: it belongs to who runs it.
+    own: no run decides its paths, columns, logs or fewest samples. (Not so in the process of the
+    person who started the run, ``layerweld.runtime.incidents.raising_here``: there they are one
+    person's.) A node that only has a ``partition-id``, as Flower's simulation gives it, takes that
+    number in the run's file: it belongs to who runs it.
 
     Raises:
         ConfigError: neither is there, the run has no file, or the number is larger than its list;

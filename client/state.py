@@ -10,8 +10,8 @@ from pathlib import Path
 from torch import Tensor
 
 from client.data.batches import Preprocessor, batches
-from client.data.samples import Rows
-from client.data.site_samples import SiteRows
+from client.data.samples import Dataset
+from client.data.site_samples import SiteSamples
 from client.files import SiteFiles
 from client.site import SiteRun
 from client.store import SiteStore
@@ -72,14 +72,14 @@ class SiteState:
         return self._loaded[1]
 
     @cached_property
-    def data(self) -> SiteRows:
-        """The site's rows: to work with, to take statistics over, and to evaluate on."""
-        return SiteRows(self.site, self.settings, reads_images=self.base.reads_images)
+    def data(self) -> SiteSamples:
+        """The site's samples: to work with, to take statistics over, and to evaluate on."""
+        return SiteSamples(self.site, self.settings, reads_images=self.base.reads_images)
 
     @cached_property
     def files(self) -> SiteFiles:
         """Where its adapter and head lie."""
-        return SiteFiles(self._at, lambda: (self.base.fingerprint, self.data.rows.digest))
+        return SiteFiles(self._at, lambda: (self.base.fingerprint, self.data.dataset.digest))
 
     @cached_property
     def head(self) -> OwnHead:
@@ -109,16 +109,16 @@ class SiteState:
 
     @cached_property
     def batches(self) -> list[dict[str, Tensor]]:
-        """The calibration rows as model inputs, on the model's device."""
-        return self.model_inputs(self.data.calibration_rows)
+        """The calibration samples as model inputs, on the model's device."""
+        return self.model_inputs(self.data.calibration_samples)
 
-    def model_inputs(self, rows: Rows) -> list[dict[str, Tensor]]:
-        """Rows as model inputs, in order, a batch at a time, on the model's device."""
+    def model_inputs(self, dataset: Dataset) -> list[dict[str, Tensor]]:
+        """Samples as model inputs, in order, a batch at a time, on the model's device."""
         calibration = self.settings.calibration
         device = device_named(calibration.device)
         return [
             {name: tensor.to(device) for name, tensor in batch.items()}
-            for batch in batches(rows, self._preprocess, calibration.batch_size)
+            for batch in batches(dataset, self._preprocess, calibration.batch_size)
         ]
 
     @cached_property
@@ -138,9 +138,9 @@ class SiteState:
         return self._recordings[shifted_embeddings]
 
     def store(self, method: str) -> SiteStore:
-        """Files of this run, site and method; another adapter or other rows get other files."""
+        """Files of this run, site and method; another adapter or other samples get other files."""
         decides = (
-            f"{self.base.fingerprint} {self.data.calibration_rows.digest} {self.adapter.digest}"
+            f"{self.base.fingerprint} {self.data.calibration_samples.digest} {self.adapter.digest}"
         )
         key = hashlib.sha256(decides.encode()).hexdigest()[:16]
         return SiteStore(below(self._at.folder, method, f"{self.site.name}-{key}"))

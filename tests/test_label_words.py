@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from client.data.batches import Preprocessor, load_tokenizer
 from client.data.parcels import in_parcels
-from client.data.samples import make_rows
+from client.data.samples import make_dataset
 from client.handlers.finetune import fine_tune_site
 from client.handlers.fisher import fisher_sums
 from client.handlers.measure import held_out_accuracy
@@ -28,7 +28,7 @@ from layerweld.transport.model import ModelToMeasure
 
 WORDS = ["[PAD]", "[UNK]", "is", "red", "warm", "blue", "cold", "very", "fire", "ice", "Kind"]
 TEXTS = [f"{b} is very {c}" for c in ("warm", "cold") for b in WORDS[2:] * 2]
-ROWS = make_rows(TEXTS, ["fire" if "warm" in text else "ice" for text in TEXTS])
+ROWS = make_dataset(TEXTS, ["fire" if "warm" in text else "ice" for text in TEXTS])
 END = " Kind"
 SETTINGS = FinetuneSettings(
     rank=4, epochs=6, batch_size=6, learning_rate=2e-2, accelerator="cpu", logger="none"

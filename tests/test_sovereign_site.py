@@ -85,10 +85,10 @@ class Chosen:
 
     def note(self, state):
         for where, choose in (
-            (self.work, lambda: state.data.calibration_rows),
-            (self.work, lambda: state.data.training_rows.rows),
+            (self.work, lambda: state.data.calibration_samples),
+            (self.work, lambda: state.data.training_samples.dataset),
             (self.work, lambda: state.data.drawn(state.settings.table(AdaMerging).rows, 7)),
-            (self.held_out, lambda: state.data.evaluation_rows),
+            (self.held_out, lambda: state.data.evaluation_samples),
         ):
             try:
                 rows = choose()
@@ -102,7 +102,7 @@ class Chosen:
     def note_batches(self, state):
         """The rows of each optimiser step of fine-tuning."""
         try:
-            parcels = state.data.training_rows
+            parcels = state.data.training_samples
         except (CohortError, ConfigError):
             self.refused += 1
             return
@@ -299,4 +299,4 @@ def test_rows_that_cannot_be_read_are_no_way_to_another_column(node):
     settings = settings_with(**{"calibration.max-unreadable": 1.0})
     site = site_of_node(node | {"text-column": "absent"}, settings)
     with pytest.raises(DataError, match="no column 'absent'"):
-        _ = SiteState(site, settings, "0" * 16).data.rows
+        _ = SiteState(site, settings, "0" * 16).data.dataset

@@ -1,4 +1,4 @@
-"""From rows to the model's input tensors: tokenising, padding, resizing. Labels stay behind."""
+"""From samples to the model's input tensors: tokenising, padding, resizing. Labels stay behind."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from client.data.images import read_image
-from client.data.samples import Rows
+from client.data.samples import Dataset
 from layerweld.errors import ConfigError
 from layerweld.model.base_model import BaseModel, tokenizer_files
 from layerweld.model.families import image_size
@@ -63,10 +63,10 @@ class Preprocessor:
                 )
 
     def __call__(self, inputs: Sequence[str] | Sequence[Path]) -> dict[str, Tensor]:
-        """``pixel_values`` of shape ``(rows, channels, height, width)``; or ``input_ids``.
+        """``pixel_values`` of shape ``(samples, channels, height, width)``; or ``input_ids``.
 
         With ``input_ids`` come ``attention_mask`` and whatever else the tokenizer makes and the
-        model takes, each ``(rows, tokens)``.
+        model takes, each ``(samples, tokens)``.
         """
         if self._base.reads_images:
             return {"pixel_values": self._pixels([Path(file) for file in inputs])}
@@ -139,10 +139,12 @@ class Preprocessor:
         return pixels
 
 
-def batches(rows: Rows, preprocess: Preprocessor, batch_size: int) -> Iterator[dict[str, Tensor]]:
-    """All rows as model inputs, in order, ``batch_size`` at a time; the last may be fewer."""
-    for start in range(0, len(rows), batch_size):
-        yield preprocess(rows.inputs[start : start + batch_size])
+def batches(
+    dataset: Dataset, preprocess: Preprocessor, batch_size: int
+) -> Iterator[dict[str, Tensor]]:
+    """All samples as model inputs, in order, ``batch_size`` at a time; the last may be fewer."""
+    for start in range(0, len(dataset), batch_size):
+        yield preprocess(dataset.inputs[start : start + batch_size])
 
 
 def _alike(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:

@@ -1,9 +1,10 @@
-"""A site's rows in parcels of which a run gets whole ones: no two draws differ by fewer rows.
+"""A site's samples in parcels of which a run gets whole ones: no two draws differ by fewer samples.
 
-What two runs are told of one row more and of one row less is what that row says. So every set of
-rows that a run's settings can choose, for whatever purpose, is made of the same parcels, each of
-them at least as large as the site says; then so is whatever sets have in common, and whatever one
-has and another has not. Which rows share a parcel depends on nothing that a run says.
+What two runs are told of one sample more and of one sample less is what that sample says. So every
+set of samples that a run's settings can choose, for whatever purpose, is made of the same parcels,
+each of them at least as large as the site says; then so is whatever sets have in common, and
+whatever one has and another has not. Which samples share a parcel depends on nothing that a run
+says.
 """
 
 from __future__ import annotations
@@ -12,37 +13,38 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from client.data.samples import Rows, chosen_rows
+from client.data.samples import Dataset, subset
 
 Places = Sequence[int]
 
 
 @dataclass(frozen=True)
 class Parcels:
-    """Some rows, and which of them belong together.
+    """Some samples, and which of them belong together.
 
     Attributes:
-        rows: all of them, in the order of their file.
-        places: of each parcel's rows among them, in order; parcels in the order of their first row.
+        dataset: all of them, in the order of their file.
+        places: of each parcel's samples among them, in order; parcels in the order of their first
+            sample.
     """
 
-    rows: Rows
+    dataset: Dataset
     places: tuple[Places, ...]
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.dataset)
 
     def draw(self, samples: int, seed: int) -> Parcels:
-        """A random subset without replacement; of parcels of one row, exactly so many rows.
+        """A random subset without replacement; of parcels of one sample, exactly so many samples.
 
         Args:
-            samples: rows to keep, in so many parcels as hold that many on average; 0, or more than
-                there are, keeps all.
+            samples: how many to keep, in so many parcels as hold that many on average; 0, or more
+                than there are, keeps all.
             seed: the same seed draws the same parcels.
         """
-        if not samples or samples >= len(self.rows):
+        if not samples or samples >= len(self.dataset):
             return self
-        wanted = -(-samples * len(self.places) // len(self.rows))
+        wanted = -(-samples * len(self.places) // len(self.dataset))
         return self._of(random.Random(seed).sample(range(len(self.places)), wanted))
 
     def set_aside(self, share: float, seed: int) -> tuple[Parcels, Parcels]:
@@ -58,34 +60,34 @@ class Parcels:
         return (self._of(kept) if aside else self), self._of(aside)
 
     def together(self, batch_size: int) -> int:
-        """How many whole parcels make a batch of so many rows, or fewer; one at least."""
-        return max(1, batch_size * len(self.places) // len(self.rows))
+        """How many whole parcels make a batch of so many samples, or fewer; one at least."""
+        return max(1, batch_size * len(self.places) // len(self.dataset))
 
     def places_of(self, numbers: Iterable[int]) -> list[int]:
-        """Places of the rows of some parcels, by their numbers."""
+        """Places of the samples of some parcels, by their numbers."""
         return [place for number in numbers for place in self.places[number]]
 
     def _of(self, numbers: Places) -> Parcels:
-        """Some of the parcels, their rows in the order of the file."""
+        """Some of the parcels, their samples in the order of the file."""
         kept = sorted(self.places_of(numbers))
         now_at = {place: i for i, place in enumerate(kept)}
         places = (tuple(now_at[p] for p in self.places[number]) for number in sorted(numbers))
-        return Parcels(chosen_rows(self.rows, kept), tuple(places))
+        return Parcels(subset(self.dataset, kept), tuple(places))
 
 
-def in_parcels(rows: Rows, at_least: int) -> Parcels:
-    """Cut rows into parcels that differ by one row at most.
+def in_parcels(dataset: Dataset, at_least: int) -> Parcels:
+    """Cut samples into parcels that differ by one sample at most.
 
-    Rows lie in their file by class or by date, and a parcel should not be of one class: so which
+    Samples lie in their file by class or by date, and a parcel should not be of one class: so which
     ones share a parcel is shuffled, by nothing but their number.
 
     Args:
-        rows: of one file; fewer than a parcel needs are one parcel.
-        at_least: rows of a parcel.
+        dataset: of one file; fewer than a parcel needs are one parcel.
+        at_least: samples of a parcel.
     """
-    count = max(1, len(rows) // at_least)
-    places = list(range(len(rows)))
+    count = max(1, len(dataset) // at_least)
+    places = list(range(len(dataset)))
     if at_least > 1:
-        random.Random(len(rows)).shuffle(places)
+        random.Random(len(dataset)).shuffle(places)
     parcels = sorted(sorted(places[number::count]) for number in range(count))
-    return Parcels(rows, tuple(tuple(parcel) for parcel in parcels))
+    return Parcels(dataset, tuple(tuple(parcel) for parcel in parcels))

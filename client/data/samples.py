@@ -1,4 +1,4 @@
-"""A site's rows: texts or image files, with labels where there are any. No model, no tensors."""
+"""A site's samples: texts or image files, with labels where there are any. No model, no tensors."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _LONGEST_SHOWN = 80  # characters
 
 
 @dataclass(frozen=True)
-class Rows:
+class Dataset:
     """What a site reads: inputs in the order of their file, and their classes.
 
     Attributes:
         inputs: texts, or image files.
         labels: index into ``classes`` of each input; None for data without labels.
         classes: class names, sorted; empty without labels.
-        skipped: rows that could not be read and are not among ``inputs``.
+        skipped: samples that could not be read and are not among ``inputs``.
         digest: SHA-256 over the inputs (of an image: its bytes) and the names of their classes.
     """
 
@@ -42,60 +42,60 @@ class Rows:
         return len(self.inputs)
 
 
-def make_rows(
+def make_dataset(
     inputs: Sequence[str] | Sequence[Path],
     names: Sequence[str] | None,
     classes: Iterable[str] = (),
     skipped: int = 0,
-) -> Rows:
-    """Rows from inputs and the class name of each.
+) -> Dataset:
+    """Samples from inputs and the class name of each.
 
     Args:
         inputs: texts, or image files.
         names: class name of each input; None without labels.
         classes: further classes that exist, whether or not an input belongs to them.
-        skipped: rows that were unreadable.
+        skipped: samples that were unreadable.
     """
     known = tuple(sorted({*classes, *(names or ())}))
     index = {name: i for i, name in enumerate(known)}
     labels = None if names is None else tuple(index[name] for name in names)
-    return Rows(inputs, labels, known, skipped, _digest(inputs, names))
+    return Dataset(inputs, labels, known, skipped, _digest(inputs, names))
 
 
-def chosen_rows(rows: Rows, places: Sequence[int]) -> Rows:
-    """Some of the rows, by their places; classes that none of them is of are still there."""
-    labels = rows.labels
-    names = None if labels is None else [rows.classes[labels[i]] for i in places]
-    inputs = [rows.inputs[i] for i in places]
-    return make_rows(inputs, names, rows.classes, rows.skipped)  # type: ignore[arg-type]
+def subset(dataset: Dataset, places: Sequence[int]) -> Dataset:
+    """Some of the samples, by their places; classes that none of them is of are still there."""
+    labels = dataset.labels
+    names = None if labels is None else [dataset.classes[labels[i]] for i in places]
+    inputs = [dataset.inputs[i] for i in places]
+    return make_dataset(inputs, names, dataset.classes, dataset.skipped)  # type: ignore[arg-type]
 
 
-def read_rows(source: Path, settings: CalibrationSettings, reads_images: bool) -> Rows:
-    """Read every row of a file or folder.
+def read_dataset(source: Path, settings: CalibrationSettings, reads_images: bool) -> Dataset:
+    """Read every sample of a file or folder.
 
     Args:
         source: JSON lines, CSV or Parquet; a folder that ``datasets`` saved to disk; or, for
             images, a folder of images or of one sub-folder per class.
-        settings: names of the columns, and how many rows may be unreadable.
+        settings: names of the columns, and how many samples may be unreadable.
         reads_images: whether the model's input is pixels.
 
     Raises:
         DataError: the source is missing, empty, of an unknown kind, has no such column, or more
-            of its rows are unreadable than ``calibration.max-unreadable`` allows.
+            of its samples are unreadable than ``calibration.max-unreadable`` allows.
     """
     check_readable(source, DataError)
     if not source.exists():
         raise DataError(f"there is no data at {source}; check the site's `data` path")
     if reads_images:
-        rows, broken = _read_images(source)
+        dataset, broken = _read_images(source)
     else:
-        rows, broken = _read_texts(source, settings)
-    _refuse_too_many_unreadable(source, rows, broken, settings)
-    return rows
+        dataset, broken = _read_texts(source, settings)
+    _refuse_too_many_unreadable(source, dataset, broken, settings)
+    return dataset
 
 
 class _Unreadable:
-    """How many rows are, and why the first of them is."""
+    """How many samples are, and why the first of them is."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -107,11 +107,11 @@ class _Unreadable:
         return self._first[1] if self._first else ""
 
     def add(self, place: int, where: str, reason: str) -> None:
-        """Count a row, by its place among all rows."""
+        """Count a sample, by its place among all samples."""
         self._note(1, (place, f"{where}: {reason}"))
 
     def join(self, other: _Unreadable) -> None:
-        """Count all rows of another."""
+        """Count all samples of another."""
         if other._first:
             self._note(other.count, other._first)
 
@@ -121,47 +121,47 @@ class _Unreadable:
 
 
 def _refuse_too_many_unreadable(
-    source: Path, rows: Rows, broken: _Unreadable, settings: CalibrationSettings
+    source: Path, dataset: Dataset, broken: _Unreadable, settings: CalibrationSettings
 ) -> None:
-    total = len(rows) + broken.count
+    total = len(dataset) + broken.count
     if not total:
-        raise DataError(f"{source} holds no rows at all")
-    if broken.count > settings.max_unreadable * total or not len(rows):
-        # Where no row is readable, no share helps.
+        raise DataError(f"{source} holds no samples at all")
+    if broken.count > settings.max_unreadable * total or not len(dataset):
+        # Where no sample is readable, no share helps.
         or_raise = f", or raise `calibration.max-unreadable` (now {settings.max_unreadable:g})"
         raise DataError(
-            f"{broken.count} of {total} rows in {source} are unreadable, the first is "
-            f"{broken.first}; mend them{or_raise if len(rows) else ''}"
+            f"{broken.count} of {total} samples in {source} are unreadable, the first is "
+            f"{broken.first}; mend them{or_raise if len(dataset) else ''}"
         )
 
 
-def _read_texts(source: Path, settings: CalibrationSettings) -> tuple[Rows, _Unreadable]:
+def _read_texts(source: Path, settings: CalibrationSettings) -> tuple[Dataset, _Unreadable]:
     columns = Columns(settings.text_column, settings.label_column)
     texts: list[str] = []
     names: list[str | None] = []
     broken, unlabelled = _Unreadable(), _Unreadable()
     for place, (where, record) in enumerate(records_of(source, columns)):
-        row = _readable(record, columns)
-        if isinstance(row, str):
-            broken.add(place, where, row)
+        sample = _readable(record, columns)
+        if isinstance(sample, str):
+            broken.add(place, where, sample)
             continue
-        texts.append(row[0])
-        names.append(row[1])
-        if row[1] is None:
+        texts.append(sample[0])
+        names.append(sample[1])
+        if sample[1] is None:
             unlabelled.add(place, where, f"no label in column {columns.label!r}")
     _require_column(source, columns, any_rows=bool(texts or broken.count))
     if columns.label not in columns.met:
-        return make_rows(texts, None, skipped=broken.count), broken
+        return make_dataset(texts, None, skipped=broken.count), broken
     broken.join(unlabelled)
     texts = [text for text, name in zip(texts, names, strict=True) if name is not None]
     named = [name for name in names if name is not None]
-    return make_rows(texts, named, skipped=broken.count), broken
+    return make_dataset(texts, named, skipped=broken.count), broken
 
 
 def _readable(record: Record | str, columns: Columns) -> tuple[str, str | None] | str:
-    """Text and class name (None without one), or why the row is unreadable.
+    """Text and class name (None without one), or why the sample is unreadable.
 
-    A reason goes into messages and logs: it quotes nothing of the row.
+    A reason goes into messages and logs: it quotes nothing of the sample.
     """
     if isinstance(record, str):
         return record
@@ -207,7 +207,7 @@ def _class_name(value: Any) -> str | None:
     return _text(value)
 
 
-def _read_images(folder: Path) -> tuple[Rows, _Unreadable]:
+def _read_images(folder: Path) -> tuple[Dataset, _Unreadable]:
     if not folder.is_dir():
         raise DataError(
             f"{folder} is a file, but the base model reads images: give a folder of images, or "
@@ -229,7 +229,7 @@ def _read_images(folder: Path) -> tuple[Rows, _Unreadable]:
         else:
             kept.append(file)
     names = None if flat or not kept else [file.relative_to(folder).parts[0] for file in kept]
-    return make_rows(kept, names, skipped=broken.count), broken
+    return make_dataset(kept, names, skipped=broken.count), broken
 
 
 def _digest(inputs: Sequence[str] | Sequence[Path], names: Sequence[str] | None) -> str:

@@ -26,7 +26,7 @@ def fine_tune_site(state: SiteState, on_step: Callable[[int, int], None] | None 
     fine_tune(
         state.base,
         targets(state),
-        state.data.training_rows,
+        state.data.training_samples,
         training_settings(state),
         state.settings.calibration.seed,
         folder,

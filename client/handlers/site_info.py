@@ -19,7 +19,7 @@ from layerweld.updates.shared_factor import digest_of_draw, digest_of_factors
 
 
 def site_info(state: SiteState) -> SiteInfo:
-    """Read the model, the rows, the adapter and the head (if there are any) and describe them.
+    """Read the model, the samples, the adapter and the head (if there are any) and describe them.
 
     Raises:
         LayerweldError: one of them cannot be used for what the run will ask of it. It is said here,
@@ -27,7 +27,7 @@ def site_info(state: SiteState) -> SiteInfo:
     """
     is_untrained = state.files.must_fine_tune
     if is_untrained:
-        check_trainable(state.data.training_rows.rows)
+        check_trainable(state.data.training_samples.dataset)
     _check_head(state)
     classes = state.head.classes
     evaluates = _can_evaluate(state)
@@ -38,7 +38,9 @@ def site_info(state: SiteState) -> SiteInfo:
     recording = state.recording(model, shifted_embeddings=False)
     tokens = sum(int(batch.keep.sum()) for batch in recording)
     if tokens == 0:
-        raise DataError(f"{state.site.name}: no calibration token in {len(state.data.rows)} rows")
+        raise DataError(
+            f"{state.site.name}: no calibration token in {len(state.data.dataset)} samples"
+        )
     here = numeric_environment(state.settings.calibration.device)
     info = SiteInfo(
         site=state.site.name,
@@ -51,13 +53,13 @@ def site_info(state: SiteState) -> SiteInfo:
         ranks=ranks,
         name_prefix=prefix,
         task="" if state.files.must_fine_tune else state.adapter.task,
-        samples=len(state.data.rows),
-        calibration_samples=len(state.data.calibration_rows),
+        samples=len(state.data.dataset),
+        calibration_samples=len(state.data.calibration_samples),
         tokens=tokens,
-        skipped=state.data.rows.skipped,
+        skipped=state.data.dataset.skipped,
         evaluates=evaluates,
         classifies=bool(classes),
-        labelled=bool(state.data.rows.classes) and {*state.data.rows.classes} <= {*classes},
+        labelled=bool(state.data.dataset.classes) and {*state.data.dataset.classes} <= {*classes},
         factors=_digest_of_factors(state),
         adapter="" if state.files.must_fine_tune else state.adapter.digest,
         dataset=_digest_of_dataset(state),
@@ -103,7 +105,7 @@ def _adapter_facts(
 def _can_evaluate(state: SiteState) -> bool:
     if not state.settings.evaluate.enabled or not state.head.exists:
         return False
-    return state.data.evaluation_rows is not None
+    return state.data.evaluation_samples is not None
 
 
 def _digest_of_factors(state: SiteState) -> str:
@@ -117,14 +119,14 @@ def _digest_of_factors(state: SiteState) -> str:
 
 
 def _digest_of_dataset(state: SiteState) -> str:
-    """SHA-256 over the rows, the held-out rows and the head.
+    """SHA-256 over the samples, the held-out samples and the head.
 
     Another one means that what a run or a comparison found before does not hold any more. It needs
-    no secret: it tells something only to who knows every single row already.
+    no secret: it tells something only to who knows every single sample already.
     """
     held_out = state.data.held_out
     parts = [
-        state.data.rows.digest.encode(),
+        state.data.dataset.digest.encode(),
         held_out.digest.encode() if held_out else b"",
         b"" if state.files.must_fine_tune or not state.head.exists else state.head.content,
     ]

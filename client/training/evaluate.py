@@ -7,7 +7,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from client.data.batches import Preprocessor
 from client.data.labels import labels_of
-from client.data.samples import Rows
+from client.data.samples import Dataset
 from client.training.heads import ClassifierHead
 from client.training.label_words import LabelWordHead
 from layerweld.model.base_model import BaseModel
@@ -18,31 +18,31 @@ from layerweld.settings.run import EvaluateSettings
 def accuracy(
     base: BaseModel,
     head: ClassifierHead | LabelWordHead,
-    rows: Rows,
+    dataset: Dataset,
     settings: EvaluateSettings,
     prompt_end: str = "",
 ) -> tuple[float, int]:
-    """Share of rows whose class the head finds, and the number of rows.
+    """Share of samples whose class the head finds, and the number of samples.
 
     Args:
         base: its backbone is used as it stands; whoever wants it merged runs this inside
             :func:`layerweld.model.linear.updated`.
         head: the site's own.
-        rows: labelled rows that were not trained on.
+        dataset: labelled samples that were not trained on.
         settings: batch size and length.
         prompt_end: put after every text.
 
     Raises:
-        DataError: the rows have no labels, or one of a class that the head does not know.
+        DataError: the samples have no labels, or one of a class that the head does not know.
     """
     device = next(base.backbone.parameters()).device
-    labels = labels_of(rows, head.classes).to(device)
+    labels = labels_of(dataset, head.classes).to(device)
     head = head.to(device).eval()
     metric = MulticlassAccuracy(len(head.classes), average="micro").to(device)
     preprocess = Preprocessor(base, settings.max_length, prompt_end)
-    for places, batch in preprocess.by_length(rows.inputs, settings.batch_size):
+    for places, batch in preprocess.by_length(dataset.inputs, settings.batch_size):
         inputs = {key: value.to(device) for key, value in batch.items()}
         hidden = base.backbone(**inputs).last_hidden_state
         logits = head(hidden, inputs.get("attention_mask"))
         metric.update(logits, labels[places])
-    return float(metric.compute()), len(rows)
+    return float(metric.compute()), len(dataset)

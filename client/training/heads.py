@@ -25,7 +25,7 @@ _WEIGHTS = ("linear.weight", "linear.bias")
 
 
 class ClassifierHead(nn.Module):
-    """One linear map from the mean hidden state of a row to its classes.
+    """One linear map from the mean hidden state of a sample to its classes.
 
     The mean is over the real tokens of a text; of an image, over all tokens alike, the class token
     and the patches. Its file holds ``linear.weight`` ``(classes, d_model)``, ``linear.bias``
@@ -38,12 +38,12 @@ class ClassifierHead(nn.Module):
         self.linear = nn.Linear(d_model, len(classes))
 
     def forward(self, hidden: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Logits ``(rows, classes)`` from hidden states ``(rows, tokens, d_model)``.
+        """Logits ``(samples, classes)`` from hidden states ``(samples, tokens, d_model)``.
 
         Args:
             hidden: last hidden states of the backbone.
-            attention_mask: ``(rows, tokens)``, zero where a token is padding; None where there is
-                no padding.
+            attention_mask: ``(samples, tokens)``, zero where a token is padding; None where there
+                is no padding.
         """
         if attention_mask is None:
             attention_mask = torch.ones(hidden.shape[:2], device=hidden.device)

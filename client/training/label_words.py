@@ -32,11 +32,11 @@ class LabelWordHead(nn.Module):
         self.register_buffer("words", words)
 
     def forward(self, hidden: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Logits ``(rows, classes)`` from hidden states ``(rows, tokens, d_model)``.
+        """Logits ``(samples, classes)`` from hidden states ``(samples, tokens, d_model)``.
 
         Args:
             hidden: last hidden states of the backbone, after its last norm.
-            attention_mask: ``(rows, tokens)``, zero where a token is padding, on the right; None
+            attention_mask: ``(samples, tokens)``, zero where a token is padding, on the right; None
                 where there is no padding.
         """
         if attention_mask is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from client.data.site_samples import SiteRows
+from client.data.site_samples import SiteSamples
 from client.files import SiteFiles
 from client.site import SiteRun
 from client.training.heads import ClassifierHead, load_head
@@ -28,7 +28,7 @@ class OwnHead:
         files: where a trained head lies.
     """
 
-    def __init__(self, at: SiteRun, base: BaseModel, data: SiteRows, files: SiteFiles) -> None:
+    def __init__(self, at: SiteRun, base: BaseModel, data: SiteSamples, files: SiteFiles) -> None:
         self._named = bool(at.site.head)
         self._prompt_end = at.settings.calibration.prompt_end
         self._base = base
@@ -66,7 +66,7 @@ class OwnHead:
             # Words stand for classes, so without classes they are no head.
             return self.load().classes if self._labels else ()
         if self._files.must_fine_tune:
-            return self._data.rows.classes
+            return self._data.dataset.classes
         return self.load().classes if self.exists else ()
 
     @property
@@ -89,4 +89,4 @@ class OwnHead:
     @property
     def _labels(self) -> Sequence[str]:
         held_out = self._data.held_out.classes if self._data.held_out else ()
-        return self._data.rows.classes or held_out
+        return self._data.dataset.classes or held_out
