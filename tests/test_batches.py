@@ -111,7 +111,7 @@ def test_accuracy_matches_classes_by_name_not_by_position(text_base):
     ("rows", "remedy"),
     [
         (make_dataset(["a"], None), r"evaluate\.enabled = false"),
-        (make_dataset(["a"], ["steam"]), "train on such rows too"),
+        (make_dataset(["a"], ["steam"]), "train on such samples too"),
     ],
 )
 def test_rows_that_cannot_be_scored_are_an_error(text_base, rows, remedy):

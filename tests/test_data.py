@@ -240,8 +240,8 @@ def test_a_csv_with_another_separator_is_told_so(tmp_path, separator, name, text
 @pytest.mark.parametrize(
     ("name", "content", "remedy"),
     [
-        ("empty.jsonl", b"", "holds no rows"),
-        ("empty.csv", b"text,label\n", "holds no rows"),
+        ("empty.jsonl", b"", "holds no samples"),
+        ("empty.csv", b"text,label\n", "holds no samples"),
         ("rows.pdf", b"%PDF", r"convert it to one of these"),
         ("rows.parquet", b"not parquet", "damaged"),
     ],
