@@ -1,1 +1,1 @@
-"""The Flower app: see README.md for which folder holds what."""
+"""Flower's ClientApp: a site's data, training and replies. `docs/architecture.md` has the parts."""

@@ -1,12 +1,12 @@
 """Flower's ``flwr-clientapp`` for one application only: any other bundle is refused unread.
 
-Run as a program, with the SHA-256 of the bundle before Flower's own arguments. It stands in for
-``flwr-clientapp`` on the search path of a site's SuperNode. Flower would import whatever folder
-the coordinator's names lead to; here the bundle's bytes are hashed, and what is imported is what
-this process has unpacked from those bytes, into a new folder that nobody else can enter. Nothing
-that lay on the disk before is imported, whatever it is called.
+Run as a program, with the SHA-256 of the bundle before Flower's own arguments. It replaces
+``flwr-clientapp`` on the search path of a site's SuperNode. Flower would import any folder that the
+coordinator's names lead to. Here the bundle's bytes are hashed, unpacked by this process into a new
+folder that nobody else can enter, and imported from there. Nothing that was on the disk before is
+imported, whatever its name.
 
-It imports nothing of layerweld: that would stand in for the bundle's own.
+It imports nothing from layerweld: that would hide the bundle's own.
 """
 
 import atexit
@@ -53,7 +53,7 @@ def refuse_others(pinned: str) -> None:
 
 
 class _Application:
-    """The one that may run, and where this process has unpacked it."""
+    """The application that may run, and where this process has unpacked it."""
 
     def __init__(self, pinned: str) -> None:
         self._pinned = pinned
@@ -76,7 +76,7 @@ class _Application:
         return self._folder
 
     def loader(self, load: Callable[..., Any]) -> Callable[..., Any]:
-        """Flower's own, which refuses another id or version, for the unpacked folder only."""
+        """Flower's own loader, which refuses another id or version, for the unpacked folder."""
         return lambda *_arguments, **_options: load("", str(self.folder()), True)
 
 
@@ -88,11 +88,11 @@ def unpack(bundle: bytes, parent: Path) -> Path:
         parent: folder for the new one; made if need be.
 
     Raises:
-        ForeignApplicationError: the archive is too large or holds something else than files, or
+        ForeignApplicationError: the archive is too large or holds something other than files, or
             somebody else may write where it would be unpacked.
     """
     parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    parent = Path(os.path.realpath(parent))  # no link on the way is looked at again
+    parent = Path(os.path.realpath(parent))  # so that no link on the way is followed later
     require_private(parent)
     _delete_leftovers(parent)
     folder = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=parent))
@@ -110,14 +110,15 @@ def unpack(bundle: bytes, parent: Path) -> Path:
 
 
 def require_private(folder: Path) -> None:
-    """Refuse a folder into which, or on the way to which, somebody else may put something.
+    """Refuse a folder that somebody else may write into, or into a folder above it.
 
     Args:
         folder: absolute and without links.
 
     Raises:
-        ForeignApplicationError: it, or a folder above it, is another person's or writable by
-            others. Above it, a sticky one (``/tmp``) is well: others cannot rename what is there.
+        ForeignApplicationError: it, or a folder above it, belongs to another person or is writable
+            by others. Above it, a sticky folder (``/tmp``) is fine: others cannot rename what is
+            there.
     """
     for place in (folder, *folder.parents):
         found = place.lstat()
@@ -132,14 +133,14 @@ def require_private(folder: Path) -> None:
 
 
 def _replace(name: str, by: Callable[[Any], Any]) -> None:
-    """Put something in the place of what Flower's runner calls by this name."""
+    """Replace what Flower's runner calls by this name."""
     if name not in run_clientapp.run_clientapp.__code__.co_names:
         raise AttributeError(f"this Flower does not call {name}: layerweld does not know it")
     setattr(run_clientapp, name, by(getattr(run_clientapp, name)))
 
 
 def _install_nothing(*_arguments: Any, **_options: Any) -> NoReturn:
-    raise ForeignApplicationError("nothing is installed at this site when a run says so")
+    raise ForeignApplicationError("a run cannot install anything at this site")
 
 
 def _inside(member: zipfile.ZipInfo) -> PurePosixPath:
@@ -147,12 +148,12 @@ def _inside(member: zipfile.ZipInfo) -> PurePosixPath:
     path = PurePosixPath(member.filename)
     kind = stat.S_IFMT(member.external_attr >> 16)
     if path.is_absolute() or ".." in path.parts or kind not in (0, stat.S_IFREG):
-        raise ForeignApplicationError(f"the bundle holds {member.filename!r}, which is no file")
+        raise ForeignApplicationError(f"the bundle holds {member.filename!r}, which is not a file")
     return path
 
 
 def _delete_leftovers(parent: Path) -> None:
-    """What killed processes have left; a folder begins with its process's number."""
+    """Delete what killed processes left; a folder's name begins with its process's number."""
     for folder in parent.iterdir():
         owner = folder.name.split("-")[0]
         if owner.isdigit() and not _is_running(int(owner)):

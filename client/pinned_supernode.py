@@ -2,8 +2,8 @@
 
 Run as a program, with the SHA-256 of the bundle before Flower's own arguments. A SuperNode reads
 the settings in a bundle before anything has checked it, follows redirects, and decompresses what
-it is sent; here a bundle is hashed first, answers are bounded and come from the coordinator's own
-address, and a message that no SuperLink would send to this node is dropped with a line in the log.
+it is sent. Here a bundle is hashed first. Responses are bounded and come from the coordinator's own
+address. A message that no SuperLink would send to this node is dropped with a line in the log.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ LARGEST_ANSWER = 64 * 2**20  # bytes; Flower cuts tensors into pieces of 5 MiB
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _APPLICATION = re.compile(r"[A-Za-z0-9._/-]{1,200}")  # its id, version and hash
 _LENGTH = re.compile(r"[0-9]{1,9}")
-_LONGEST_QUESTION = 2000  # characters; a message's question goes into the log as it is
+_LONGEST_QUESTION = 2000  # characters; a message's request goes into the log as it is
 
 _LOOP = "flwr.supernode.start_client_internal"
 _CONNECTION = "flwr.supernode.fleet_http_connection"
@@ -65,7 +65,7 @@ def accept_only(pinned: str) -> None:
 
 
 class BoundedClient(FleetHttpClient):
-    """Follows no redirect; reads no answer of unknown length, or longer than any of Flower's."""
+    """Follows no redirect; reads no response of unknown length, or longer than any of Flower's."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -75,7 +75,7 @@ class BoundedClient(FleetHttpClient):
 
 
 def is_instruction(message: Any, node: int) -> bool:
-    """Whether a message is what a SuperLink sends to this node: new, and named in plain words."""
+    """Whether a message is one that a SuperLink sends to this node: new, with plain names."""
     about = message.metadata
     return (
         about.src_node_id == SUPERLINK_NODE_ID
@@ -90,7 +90,7 @@ def is_instruction(message: Any, node: int) -> bool:
 
 
 def is_plain(run: Any) -> bool:
-    """Whether a run is of a ServerApp, and its application's names are no more than names."""
+    """Whether a run belongs to a ServerApp, and its application's names are plain names."""
     names = (run.fab_id, run.fab_version, run.fab_hash)
     return run.primary_task_type == TaskType.SERVER_APP and all(map(_APPLICATION.fullmatch, names))
 
@@ -98,13 +98,13 @@ def is_plain(run: Any) -> bool:
 def _settings(read: Callable[..., Any], pinned: str, bundle: bytes, run: Any) -> Any:
     """The run's settings; none for a bundle that the ClientApp's process will refuse."""
     if hashlib.sha256(bundle).hexdigest() != pinned:
-        log(ERROR, "another application than this site's was sent; it stays closed")
+        log(ERROR, "an application that is not this site's was sent; it stays unopened")
         return {}
     return read(bundle, run)
 
 
 def _guarded(connect: Callable[..., Any]) -> Callable[..., Any]:
-    """Flower's connection, whose messages and runs are looked at before they are acted on."""
+    """Flower's connection, with messages and runs checked before they are acted on."""
 
     @contextmanager
     def connection(*arguments: Any, **options: Any) -> Iterator[Any]:
@@ -114,7 +114,10 @@ def _guarded(connect: Callable[..., Any]) -> Callable[..., Any]:
                 got = receive()
                 if got is None or is_instruction(got[0], node):
                     return got
-                log(ERROR, "dropped a message that is no instruction of the SuperLink's to us")
+                log(
+                    ERROR,
+                    "dropped a message that is not an instruction from the SuperLink to this node",
+                )
                 return None
 
             def asked_run(run_id: int) -> Any:
@@ -132,13 +135,15 @@ def _guarded(connect: Callable[..., Any]) -> Callable[..., Any]:
 def _refuse_unbounded(response: httpx.Response) -> None:
     length = response.headers.get("content-length", "")
     if "content-encoding" in response.headers or not _LENGTH.fullmatch(length):
-        raise httpx.RemoteProtocolError("the coordinator's answer does not say how long it is")
+        raise httpx.RemoteProtocolError("the coordinator's response does not say how long it is")
     if int(length) > LARGEST_ANSWER:
-        raise httpx.RemoteProtocolError(f"the coordinator's answer has over {LARGEST_ANSWER} bytes")
+        raise httpx.RemoteProtocolError(
+            f"the coordinator's response has over {LARGEST_ANSWER} bytes"
+        )
 
 
 def _replace(module: ModuleType, user: str, name: str, by: Callable[[Any], Any]) -> None:
-    """Put something in the place of what one of Flower's functions calls by this name."""
+    """Replace what one of Flower's functions calls by this name."""
     if name not in inspect.unwrap(getattr(module, user)).__code__.co_names:
         raise AttributeError(f"this Flower does not call {name}: layerweld does not know it")
     setattr(module, name, by(getattr(module, name)))

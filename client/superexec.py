@@ -1,7 +1,8 @@
 """Flower's ``flower-superexec``, which asks for tasks often in a run and seldom between runs.
 
-Flower asks in one interval for ever. The 0.2 s that a run wants, since a site has one task a
-message, keep a SuperLink and every SuperNode answering five empty questions a second for months.
+Flower asks at a fixed interval for ever. A run needs 0.2 s, because a site has one task per
+message. Between runs that would keep a SuperLink and every SuperNode answering five empty requests
+a second for months.
 """
 
 from __future__ import annotations
@@ -14,17 +15,17 @@ from typing import Any
 from flwr.supercore.cli import flower_superexec
 from flwr.supercore.superexec import run_superexec
 
-_BUSY, _IDLE = 0.2, 2.0  # seconds between two questions
-_CLOCK = "time"  # the module by which Flower's loop pauses
+_BUSY, _IDLE = 0.2, 2.0  # seconds between two requests
+_CLOCK = "time"  # the module that Flower's loop pauses with
 _BUSY_FOR = 120.0  # seconds after a task in which the next one is expected at any time
 
 
 class Pace:
-    """How long to pause before the next question.
+    """How long to pause before the next request.
 
     Args:
         clock: seconds that only grow.
-        sleep: pause for so many seconds.
+        sleep: pauses for so many seconds.
     """
 
     def __init__(
@@ -37,17 +38,17 @@ class Pace:
         self._last_task = -_BUSY_FOR
 
     def note_task(self) -> None:
-        """A task has come."""
+        """Note that a task has come."""
         self._last_task = self._clock()
 
     def pause(self, _seconds: float = 0.0) -> None:
-        """Pause as long as is right now, whatever Flower would."""
+        """Pause for as long as is right now, whatever Flower asks for."""
         is_busy = self._clock() - self._last_task < _BUSY_FOR
         self._sleep(_BUSY if is_busy else _IDLE)
 
 
 def keep_pace(pace: Pace) -> None:
-    """From now on Flower's loop pauses as ``pace`` says.
+    """Make Flower's loop pause as ``pace`` says from now on.
 
     Raises:
         AttributeError: this version of Flower has another loop; nothing may run.

@@ -1,1 +1,1 @@
-"""The Flower app: see README.md for which folder holds what."""
+"""Flower's ServerApp: handshake, journal and output. `docs/architecture.md` has the parts."""

@@ -179,9 +179,9 @@ class _Seed:
     def _check(self, federation: Federation) -> None:
         if not federation.sites_can_evaluate:
             raise ConfigError(
-                f"{federation.bare_sites[0]} has no head or no labelled held-out rows, so methods "
-                f"cannot be compared on it: set `held-out`, and let the site fine-tune, put its "
-                f"head beside its adapter, or name it with `head`"
+                f"{federation.bare_sites[0]} has no head or no labelled held-out samples, so "
+                f"methods cannot be compared on it: set `held-out`, and let the site fine-tune, "
+                f"put its head beside its adapter, or name it with `head`"
             )
         self.sites = tuple(map(site_summary, federation.site_infos))
         problems = {

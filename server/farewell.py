@@ -36,7 +36,7 @@ def dismiss(grid: Grid, cohort: Cohort) -> None:
 
 def _has_answered(receiver: Receiver, message_id: str) -> bool:
     try:
-        return bool(receiver.pull(message_id, END_OF_RUN_BUDGET))
+        return bool(receiver.pull(message_id, lambda: END_OF_RUN_BUDGET))
     except UnreadableReplyError:  # the run is over: whatever it was, nobody needs it
         return True
 

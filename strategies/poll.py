@@ -164,8 +164,10 @@ class Poll(Generic[T]):
         """The reply, if there is one; what cannot be put together is its site's refusal."""
         sent = self._sent[message_id]
         try:
-            budget = SITE_INFO_BUDGET if sent.trains else self._request.budget(sent.site)
-            return self._receiver.pull(message_id, budget)
+            return self._receiver.pull(
+                message_id,
+                lambda: SITE_INFO_BUDGET if sent.trains else self._request.budget(sent.site),
+            )
         except UnreadableReplyError as error:
             if message_id in self._unanswered:
                 self._unanswered.remove(message_id)

@@ -56,7 +56,7 @@ class UnknownNodes:
 
     def _pull(self, receiver: Receiver, message_id: str) -> list[Message]:
         try:
-            return receiver.pull(message_id, SITE_INFO_BUDGET)
+            return receiver.pull(message_id, lambda: SITE_INFO_BUDGET)
         except UnreadableReplyError as error:
             self._turn_away(self._asked.pop(message_id)[0], error)
             return []

@@ -58,7 +58,7 @@ def digest_in_process(sites, output):
 
 
 @dataclass(frozen=True)
-class Door:
+class Gateway:
     """Where the coordinator is reached."""
 
     host: str
@@ -70,8 +70,8 @@ class Door:
         return f"{self.host}:{self.port}"
 
 
-def door_on_loopback():
-    """With two neighbouring ports that are free: the door's and the SuperLink's."""
+def gateway_on_loopback():
+    """With two neighbouring ports that are free: the gateway's and the SuperLink's."""
     while True:
         with socket.socket() as first, socket.socket() as second:
             first.bind(("127.0.0.1", 0))
@@ -80,7 +80,7 @@ def door_on_loopback():
                 second.bind(("127.0.0.1", port + 1))
             except (OSError, OverflowError):
                 continue
-            return Door("localhost", "127.0.0.1", port)
+            return Gateway("localhost", "127.0.0.1", port)
 
 
 @dataclass
@@ -90,7 +90,7 @@ class Federation:
     Attributes:
         folder: of all of them.
         sites: their models, adapters and rows.
-        door: where the coordinator is reached.
+        gateway: where the coordinator is reached.
         environment: of every command.
         inside: by folder, what to put before a command that belongs to it.
         processes: what was started and goes on, by folder.
@@ -98,7 +98,7 @@ class Federation:
 
     folder: Path
     sites: object
-    door: Door
+    gateway: Gateway
     environment: dict[str, str]
     inside: Mapping[str, Sequence[str]] = field(default_factory=dict)
     processes: dict[str, subprocess.Popen] = field(default_factory=dict)
@@ -130,7 +130,7 @@ class Federation:
             )
 
     def join(self, name):
-        self.start(name, "site", "join", self.door.address)
+        self.start(name, "site", "join", self.gateway.address)
 
     def run(self, name, run="run"):
         """``coordinator run`` or ``resume`` in the background."""
@@ -192,7 +192,14 @@ class Federation:
         (self.folder / name / "ca.crt").write_bytes(authority.read_bytes())
 
     def _init_coordinator(self):
-        where = ("--host", self.door.host, "--bind", self.door.bind, "--port", str(self.door.port))
+        where = (
+            "--host",
+            self.gateway.host,
+            "--bind",
+            self.gateway.bind,
+            "--port",
+            str(self.gateway.port),
+        )
         subprocess.run(
             [BIN / "layerweld", "coordinator", "init", "fed", *where, "--base", self.sites.base],
             cwd=self.folder,
@@ -230,9 +237,9 @@ class Federation:
 
 
 @contextmanager
-def running(folder, sites, door, path, inside=None):
+def running(folder, sites, gateway, path, inside=None):
     """A federation that is up; ``path`` is where its layerweld is found."""
-    made = Federation(folder, sites, door, environment(path), inside or {})
+    made = Federation(folder, sites, gateway, environment(path), inside or {})
     try:
         made.begin()
         yield made

@@ -60,7 +60,7 @@ def up():
 
 
 def verifies_now(fed, authority=None):
-    """Whether a site that has this authority trusts the door, and SuperExec the SuperLink."""
+    """Whether a site that has this authority trusts the gateway, and SuperExec the SuperLink."""
     folder = fed / "certificates"
     outside = authority or folder / "ca.crt"
     require_verified(folder / "server.crt", folder / "server.key", outside, "localhost")
@@ -139,7 +139,7 @@ class TestOwnAuthority:
         said = []
         assert tend(open_coordinator(fed), said.append) == set()
         days_later(SERVER - 5)
-        assert tend(open_coordinator(fed), said.append) == {"door", "superlink"}
+        assert tend(open_coordinator(fed), said.append) == {"gateway", "superlink"}
         assert tend(open_coordinator(fed), said.append) == set()
         assert len(said) == 2
 

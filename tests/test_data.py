@@ -120,7 +120,7 @@ def test_more_unreadable_rows_than_allowed_are_an_error(tmp_path):
 @pytest.mark.parametrize("lines", [BROKEN, BROKEN[:1], ['{"text": ""}', '{"text": null}']])
 def test_rows_that_are_all_unreadable_are_an_error_whatever_is_allowed(tmp_path, lines):
     anything_goes = CalibrationSettings(max_unreadable=1.0)
-    with pytest.raises(DataError, match=rf"{len(lines)} of {len(lines)} .* line 1: .*mend them$"):
+    with pytest.raises(DataError, match=rf"{len(lines)} of {len(lines)} .* line 1: .*fix them$"):
         read_dataset(jsonl(tmp_path, *lines), anything_goes, reads_images=False)
     one = read_dataset(jsonl(tmp_path, *lines, '{"text": "a"}'), anything_goes, reads_images=False)
     assert (list(one.inputs), one.skipped) == (["a"], len(lines))
@@ -129,11 +129,11 @@ def test_rows_that_are_all_unreadable_are_an_error_whatever_is_allowed(tmp_path,
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("rows.jsonl", b'{"text": "secret", }', r"no JSON object, from column 20 on"),
+        ("rows.jsonl", b'{"text": "secret", }', r"not a JSON object, from column 20 on"),
         ("rows.jsonl", b'{"text": "secret \xef"}', r"not UTF-8"),
-        ("rows.jsonl", b'["secret"]', r"no JSON object"),
-        ("rows.jsonl", b"[" * 99_999, r"no JSON object, but brackets in brackets"),
-        ("rows.jsonl", b'{"text": ' + b"1" * 9_999 + b"}", r"no JSON object that can be read"),
+        ("rows.jsonl", b'["secret"]', r"not a JSON object"),
+        ("rows.jsonl", b"[" * 99_999, r"not a JSON object: brackets nested too deeply"),
+        ("rows.jsonl", b'{"text": ' + b"1" * 9_999 + b"}", r"not a JSON object that can be read"),
         ("rows.jsonl", b'{"body": "secret", "label": 1}', r"no text in column 'text'"),
         ("rows.jsonl", b'{"text": "secret"}', r"no label in column 'label'"),
         ("rows.jsonl", b'{"text": "\\ud800", "label": 1}', r"column 'text' is not UTF-8"),
@@ -146,7 +146,7 @@ def test_the_first_unreadable_row_says_why_and_shows_nothing(tmp_path, name, con
     start = {"rows.csv": b"text,label\nfine,1\n", "rows.jsonl": b'{"text": "fine", "label": 1}\n'}
     (tmp_path / name).write_bytes(start[name] + content)
     with pytest.raises(
-        DataError, match=rf"1 of 2 .*, the first is line \d: {reason}; mend"
+        DataError, match=rf"1 of 2 .*, the first is line \d: {reason}; fix"
     ) as error:
         read_dataset(tmp_path / name, STRICT, reads_images=False)
     assert "secret" not in str(error.value)
@@ -230,7 +230,9 @@ def test_a_header_that_nobody_reads_may_be_in_any_encoding(tmp_path, header):
 def test_a_csv_with_another_separator_is_told_so(tmp_path, separator, name, text):
     source = tmp_path / "rows.csv"
     source.write_text(f"text{separator}label\n{text}{separator}a\n")
-    with pytest.raises(DataError, match=rf"separated by {name}; convert it to commas$"):
+    with pytest.raises(
+        DataError, match=rf"seems to use {name} as its separator; convert it to commas$"
+    ):
         read_dataset(source, STRICT, reads_images=False)
     source.write_text(f'text{separator}\n"{text}"\n')
     one = CalibrationSettings(text_column=f"text{separator}")
@@ -331,7 +333,7 @@ def test_a_column_that_nobody_reads_may_hold_what_python_cannot(tmp_path, kind):
 
 def test_text_that_is_no_text_names_its_column(tmp_path):
     pd.DataFrame({"text": [["a"], ["b"]]}).to_parquet(tmp_path / "rows.parquet")
-    with pytest.raises(DataError, match=r"rows\.parquet: column 'text' holds 'list<.*and no text"):
+    with pytest.raises(DataError, match=r"rows\.parquet: column 'text' holds 'list<.*, not text"):
         read_dataset(tmp_path / "rows.parquet", STRICT, reads_images=False)
 
 
@@ -359,7 +361,7 @@ def test_a_message_shows_few_columns_and_never_what_a_terminal_obeys(tmp_path):
 def test_images_of_other_kinds_are_counted_and_named(tmp_path):
     write_image(tmp_path / "a.png")
     write_image(tmp_path / "b.tif")
-    with pytest.raises(DataError, match=r"1 of 2 .* file b.tif: .tif is not read here; convert"):
+    with pytest.raises(DataError, match=r"1 of 2 .* file b.tif: .tif is not supported; convert"):
         read_dataset(tmp_path, STRICT, reads_images=True)
     assert read_dataset(tmp_path, LENIENT, reads_images=True).skipped == 1
 
@@ -381,7 +383,7 @@ def test_a_name_in_a_saved_dataset_does_not_lead_out_of_its_folder(tmp_path):
     folder = write_saved_dataset(tmp_path / "saved")
     (tmp_path / "outside.arrow").write_bytes((folder / "data-00000-of-00001.arrow").read_bytes())
     (folder / "state.json").write_text('{"_data_files": [{"filename": "../outside.arrow"}]}')
-    with pytest.raises(DataError, match=r"names '\.\./outside\.arrow', no file beside it"):
+    with pytest.raises(DataError, match=r"names '\.\./outside\.arrow', not a file beside it"):
         read_dataset(folder, STRICT, reads_images=False)
 
 

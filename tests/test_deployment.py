@@ -25,8 +25,8 @@ from tests.deployed import (
     LONG,
     ROOT,
     digest_in_process,
-    door_on_loopback,
     environment,
+    gateway_on_loopback,
     install_wheel,
     running,
     wait_until,
@@ -88,7 +88,7 @@ def test_the_wheel_and_the_checkout_make_the_same_bundle(installed):
 def federation(installed, tmp_path_factory):
     folder = tmp_path_factory.mktemp("federation")
     sites = make_sites(folder / "given", ["query", "value", "attention.output.dense"])
-    with running(folder, sites, door_on_loopback(), installed) as made:
+    with running(folder, sites, gateway_on_loopback(), installed) as made:
         yield made
 
 
@@ -166,7 +166,7 @@ def test_a_site_refuses_another_application_before_unpacking_it(federation, tmp_
     )
     assert not (tmp_path / "executed").exists()
     for site in ("ash", "birch", "cedar"):
-        assert "it stays closed" in (federation.folder / site / "logs/supernode.log").read_text()
+        assert "it stays unopened" in (federation.folder / site / "logs/supernode.log").read_text()
 
 
 def test_one_site_cannot_instruct_another_through_the_door(federation):
@@ -181,15 +181,15 @@ def test_one_site_cannot_instruct_another_through_the_door(federation):
             forged = push_in_the_coordinators_name(int(nodes["mallory"]), int(nodes[victim]))
             key = load_ssh_private_key((folder / "mallory").read_bytes(), None)
             with FleetHttpClient.from_server_address(
-                federation.door.address,
+                federation.gateway.address,
                 insecure=False,
                 root_certificates=(folder / "ca.crt").read_bytes(),
                 interceptors=[NodeAuthHttpInterceptor(key, key.public_key())],
-            ) as door:
+            ) as gateway:
                 with pytest.raises(httpx.HTTPStatusError, match="403"):
-                    door.PushMessages(forged)
+                    gateway.PushMessages(forged)
                 with pytest.raises(httpx.HTTPStatusError, match="401"):
-                    door.PullMessages(PullMessagesRequest(node=Node(node_id=int(nodes[victim]))))
+                    gateway.PullMessages(PullMessagesRequest(node=Node(node_id=int(nodes[victim]))))
     finally:
         federation.lw("coordinator", "remove", "mallory")
 
@@ -206,14 +206,14 @@ def push_in_the_coordinators_name(caller, victim):
 
 
 def test_runs_cannot_be_started_through_the_door(federation, tmp_path):
-    door = {
-        "address": federation.door.address,
+    gateway = {
+        "address": federation.gateway.address,
         "root-certificates": str(federation.folder / "fed/certificates/ca.crt"),
     }
-    connections = {"superlink": {"default": "door", "door": door}}
+    connections = {"superlink": {"default": "gateway", "gateway": gateway}}
     (tmp_path / "config.toml").write_text(tomli_w.dumps(connections))
     done = subprocess.run(
-        [BIN / "flwr", "list", "door"],
+        [BIN / "flwr", "list", "gateway"],
         env=flower_environment(tmp_path),
         capture_output=True,
         text=True,
@@ -239,7 +239,7 @@ def test_an_unregistered_key_does_not_get_in(federation):
 def test_a_site_whose_clock_is_off_does_not_join_and_says_why(federation, skew):
     federation.inside["cedar"] = ("faketime", "-f", skew)
     try:
-        join = ("site", "join", federation.door.address)
+        join = ("site", "join", federation.gateway.address)
         done = federation.lw(*join, folder="cedar", check=False)
     finally:
         del federation.inside["cedar"]

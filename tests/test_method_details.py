@@ -17,7 +17,7 @@ from layerweld.settings.run import RunSettings
         ("ties", "every single site", {"ties.density", "ties.scaling"}),
         ("ties+lines", "every single site", {"ties.density", "lines.slope"}),
         ("mean", "sums over the sites", set()),
-        ("fisher", "labelled calibration rows", {"fisher.floor"}),
+        ("fisher", "labelled calibration samples", {"fisher.floor"}),
         ("ffa-lora", "the same, frozen A at every site", set()),
         ("adamerging++", "as many as its settings say", {"adamerging.density"}),
     ],
@@ -74,4 +74,4 @@ def test_an_unknown_method_is_answered_with_the_known_ones():
 
 def test_help_says_what_an_argument_is():
     shown = CliRunner().invoke(cli.app, ["methods", "--help"]).output
-    assert "One method, for all about it" in shown
+    assert "One method, for everything about it" in shown

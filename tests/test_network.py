@@ -13,7 +13,7 @@ from time import sleep
 import pytest
 
 from server.run import play as play_run
-from tests.deployed import Door, install_wheel, running
+from tests.deployed import Gateway, install_wheel, running
 from tests.private_network import private_network
 from tests.tiny_sites import TinySites, make_sites
 
@@ -44,9 +44,9 @@ def sites(tmp_path_factory):
 @pytest.fixture(scope="module")
 def federation(network, sites, tmp_path_factory):
     installed = install_wheel(tmp_path_factory.mktemp("wheel"))
-    door = Door(network.addresses["fed"], "0.0.0.0", _PORT)
+    gateway = Gateway(network.addresses["fed"], "0.0.0.0", _PORT)
     inside = {name: network.inside(name) for name in ("fed", "ash", "birch")}
-    with running(tmp_path_factory.mktemp("machines"), sites, door, installed, inside) as made:
+    with running(tmp_path_factory.mktemp("machines"), sites, gateway, installed, inside) as made:
         yield made
 
 

@@ -98,7 +98,7 @@ def test_without_scores_the_verdict_claims_nothing_and_the_report_says_how_to_ev
     assert "was not measured" in conclude_run(without_scores())
     assert "where every site has labelled" in page
     assert 'id="chart-accuracy"' not in page
-    assert "held-out rows. They" not in page
+    assert "held-out samples. They" not in page
 
 
 def test_without_covariate_shift_the_report_says_how_to_measure_it() -> None:

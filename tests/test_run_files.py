@@ -61,7 +61,7 @@ def test_one_head_beside_two_adapters_is_nobodys_until_it_is_named(sites, tmp_pa
         node["adapter"] = str(shared / node["name"])
     shutil.copy(tmp_path / "ash-site/head.safetensors", shared)
     with pytest.raises(
-        ConfigError, match=r"lies beside the adapters of ash and of birch; .*`head`"
+        ConfigError, match=r"is beside the adapters of both ash and birch; .*`head`"
     ):
         simulate(sites, tmp_path)
     for node in sites.nodes:

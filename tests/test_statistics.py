@@ -15,6 +15,7 @@ from layerweld.statistics.group import (
     GroupAccumulator,
     GroupStatistics,
     ProductForm,
+    blank_statistics,
 )
 from layerweld.transport.arrays import num_bytes
 from layerweld.transport.identity import Identity, with_identity
@@ -22,15 +23,15 @@ from layerweld.transport.statistics import StatisticsReply, encode_statistics, s
 from layerweld.updates.update import DenseUpdate, LowRankUpdate
 
 NORMALIZATIONS = ["token", "feature", "trace", "none"]
+GROUP = LayerGroup("mlp", 0, 3, (LayerShape("up", 4), LayerShape("gate", 2)))
 seeds = st.integers(0, 2**16)
 
 
 def measured(normalization="token", shrinkage=1.0, dense=False, with_updates=False, num=9, seed=0):
     """Statistics of three-wide tokens, and the updates they were formed with."""
     generator = torch.Generator().manual_seed(seed)
-    group = LayerGroup("mlp", 0, 3, (LayerShape("up", 4), LayerShape("gate", 2)))
     chosen = MergeSettings(normalization=normalization, shrinkage=shrinkage)
-    accumulator = GroupAccumulator(group, chosen)
+    accumulator = GroupAccumulator(GROUP, chosen)
     tokens = torch.randn(1, num, 3, generator=generator)
     accumulator.update(tokens, torch.ones(1, num, dtype=torch.bool))
     updates = {
@@ -59,6 +60,20 @@ def test_products_are_the_update_times_the_shrunk_gram(normalization, dense, shr
         torch.testing.assert_close(
             product_of(statistics, layer).double(), weight @ gram, rtol=1e-5, atol=1e-5
         )
+
+
+@pytest.mark.parametrize(("dense", "with_updates"), itertools.product([True, False], repeat=2))
+def test_what_travels_is_all_of_it_and_has_the_shapes_that_are_known_before(dense, with_updates):
+    statistics, _ = measured(dense=dense, with_updates=with_updates)
+    sent = statistics.tensors()
+    blank = blank_statistics(GROUP, {"up": 2, "gate": 0}, ProductForm(dense, with_updates))
+    shapes = {name: tensor.shape for name, tensor in blank.tensors().items()}
+    assert [*shapes.items()] == [(name, tensor.shape) for name, tensor in sent.items()]
+    back = GroupStatistics.from_tensors(GROUP, statistics.num_tokens, sent)
+    assert torch.equal(back.gram, statistics.gram)
+    assert back.products.keys() == statistics.products.keys()
+    again = back.tensors()
+    assert all(torch.equal(again[name], tensor) for name, tensor in sent.items())
 
 
 def test_dense_form_sends_no_factors_and_the_anchor_sends_the_updates():

@@ -1,4 +1,4 @@
-"""From samples to the model's input tensors: tokenising, padding, resizing. Labels stay behind."""
+"""From samples to the model's input tensors: tokenising, padding, resizing. Without labels."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Preprocessor:
 
         Raises:
             ConfigError: the folder has no tokenizer, or one that cannot pad; or its image
-                processor cannot be read; or texts cannot be gone on with.
+                processor cannot be read; or texts cannot be continued.
         """
         self._base = base
         self._accepted = set(inspect.signature(base.backbone.forward).parameters)
@@ -65,8 +65,8 @@ class Preprocessor:
     def __call__(self, inputs: Sequence[str] | Sequence[Path]) -> dict[str, Tensor]:
         """``pixel_values`` of shape ``(samples, channels, height, width)``; or ``input_ids``.
 
-        With ``input_ids`` come ``attention_mask`` and whatever else the tokenizer makes and the
-        model takes, each ``(samples, tokens)``.
+        With ``input_ids`` come ``attention_mask`` and anything else that the tokenizer makes and
+        the model takes, each ``(samples, tokens)``.
         """
         if self._base.reads_images:
             return {"pixel_values": self._pixels([Path(file) for file in inputs])}
@@ -75,7 +75,7 @@ class Preprocessor:
     def by_length(
         self, inputs: Sequence[str] | Sequence[Path], batch_size: int
     ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
-        """Batches of at most ``batch_size`` texts of like length, with their places in ``inputs``.
+        """Batches of at most ``batch_size`` texts of similar length, with places in ``inputs``.
 
         A fifth of what a batch of mixed lengths computes is padding. Images come in order.
         """
@@ -93,7 +93,7 @@ class Preprocessor:
                 yield [window[row] for row in rows], self._padded(picked)
 
     def _encoded(self, texts: Sequence[str] | Sequence[Path]) -> Any:
-        """What the tokenizer makes of each text, cut and not yet padded, by name."""
+        """The tokenizer's output for each text, cut and not yet padded, by name."""
         with self._tokenising():
             encoded = self._tokenizer(list(texts), truncation=True, max_length=self._max_length)
             if self._end:
@@ -111,7 +111,7 @@ class Preprocessor:
         return reading(problem, "put the base model's own one there", ConfigError)
 
     def _refuse_unknown(self, tokens: Tensor) -> None:
-        """A token without an embedding would end in an error of torch's, or on a GPU in none."""
+        """Refuse a token without an embedding: torch's error is obscure, and a GPU has none."""
         embeddings: Any = self._base.backbone.get_input_embeddings()
         known = len(embeddings.weight)
         if tokens.numel() and tokens.max() >= known:
@@ -124,7 +124,7 @@ class Preprocessor:
             )
 
     def _pixels(self, files: Sequence[Path]) -> Tensor:
-        """One image at a time: a batch of large ones takes no more memory than one of them."""
+        """Pixels of a batch, decoded one image at a time, so that large ones do not add up."""
         return torch.cat([self._prepared(file)[None] for file in files])
 
     def _prepared(self, file: Path) -> Tensor:
@@ -148,7 +148,7 @@ def batches(
 
 
 def _alike(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-    """Places of like lengths: a batch's longest is at most a fifth longer than its shortest."""
+    """Places of similar lengths: a batch's longest is at most a fifth longer than its shortest."""
     batch: list[int] = []
     for place in sorted(range(len(lengths)), key=lambda place: lengths[place]):
         if batch and (len(batch) == batch_size or lengths[place] > 1.2 * lengths[batch[0]]):
@@ -168,12 +168,12 @@ def load_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     tokenizer_files(folder)
-    problem = f"{folder} has no tokenizer that can be read"
+    problem = f"{folder} has no readable tokenizer"
     with reading(problem, "put one there with `tokenizer.save_pretrained(…)`", ConfigError):
         tokenizer = AutoTokenizer.from_pretrained(
             folder,
             local_files_only=True,
-            trust_remote_code=False,  # the default asks whoever sits at the terminal
+            trust_remote_code=False,  # the default asks at the terminal
             padding_side="right",
             truncation_side="right",
         )
@@ -188,7 +188,7 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def refuse_closed_texts(tokenizer: Any) -> None:
-    """Only a text that its tokenizer leaves open can be gone on with.
+    """Refuse a tokenizer that closes texts: a closed text cannot be continued.
 
     Raises:
         ConfigError: the tokenizer closes texts, as those of encoders do.
@@ -227,16 +227,16 @@ def _load_image_processor(folder: Path) -> Any:
     if not file.is_file():
         return None
     _refuse_large(file)
-    problem = f"{folder} has no image processor that can be read"
+    problem = f"{folder} has no readable image processor"
     with reading(problem, "put one there with `image_processor.save_pretrained(…)`", ConfigError):
-        # Pillow's backend: the same pixels whether or not a site happens to have torchvision.
+        # Pillow's backend gives the same pixels whether or not a site has torchvision.
         return AutoImageProcessor.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, backend="pil"
         )
 
 
 def _refuse_large(file: Path) -> None:
-    """An image may be a few bytes; what a processor scales it to is bounded here."""
+    """Bound what a processor scales an image to: the image itself may be a few bytes."""
     sizes = read_json(file, ConfigError, "save it again with `image_processor.save_pretrained(…)`")
     for key in ("size", "crop_size", "pad_size"):
         found = sizes.get(key)

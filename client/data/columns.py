@@ -1,4 +1,4 @@
-"""Which columns of a source are read, and which there are."""
+"""Which columns of a source are read, and which it has."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 Record = dict[str, Any]
-"""A row's values in the wanted columns that it has."""
+"""A sample's values in the wanted columns that it has."""
 
 _MOST_NAMES = 1000  # kept for a message; a source may claim millions
 
@@ -16,7 +16,7 @@ class Columns:
 
     Args:
         text: name of the column that holds the text.
-        label: name of the column that holds the label, where there are labels.
+        label: name of the column that holds the label, if there are labels.
     """
 
     def __init__(self, text: str, label: str) -> None:
@@ -26,17 +26,17 @@ class Columns:
 
     @property
     def wanted(self) -> tuple[str, ...]:
-        """Text and label column, once where they are the same."""
+        """Text and label column; only once if they are the same."""
         return tuple(dict.fromkeys((self.text, self.label)))
 
     def meet(self, names: Collection[str]) -> None:
-        """Take note of the columns that a row, or a source, has."""
+        """Note the columns that a sample, or a source, has."""
         self.met |= dict.fromkeys(name for name in self.wanted if name in names)
         if len(self.met) < _MOST_NAMES:
             self.met |= dict.fromkeys(_first(names, _MOST_NAMES - len(self.met)))
 
     def of(self, row: Mapping[str, Any]) -> Record:
-        """A row's values in the wanted columns."""
+        """A sample's values in the wanted columns."""
         self.meet(row.keys())
         return {name: row[name] for name in self.wanted if name in row}
 

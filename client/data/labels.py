@@ -1,4 +1,4 @@
-"""What samples must say of their classes, for training and for evaluation."""
+"""Which labels samples must have, for training and for evaluation."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What Parquet pages and Arrow messages unpack to, read off their own headers: nothing is unpacked.
+"""What Parquet pages and Arrow messages unpack to, by their own headers: nothing is unpacked.
 
-The footer of a Parquet file says it as well, and may say anything: it is the header of a page that
-makes the reader take memory. Formats: parquet.thrift's ``PageHeader`` in Thrift's compact protocol,
+The footer of a Parquet file says it as well, but may lie: the reader takes memory by the header of
+each page. Formats: parquet.thrift's ``PageHeader`` in Thrift's compact protocol,
 Arrow's ``Message.fbs`` as a flat buffer.
 """
 
@@ -110,7 +110,7 @@ class _Compact:
 
     def _skip(self, kind: int, depth: int) -> None:
         if depth > _DEEPEST:
-            raise ValueError("structures in structures")
+            raise ValueError("structures nested too deeply")
         if kind in (_TRUE, _FALSE):
             return
         if kind in (_BYTE, _DOUBLE):

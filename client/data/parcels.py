@@ -1,10 +1,9 @@
-"""A site's samples in parcels of which a run gets whole ones: no two draws differ by fewer samples.
+"""A site's samples in parcels. A run gets whole parcels, so no two draws differ by fewer samples.
 
-What two runs are told of one sample more and of one sample less is what that sample says. So every
-set of samples that a run's settings can choose, for whatever purpose, is made of the same parcels,
-each of them at least as large as the site says; then so is whatever sets have in common, and
-whatever one has and another has not. Which samples share a parcel depends on nothing that a run
-says.
+If one run saw a sample and another did not, their difference would be what that sample says. So
+every set of samples that a run's settings can choose, for any purpose, is made of the same parcels,
+each at least as large as the site says. Then so are intersections and differences of such sets.
+Which samples share a parcel depends on nothing that a run says.
 """
 
 from __future__ import annotations
@@ -24,8 +23,7 @@ class Parcels:
 
     Attributes:
         dataset: all of them, in the order of their file.
-        places: of each parcel's samples among them, in order; parcels in the order of their first
-            sample.
+        places: of each parcel's samples among them, in order; parcels by their first sample.
     """
 
     dataset: Dataset
@@ -35,10 +33,10 @@ class Parcels:
         return len(self.dataset)
 
     def draw(self, samples: int, seed: int) -> Parcels:
-        """A random subset without replacement; of parcels of one sample, exactly so many samples.
+        """A random subset without replacement. Parcels of one sample give exactly ``samples``.
 
         Args:
-            samples: how many to keep, in so many parcels as hold that many on average; 0, or more
+            samples: how many to keep, in as many parcels as hold that many on average; 0, or more
                 than there are, keeps all.
             seed: the same seed draws the same parcels.
         """
@@ -51,7 +49,7 @@ class Parcels:
         """Split at random.
 
         Args:
-            share: of the parcels that go to the second half, rounded to the nearest one.
+            share: of the parcels that go to the second half, rounded to whole parcels.
             seed: the same seed sets the same parcels aside.
         """
         everything = range(len(self.places))
@@ -60,15 +58,15 @@ class Parcels:
         return (self._of(kept) if aside else self), self._of(aside)
 
     def together(self, batch_size: int) -> int:
-        """How many whole parcels make a batch of so many samples, or fewer; one at least."""
+        """How many whole parcels make a batch of at most so many samples; at least one."""
         return max(1, batch_size * len(self.places) // len(self.dataset))
 
     def places_of(self, numbers: Iterable[int]) -> list[int]:
-        """Places of the samples of some parcels, by their numbers."""
+        """Places of the samples of some parcels, by the parcels' numbers."""
         return [place for number in numbers for place in self.places[number]]
 
     def _of(self, numbers: Places) -> Parcels:
-        """Some of the parcels, their samples in the order of the file."""
+        """Some of the parcels, with their samples in the order of the file."""
         kept = sorted(self.places_of(numbers))
         now_at = {place: i for i, place in enumerate(kept)}
         places = (tuple(now_at[p] for p in self.places[number]) for number in sorted(numbers))
@@ -76,10 +74,10 @@ class Parcels:
 
 
 def in_parcels(dataset: Dataset, at_least: int) -> Parcels:
-    """Cut samples into parcels that differ by one sample at most.
+    """Cut samples into parcels whose sizes differ by at most one.
 
-    Samples lie in their file by class or by date, and a parcel should not be of one class: so which
-    ones share a parcel is shuffled, by nothing but their number.
+    Files are often sorted by class or date, and a parcel should not be of one class. So samples are
+    shuffled before they are cut, by a seed that is their number.
 
     Args:
         dataset: of one file; fewer than a parcel needs are one parcel.

@@ -1,4 +1,4 @@
-"""The rows of a file as records: JSON lines, CSV, Parquet, saved datasets."""
+"""The samples of a file as records: JSON lines, CSV, Parquet, saved datasets."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from layerweld.errors import DataError
 from layerweld.untrusted.documents import refuse_wide
 
 LONGEST_ROW = 16 * 2**20
-"""Bytes of one line of JSON, characters of one row of a CSV: a text of millions of tokens."""
+"""Bytes of one line of JSON, or characters of one row of a CSV: a text of millions of tokens."""
 
 _BROKEN_QUOTES = "its quotes are broken, or not closed"
 _TOO_LONG = f"longer than {LONGEST_ROW // 2**20} MiB"
 
 
 def records_of(source: Path, columns: Columns) -> Iterator[tuple[str, Record | str]]:
-    """Each row's place and content, or why it has none.
+    """The place and content of each sample, or why it has none.
 
-    One row is in memory at a time. Bytes that are not UTF-8 may be left in a content as halves of
-    surrogate pairs.
+    One sample is in memory at a time. Bytes that are not UTF-8 may be left in a content, as halves
+    of surrogate pairs.
 
     Args:
         source: a file, or a folder that ``datasets`` saved to disk.
-        columns: that are wanted; those that there are, are noted there. Without that of the text a
-            CSV's header in another encoding or with another separator is refused; without that of
-            the label likewise, but rows may have no labels, so only if its name is not ASCII.
+        columns: the wanted columns; those that the source has are noted there. If the text column
+            is missing, a CSV header in another encoding or with another separator is refused. A
+            missing label column is refused only if its name is not ASCII: labels are optional.
 
     Raises:
         DataError: the source is damaged, of an unknown kind, or has such a header.
@@ -88,7 +88,7 @@ def _is_json_array(source: Path) -> bool:
     refuse_wide(source, first, DataError)
     if not first.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
         return False
-    # In a file too large to be parsed at once, a first line that is no JSON begins an array.
+    # In a file too large to be parsed at once, a first line that is not JSON begins an array.
     whole = source.read_bytes() if source.stat().st_size <= LONGEST_ROW else first
     try:
         json.loads(whole)
@@ -103,12 +103,12 @@ def _parsed(line: bytes, columns: Columns) -> Record | str:
     except UnicodeDecodeError:
         return "not UTF-8"
     except json.JSONDecodeError as error:
-        return f"no JSON object, from column {error.colno} on"
+        return f"not a JSON object, from column {error.colno} on"
     except RecursionError:
-        return "no JSON object, but brackets in brackets"
+        return "not a JSON object: brackets nested too deeply"
     except ValueError:  # an integer of thousands of digits
-        return "no JSON object that can be read"
-    return columns.of(record) if isinstance(record, dict) else "no JSON object"
+        return "not a JSON object that can be read"
+    return columns.of(record) if isinstance(record, dict) else "not a JSON object"
 
 
 def _csv_records(source: Path, columns: Columns) -> Iterator[tuple[str, Record | str]]:
@@ -119,14 +119,14 @@ def _csv_records(source: Path, columns: Columns) -> Iterator[tuple[str, Record |
         rows = _csv_rows(_CsvLines(opened))
         header = next(rows, ([], 0, 0))[0]
         if isinstance(header, str):
-            raise DataError(f"{source}: the header cannot be read: {header}; mend it")
+            raise DataError(f"{source}: the header cannot be read: {header}; fix it")
         _check_header(source, header, columns)
         columns.meet(header)
         places = {name: i for i, name in enumerate(header) if name in columns.wanted}
         for fields, first, last in rows:
             if isinstance(fields, list) and len(fields) == len(header):
                 yield f"line {first}", {name: fields[i] for name, i in places.items()}
-            elif fields != []:  # a blank line is nobody's row
+            elif fields != []:  # a blank line is not a sample
                 for number in range(first, last + 1):  # an open quote swallows many lines
                     yield f"line {number}", _misfit(fields, header)
 
@@ -141,7 +141,9 @@ def _check_header(source: Path, header: list[str], columns: Columns) -> None:
     if len(header) == 1 and not has_text:
         for separator, name in ((";", "';'"), ("\t", "tabs")):
             if separator in header[0]:
-                raise DataError(f"{source} seems to be separated by {name}; convert it to commas")
+                raise DataError(
+                    f"{source} seems to use {name} as its separator; convert it to commas"
+                )
 
 
 def _misfit(fields: list[str] | str, header: list[str]) -> str:
@@ -151,11 +153,11 @@ def _misfit(fields: list[str] | str, header: list[str]) -> str:
 
 
 class _CsvLines:
-    """Lines for csv's reader, which would let one row grow to the whole file.
+    """Lines for csv's reader, which alone would let one row grow to the whole file.
 
     Attributes:
-        number: of the line that was given last, from 1.
-        row: characters of the row that is being read; to be set to 0 where one begins.
+        number: of the last line, from 1.
+        row: characters of the current row; set it to 0 where a row begins.
     """
 
     def __init__(self, opened: TextIO) -> None:

@@ -1,4 +1,4 @@
-"""A site's samples: texts or image files, with labels where there are any. No model, no tensors."""
+"""A site's samples: texts or image files, with labels if there are any. No model, no tensors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Dataset:
         inputs: texts, or image files.
         labels: index into ``classes`` of each input; None for data without labels.
         classes: class names, sorted; empty without labels.
-        skipped: samples that could not be read and are not among ``inputs``.
+        skipped: how many samples could not be read; they are not among ``inputs``.
         digest: SHA-256 over the inputs (of an image: its bytes) and the names of their classes.
     """
 
@@ -53,8 +53,8 @@ def make_dataset(
     Args:
         inputs: texts, or image files.
         names: class name of each input; None without labels.
-        classes: further classes that exist, whether or not an input belongs to them.
-        skipped: samples that were unreadable.
+        classes: further classes that exist, even if no input belongs to them.
+        skipped: how many samples were unreadable.
     """
     known = tuple(sorted({*classes, *(names or ())}))
     index = {name: i for i, name in enumerate(known)}
@@ -63,7 +63,7 @@ def make_dataset(
 
 
 def subset(dataset: Dataset, places: Sequence[int]) -> Dataset:
-    """Some of the samples, by their places; classes that none of them is of are still there."""
+    """Some of the samples, by their places; classes without a sample stay."""
     labels = dataset.labels
     names = None if labels is None else [dataset.classes[labels[i]] for i in places]
     inputs = [dataset.inputs[i] for i in places]
@@ -95,7 +95,7 @@ def read_dataset(source: Path, settings: CalibrationSettings, reads_images: bool
 
 
 class _Unreadable:
-    """How many samples are, and why the first of them is."""
+    """How many samples are unreadable, and why the first of them is."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -107,11 +107,11 @@ class _Unreadable:
         return self._first[1] if self._first else ""
 
     def add(self, place: int, where: str, reason: str) -> None:
-        """Count a sample, by its place among all samples."""
+        """Count a sample, by its place among all."""
         self._note(1, (place, f"{where}: {reason}"))
 
     def join(self, other: _Unreadable) -> None:
-        """Count all samples of another."""
+        """Add the count of another."""
         if other._first:
             self._note(other.count, other._first)
 
@@ -125,13 +125,13 @@ def _refuse_too_many_unreadable(
 ) -> None:
     total = len(dataset) + broken.count
     if not total:
-        raise DataError(f"{source} holds no samples at all")
+        raise DataError(f"{source} holds no samples")
     if broken.count > settings.max_unreadable * total or not len(dataset):
-        # Where no sample is readable, no share helps.
+        # If no sample is readable, no share helps.
         or_raise = f", or raise `calibration.max-unreadable` (now {settings.max_unreadable:g})"
         raise DataError(
             f"{broken.count} of {total} samples in {source} are unreadable, the first is "
-            f"{broken.first}; mend them{or_raise if len(dataset) else ''}"
+            f"{broken.first}; fix them{or_raise if len(dataset) else ''}"
         )
 
 
@@ -161,7 +161,7 @@ def _read_texts(source: Path, settings: CalibrationSettings) -> tuple[Dataset, _
 def _readable(record: Record | str, columns: Columns) -> tuple[str, str | None] | str:
     """Text and class name (None without one), or why the sample is unreadable.
 
-    A reason goes into messages and logs: it quotes nothing of the sample.
+    A reason goes into messages and logs, so it quotes nothing of the sample.
     """
     if isinstance(record, str):
         return record
@@ -199,7 +199,7 @@ def _text(value: Any) -> str | None:
 
 
 def _class_name(value: Any) -> str | None:
-    """The label as text, the same for 1, 1.0 and "1"; None where it is missing or a structure."""
+    """The label as text, the same for 1, 1.0 and "1"; None if it is missing or a structure."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bool | int) or (isinstance(value, float) and value == value):

@@ -1,7 +1,7 @@
-"""Rows of Parquet files and of folders that ``datasets`` saved, a few at a time.
+"""Samples of Parquet files and of folders that ``datasets`` saved, a few at a time.
 
-Only the wanted columns are decoded: whatever else a file holds costs nothing and cannot fail. A
-few bytes of either format may stand for any number of rows, so all that comes out is counted.
+Only the wanted columns are decoded: the rest of a file costs nothing and cannot fail. A few bytes
+of either format may stand for any number of samples, so everything that comes out is counted.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from layerweld.untrusted.text import quoted
 _ROWS_AT_ONCE = 1024
 _ALWAYS = 256 * 2**20  # bytes that may come out of any file, however small
 _RATIO = 100  # bytes that may come out of a larger one, for each of its own
-_OVERHEAD = 64  # bytes that any row counts for
+_OVERHEAD = 64  # bytes that any sample counts for
 _LONGEST_NAME = 2**20  # bytes of a string in a Parquet file's footer
 _LONGEST_FILE_NAME = 255
 _TEXT = "BYTE_ARRAY"
@@ -31,7 +31,7 @@ def parquet_records(source: Path, columns: Columns) -> Iterator[tuple[str, Recor
     """The rows of a Parquet file; see :func:`client.data.records.records_of`."""
     import pyarrow.parquet as parquet
 
-    with reading(f"{source} is damaged, or no Parquet file", _AGAIN, DataError):
+    with reading(f"{source} is damaged, or not a Parquet file", _AGAIN, DataError):
         limits = {
             "thrift_string_size_limit": _LONGEST_NAME,
             "thrift_container_size_limit": _LONGEST_NAME,
@@ -49,7 +49,7 @@ def parquet_records(source: Path, columns: Columns) -> Iterator[tuple[str, Recor
         ]
         if columns.text not in wanted:
             kind = quoted(str(schema.field(columns.text).type))
-            raise DataError(f"{source}: column {columns.text!r} holds {kind} and no text")
+            raise DataError(f"{source}: column {columns.text!r} holds {kind}, not text")
         budget = _Budget(source, source.stat().st_size)
         texts = _check_claims(source, metadata, wanted, budget)
         # As a dictionary a long text that repeats is held once.
@@ -63,7 +63,7 @@ def saved_dataset_records(folder: Path, columns: Columns) -> Iterator[tuple[str,
     state = folder / "state.json"
     if not state.is_file():
         raise DataError(
-            f"{folder} is no folder of `datasets.save_to_disk` with a single split (it has no "
+            f"{folder} is not a folder of `datasets.save_to_disk` with a single split (it has no "
             f"state.json); name one of its splits, or a file"
         )
     remedy = "save the dataset again"
@@ -71,7 +71,7 @@ def saved_dataset_records(folder: Path, columns: Columns) -> Iterator[tuple[str,
         files = [entry["filename"] for entry in read_json(state, DataError, remedy)["_data_files"]]
     for name in files:
         if not isinstance(name, str) or Path(name).name != name or len(name) > _LONGEST_FILE_NAME:
-            raise DataError(f"{state} names {quoted(name)}, no file beside it; {remedy}")
+            raise DataError(f"{state} names {quoted(name)}, not a file beside it; {remedy}")
         check_readable(folder / name, DataError)
     with reading(f"{folder} is damaged", remedy, DataError):
         size = sum((folder / name).stat().st_size for name in files)
@@ -80,7 +80,7 @@ def saved_dataset_records(folder: Path, columns: Columns) -> Iterator[tuple[str,
 
 
 class _Budget:
-    """What may still come out of a source, in bytes.
+    """How many more bytes may come out of a source.
 
     Args:
         source: for the message.
@@ -95,16 +95,16 @@ class _Budget:
         """Count bytes that came out of it.
 
         Raises:
-            DataError: there are more than may.
+            DataError: there are more than allowed.
         """
         self._left -= size
         self.allow(0)
 
     def allow(self, size: int) -> None:
-        """Refuse what has more to come than may.
+        """Refuse a source that has more to come than allowed.
 
         Raises:
-            DataError: as said.
+            DataError: it has.
         """
         if size > self._left:
             raise DataError(
@@ -120,7 +120,7 @@ def _is_flat(schema: Any, name: str) -> bool:
 
 
 def _check_claims(source: Path, metadata: Any, wanted: Iterable[str], budget: _Budget) -> list[str]:
-    """The columns of text, once all that has to be unpacked is known to fit into the budget."""
+    """The text columns, once everything to be unpacked is known to fit into the budget."""
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
     columns = [group.column(j) for group in groups for j in range(group.num_columns)]
     budget.allow(unpacked_pages(source, (one for one in columns if one.path_in_schema in wanted)))
@@ -161,7 +161,7 @@ def _records(
 
 
 def _values(column: Any) -> Iterator[Any]:
-    """Python values of text and numbers; None for all other kinds, which no row may hold here."""
+    """Python values of text and numbers; None for all other kinds, which no sample may hold."""
     from pyarrow import types
 
     kind = column.type

@@ -133,8 +133,8 @@ def _distance_and_gradients(
         ):
             output = forward_block(block, entering, batch.calls[features.block])
             loss = squared_distance(output, target, batch.keep) / samples
-            found = torch.autograd.grad(loss, weights)
-            totals = [a + b for a, b in zip(totals, found, strict=True)] if totals else [*found]
+            new = torch.autograd.grad(loss, weights)
+            totals = [a + b for a, b in zip(totals, new, strict=True)] if totals else [*new]
             distance += float(loss.detach())
     in_layout = (
         total.T if is_transposed(layer) else total

@@ -45,11 +45,11 @@ def reply_to(state: SiteState, request: CoefficientsRequest) -> CoefficientsRepl
 def _check(state: SiteState, request: CoefficientsRequest) -> None:
     plan = state.plan.restricted_to(request.layers)
     first = first_prefix(plan.digest, state.settings.digest(), request.other_params)
-    found = prefix_of_sites(first, request.updates)
-    if found != request.chain_digest:
+    received = prefix_of_sites(first, request.updates)
+    if received != request.chain_digest:
         raise RefusedReplyError(
             f"the server weighs updates of hash {request.chain_digest[:12]}, but sent "
-            f"{found[:12]}: do base model, settings and versions agree?"
+            f"{received[:12]}: do base model, settings and versions agree?"
         )
 
 

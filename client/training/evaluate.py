@@ -1,4 +1,4 @@
-"""Held-out accuracy of a site's head on the backbone as it stands."""
+"""Held-out accuracy of a site's head on the backbone as it is."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def accuracy(
     """Share of samples whose class the head finds, and the number of samples.
 
     Args:
-        base: its backbone is used as it stands; whoever wants it merged runs this inside
+        base: its backbone is used as it is; to evaluate a merge, call this within
             :func:`layerweld.model.linear.updated`.
         head: the site's own.
         dataset: labelled samples that were not trained on.

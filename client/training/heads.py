@@ -42,8 +42,8 @@ class ClassifierHead(nn.Module):
 
         Args:
             hidden: last hidden states of the backbone.
-            attention_mask: ``(samples, tokens)``, zero where a token is padding; None where there
-                is no padding.
+            attention_mask: ``(samples, tokens)``, zero where a token is padding; None if there is
+                no padding.
         """
         if attention_mask is None:
             attention_mask = torch.ones(hidden.shape[:2], device=hidden.device)
@@ -80,7 +80,7 @@ def load_head(file: Path) -> ClassifierHead:
         )
         if weight.ndim != 2 or not len(weight) == len(classes) == bias.numel() == len(bias):
             raise AdapterError(
-                f"{file} is no head: its weight is {quoted(tuple(weight.shape))} and its bias "
+                f"{file} is not a head: its weight is {quoted(tuple(weight.shape))} and its bias "
                 f"{quoted(tuple(bias.shape))}, for {len(classes)} classes; {_NEEDED}"
             )
     head = ClassifierHead(weight.shape[1], classes)
@@ -89,13 +89,13 @@ def load_head(file: Path) -> ClassifierHead:
 
 
 def _classes(file: Path, opened: Any) -> list[str]:
-    problem = f"{file} is no head: its metadata names no classes"
+    problem = f"{file} is not a head: its metadata names no classes"
     with reading(problem, _NEEDED, AdapterError):
         classes = json.loads(opened.metadata()["classes"])
     if not isinstance(classes, list) or not classes or not all(map(_is_name, classes)):
         raise AdapterError(f"{problem} as a list; {_NEEDED}")
     if len({*classes}) < len(classes):
-        raise AdapterError(f"{file} is no head: it names a class twice; {_NEEDED}")
+        raise AdapterError(f"{file} is not a head: it names a class twice; {_NEEDED}")
     return classes
 
 

@@ -1,4 +1,4 @@
-"""A causal language model as a classifier: the class is the word it would go on with.
+"""A causal language model as a classifier: the class is the word that it continues with.
 
 Nothing is trained but the adapter: a site needs no head of its own.
 """
@@ -36,8 +36,8 @@ class LabelWordHead(nn.Module):
 
         Args:
             hidden: last hidden states of the backbone, after its last norm.
-            attention_mask: ``(samples, tokens)``, zero where a token is padding, on the right; None
-                where there is no padding.
+            attention_mask: ``(samples, tokens)``, zero where a token is padding, on the right;
+                None if there is no padding.
         """
         if attention_mask is None:
             last = hidden[:, -1]
@@ -51,8 +51,8 @@ def label_word_head(base: BaseModel, classes: Sequence[str]) -> LabelWordHead:
     """The head that reads each class's first token, with a space before it.
 
     Raises:
-        ConfigError: the model is no causal language model with its output layer, or two classes
-            begin with the same token, perhaps the one for unknown words.
+        ConfigError: the model is not a causal language model with its output layer, or two classes
+            begin with the same token, which may be the one for unknown words.
     """
     tokenizer = load_tokenizer(base.folder)
     refuse_closed_texts(tokenizer)
@@ -81,7 +81,7 @@ def _refuse_alike(tokens: Sequence[int], classes: Sequence[str], unknown: int | 
 
 
 def _output_rows(base: BaseModel, tokens: Sequence[int]) -> Tensor:
-    """Rows of the output layer in float32; it is the input embedding where the two are tied."""
+    """Rows of the output layer in float32; of the input embedding if the two are tied."""
     if base.backbone.config.tie_word_embeddings:
         embeddings: Tensor = base.backbone.get_input_embeddings().weight
         return embeddings[list(tokens)].float()

@@ -43,8 +43,8 @@ def training_logger(kind: Kind, folder: Path) -> Iterator[Logger | Literal[False
         folder: of this run's logs alone; created when something is written.
 
     Raises:
-        ConfigError: the library is not installed, or the place to which the site's environment
-            sends curves does not take them.
+        ConfigError: the library is not installed, or the place that the site's environment sends
+            curves to does not accept them.
     """
     match kind:
         case "tensorboard":
@@ -76,9 +76,9 @@ def _mlflow(folder: Path) -> Iterator[Logger]:
                 tracking_uri=elsewhere or f"sqlite:///{folder.absolute() / 'mlflow.db'}",
                 artifact_location=None if elsewhere else str(folder.absolute() / "artifacts"),
             )
-            _ = logger.experiment  # opens the run: a failure here is no fault of the training
+            _ = logger.experiment  # opens the run: a failure here is not the training's fault
         yield logger
-    finally:  # Lightning writes its own address there, which the next run would take for a switch
+    finally:  # Lightning writes its own address there; the next run would take it for a setting
         os.environ.pop("MLFLOW_TRACKING_URI", None)
         if elsewhere:
             os.environ["MLFLOW_TRACKING_URI"] = elsewhere
@@ -89,7 +89,7 @@ def _wandb(folder: Path) -> Iterator[Logger]:
     _prepare("wandb")
     import wandb
 
-    folder.mkdir(parents=True, exist_ok=True)  # W&B goes to /tmp where it is missing
+    folder.mkdir(parents=True, exist_ok=True)  # W&B goes to /tmp if it is missing
     with _told(wandb.Error, "WANDB_MODE and WANDB_API_KEY"):
         wandb.setup()  # reads WANDB_SILENT: else Lightning's way of calling W&B is commented on
         logger = WandbLogger(
@@ -104,7 +104,7 @@ def _wandb(folder: Path) -> Iterator[Logger]:
     try:
         yield logger
         failed = 0
-    finally:  # else the next site in this process would go on in this one's run
+    finally:  # else the next site in this process would continue this site's run
         logger.experiment.finish(exit_code=failed)
 
 

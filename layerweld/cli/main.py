@@ -20,14 +20,14 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
-    help="Merge models that several sites fine-tuned, layer by layer, without moving their data.",
+    help="Federated model merging: merge what several sites fine-tuned, without moving their data.",
 )
 
 app.add_typer(coordinator_commands.app, name="coordinator")
 app.add_typer(site_commands.app, name="site")
 
 Base = Annotated[Path, typer.Argument(help="Folder of the base model (transformers).")]
-Output = Annotated[Path, typer.Option(help="Folder to create. An interrupted run is resumed.")]
+Output = Annotated[Path, typer.Option(help="Folder to create. An interrupted run resumes.")]
 Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
 
 
@@ -67,7 +67,7 @@ def simulate(
         Path | None, typer.Option(help="Folder to create; default: the file's `output`.")
     ] = None,
 ) -> None:
-    """Play a federation of your own sites, model and data in this process.
+    """Run a federation of your own sites, model and data in this process.
 
     Example: `layerweld simulate hospitals.toml --output merged`
     """
@@ -83,7 +83,7 @@ def merge(
     base: Base,
     site: Annotated[
         list[str],
-        typer.Option(help="NAME=ADAPTER:DATA, once per site: a PEFT folder, and rows or images."),
+        typer.Option(help="NAME=ADAPTER:DATA, once per site: a PEFT folder, and its data."),
     ],
     output: Output,
     base_name: Annotated[
@@ -109,19 +109,19 @@ def merge(
     max_length: Annotated[
         int | None, typer.Option(help="Tokens after which a text is cut.")
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Rows per forward pass.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Samples per forward pass.")] = None,
     samples: Annotated[
-        int | None, typer.Option(help="Rows to draw per site; default: every row, in order.")
+        int | None, typer.Option(help="Samples to draw per site; default: all, in order.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of every random choice.")] = None,
     covariate_shift: Annotated[
         bool, typer.Option("--covariate-shift", help="Measure eq. 8 per group and site.")
     ] = False,
 ) -> None:
-    """Merge local PEFT adapters, each with rows of the data that it was trained for.
+    """Merge local PEFT adapters, each with samples of its own kind of data.
 
     All other settings have their defaults, as `docs/settings.md` lists them, unless `--set` says
-    otherwise: rows with their text in another column need `--set calibration.text-column=body`.
+    otherwise: samples with their text in another column need `--set calibration.text-column=body`.
 
     Example: `layerweld merge base --site a=adapters/a:a.jsonl --site b=adapters/b:b.csv --output
     merged --method ties --set density=0.1`
@@ -152,7 +152,7 @@ def merge(
 
 @app.command()
 def methods(
-    name: Annotated[str, typer.Argument(help="One method, for all about it; default: all.")] = "",
+    name: Annotated[str, typer.Argument(help="One method, for everything about it.")] = "",
 ) -> None:
     """List the merge methods: what each needs, what leaves a site, and its settings.
 

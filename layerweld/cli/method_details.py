@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from layerweld.merging.method import CHAIN, Method, Quantity
+from layerweld.merging.method import CHAIN, SENT, Method
 from layerweld.settings.facts import facts_of
 from layerweld.settings.methods import reads, sent_by
 from layerweld.settings.run import RunSettings
@@ -16,30 +16,16 @@ from layerweld.settings_table import Settings
 from layerweld.transport.uploads import IN_THE_HANDSHAKE
 
 _DATA = {
-    "none": "no rows",
-    "unlabelled": "calibration rows, without labels",
-    "labelled": "labelled calibration rows",
+    "none": "no samples",
+    "unlabelled": "calibration samples, without labels",
+    "labelled": "labelled calibration samples",
 }
 _NEEDS = {
     "LoRA": "a LoRA adapter at every site",
     "equal ranks": "the same rank at every site",
     "shared A": "the same, frozen A at every site",
-    "labels": "labelled calibration rows",
+    "labels": "labelled calibration samples",
     "head": "a head at every site",
-}
-_SENT: Mapping[Quantity, str] = {
-    "ΔW": "ΔW: the update of each layer, of a LoRA as A and B",
-    "A": "A: of each layer",
-    "B": "B: of each layer, scaled",
-    "G": "G: the upper triangle of one Gram matrix a layer group",
-    "ΔW·G": "ΔW·G: of each layer, of a LoRA as B and A·G",
-    "n": "n: how many tokens were measured",
-    "F": "F: the mean squared gradient by each weight",
-    "F⊙ΔW": "F⊙ΔW: of each layer",
-    "H": "H: the mean entropy of its head's predictions",
-    "∂H/∂λ": "∂H/∂λ: one number for each site and layer",
-    "D": "D: how far the merged block's output is from its own",
-    "∂D/∂W": "∂D/∂W: of each layer of the block",
 }
 _GOES_TO = {
     False: "the server alone",
@@ -47,8 +33,8 @@ _GOES_TO = {
 }
 _BESIDES = (
     IN_THE_HANDSHAKE,
-    "of whole models what changed in norms, biases and embeddings",
-    "where all sites can evaluate, accuracies and the number of held-out rows",
+    "of whole models, what changed in norms, biases and embeddings",
+    "if all sites can evaluate, accuracies and the number of held-out samples",
 )
 _BESIDES_OF_CHAINS = {
     "merge.anchor": 'with merge.anchor = "mean" ΔW itself, of a LoRA as A',
@@ -74,10 +60,11 @@ def _about(method: Method) -> Table:
     table.add_column()
     needs = [_DATA[method.kind.data], *(_NEEDS[need] for need in method.needs)]
     server = "sums over the sites" if method.sums else "what every single site sends"
+    table.add_row("merge", method.formula.replace("`", ""))
     table.add_row("needs", ", ".join(dict.fromkeys(needs)))
     table.add_row("rounds", _ROUNDS[method.rounds])
     sent = sent_by(method, RunSettings())
-    table.add_row("leaves a site", "\n".join(_SENT[quantity] for quantity in sent))
+    table.add_row("leaves a site", "\n".join(SENT[quantity] for quantity in sent))
     table.add_row("goes to", _GOES_TO[method.kind.shares])
     table.add_row("besides", "\n".join(_besides(method)))
     table.add_row("server needs", server)

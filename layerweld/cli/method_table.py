@@ -11,7 +11,7 @@ from layerweld.settings.facts import defaults_of
 from layerweld.settings.methods import sent_by
 from layerweld.settings.run import RunSettings
 
-_ROWS = {"none": "", "unlabelled": "rows", "labelled": "labelled rows"}
+_SAMPLES = {"none": "", "unlabelled": "samples", "labelled": "labelled samples"}
 
 
 def method_table() -> Table:
@@ -38,7 +38,7 @@ def method_table() -> Table:
 
 
 def _cells(method: Method) -> tuple[str | Text, ...]:
-    needs = [_ROWS[method.kind.data], *method.needs]
+    needs = [_SAMPLES[method.kind.data], *method.needs]
     return (
         Text.assemble(f"{method.name}\n", (method.label, "dim")),
         method.rounds,

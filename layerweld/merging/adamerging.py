@@ -27,11 +27,11 @@ class AdaMerging(Settings):
     start: Share = 0.3
     """Every coefficient before the first round."""
     rows: Annotated[int, Field(ge=1, le=65_536)] = 32
-    """Rows of each site in a round; the authors draw two batches of 16."""
+    """Samples of each site in a round; the authors draw two batches of 16."""
     density: NonZeroShare = 0.2
     """Share of a site's entries that AdaMerging++ keeps; AdaMerging does not read it."""
     seed: Seed = 0
-    """Of the draw of rows, together with the round's number."""
+    """Seed of the draw of samples, together with the round's number."""
 
 
 class LayerCoefficients:
@@ -61,7 +61,7 @@ class LayerCoefficients:
 
 
 def weighed(method: str, sites: SiteUpdates, settings: AdaMerging) -> SiteUpdates:
-    """What the coefficients stand before.
+    """What the coefficients multiply.
 
     The updates themselves, or for ``adamerging++`` of each site's largest entries those that have
     the elected sign; these are dense.
@@ -86,39 +86,32 @@ def merge_by_layer(
     return Merge(
         {
             layer: weighted_sum(
-                list(of.values()),
-                [float(coefficients[row_of[site], column_of[layer]]) for site in of],
+                list(by_site.values()),
+                [float(coefficients[row_of[site], column_of[layer]]) for site in by_site],
             )
-            for layer, of in sites.layers.items()
+            for layer, by_site in sites.layers.items()
         }
     )
 
 
 def mean_entropy(logits: Float[Tensor, "rows classes"]) -> Float[Tensor, ""]:
-    """Mean over rows of ``-Σ p log p``, in nats: 0 where the head is sure of every row."""
+    """Mean over samples of ``-Σ p log p``, in nats: 0 if the head is sure of every sample."""
     logs = logits.log_softmax(dim=1)
     return -(logs.exp() * logs).sum(dim=1).mean()
 
 
 _ADAMERGING = Method(
-    "adamerging",
-    "AdaMerging",
-    "Yang et al. 2024, arXiv:2310.02575",
+    "adamerging", "AdaMerging", "Yang et al. 2024, arXiv:2310.02575",
     "Σ λ_i,l ΔW_i, one λ per site and layer, learnt by Adam on the mean entropy of every site's "
     "own head",
-    AdaMerging,
-    kind=ENTROPY,
-    needs=("head",),
-    tune={"start": (0.2, 0.5), "learning-rate": (0.01,)},
-)
+    AdaMerging, kind=ENTROPY, needs=("head",), tune={"start": (0.2, 0.5), "learning-rate": (0.01,)},
+)  # fmt: skip
 METHODS = (
     _ADAMERGING,
     replace(
-        _ADAMERGING,
-        name="adamerging++",
-        label="AdaMerging++",
+        _ADAMERGING, name="adamerging++", label="AdaMerging++",
         formula="the same, of what `ties` keeps of each ΔW_i: its largest share, and of that the "
         "elected sign",
         dense=True,
     ),
-)
+)  # fmt: skip

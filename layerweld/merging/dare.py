@@ -44,11 +44,11 @@ class Dare(MergeMethod):
     """DARE before task arithmetic (Yu et al. 2024, arXiv:2311.03099)."""
 
     drop: DropRate = 0.9
-    """Probability with which an entry is dropped."""
+    """Probability that an entry is dropped."""
     scaling: Positive = 0.3
     """λ of task arithmetic."""
     seed: Seed = 0
-    """Of the random choice."""
+    """Seed of the random choice."""
 
     def merge(self, sites: SiteUpdates) -> Merge:
         """In expectation this is task arithmetic."""
@@ -62,11 +62,11 @@ class DareTies(MergeMethod):
     """DARE instead of the trimming in TIES (Yu et al. 2024), as PEFT and mergekit have it."""
 
     drop: DropRate = 0.9
-    """Probability with which an entry is dropped."""
+    """Probability that an entry is dropped."""
     scaling: Positive = 1.0
     """λ on the merged update."""
     seed: Seed = 0
-    """Of the random choice."""
+    """Seed of the random choice."""
 
     def merge(self, sites: SiteUpdates) -> Merge:
         """Drop, then elect signs and average those who agree."""
@@ -78,21 +78,13 @@ class DareTies(MergeMethod):
 
 METHODS = (
     Method(
-        "dare",
-        "DARE",
-        "Yu et al. 2024, arXiv:2311.03099",
-        "drop entries of τ_i with probability p, divide the rest by 1 - p, then λ Σ",
-        Dare,
-        dense=True,
-        tune={"scaling": (0.2, 0.5, 0.15), "drop": (0.5, 0.2)},
+        "dare", "DARE", "Yu et al. 2024, arXiv:2311.03099",
+        "drop entries of τ_i with probability p, divide the rest by 1 - p, then λ Σ", Dare,
+        dense=True, tune={"scaling": (0.2, 0.5, 0.15), "drop": (0.5, 0.2)},
     ),
     Method(
-        "dare-ties",
-        "DARE-TIES",
-        "Yu et al. 2024, arXiv:2311.03099",
-        "drop as in `dare`, then elect and average as in `ties`",
-        DareTies,
-        dense=True,
+        "dare-ties", "DARE-TIES", "Yu et al. 2024, arXiv:2311.03099",
+        "drop as in `dare`, then elect and average as in `ties`", DareTies, dense=True,
         tune={"scaling": (0.6, 1.5, 0.4), "drop": (0.5, 0.2)},
     ),
-)
+)  # fmt: skip

@@ -36,18 +36,20 @@ class Descent:
 
     def tensors(self) -> dict[str, Tensor]:
         """Values and optimiser state by name, to be kept."""
-        kept: dict[str, Tensor] = {}
+        saved: dict[str, Tensor] = {}
         for i, value in enumerate(self._values):
-            kept[f"{i}/value"] = value.detach().clone()
+            saved[f"{i}/value"] = value.detach().clone()
             for name in _STATE:
                 if value in self._optimiser.state:
-                    kept[f"{i}/{name}"] = self._optimiser.state[value][name].clone()
-        return kept
+                    saved[f"{i}/{name}"] = self._optimiser.state[value][name].clone()
+        return saved
 
-    def restore(self, kept: Mapping[str, Tensor]) -> None:
+    def restore(self, saved: Mapping[str, Tensor]) -> None:
         """Go on from what :meth:`tensors` gave."""
         for i, value in enumerate(self._values):
-            value.data = kept[f"{i}/value"].clone()
-            state = {name: kept[f"{i}/{name}"].clone() for name in _STATE if f"{i}/{name}" in kept}
+            value.data = saved[f"{i}/value"].clone()
+            state = {
+                name: saved[f"{i}/{name}"].clone() for name in _STATE if f"{i}/{name}" in saved
+            }
             if state:
                 self._optimiser.state[value] = state

@@ -65,7 +65,9 @@ class DoMerging(MergeMethod):
         Raises:
             ValueError: an update is dense.
         """
-        return Merge({layer: self._layer(changed(of)) for layer, of in sites.layers.items()})
+        return Merge(
+            {layer: self._layer(changed(by_site)) for layer, by_site in sites.layers.items()}
+        )
 
     def _layer(self, updates: Mapping[str, Update]) -> Update:
         factors = low_rank(updates).values()
@@ -77,13 +79,9 @@ class DoMerging(MergeMethod):
 
 METHODS = (
     Method(
-        "do-merging",
-        "DO-Merging",
-        "Zheng et al. 2025, arXiv:2505.15875",
+        "do-merging", "DO-Merging", "Zheng et al. 2025, arXiv:2505.15875",
         "pull the A_i and the B_i apart by descent, then per column mean length times mean "
         "direction",
-        DoMerging,
-        needs=("LoRA",),
-        dense=True,
+        DoMerging, needs=("LoRA",), dense=True,
     ),
-)
+)  # fmt: skip

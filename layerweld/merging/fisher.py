@@ -27,7 +27,7 @@ class Fisher(Settings):
 def squared_gradients(
     inputs: Float[Tensor, "rows tokens d_in"], gradients: Float[Tensor, "rows tokens d_out"]
 ) -> Float[Tensor, "d_out d_in"]:
-    """Sum over rows of the squared gradient of the row's own loss by a linear layer's weight.
+    """Sum over samples of the squared gradient of the sample's own loss by a linear layer's weight.
 
     Args:
         inputs: what the layer read.
@@ -52,7 +52,7 @@ def normalised(information: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def problem_with(importance: Mapping[str, Tensor], floor: float) -> str:
-    """What makes a site's importances none that it can have; empty for nothing.
+    """Why a site cannot have these importances; empty if it can.
 
     Their root mean square is 1 before the floor lifts the small ones (0 where no loss depends on
     anything), so that no site can give itself more weight than another.
@@ -119,15 +119,9 @@ class FisherPool:
 
 METHODS = (
     Method(
-        "fisher",
-        "Fisher averaging",
-        "Matena and Raffel 2022, arXiv:2111.09832",
+        "fisher", "Fisher averaging", "Matena and Raffel 2022, arXiv:2111.09832",
         "Σ F_i ⊙ ΔW_i / Σ F_i, F_i the mean squared gradient of log p(label | sample) in the "
         "site's own model, divided by its root mean square",
-        Fisher,
-        kind=FISHER,
-        sums=True,
-        needs=("labels",),
-        dense=True,
+        Fisher, kind=FISHER, sums=True, needs=("labels",), dense=True,
     ),
-)
+)  # fmt: skip

@@ -36,16 +36,16 @@ def in_basis(update: Update, basis: Float64[Tensor, "d_out k"]) -> DenseUpdate:
 
 def knots(sites: SiteUpdates, method: MergeMethod) -> Merge:
     """Merge with a method that knows entries only, in each layer's shared basis."""
-    bases = {layer: shared_basis(list(of.values())) for layer, of in sites.layers.items()}
+    bases = {layer: shared_basis(list(by_site.values())) for layer, by_site in sites.layers.items()}
     aligned = {
-        layer: {site: in_basis(update, bases[layer]) for site, update in of.items()}
-        for layer, of in sites.layers.items()
+        layer: {site: in_basis(update, bases[layer]) for site, update in by_site.items()}
+        for layer, by_site in sites.layers.items()
     }
     merged = method.merge(SiteUpdates(sites.samples, aligned)).updates
     return Merge(
         {
-            layer: in_kind(list(of.values()), bases[layer], merged[layer].dense().double())
-            for layer, of in sites.layers.items()
+            layer: in_kind(list(by_site.values()), bases[layer], merged[layer].dense().double())
+            for layer, by_site in sites.layers.items()
         }
     )
 
@@ -67,11 +67,11 @@ class KnotsDareTies(MergeMethod):
     """KnOTS-DARE-TIES (Stoica et al. 2025)."""
 
     drop: DropRate = 0.1
-    """Probability with which an entry in the shared bases is dropped."""
+    """Probability that an entry in the shared bases is dropped."""
     scaling: Positive = 0.7
     """λ on the merged update."""
     seed: Seed = 0
-    """Of the random choice."""
+    """Seed of the random choice."""
 
     def merge(self, sites: SiteUpdates) -> Merge:
         """As the authors run it: dropping takes the place of trimming."""
@@ -80,19 +80,13 @@ class KnotsDareTies(MergeMethod):
 
 METHODS = (
     Method(
-        "knots-ties",
-        "KnOTS-TIES",
-        "Stoica et al. 2025, arXiv:2410.19735",
-        "U · ties(Uᵀ ΔW_i), U the left singular vectors of [ΔW_1 … ΔW_N]",
-        KnotsTies,
+        "knots-ties", "KnOTS-TIES", "Stoica et al. 2025, arXiv:2410.19735",
+        "U · ties(Uᵀ ΔW_i), U the left singular vectors of [ΔW_1 … ΔW_N]", KnotsTies,
         tune={"scaling": (0.4, 1.0, 1.5), "density": (0.1, 0.5)},
     ),
     Method(
-        "knots-dare-ties",
-        "KnOTS-DARE-TIES",
-        "Stoica et al. 2025, arXiv:2410.19735",
-        "U · dare-ties(Uᵀ ΔW_i)",
-        KnotsDareTies,
+        "knots-dare-ties", "KnOTS-DARE-TIES", "Stoica et al. 2025, arXiv:2410.19735",
+        "U · dare-ties(Uᵀ ΔW_i)", KnotsDareTies,
         tune={"scaling": (0.4, 1.0, 1.5), "drop": (0.5, 0.9)},
     ),
-)
+)  # fmt: skip

@@ -13,7 +13,7 @@ from layerweld.updates.update import Update
 class Lines(Settings):
     """LiNeS, a step after any method (Wang et al. 2025, arXiv:2410.17146).
 
-    It takes the place of the method's own λ.
+    It replaces the method's own λ.
     """
 
     slope: NonNegative = 0.5
@@ -22,7 +22,7 @@ class Lines(Settings):
     def start(self, merge: Merge, sites: SiteUpdates) -> float:
         """α, the first block's scale: ``‖Σ ΔW_i‖₁ / (N ‖ΔW_M‖₁)``; 0 for a merge that is zero."""
         size = _sizes(merge.updates.values())
-        sums = _sizes(summed(list(of.values())) for of in sites.layers.values())
+        sums = _sizes(summed(list(by_site.values())) for by_site in sites.layers.values())
         return sums / (len(sites.sites) * size) if size > 0 else 0.0
 
     def scale(self, start: float, block: int, blocks: int) -> float:

@@ -27,10 +27,10 @@ def weighted(
     shares = sites.shares(by_samples=weighting == "samples")
     return {
         layer: (
-            list(low_rank(of).values()),
-            [shares[site] for site in of],
+            list(low_rank(by_site).values()),
+            [shares[site] for site in by_site],
         )
-        for layer, of in sites.layers.items()
+        for layer, by_site in sites.layers.items()
     }
 
 
@@ -51,7 +51,7 @@ class FedIt(MergeMethod):
     """FedIT: average all ``A`` and all ``B`` apart (Zhang et al. 2024, arXiv:2305.05644)."""
 
     weighting: Weighting = "samples"
-    """Sites count by their training rows, or all alike."""
+    """Sites count by their training samples, or all alike."""
 
     @property
     def averages_factors(self) -> bool:
@@ -71,7 +71,7 @@ class FfaLora(MergeMethod):
     """FFA-LoRA: average ``B`` over sites that share one frozen ``A`` (Sun et al. 2024)."""
 
     weighting: Weighting = "samples"
-    """Sites count by their training rows, or all alike."""
+    """Sites count by their training samples, or all alike."""
 
     @property
     def shares_factor(self) -> bool:
@@ -98,7 +98,7 @@ class Flora(MergeMethod):
     """FLoRA: stack the factors (Wang et al. 2024, arXiv:2409.05976)."""
 
     weighting: Weighting = "samples"
-    """Sites count by their training rows, or all alike."""
+    """Sites count by their training samples, or all alike."""
 
     def merge(self, sites: SiteUpdates) -> Merge:
         """Exact, whatever the sites' ranks; the merge has rank ``Σ r_i``."""
@@ -113,7 +113,7 @@ class FedEx(MergeMethod):
     """FedEx-LoRA: average factors apart and add the residual (Singhal et al. 2025)."""
 
     weighting: Weighting = "uniform"
-    """Sites count all alike, or by their training rows."""
+    """Sites count all alike, or by their training samples."""
 
     def merge(self, sites: SiteUpdates) -> Merge:
         """Exact. As one merge it is the mean; the figure says how much of it is residual.
@@ -134,7 +134,7 @@ class FlexLora(MergeMethod):
     """FlexLoRA: the mean, cut to a rank by its singular values (Bai et al. 2024)."""
 
     weighting: Weighting = "samples"
-    """Sites count by their training rows, or all alike."""
+    """Sites count by their training samples, or all alike."""
     rank: Rank = 0
     """Rank of the merge in every layer; 0 takes the largest rank that a site has there."""
 
@@ -150,45 +150,25 @@ class FlexLora(MergeMethod):
 
 METHODS = (
     Method(
-        "fedit",
-        "FedIT",
-        "Zhang et al. 2024, arXiv:2305.05644",
-        "(Σ p_i B_i) (Σ p_i A_i), a product of means and so not exact",
-        FedIt,
-        sums=True,
+        "fedit", "FedIT", "Zhang et al. 2024, arXiv:2305.05644",
+        "(Σ p_i B_i) (Σ p_i A_i), a product of means and so not exact", FedIt, sums=True,
         needs=("LoRA", "equal ranks"),
     ),
     Method(
-        "ffa-lora",
-        "FFA-LoRA",
-        "Sun et al. 2024, arXiv:2403.12313",
-        "(Σ p_i B_i) A, exact at one site's rank",
-        FfaLora,
-        sums=True,
-        needs=("LoRA", "shared A"),
+        "ffa-lora", "FFA-LoRA", "Sun et al. 2024, arXiv:2403.12313",
+        "(Σ p_i B_i) A, exact at one site's rank", FfaLora, sums=True, needs=("LoRA", "shared A"),
     ),
     Method(
-        "flora",
-        "FLoRA",
-        "Wang et al. 2024, arXiv:2409.05976",
-        "[p_1 B_1 … p_N B_N] [A_1; …; A_N], exact at rank Σ r_i",
-        Flora,
+        "flora", "FLoRA", "Wang et al. 2024, arXiv:2409.05976",
+        "[p_1 B_1 … p_N B_N] [A_1; …; A_N], exact at rank Σ r_i", Flora, needs=("LoRA",),
+    ),
+    Method(
+        "fedex-lora", "FedEx-LoRA", "Singhal et al. 2025, arXiv:2410.09432",
+        "B̄ Ā + (Σ p_i B_i A_i - B̄ Ā), exact at rank Σ r_i", FedEx, needs=("LoRA", "equal ranks"),
+    ),
+    Method(
+        "flexlora", "FlexLoRA", "Bai et al. 2024, arXiv:2402.11505",
+        "Σ p_i B_i A_i cut to a rank by its singular values, the closest of that rank", FlexLora,
         needs=("LoRA",),
     ),
-    Method(
-        "fedex-lora",
-        "FedEx-LoRA",
-        "Singhal et al. 2025, arXiv:2410.09432",
-        "B̄ Ā + (Σ p_i B_i A_i - B̄ Ā), exact at rank Σ r_i",
-        FedEx,
-        needs=("LoRA", "equal ranks"),
-    ),
-    Method(
-        "flexlora",
-        "FlexLoRA",
-        "Bai et al. 2024, arXiv:2402.11505",
-        "Σ p_i B_i A_i cut to a rank by its singular values, the closest of that rank",
-        FlexLora,
-        needs=("LoRA",),
-    ),
-)
+)  # fmt: skip

@@ -10,6 +10,22 @@ Data = Literal["none", "unlabelled", "labelled"]
 Need = Literal["LoRA", "equal ranks", "shared A", "labels", "head"]
 Quantity = Literal["ΔW", "A", "B", "G", "ΔW·G", "n", "F", "F⊙ΔW", "H", "∂H/∂λ", "D", "∂D/∂W"]
 
+SENT: Mapping[Quantity, str] = {
+    "ΔW": "ΔW: the update of each layer, of a LoRA as A and B",
+    "A": "A: of each layer",
+    "B": "B: of each layer, scaled",
+    "G": "G: the upper triangle of one Gram matrix a layer group",
+    "ΔW·G": "ΔW·G: of each layer, of a LoRA as B and A·G",
+    "n": "n: how many tokens were measured",
+    "F": "F: the mean squared gradient by each weight",
+    "F⊙ΔW": "F⊙ΔW: of each layer",
+    "H": "H: the mean entropy of its head's predictions",
+    "∂H/∂λ": "∂H/∂λ: one number for each site and layer",
+    "D": "D: how far the merged block's output is from its own",
+    "∂D/∂W": "∂D/∂W: of each layer of the block",
+}
+"""What leaves a site, in words."""
+
 
 @dataclass(frozen=True)
 class Kind:

@@ -16,11 +16,11 @@ from layerweld.updates.update import DenseUpdate, LowRankUpdate, Update, all_low
 class SiteUpdates:
     """The updates of all sites, side by side.
 
-    However they are given, sites are kept in the order of their names: the order in which every
-    method takes them, so that no result depends on who answered first.
+    However they are given, sites are kept in the order of their names. Every method takes them in
+    that order, so no result depends on who replied first.
 
     Attributes:
-        samples: training rows by site.
+        samples: training samples by site.
         layers: ``ΔW`` by layer in forward order, then by site. A site that did not change a layer
             is absent there.
 
@@ -32,11 +32,11 @@ class SiteUpdates:
     layers: Mapping[str, Mapping[str, Update]]
 
     def __post_init__(self) -> None:
-        for layer, of in self.layers.items():
-            for site in of:
+        for layer, by_site in self.layers.items():
+            for site in by_site:
                 if site not in self.samples:
                     raise ValueError(f"{site!r} has an update of {layer!r}, but no samples")
-        in_order = {layer: dict(sorted(of.items())) for layer, of in self.layers.items()}
+        in_order = {layer: dict(sorted(by_site.items())) for layer, by_site in self.layers.items()}
         object.__setattr__(self, "samples", dict(sorted(self.samples.items())))
         object.__setattr__(self, "layers", in_order)
 
@@ -46,10 +46,10 @@ class SiteUpdates:
         return tuple(self.samples)
 
     def shares(self, *, by_samples: bool) -> dict[str, float]:
-        """Each site's share of the whole: by its training rows, or the same for all.
+        """Each site's share of the whole: by its training samples, or the same for all.
 
-        Nobody can check how many rows a site says that it has. So among three sites or more no
-        number buys more than half of the whole; the others then share the rest by their rows.
+        Nobody can check how many samples a site says that it has. So among three sites or more no
+        number buys more than half of the whole. The others then share the rest by their samples.
         """
         counts = self.samples if by_samples else dict.fromkeys(self.samples, 1)
         most = max(counts, key=counts.__getitem__)
@@ -106,7 +106,9 @@ class MergeMethod(Settings):
 
 def layer_by_layer(sites: SiteUpdates, kernel: Callable[[Sequence[Update]], Update]) -> Merge:
     """Apply a kernel to each layer's updates, of the sites that changed it, in order of names."""
-    return Merge({layer: kernel(list(changed(of).values())) for layer, of in sites.layers.items()})
+    return Merge(
+        {layer: kernel(list(changed(by_site).values())) for layer, by_site in sites.layers.items()}
+    )
 
 
 def changed(updates: Mapping[str, Update]) -> Mapping[str, Update]:
@@ -165,7 +167,7 @@ def in_kind(
 
 
 def _shapes(sites: SiteUpdates) -> dict[str, tuple[int, int]]:
-    return {layer: next(iter(of.values())).shape for layer, of in sites.layers.items()}
+    return {layer: next(iter(by_site.values())).shape for layer, by_site in sites.layers.items()}
 
 
 def _task_vectors(sites: SiteUpdates) -> Float[Tensor, "sites entries"]:

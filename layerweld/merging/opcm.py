@@ -58,10 +58,12 @@ class Opcm(MergeMethod):
     def merge(self, sites: SiteUpdates) -> Merge:
         """The merged model has the mean norm of the sites' updates."""
         merged = {
-            layer: opcm(list(of.values()), self.threshold) for layer, of in sites.layers.items()
+            layer: opcm(list(by_site.values()), self.threshold)
+            for layer, by_site in sites.layers.items()
         }
         norms = [
-            norm([of[site] for of in sites.layers.values() if site in of]) for site in sites.sites
+            norm([by_site[site] for by_site in sites.layers.values() if site in by_site])
+            for site in sites.sites
         ]
         size = norm(merged.values())
         scale = sum(norms) / len(norms) / size if size > 0 else 1.0
@@ -70,12 +72,9 @@ class Opcm(MergeMethod):
 
 METHODS = (
     Method(
-        "opcm",
-        "OPCM",
-        "Tang et al. 2025, arXiv:2501.09522",
+        "opcm", "OPCM", "Tang et al. 2025, arXiv:2501.09522",
         "site after site: M += ΔW_i without M's leading block and diagonal; at the end the sites' "
         "mean norm. The order of names matters",
-        Opcm,
-        tune={"threshold": (0.2, 0.8, 0.35, 0.65, 0.9)},
+        Opcm, tune={"threshold": (0.2, 0.8, 0.35, 0.65, 0.9)},
     ),
-)
+)  # fmt: skip

@@ -15,8 +15,8 @@ class ProDistill(Settings):
     """Progressive layer-wise distillation (Xu et al. 2025, arXiv:2502.12706)."""
 
     steps: Steps = 100
-    """Steps of Adam per block, each a round over all calibration rows; the authors take 100 passes
-    over their rows. 0 is task arithmetic."""
+    """Steps of Adam per block, each a round over all calibration samples; the authors take 100
+    passes over their samples. 0 is task arithmetic."""
     learning_rate: Rate = 0.01
     """Of Adam: about the most that a coefficient moves in a round."""
     start: Positive = 0.3
@@ -36,8 +36,8 @@ class EntryCoefficients:
 
     def __init__(self, updates: Mapping[str, Mapping[str, Update]], settings: ProDistill) -> None:
         self._vectors = {
-            layer: torch.stack([update.dense().float() for update in of.values()])
-            for layer, of in updates.items()
+            layer: torch.stack([update.dense().float() for update in by_site.values()])
+            for layer, by_site in updates.items()
         }
         start = [torch.full_like(vectors, settings.start) for vectors in self._vectors.values()]
         self._descent = Descent(start, settings.learning_rate)
@@ -83,14 +83,10 @@ def squared_distance(output: Tensor, target: Tensor, keep: Tensor) -> Tensor:
 
 METHODS = (
     Method(
-        "prodistill",
-        "ProDistill",
-        "Xu et al. 2025, arXiv:2502.12706",
+        "prodistill", "ProDistill", "Xu et al. 2025, arXiv:2502.12706",
         "Σ λ_i ⊙ ΔW_i, one λ per site and entry, learnt by Adam block after block: the merged "
         "block behind the merged prefix shall do as the site's own block behind its own",
-        ProDistill,
-        kind=DISTILLATION,
-        dense=True,
+        ProDistill, kind=DISTILLATION, dense=True,
         tune={"learning-rate": (0.1, 0.001), "start": (0.2, 0.5)},
     ),
-)
+)  # fmt: skip

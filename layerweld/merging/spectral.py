@@ -17,8 +17,8 @@ def summed(updates: Sequence[Update]) -> Update:
 
 def truncated(update: Update, rank: int) -> LowRankUpdate:
     """The closest update of that rank in the Frobenius norm (Eckart and Young)."""
-    kept = update.spectrum().leading(rank)
-    return LowRankUpdate(kept.left * kept.values, kept.right).float32()
+    leading = update.spectrum().leading(rank)
+    return LowRankUpdate(leading.left * leading.values, leading.right).float32()
 
 
 def norm(updates: Iterable[Update]) -> float:

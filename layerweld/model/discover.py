@@ -93,9 +93,9 @@ def _find_blocks(backbone: PreTrainedModel) -> list[nn.Module]:
         nested -= {id(element) for element in chain}
     outermost = [chain for chain in chains if not any(id(e) in nested for e in chain)]
     if len(outermost) != 1:
-        found = "no list of blocks" if not outermost else f"{len(outermost)} lists of blocks"
+        number = "no list of blocks" if not outermost else f"{len(outermost)} lists of blocks"
         raise PlanError(
-            f"{type(backbone).__name__} has {found} that run one after the other; {_ONE_STACK}"
+            f"{type(backbone).__name__} has {number} that run one after the other; {_ONE_STACK}"
         )
     return outermost[0]
 

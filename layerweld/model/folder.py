@@ -80,9 +80,9 @@ def _entries(config: Any) -> Iterator[tuple[str, float]]:
     while waiting:
         key, value = waiting.pop()
         if isinstance(value, dict):
-            waiting += [(str(inner), found) for inner, found in value.items()]
+            waiting += [(str(inner), item) for inner, item in value.items()]
         elif isinstance(value, list):
-            waiting += [(key, found) for found in value]
+            waiting += [(key, item) for item in value]
         elif isinstance(value, int | float):
             yield key, value
 

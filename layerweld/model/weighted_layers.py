@@ -50,8 +50,8 @@ def additions(sites: SiteUpdates, device: torch.device) -> dict[str, Addition]:
     """What each layer's output gains, by layer; factored where all of its updates are."""
     row_of = {site: row for row, site in enumerate(sites.sites)}
     return {
-        layer: _addition({row_of[site]: update for site, update in of.items()}, device)
-        for layer, of in sites.layers.items()
+        layer: _addition({row_of[site]: update for site, update in by_site.items()}, device)
+        for layer, by_site in sites.layers.items()
     }
 
 
@@ -80,12 +80,12 @@ def weighted(
             handle.remove()
 
 
-def _addition(of: Mapping[int, Update], device: torch.device) -> Addition:
-    low_rank = all_low_rank(of.values())
+def _addition(by_row: Mapping[int, Update], device: torch.device) -> Addition:
+    low_rank = all_low_rank(by_row.values())
     if low_rank:
         whole = stack(low_rank)
         ranks = torch.tensor([update.rank for update in low_rank])
-        owner = torch.tensor(list(of)).repeat_interleave(ranks)
+        owner = torch.tensor(list(by_row)).repeat_interleave(ranks)
         return _Factored(whole.left.to(device), whole.right.to(device), owner.to(device))
-    weights = torch.stack([update.dense().float() for update in of.values()])
-    return _Dense(weights.to(device), torch.tensor(list(of), device=device))
+    weights = torch.stack([update.dense().float() for update in by_row.values()])
+    return _Dense(weights.to(device), torch.tensor(list(by_row), device=device))

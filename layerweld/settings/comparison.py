@@ -19,9 +19,9 @@ class ComparisonSettings:
     Attributes:
         run: settings; ``methods`` says what is compared.
         base: folder of the base model.
-        seeds: each takes the place of ``calibration.seed`` and of every method's own seed.
-        budget: candidates per method; with more than 1 each site sets a fifth of its samples
-            aside, trains and calibrates on the others, and the candidate with the best mean
+        seeds: each replaces ``calibration.seed`` and every method's own seed.
+        budget: candidates per method. With more than 1 each site sets a fifth of its samples
+            aside, and trains and calibrates on the others. The candidate with the best mean
             normalised accuracy on that fifth is taken. Held-out samples choose nothing.
     """
 
@@ -31,7 +31,7 @@ class ComparisonSettings:
     budget: int = 1
 
     def with_seed(self, seed: int) -> RunSettings:
-        """One seed everywhere, and samples set aside where something is chosen."""
+        """One seed everywhere, and samples set aside if something is chosen."""
         flat = dict(self.run.flat())
         flat |= {key: seed for key in flat if key.endswith(".seed")}
         if self.budget > 1:
@@ -39,7 +39,7 @@ class ComparisonSettings:
         return read_run_settings(flat)
 
     def differences(self) -> dict[str, Scalar]:
-        """What the run sets otherwise than a method's default, of all that changes a merge."""
+        """The settings that change a merge and differ from their defaults."""
         tables = {"lines"}.union(*(method.tables for method in methods_of(self.run)))
         defaults = RunSettings().flat()
         return {

@@ -1,4 +1,4 @@
-"""What can be said of each setting, read off the code: its key, default, values and meaning."""
+"""Facts about each setting, read off the code: its key, default, values and meaning."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class SettingFacts(NamedTuple):
     """One setting.
 
     Attributes:
-        key: as TOML has it, without its table.
-        default: as TOML has it; empty where the setting is required.
+        key: as in TOML, without its table.
+        default: as in TOML; empty if the setting is required.
         values: what it may be, code between backticks.
         meaning: its docstring on one line, code between backticks.
     """
@@ -44,7 +44,7 @@ def facts_of(table: type[Settings]) -> Iterator[SettingFacts]:
 
 
 def defaults_of(method: Method) -> str:
-    """A method's own settings with their defaults, behind ``merge.*`` of a chain."""
+    """A method's own settings with their defaults; for the chain after ``merge.*``."""
     shared = ["merge.*"] if method.kind is CHAIN else []
     own = facts_of(method.settings) if method.settings else ()
     pairs = (f"{one.key}={one.default}".replace('"', "") for one in own)

@@ -22,15 +22,15 @@ def with_overrides(
 
     Args:
         settings: what to start from.
-        method: the table of its settings is meant where a key names none.
+        method: a key without a table means the table of this method.
         entries: ``density=0.1`` or ``ties.density=0.1``, values as in a TOML file; a word needs no
             quotes.
-        options: by dotted key, the option of its own that has put a setting into ``settings``.
+        options: by dotted key, the command's option that has put a setting into ``settings``.
 
     Raises:
-        ConfigError: an entry is no ``key=value``, the key is unknown, or the value is impossible;
-            the message lists the known keys. Or a setting is given twice, or is one of merging
-            that the method does not read.
+        ConfigError: an entry is not ``key=value``, the key is unknown, or the value is impossible;
+            the message lists the known keys. Or a setting is given twice, or the method does not
+            read it.
     """
     methods = methods_of(settings.model_copy(update={"methods": method}))
     changed: dict[str, Scalar] = {}

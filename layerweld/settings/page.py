@@ -25,21 +25,21 @@ methods compute is in [methods.md](methods.md).
 - **In `flwr run . --run-config "merge.ridge=0.1"`**: text is quoted once more,
   `"methods='ties'"`.
 
-What is not written has the default of this page. Only `flwr run .` begins with the values in
+A key that is not written has the default of this page. Only `flwr run .` begins with the values in
 `[tool.flwr.app.config]` of `pyproject.toml`. Those are the demo's and differ from the defaults:
-fewer calibration rows, shorter texts, less training. Every key stands there, because Flower
+fewer calibration samples, shorter texts, less training. Every key is there, because Flower
 overrides declared keys only.
 
-An unknown key or an impossible value is refused before anything runs, with what is possible.
-`base` and the sites' paths are relative to the file they stand in. `base` is a folder, never a
-name on a hub.
+An unknown key or an impossible value is refused before anything runs, and the message says what is
+possible. `base` and the sites' paths are relative to the file that names them. `base` is a folder,
+never a name on a hub.
 
 ## An example: a decoder without heads
 
-With `calibration.prompt-end` a causal language model is a classifier. It reads a row's text and
-then `prompt-end`; the class is the label that it would rather go on with. So labels are words
-(`"sports"`, not `3`), and no two may begin with the same token. Sites train no head, and need
-none beside an adapter that they bring.
+With `calibration.prompt-end` a causal language model is a classifier. It reads a sample's text and
+then `prompt-end`; the class is the label that it most likely continues with. So labels are words
+(`"sports"`, not `3`), and no two may begin with the same token. Sites train no head, and need no
+head beside an adapter that they bring.
 
 ```toml
 base = "models/qwen"

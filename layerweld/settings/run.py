@@ -39,32 +39,33 @@ Table = TypeVar("Table", bound=Settings)
 
 
 class CalibrationSettings(Settings):
-    """Which rows of a site's data the statistics are taken over, and how."""
+    """Which samples of a site's data the statistics are taken over, and how."""
 
     samples: Rows = 0
-    """Rows drawn at random with ``seed``; 0 uses every row, in order."""
+    """Samples drawn at random with ``seed``; 0 uses every sample, in order."""
     max_length: Tokens = 128
     """Tokens after which a text is cut."""
     prompt_end: Annotated[str, Field(max_length=4096)] = ""
-    """For causal language models: text put after each row's text and never cut, ``"\\nTopic:"``.
-    With it a class is the word that the model goes on with, and no head is trained."""
+    """For causal language models: text put after each sample's text and never cut, such as
+    ``"\\nTopic:"``. A class is then the word that the model continues with, and no head is
+    trained."""
     batch_size: BatchSize = 32
-    """Rows per forward pass."""
+    """Samples per forward pass."""
     seed: Seed = 0
     """Seed of the draw, of fine-tuning and of everything else that is random."""
     device: WordText = "auto"
-    """Where sites run the model: ``cpu``, ``cuda:1``; ``auto`` is a GPU where there is one."""
+    """Where sites run the model: ``cpu``, ``cuda:1``; ``auto`` is a GPU if there is one."""
     threads: Annotated[int, Field(ge=1, le=256)] = 2
-    """Threads per site, whatever ``OMP_NUM_THREADS`` says; 1 where the cores are busy. On machines
+    """Threads per site, whatever ``OMP_NUM_THREADS`` says; use 1 if the cores are busy. On machines
     of one kind (processor, packages, the variables in ``environment.json``) the same number gives
-    the same bits; on another kind the last digits differ."""
+    the same bits. On another kind the last digits differ."""
     validation: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of a site's rows that is set aside to choose settings on: neither fine-tuning nor
-    calibration sees it."""
+    """Share of a site's samples that is set aside to choose settings on. Neither fine-tuning nor
+    calibration sees them."""
     max_unreadable: Annotated[float, Field(ge=0, le=1)] = 0.01
-    """Share of rows that may be unreadable; they are counted and skipped, more is an error."""
+    """Share of samples that may be unreadable. They are counted and skipped; more is an error."""
     text_column: ColumnText = "text"
-    """Column of the rows that holds the text."""
+    """Column that holds the text."""
     label_column: ColumnText = "label"
     """Column that holds the label; only fine-tuning and evaluation need it."""
 
@@ -79,17 +80,17 @@ class FinetuneSettings(Settings):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout on the LoRA branch."""
     targets: ListText = "all-linear"
-    """Comma-separated name suffixes of the layers to adapt, or ``all-linear``: every one of the
-    merge plan."""
+    """Comma-separated name suffixes of the layers to adapt, or ``all-linear`` for every layer of
+    the merge plan."""
     freeze_a: bool = False
-    """Train ``B`` alone, on an ``A`` that is drawn from ``calibration.seed`` and so the same at
-    every site, as ``ffa-lora`` needs."""
+    """Train ``B`` alone, on an ``A`` that is drawn from ``calibration.seed``. So ``A`` is the same
+    at every site, as ``ffa-lora`` needs."""
     epochs: Annotated[int, Field(ge=1, le=1000)] = 3
-    """Passes over the training rows."""
+    """Passes over the training samples."""
     max_steps: Annotated[int, Field(ge=-1, le=1_000_000)] = -1
-    """Optimiser steps after which training ends whatever ``epochs`` says; -1 for no such limit."""
+    """Optimiser steps after which training ends, whatever ``epochs`` says; -1 for no limit."""
     batch_size: BatchSize = 16
-    """Rows per optimiser step."""
+    """Samples per optimiser step."""
     learning_rate: Rate = 1e-3
     """Peak learning rate of AdamW."""
     max_length: Tokens = 64
@@ -99,7 +100,7 @@ class FinetuneSettings(Settings):
     precision: WordText = "32-true"
     """Lightning's ``Trainer(precision=…)``."""
     logger: Literal["tensorboard", "csv", "mlflow", "wandb", "none"] = "tensorboard"
-    """Where training curves go, inside the site's own folder; ``mlflow`` and ``wandb`` need the
+    """Where training curves go, inside the site's own folder. ``mlflow`` and ``wandb`` need the
     extra of the same name."""
 
 
@@ -107,13 +108,13 @@ class EvaluateSettings(Settings):
     """Held-out evaluation at the sites."""
 
     enabled: bool = True
-    """Evaluate at the sites that have labelled held-out rows and a head."""
+    """Evaluate, if the sites have labelled held-out samples and a head."""
     rows: Literal["held-out", "validation"] = "held-out"
     """What to evaluate on; ``validation`` is what ``calibration.validation`` set aside."""
     samples: Rows = 0
-    """How many of them, drawn at random with ``calibration.seed``; 0 uses every row."""
+    """How many of them, drawn at random with ``calibration.seed``; 0 uses every sample."""
     batch_size: BatchSize = 64
-    """Rows per forward pass."""
+    """Samples per forward pass."""
     max_length: Tokens = 64
     """Tokens after which a text is cut."""
 
@@ -133,13 +134,12 @@ class RunSettings(Settings):
     base: PathText = ""
     """Folder of the base model."""
     base_name: LineText = ""
-    """What cards and adapter configurations call the base model, e.g. its name on a hub; empty for
-    the name of its folder."""
+    """What cards and adapter configurations call the base model, such as its name on a hub; empty
+    for the name of its folder."""
     sites: PathText = ""
-    """TOML file that lists the sites of one machine; empty where each node says itself which site
-    it is."""
+    """TOML file that lists the sites of one machine; empty if each node says which site it is."""
     min_sites: Annotated[int, Field(ge=1, le=10_000)] = 2
-    """Sites that must be connected before the handshake, and fewer than which no run goes on."""
+    """Sites that must be connected before the handshake; with fewer no run continues."""
     methods: ListText = "chain"
     """Comma-separated names of ``layerweld methods``; the first one's merge is written out.
     ``chain`` is whichever ``merge.granularity`` says."""
@@ -150,12 +150,12 @@ class RunSettings(Settings):
     name: Annotated[str, Field(pattern=f"^{SITE_NAME}$")] = "run"
     """Name of the run, for humans and for resuming."""
     timeout: Seconds = 3600.0
-    """Seconds a site may take for one message; then it is asked again."""
+    """Seconds that a site may take for one message; then it is asked again."""
     lost_site: LostSite = "wait"
-    """What to do about a site that fails or stays silent: ``wait`` for it until ``deadline`` and
+    """What to do about a site that fails or does not reply: ``wait`` for it until ``deadline`` and
     then stop, to be resumed; ``abort`` at once; ``continue`` without it from ``deadline`` on."""
     deadline: Seconds = 86400.0
-    """Seconds after which a round waits for no site any more."""
+    """Seconds after which a round no longer waits for a site."""
     merge: MergeSettings = MergeSettings()
     calibration: CalibrationSettings = CalibrationSettings()
     finetune: FinetuneSettings = FinetuneSettings()
@@ -168,7 +168,7 @@ class RunSettings(Settings):
         return next(table for table in tables if isinstance(table, kind))
 
     def of_method(self, name: str) -> MergeMethod:
-        """The table of a method that merges the updates themselves; it is what merges.
+        """The table of a method that merges the updates themselves; the table does the merging.
 
         Raises:
             ConfigError: there is no such method.

@@ -22,10 +22,10 @@ from layerweld.untrusted.files import named_path
 from layerweld.untrusted.names import SITE_NAME
 
 HEAD = "head.safetensors"
-"""What a site's classifier is called where the run's file does not name it."""
+"""The file of a site's classifier, unless the run's file names another."""
 
 LEAST_ROWS = 10
-"""``min-rows`` of a site that answers to somebody else and does not say itself."""
+"""``min-rows`` of a site whose runs somebody else starts, if it does not say otherwise."""
 
 
 class SiteEntry(Settings):
@@ -34,43 +34,42 @@ class SiteEntry(Settings):
     name: str = Field(min_length=1, pattern=f"^{SITE_NAME}$")
     """Name of the site, unique in the run; it names a folder, so letters, digits and ``._-``."""
     data: PathText = Field(min_length=1)
-    """Rows to calibrate on (and to fine-tune on): JSON lines, CSV, Parquet or an image folder."""
+    """Samples to calibrate on, and to fine-tune on: JSON lines, CSV, Parquet or an image folder."""
     adapter: PathText = ""
     """PEFT LoRA folder or fully fine-tuned model folder; empty to fine-tune on ``data`` first."""
     head: PathText = ""
-    """Classifier of the site's own adapter, to evaluate with: ``head.safetensors`` as layerweld
-    writes it, if not in the folder that the adapter folder lies in."""
+    """Classifier of the site's own adapter, to evaluate with: a ``head.safetensors`` as layerweld
+    writes it. Needed only if that file is not beside the adapter folder."""
     base: PathText = ""
-    """Where this site keeps the base model, if not where the run's settings say."""
+    """This site's folder of the base model, if it is not the one in the run's settings."""
     held_out: PathText = ""
-    """Labelled rows to evaluate on."""
+    """Labelled samples to evaluate on."""
     text_column: ColumnText = ""
-    """Column of this site's rows that holds the text, if not the one of ``calibration``."""
+    """This site's column with the text, if it is not the one in ``calibration``."""
     label_column: ColumnText = ""
-    """Column of this site's rows that holds the label, if not the one of ``calibration``."""
+    """This site's column with the label, if it is not the one in ``calibration``."""
     cache: PathText = ""
-    """Where this site keeps its state, if not where the run's settings say."""
+    """This site's folder for its state, if it is not the one in the run's settings."""
     logger: Literal["", "tensorboard", "csv", "mlflow", "wandb", "none"] = ""
     """Where this site's training curves go, if not where ``finetune.logger`` says."""
     min_rows: Annotated[int, Field(ge=1, le=1_000_000)] = 1
-    """Nothing is learnt from, measured over or told apart by fewer rows than this, whatever a run
-    asks for: rows come in parcels of at least so many, always the same ones, and a run draws whole
-    parcels. 1 is each row by itself."""
+    """Nothing is learnt from, measured over or told apart by fewer samples than this, whatever a
+    run says. Samples come in parcels of at least so many, always the same ones, and a run draws
+    whole parcels. 1 is each sample by itself."""
     watchdog: bool = False
-    """End the process that answers a message when the message's time is over. For sites that Flower
-    starts one process a message for: without it, a hung one blocks every later message."""
+    """End the process that handles a message when the message's time is over. It is for sites where
+    Flower starts one process per message: there a hung one blocks every later message."""
 
     def node_config(self) -> dict[str, Scalar]:
-        """What it says, as Flower's node configuration of the site has it."""
+        """The same keys as Flower's node configuration of the site."""
         return {key: value for key, value in self.model_dump().items() if value}
 
 
 def on_its_own(site: SiteEntry) -> SiteEntry:
-    """The same site, where somebody else starts the runs.
+    """The same site for runs that somebody else starts.
 
-    What it does not say itself is what this project has by default, and not what a run says: which
-    columns are read, where curves are logged, and how few rows are too few. Paths are the caller's
-    affair.
+    What the site does not say has this project's default, and not a run's: which columns are read,
+    where curves are logged, and how few samples are too few. Paths are left to the caller.
     """
     says = site.model_fields_set
     return site.model_copy(
@@ -89,8 +88,8 @@ def read_run_file(file: Path) -> tuple[RunSettings, tuple[SiteEntry, ...]]:
     Relative paths in it are relative to the file's folder.
 
     Raises:
-        ConfigError: the file is missing or no TOML, a setting is unknown or wrong, or the sites
-            are none, or two of one name.
+        ConfigError: the file is missing or not TOML, a setting is unknown or wrong, there are no
+            sites, or two have one name.
     """
     named_path(file, "the run's file", ConfigError)
     if not file.exists():
@@ -130,7 +129,7 @@ def site_entries(entries: Any, file: Path) -> tuple[SiteEntry, ...]:
 
 
 def _refuse_shared_heads(sites: Sequence[SiteEntry], file: Path) -> None:
-    """Two adapters in one folder: the head that lies there is one site's, or nobody's."""
+    """Refuse two adapters beside one head: it can be one site's at most."""
     owners: dict[Path, str] = {}
     for site in sites:
         head = Path(site.adapter).parent / HEAD if site.adapter and not site.head else None
@@ -138,7 +137,7 @@ def _refuse_shared_heads(sites: Sequence[SiteEntry], file: Path) -> None:
             continue
         if head in owners:
             raise ConfigError(
-                f"{file}: {head} lies beside the adapters of {owners[head]} and of {site.name}; "
+                f"{file}: {head} is beside the adapters of both {owners[head]} and {site.name}; "
                 f"name each site's own with `head`"
             )
         owners[head] = site.name

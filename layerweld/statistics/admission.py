@@ -82,11 +82,13 @@ def admit(
 
 def _checked_magnitude(factor: GramFactor, product: Product, layer: str) -> Magnitude:
     implied = factor.implied_update(product.moments)
-    found = factor.magnitude(product.moments, implied)
-    if not found.bound <= LARGEST_WEIGHT or not max(found.energy, found.square) < LIMIT:
+    magnitude = factor.magnitude(product.moments, implied)
+    largest_square = max(magnitude.energy, magnitude.square)
+    if not magnitude.bound <= LARGEST_WEIGHT or not largest_square < LIMIT:
         raise RefusedReplyError(
-            f"{layer}: only an update with numbers up to {found.bound:.3g} has this product with "
-            f"the Gram matrix that was sent, and no model's has any beyond {LARGEST_WEIGHT:.0f}"
+            f"{layer}: only an update with numbers up to {magnitude.bound:.3g} has this product "
+            f"with the Gram matrix that was sent, and no model's has any beyond "
+            f"{LARGEST_WEIGHT:.0f}"
         )
     own = product.update or implied
     if cancels(own):
@@ -97,12 +99,12 @@ def _checked_magnitude(factor: GramFactor, product: Product, layer: str) -> Magn
                 f"{layer}: the update that was sent along has numbers beyond {LARGEST_WEIGHT:.0f}, "
                 f"and no model's has"
             )
-        found = replace(found, square=max(found.square, own.norm**2))
-    if factor.carries_silence(product.moments, found):
+        magnitude = replace(magnitude, square=max(magnitude.square, own.norm**2))
+    if factor.carries_silence(product.moments, magnitude):
         raise RefusedReplyError(
             f"{layer}: features that never fire carry a part of the product: no update does that"
         )
-    return found
+    return magnitude
 
 
 def _weight(statistics: GroupStatistics, group: LayerGroup, settings: MergeSettings) -> float:
@@ -124,6 +126,6 @@ def _check_summable(site: str, weight: float, statistics: GroupStatistics) -> No
         raise RefusedReplyError(
             f"{statistics.group}: {site} would count for nothing: its weight {weight:.3g} times "
             f"a largest moment of {moment:.3g} is too little to sum exactly; give the site "
-            f"other rows, or set `merge.importance` to 'uniform' where the weight is 0 and "
-            f"`merge.normalization` to 'token' where the moment is tiny"
+            f"other samples, or set `merge.importance` to 'uniform' if the weight is 0 and "
+            f"`merge.normalization` to 'token' if the moment is tiny"
         )

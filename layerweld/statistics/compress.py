@@ -31,8 +31,8 @@ def compress(
     basis, triangle = torch.linalg.qr(left)
     core = triangle @ (right @ gram @ right.T) @ triangle.T
     energies, directions = torch.linalg.eigh((core + core.T) / 2)
-    kept = directions[:, -rank:].flip(1)
+    leading = directions[:, -rank:].flip(1)
     total = float(energies.clamp(min=0).sum())
     lost = float(energies[:-rank].clamp(min=0).sum())
     error = (lost / total) ** 0.5 if total > 0 else 0.0
-    return LowRankUpdate(basis @ kept, kept.T @ triangle @ right), error
+    return LowRankUpdate(basis @ leading, leading.T @ triangle @ right), error

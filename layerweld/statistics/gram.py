@@ -107,6 +107,8 @@ def packed_size(d: int) -> int:
 
 def pack_symmetric(gram: Float[Tensor, "d d"]) -> Float[Tensor, " packed"]:
     """The upper triangle, row after row: ``d (d + 1) / 2`` numbers instead of ``d²``."""
+    if gram.is_meta:  # a shape without numbers
+        return gram.new_empty(packed_size(len(gram)))
     return torch.cat([row[i:] for i, row in enumerate(gram)])
 
 

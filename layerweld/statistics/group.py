@@ -10,8 +10,15 @@ from torch import Tensor
 
 from layerweld.plan import LayerGroup
 from layerweld.settings.merge import MergeSettings
-from layerweld.statistics.gram import GramAccumulator, normalize, shrink
-from layerweld.updates.update import DenseUpdate, Update, blank_update, update_from
+from layerweld.statistics.gram import (
+    GramAccumulator,
+    normalize,
+    pack_symmetric,
+    shrink,
+    unpack_symmetric,
+)
+from layerweld.updates.named_tensors import blank_update
+from layerweld.updates.update import DenseUpdate, Update, update_from
 
 _MOMENTS = {"left": "left", "right": "right", "weight": "product"}
 _OWN = {"right": "factor", "weight": "update"}
@@ -38,7 +45,7 @@ class Product:
 
     @staticmethod
     def from_tensors(sent: Mapping[str, Tensor]) -> Product:
-        """Inverse of :meth:`tensors`; a KeyError or ValueError where these are no product's."""
+        """Inverse of :meth:`tensors`; a ValueError where these are no product's."""
         moments = {part: sent[name] for part, name in _MOMENTS.items() if name in sent}
         own = {part: sent[name] for part, name in _OWN.items() if name in sent}
         return Product(update_from(moments), update_from(moments | own) if own else None)
@@ -61,6 +68,26 @@ class GroupStatistics:
     gram: Tensor
     products: Mapping[str, Product]
     num_tokens: int
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What travels, by name; of the Gram matrix the upper triangle."""
+        sent = {"gram": pack_symmetric(self.gram)}
+        for layer, product in self.products.items():
+            sent |= {f"{layer}/{part}": tensor for part, tensor in product.tensors().items()}
+        return sent
+
+    @staticmethod
+    def from_tensors(
+        group: LayerGroup, num_tokens: int, sent: Mapping[str, Tensor]
+    ) -> GroupStatistics:
+        """Inverse of :meth:`tensors`; a KeyError or ValueError where these are no group's."""
+        parts: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in sent.items():
+            layer, _, part = name.rpartition("/")
+            parts.setdefault(layer, {})[part] = tensor
+        gram = unpack_symmetric(parts.pop("")["gram"], group.d_in)
+        products = {layer: Product.from_tensors(own) for layer, own in parts.items()}
+        return GroupStatistics(group.name, gram, products, num_tokens)
 
 
 @dataclass(frozen=True)
@@ -123,13 +150,12 @@ def blank_statistics(
         form: how products travel in this run.
     """
     gram = torch.empty(group.d_in, group.d_in, device="meta")
-    products = {
-        layer.name: _product(
-            blank_update((layer.d_out, group.d_in), ranks[layer.name]), gram.double(), form
-        )
-        for layer in group.layers
-        if layer.name in ranks
-    }
+    products = {}
+    for layer in group.layers:
+        if layer.name in ranks:
+            rank = 0 if form.dense else ranks[layer.name]
+            update = blank_update((layer.d_out, group.d_in), rank)
+            products[layer.name] = Product(update, update if form.with_updates else None)
     return GroupStatistics(group.name, gram, products, 0)
 
 

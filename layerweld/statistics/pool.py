@@ -65,10 +65,12 @@ class GroupSolution:
 class GroupPool:
     """``S = Σ ω_i G_i`` and ``R = Σ ω_i ΔW_i G_i`` of one layer group.
 
-    Replies are added as they come. The sums are exact (:class:`ExactSum`) and factors are stacked
-    in the order of the sites' names, so the solution has the same bits in whatever order the sites
-    answer. Where the settings cap a site's share or ask for its influence, its statistics are kept
-    until the group is solved, to be taken off the sums again; else they are forgotten.
+    A reply goes one way: :meth:`check` makes an :class:`Admitted` of it, :meth:`fold` adds that,
+    and :meth:`solve` takes what was added. Replies are added as they come. The sums are exact
+    (:class:`ExactSum`) and factors are stacked in the order of the sites' names, so the solution
+    has the same bits in whatever order the sites reply. Where the settings cap a site's share or
+    ask for its influence, its statistics are kept until the group is solved, to be taken off the
+    sums again; else they are forgotten.
 
     What can buy a site influence: no number that it claims, for nothing is computed from any. ω is
     computed here, from G. ``token`` and ``trace`` fix tr G = 1 and so bound ω ≤ (d_in - 1) / 2,
@@ -138,9 +140,9 @@ class GroupPool:
         if len(magnitudes) == 2 < len(self._admitted):
             return  # of two sites among many nobody can say which one is wrong: influence shows it
         name, most = self.group.name, self.settings.max_size
-        energies = {site: found.energy**0.5 for site, found in magnitudes.items()}
+        energies = {site: one.energy**0.5 for site, one in magnitudes.items()}
         refuse_out_of_proportion(energies, most, f"what its update of {name} does to its tokens")
-        sizes = {site: found.square**0.5 for site, found in magnitudes.items()}
+        sizes = {site: one.square**0.5 for site, one in magnitudes.items()}
         refuse_out_of_proportion(sizes, most, f"the update behind its products of {name}")
 
     def solve(self) -> GroupSolution:

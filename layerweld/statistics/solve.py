@@ -129,7 +129,7 @@ def regularize(gram: Float64[Tensor, "d_in d_in"], ridge: float) -> RegularizedG
         return RegularizedGram(gram, ridge_value, condition, scale, factor, None)
     values, vectors = torch.linalg.eigh(matrix)
     largest = float(values[-1])
-    kept = values > d_in * torch.finfo(torch.float32).eps * largest
-    inverse = (vectors[:, kept] / values[kept]) @ vectors[:, kept].T
-    condition = largest / float(values[kept].min()) if bool(kept.any()) else 1.0
+    excited = values > d_in * torch.finfo(torch.float32).eps * largest
+    inverse = (vectors[:, excited] / values[excited]) @ vectors[:, excited].T
+    condition = largest / float(values[excited].min()) if bool(excited.any()) else 1.0
     return RegularizedGram(gram, ridge_value, condition, scale, None, inverse)

@@ -129,13 +129,13 @@ def _check(name: str, array: Array, shape: tuple[int, ...]) -> None:
         raise ValueError(
             f"{name!a} is {array.stype[:40]!a} of {array.dtype[:40]!a}, not float32 as it is"
         )
-    found = tuple(array.shape)
-    if len(found) > _MOST_DIMENSIONS or found != shape:
-        raise ValueError(f"{name!a} is {found[:_MOST_DIMENSIONS]}, not {shape[:_MOST_DIMENSIONS]}")
-    if any(type(size) is not int or not 0 <= size < 2**40 for size in found):
+    sent = tuple(array.shape)
+    if len(sent) > _MOST_DIMENSIONS or sent != shape:
+        raise ValueError(f"{name!a} is {sent[:_MOST_DIMENSIONS]}, not {shape[:_MOST_DIMENSIONS]}")
+    if any(type(size) is not int or not 0 <= size < 2**40 for size in sent):
         raise ValueError(f"{name!a} has no shape that an array can have")
-    if len(array.data) != _WIDTH * prod(found):
-        raise ValueError(f"{name!a} has {len(array.data)} bytes for {prod(found)} numbers")
+    if len(array.data) != _WIDTH * prod(sent):
+        raise ValueError(f"{name!a} has {len(array.data)} bytes for {prod(sent)} numbers")
 
 
 def _tensor(array: Array) -> Tensor:

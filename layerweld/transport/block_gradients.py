@@ -26,9 +26,8 @@ from layerweld.transport.step_context import (
     step_context,
 )
 from layerweld.transport.untrusted import read, read_list, refusing_malformed
-from layerweld.transport.updates import all_updates
 from layerweld.updates.digest import extend_prefix
-from layerweld.updates.named_tensors import update_tensors
+from layerweld.updates.named_tensors import update_tensors, updates_from
 from layerweld.updates.update import Update
 
 BLOCK_GRADIENTS = "train.distillation"
@@ -97,7 +96,7 @@ def decode_block_request(content: RecordDict) -> BlockRequest:
     """
     with refusing_malformed():
         _REQUEST.check(content)
-        updates = all_updates(from_arrays(content.array_records[_UPDATES]))
+        updates = updates_from(from_arrays(content.array_records[_UPDATES]))
         round_ = read(content.config_records[ABOUT], "round", int)
         request = BlockRequest(step_context(content), round_, updates)
         require_sent_identity(content, request.identity)
@@ -126,7 +125,7 @@ def block_gradients_layout(shapes: Shapes) -> Layout:
 
 
 def decode_block_gradients(content: RecordDict, shapes: Shapes) -> BlockReply:
-    """Inverse of :func:`encode_block_gradients`, for a reply that nobody vouches for.
+    """Inverse of :func:`encode_block_gradients`, for a reply that is not trusted.
 
     Args:
         content: of the reply.

@@ -24,8 +24,7 @@ from layerweld.transport.identity import (
 from layerweld.transport.layout import Entries, Flag, Layout, Many, Real, Text, Whole
 from layerweld.transport.step_context import LAYERS
 from layerweld.transport.untrusted import read, read_list, refusing_malformed
-from layerweld.transport.updates import all_updates_by_site
-from layerweld.updates.named_tensors import site_tensors
+from layerweld.updates.named_tensors import site_tensors, updates_by_site
 from layerweld.updates.update import Update
 
 COEFFICIENTS = "train.entropy"
@@ -157,7 +156,7 @@ def decode_coefficients_request(content: RecordDict) -> CoefficientsRequest:
             chain_digest=read(record, "chain_digest", str),
             averaged=read(record, "averaged", bool),
             coefficients=sent[_COEFFICIENTS],
-            updates=all_updates_by_site(from_arrays(content.array_records[_UPDATES])),
+            updates=updates_by_site(from_arrays(content.array_records[_UPDATES])),
             other_params=from_arrays(content.array_records[_OTHER_PARAMS]),
         )
         require_sent_identity(content, request.identity)
@@ -178,7 +177,7 @@ def coefficients_layout(sites: int, layers: int) -> Layout:
 
 
 def decode_coefficients(content: RecordDict, sites: int, layers: int) -> CoefficientsReply:
-    """Inverse of :func:`encode_coefficients`, for a reply that nobody vouches for.
+    """Inverse of :func:`encode_coefficients`, for a reply that is not trusted.
 
     Raises:
         RefusedReplyError: a field is missing, unexpected or has another type, or the gradient has

@@ -24,7 +24,7 @@ def encode_accuracy(accuracy: float, samples: int) -> RecordDict:
 
 
 def decode_accuracy(content: RecordDict) -> tuple[float, int]:
-    """Inverse of :func:`encode_accuracy`, for a reply that nobody vouches for.
+    """Inverse of :func:`encode_accuracy`, for a reply that is not trusted.
 
     Raises:
         RefusedReplyError: no share, no number of samples, or something else came along.

@@ -46,7 +46,7 @@ def fisher_layout(plan: MergePlan) -> Layout:
 
 
 def decode_fisher(content: RecordDict, plan: MergePlan) -> FisherSums:
-    """Inverse of :func:`encode_fisher`, for a reply that nobody vouches for.
+    """Inverse of :func:`encode_fisher`, for a reply that is not trusted.
 
     Raises:
         RefusedReplyError: an array is missing or has another shape, or something else came along.

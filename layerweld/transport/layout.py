@@ -215,13 +215,13 @@ def check_record(
             raise ValueError(f"{key!r} {error}, not {_said(record[key])}") from None
 
 
-def _same_keys(what: str, found: Mapping[str, object], wanted: Mapping[str, object]) -> None:
-    if found.keys() == wanted.keys():
+def _same_keys(what: str, present: Mapping[str, object], wanted: Mapping[str, object]) -> None:
+    if present.keys() == wanted.keys():
         return
-    missing = sorted(wanted.keys() - found.keys())
+    missing = sorted(wanted.keys() - present.keys())
     if missing:
         raise ValueError(f"{what} {missing[0]!r} is missing")
-    surplus = next(key for key in found if key not in wanted)
+    surplus = next(key for key in present if key not in wanted)
     raise ValueError(f"{what} {quoted(surplus)} is unexpected")
 
 

@@ -20,8 +20,7 @@ from layerweld.transport.identity import (
 from layerweld.transport.layout import Layout, Text
 from layerweld.transport.step_context import LAYERS
 from layerweld.transport.untrusted import read, read_list, refusing_malformed
-from layerweld.transport.updates import all_updates
-from layerweld.updates.named_tensors import update_tensors
+from layerweld.updates.named_tensors import update_tensors, updates_from
 from layerweld.updates.update import Update
 
 _MERGED, _OTHER_PARAMS = "merged", "other-params"
@@ -73,7 +72,7 @@ def decode_model(message_type: str, content: RecordDict) -> ModelToMeasure:
             run=read(record, "run", str),
             kind=read(record, "kind", str),
             layers=tuple(read_list(record, "layers", str)),
-            updates=all_updates(from_arrays(content.array_records[_MERGED])),
+            updates=updates_from(from_arrays(content.array_records[_MERGED])),
             other_params=from_arrays(content.array_records[_OTHER_PARAMS]),
         )
         require_sent_identity(content, _identity(message_type, model, content.array_records))

@@ -34,7 +34,7 @@ def other_params_bytes(other_params: Mapping[str, Tensor]) -> int:
 
 
 def decode_other_params(content: RecordDict, parameters: Shapes) -> dict[str, Tensor]:
-    """Inverse of :func:`encode_other_params`, for a reply that nobody vouches for.
+    """Inverse of :func:`encode_other_params`, for a reply that is not trusted.
 
     Args:
         content: of the reply.

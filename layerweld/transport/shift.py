@@ -31,7 +31,7 @@ def shifts_layout(groups: Collection[str]) -> Layout:
 
 
 def decode_shifts(content: RecordDict, groups: Collection[str]) -> dict[str, float]:
-    """Inverse of :func:`encode_shifts`, for a reply that nobody vouches for.
+    """Inverse of :func:`encode_shifts`, for a reply that is not trusted.
 
     Args:
         content: of the reply.

@@ -10,14 +10,12 @@ from torch import Tensor
 
 from layerweld.errors import RefusedReplyError
 from layerweld.plan import LayerGroup
-from layerweld.statistics.gram import pack_symmetric, packed_size, unpack_symmetric
 from layerweld.statistics.group import (
     GroupStatistics,
-    Product,
     ProductForm,
     blank_statistics,
 )
-from layerweld.transport.arrays import Shapes, blank, shapes_of, to_arrays
+from layerweld.transport.arrays import Shapes, shapes_of, to_arrays
 from layerweld.transport.identity import (
     ABOUT,
     Identity,
@@ -109,8 +107,7 @@ def encode_statistics(reply: StatisticsReply) -> RecordDict:
             "tokens": [one.num_tokens for one in sent],
         }
     )
-    tensors = _tensors((pack_symmetric(one.gram), one.products) for one in sent)
-    return RecordDict({ABOUT: record, _STATISTICS: to_arrays(tensors)})
+    return RecordDict({ABOUT: record, _STATISTICS: to_arrays(_tensors(sent))})
 
 
 def statistics_layout(
@@ -123,13 +120,14 @@ def statistics_layout(
         ranks: LoRA rank of each layer that the site fine-tuned; 0 where the whole layer changed.
         form: how products travel in this run.
     """
-    return _layout(shapes_of(_tensors(_blank(group, ranks, form) for group in groups)), len(groups))
+    blank = _tensors(blank_statistics(group, ranks, form) for group in groups)
+    return _layout(shapes_of(blank), len(groups))
 
 
 def decode_statistics(
     content: RecordDict, groups: Sequence[LayerGroup], ranks: Mapping[str, int], form: ProductForm
 ) -> StatisticsReply:
-    """Inverse of :func:`encode_statistics`, for a reply that nobody vouches for.
+    """Inverse of :func:`encode_statistics`, for a reply that is not trusted.
 
     Args:
         content: of the reply.
@@ -154,7 +152,7 @@ def decode_statistics(
         tokens = read_list(record, "tokens", int)
         return StatisticsReply(
             tuple(
-                _statistics_from(_own(arrays, index), group, count)
+                GroupStatistics.from_tensors(group, count, _own(arrays, index))
                 for index, (group, count) in enumerate(zip(groups, tokens, strict=True))
             )
         )
@@ -169,40 +167,15 @@ def _layout(shapes: Shapes, groups: int) -> Layout:
     return reply_layout(Layout({ABOUT: entries}, {_STATISTICS: shapes}))
 
 
-def _tensors(groups: Iterable[tuple[Tensor, Mapping[str, Product]]]) -> dict[str, Tensor]:
-    """What travels, by name: of each group the packed Gram matrix and the products."""
+def _tensors(groups: Iterable[GroupStatistics]) -> dict[str, Tensor]:
+    """What travels, by name."""
     return {
         f"{index}/{name}": tensor
-        for index, (gram, products) in enumerate(groups)
-        for name, tensor in (
-            ("gram", gram),
-            *(
-                (f"{layer}/{part}", tensor)
-                for layer, product in products.items()
-                for part, tensor in product.tensors().items()
-            ),
-        )
+        for index, group in enumerate(groups)
+        for name, tensor in group.tensors().items()
     }
 
 
 def _own(arrays: Mapping[str, Tensor], index: int) -> dict[str, Tensor]:
     here = f"{index}/"
     return {name.removeprefix(here): t for name, t in arrays.items() if name.startswith(here)}
-
-
-def _statistics_from(
-    arrays: dict[str, Tensor], group: LayerGroup, num_tokens: int
-) -> GroupStatistics:
-    gram = unpack_symmetric(arrays.pop("gram"), group.d_in)
-    parts: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in arrays.items():
-        layer, _, part = name.rpartition("/")
-        parts.setdefault(layer, {})[part] = tensor
-    products = {layer: Product.from_tensors(own) for layer, own in parts.items()}
-    return GroupStatistics(group.name, gram, products, num_tokens)
-
-
-def _blank(
-    group: LayerGroup, ranks: Mapping[str, int], form: ProductForm
-) -> tuple[Tensor, Mapping[str, Product]]:
-    return blank(packed_size(group.d_in)), blank_statistics(group, ranks, form).products

@@ -12,8 +12,7 @@ from layerweld.transport.arrays import Shapes, from_arrays, to_arrays
 from layerweld.transport.identity import ABOUT, IN_REQUEST, Identity, request_id
 from layerweld.transport.layout import Entries, Flag, Many, Text, Whole
 from layerweld.transport.untrusted import read, read_list
-from layerweld.transport.updates import all_updates_by_site
-from layerweld.updates.named_tensors import site_tensors
+from layerweld.updates.named_tensors import site_tensors, updates_by_site
 from layerweld.updates.update import Update
 
 MOST_STEPS = 2**16
@@ -94,7 +93,7 @@ class StepContext:
 def step_context(content: RecordDict) -> StepContext:
     """Out of a request that has these entries and arrays."""
     record = content.config_records[ABOUT]
-    merged = all_updates_by_site(from_arrays(content.array_records[_MERGED]))
+    merged = updates_by_site(from_arrays(content.array_records[_MERGED]))
     return StepContext(
         run=read(record, "run", str),
         method=read(record, "method", str),

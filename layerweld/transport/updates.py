@@ -5,20 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from flwr.app import RecordDict
-from torch import Tensor
 
 from layerweld.plan import MergePlan
-from layerweld.transport.arrays import blank, shapes_of, to_arrays
+from layerweld.transport.arrays import shapes_of, to_arrays
 from layerweld.transport.identity import reply_layout
 from layerweld.transport.layout import Layout
 from layerweld.transport.untrusted import refusing_malformed
-from layerweld.updates.named_tensors import (
-    site_tensors,
-    update_tensors,
-    updates_by_site,
-    updates_from,
-)
-from layerweld.updates.update import DenseUpdate, LowRankUpdate, Update
+from layerweld.updates.named_tensors import blank_update, update_tensors, updates_from
+from layerweld.updates.update import Update
 
 UPDATES = "train.adapter"
 """Flower's type of the message; its request says no more than what it is about."""
@@ -39,7 +33,9 @@ def updates_layout(plan: MergePlan, ranks: Mapping[str, int]) -> Layout:
         ranks: LoRA rank of each layer that the site fine-tuned; 0 where the whole layer changed.
     """
     updates = {
-        layer: _blank(shape, ranks[layer]) for layer, shape in plan.shapes.items() if layer in ranks
+        layer: blank_update(shape, ranks[layer])
+        for layer, shape in plan.shapes.items()
+        if layer in ranks
     }
     return reply_layout(Layout(arrays={_UPDATES: shapes_of(update_tensors(updates))}))
 
@@ -47,7 +43,7 @@ def updates_layout(plan: MergePlan, ranks: Mapping[str, int]) -> Layout:
 def decode_updates(
     content: RecordDict, plan: MergePlan, ranks: Mapping[str, int]
 ) -> dict[str, Update]:
-    """Inverse of :func:`encode_updates`, for a reply that nobody vouches for.
+    """Inverse of :func:`encode_updates`, for a reply that is not trusted.
 
     Args:
         content: of the reply.
@@ -59,31 +55,3 @@ def decode_updates(
     """
     with refusing_malformed():
         return updates_from(updates_layout(plan, ranks).read(content)[_UPDATES])
-
-
-def all_updates(tensors: Mapping[str, Tensor]) -> dict[str, Update]:
-    """Updates out of tensors of which each must belong to one.
-
-    Raises:
-        KeyError: half of an update is missing.
-        ValueError: two halves do not fit, or a tensor is no part of an update.
-    """
-    updates = updates_from(tensors)
-    if update_tensors(updates).keys() != tensors.keys():
-        raise ValueError("a tensor is no part of an update")
-    return updates
-
-
-def all_updates_by_site(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Update]]:
-    """As :func:`all_updates`, of several sites or steps."""
-    by_site = updates_by_site(tensors)
-    if site_tensors(by_site).keys() != tensors.keys():
-        raise ValueError("a tensor is no part of an update")
-    return by_site
-
-
-def _blank(shape: tuple[int, int], rank: int) -> Update:
-    d_out, d_in = shape
-    return (
-        LowRankUpdate(blank(d_out, rank), blank(rank, d_in)) if rank else DenseUpdate(blank(*shape))
-    )

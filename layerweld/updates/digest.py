@@ -37,8 +37,8 @@ def prefix_of_sites(first: str, updates: Mapping[str, Mapping[str, Update]]) -> 
         updates: by site, then by layer.
     """
     prefix = first
-    for site, of in sorted(updates.items()):
-        prefix = extend_prefix(f"{prefix} {site}", of)
+    for site, own in sorted(updates.items()):
+        prefix = extend_prefix(f"{prefix} {site}", own)
     return prefix
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
-from layerweld.updates.update import Update, update_from
+from layerweld.updates.update import DenseUpdate, LowRankUpdate, Update, update_from
 
 
 def update_tensors(updates: Mapping[str, Update]) -> dict[str, Tensor]:
@@ -22,8 +23,8 @@ def updates_from(tensors: Mapping[str, Tensor]) -> dict[str, Update]:
     """Inverse of :func:`update_tensors`.
 
     Raises:
-        KeyError: half of an update is missing.
-        ValueError: two halves do not fit.
+        ValueError: half of an update is missing, two halves do not fit, or a tensor is no
+            part of an update.
     """
     by_layer: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
@@ -48,3 +49,11 @@ def updates_by_site(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Update
         site, _, rest = name.partition("/")
         by_site.setdefault(site, {})[rest] = tensor
     return {site: updates_from(own) for site, own in by_site.items()}
+
+
+def blank_update(shape: tuple[int, int], rank: int) -> Update:
+    """An update that has a shape and no numbers; of rank 0 a dense one."""
+    d_out, d_in = shape
+    if not rank:
+        return DenseUpdate(torch.empty(shape, device="meta"))
+    return LowRankUpdate(*(torch.empty(s, device="meta") for s in ((d_out, rank), (rank, d_in))))

@@ -38,12 +38,14 @@ def require_claimed_factors(claimed: str, updates: Mapping[str, Update]) -> None
     What draws an ``A`` says nothing about its bytes; see :func:`require_one_factor`.
 
     Raises:
-        RefusedReplyError: as said.
+        RefusedReplyError: it is not.
     """
     if not claimed or claimed.startswith(_DRAWN):
         return
     if digest_of_factors(updates) != claimed:
-        raise RefusedReplyError("the A of its LoRA is another than it introduced itself with")
+        raise RefusedReplyError(
+            "the A of its LoRA is not the one that it announced in the handshake"
+        )
 
 
 def require_one_factor(by_site: Mapping[str, Mapping[str, Update]]) -> None:
@@ -53,18 +55,21 @@ def require_one_factor(by_site: Mapping[str, Mapping[str, Update]]) -> None:
         ForeignFactorError: with these sites.
         CohortError: no ``A`` is that of more than half of the sites, so nobody is to blame.
     """
-    found = {
-        site: (digest_of_factors(of), tuple((layer, u.shape) for layer, u in sorted(of.items())))
-        for site, of in by_site.items()
+    factors = {
+        site: (
+            digest_of_factors(updates),
+            tuple((layer, u.shape) for layer, u in sorted(updates.items())),
+        )
+        for site, updates in by_site.items()
     }
-    most, count = Counter(found.values()).most_common(1)[0]
-    others = sorted(site for site, factor in found.items() if factor != most)
+    most, count = Counter(factors.values()).most_common(1)[0]
+    others = sorted(site for site, factor in factors.items() if factor != most)
     if not others:
         return
-    if 2 * count <= len(found):
+    if 2 * count <= len(factors):
         raise CohortError(
-            f"the method needs one frozen A at all sites, and {', '.join(sorted(found)[:8])} sent "
-            f"different ones; fine-tune them anew with finetune.freeze-a = true"
+            f"the method needs one frozen A at all sites, and {', '.join(sorted(factors)[:8])} "
+            f"sent different ones; fine-tune again with finetune.freeze-a = true"
         )
     raise ForeignFactorError(
         dict.fromkeys(others, "its frozen A is another than that of most sites; train it anew")

@@ -34,7 +34,7 @@ def conclude_comparison(methods: Sequence[MethodOverSeeds]) -> str:
 
 
 def _by_seed(best: MethodOverSeeds, second: MethodOverSeeds) -> str:
-    """Whether it leads at each seed, which the held-out rows' sampling error says nothing about."""
+    """At how many seeds it leads, about which the sampling error says nothing."""
     pairs = list(zip(best.normalised.values, second.normalised.values, strict=False))
     if len(pairs) == 1:
         return "; one seed says nothing about training."

@@ -17,7 +17,7 @@ from layerweld.report.comparison.tables import (
     tuned_cells,
 )
 from layerweld.report.comparison.template import COMPARISON_PAGE
-from layerweld.report.page.axes import axis, log_scale, rows, rule_at
+from layerweld.report.page.axes import axis, log_scale, row_axis, rule_at
 from layerweld.report.page.chart import Chart
 from layerweld.report.page.palette import method_style
 from layerweld.report.page.render import Table, render_page
@@ -84,7 +84,7 @@ def method_accuracy_chart(methods: list[MethodOverSeeds]) -> Chart:
         data=[mean, worst],
         layout={
             "xaxis": axis("", ticksuffix=" %"),
-            "yaxis": rows([chart_text(method.label) for method in shown]),
+            "yaxis": row_axis([chart_text(method.label) for method in shown]),
             "shapes": [rule_at(100.0)],
             "hovermode": "closest",
         },

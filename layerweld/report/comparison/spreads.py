@@ -13,7 +13,7 @@ from layerweld.report.scores import half_width
 
 @dataclass(frozen=True)
 class Spread:
-    """A figure over the seeds."""
+    """One number over the seeds."""
 
     values: tuple[float, ...]
 
@@ -45,7 +45,7 @@ class MethodOverSeeds:
     """Accuracy by site."""
     half_width: float
     """Sampling error of the mean over sites of ``normalised``: half of a 95 % interval. Seeds are
-    judged on the same held-out rows, so it does not shrink with their number."""
+    judged on the same held-out samples, so it does not shrink with their number."""
     rounds: int
     bytes_up: float
     bytes_down: float
@@ -69,8 +69,7 @@ def shares(method: MethodResult, individual: MethodResult) -> dict[str, float]:
 
 def mean_normalised(method: MethodResult, individual: MethodResult) -> float:
     """Mean over the sites; 0 where no site's own model is ever right."""
-    found = shares(method, individual)
-    return fmean(found.values()) if found else 0.0
+    return fmean(shares(method, individual).values() or [0.0])
 
 
 def over_seeds(comparison: Comparison) -> list[MethodOverSeeds]:
@@ -90,7 +89,7 @@ def individuals(comparison: Comparison) -> dict[int, MethodResult]:
 def _line(entries: list[Entry], alone: dict[int, MethodResult]) -> MethodOverSeeds:
     results = [entry.result for entry in entries]
     by_seed = [shares(entry.result, alone[entry.seed]) for entry in entries]
-    means = {site: fmean(found[site] for found in by_seed) for site in by_seed[0]}
+    means = {site: fmean(sites[site] for sites in by_seed) for site in by_seed[0]}
     missing = f" ({len(entries)} of {len(alone)} seeds)" if len(entries) < len(alone) else ""
     peaks = [entry.peak_bytes for entry in entries if entry.peak_bytes is not None]
     return MethodOverSeeds(
@@ -100,7 +99,7 @@ def _line(entries: list[Entry], alone: dict[int, MethodResult]) -> MethodOverSee
         normalised=Spread(
             tuple(mean_normalised(e.result, alone[e.seed]) for e in entries),
         ),
-        worst=Spread(tuple(min(found.values(), default=0.0) for found in by_seed)),
+        worst=Spread(tuple(min(sites.values(), default=0.0) for sites in by_seed)),
         worst_site=min(means, key=means.__getitem__, default=""),
         sites={
             site: Spread(tuple(r.scores[site].accuracy for r in results))
@@ -117,7 +116,7 @@ def _line(entries: list[Entry], alone: dict[int, MethodResult]) -> MethodOverSee
 
 
 def _half_width(method: MethodResult, individual: MethodResult) -> float:
-    """Of the mean of independent sites, each as far off as its held-out rows let it be."""
+    """Of the mean of independent sites, each as far off as its held-out samples let it be."""
     own = {site: score.accuracy for site, score in individual.scores.items() if score.accuracy > 0}
     widths = [half_width(method.scores[site]) / accuracy for site, accuracy in own.items()]
     return sqrt(sum(width**2 for width in widths)) / len(widths) if widths else 0.0

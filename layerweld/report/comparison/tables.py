@@ -87,7 +87,7 @@ def notes(comparison: Comparison) -> str:
     return (
         f"{seeds} Normalised: accuracy / accuracy of the site's own model. "
         f"{budget_text(comparison)} Up, down: bytes of all sites together; time: of merging "
-        f"alone. Peak memory: resident memory of the one process that plays server and sites."
+        f"alone. Peak memory: resident memory of the one process that runs server and sites."
     )
 
 
@@ -100,7 +100,7 @@ def budget_text(comparison: Comparison) -> str:
         return f"Settings: {usual}{given}."
     return (
         f"Settings: the best of at most {comparison.budget} declared candidates per method and "
-        f"seed, on a fifth of each site's rows that nothing was trained on{given}."
+        f"seed, on a fifth of each site's samples that nothing was trained on{given}."
     )
 
 

@@ -67,7 +67,7 @@ def axis(title: str, **more: Any) -> dict[str, Any]:
     } | more  # fmt: skip
 
 
-def rows(labels: Sequence[str]) -> dict[str, Any]:
+def row_axis(labels: Sequence[str]) -> dict[str, Any]:
     """A vertical axis with a name per row, the first on top."""
     return axis(
         "",

@@ -73,7 +73,7 @@ thead th.number { white-space: normal; }
 .normalised { color: var(--muted); font-size: 13px; }
 .best .absolute { font-weight: 700; }
 .best .normalised { font-weight: 700; color: var(--ink); }
-.rows, .error { color: var(--muted); font-size: 14px; }
+.samples, .error { color: var(--muted); font-size: 14px; }
 tr.total { background: var(--soft); }
 tr.total th { font-weight: 600; }
 details { margin-top: 20px; }
@@ -121,7 +121,7 @@ li + li { margin-top: 8px; }
   .scroll { overflow: visible; }
   .scroll th:first-child { min-width: 0; position: static; }
   .scroll table { font-size: 8pt; }
-  .scroll thead th, .scroll small, .scroll .normalised, .scroll .rows, .scroll .error {
+  .scroll thead th, .scroll small, .scroll .normalised, .scroll .samples, .scroll .error {
     font-size: 7pt;
   }
   .scroll table th, .scroll table td { padding: 5px 4px; }

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import isfinite
 
-from layerweld.report.page.axes import axis, group_axis, log_scale, rows, rule_at
+from layerweld.report.page.axes import axis, group_axis, log_scale, row_axis, rule_at
 from layerweld.report.page.chart import Chart, Trace
 from layerweld.report.page.palette import method_style, site_style
 from layerweld.report.results import GroupMetrics, MethodResult, RunResults
@@ -51,7 +51,7 @@ def site_accuracy_chart(results: RunResults) -> Chart | None:
         data=traces,
         layout={
             "xaxis": axis("", ticksuffix=" %", range=[min(spread) - pad, max(spread) + pad]),
-            "yaxis": rows([chart_text(s) for s in sites]),
+            "yaxis": row_axis([chart_text(s) for s in sites]),
             "shapes": [rule_at(100.0)],
             "hovermode": "closest",
         },
@@ -178,7 +178,7 @@ def tokens_chart(results: RunResults, method: MethodResult | None) -> Chart:
         data=[trace],
         layout={
             "xaxis": axis("", range=[0, 1.12 * top], nticks=6),
-            "yaxis": rows([chart_text(s.name) for s in results.sites]),
+            "yaxis": row_axis([chart_text(s.name) for s in results.sites]),
             "hovermode": "closest",
         },
         narrow={"xaxis.range": [0, 1.45 * top], "xaxis.nticks": 4},
@@ -227,11 +227,11 @@ def _line(
     style: tuple[str, str, str],
 ) -> Trace:
     colour, symbol, dash = style
-    kept = [(i, v) for i, v in enumerate(values) if v is not None and isfinite(v)]
+    points = [(i, v) for i, v in enumerate(values) if v is not None and isfinite(v)]
     return {
         "type": "scatter", "mode": "lines+markers", "name": name,
-        "x": [i for i, _ in kept], "y": [v for _, v in kept],
-        "customdata": [f"{full_name(groups[i])}<br>{number_text(v)}" for i, v in kept],
+        "x": [i for i, _ in points], "y": [v for _, v in points],
+        "customdata": [f"{full_name(groups[i])}<br>{number_text(v)}" for i, v in points],
         "hovertemplate": "%{customdata}<extra>%{fullData.name}</extra>",
         "line": {"color": f"--{colour}", "width": 1.75, "dash": dash},
         "marker": {"color": f"--{colour}", "symbol": symbol, "size": 6},

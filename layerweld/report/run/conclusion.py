@@ -26,11 +26,11 @@ def conclude_run(results: RunResults) -> str:
     if results.chosen not in by_method:
         return f"How well {label} works was not measured: the run has no held-out accuracy for it."
     chosen = by_method[results.chosen]
-    figure = percent(chosen.score)
+    score = percent(chosen.score)
     if chosen.mean_normalised is None:
-        opening = f"{label} reaches an accuracy of {figure} on average over"
+        opening = f"{label} reaches an accuracy of {score} on average over"
     else:
-        opening = f"{label} keeps {figure} of individual fine-tuning on average over"
+        opening = f"{label} keeps {score} of individual fine-tuning on average over"
     opening = f"{opening} {count(len(sites), 'site')}"
     return f"{opening}; {_rank(results, by_method)}{_against_base(by_method, results.chosen)}"
 
@@ -61,14 +61,12 @@ def _rank(results: RunResults, by_method: dict[str, Summary]) -> str:
         return "no other merge was compared."
     best = max(others, key=lambda name: by_method[name].score)
     lead = by_method[results.chosen].score - by_method[best].score
-    label, figure = _label(results, best), percent(by_method[best].score)
+    label, score = _label(results, best), percent(by_method[best].score)
     if abs(lead) < 1e-9:
         return f"{label} does exactly as well."
     if lead < 0:
-        return f"{label} is better here, with {figure}."
-    return (
-        f"it is the best of the {count(len(others) + 1, 'merge')}; {label} follows with {figure}."
-    )
+        return f"{label} is better here, with {score}."
+    return f"it is the best of the {count(len(others) + 1, 'merge')}; {label} follows with {score}."
 
 
 def _against_base(by_method: dict[str, Summary], chosen: str) -> str:

@@ -119,7 +119,7 @@ def _sections(results: RunResults, featured: MethodResult | None) -> list[Sectio
 
 
 def _lost_section(results: RunResults, featured: MethodResult | None) -> Section | None:
-    """Before all else, since every figure below means something else; None if nobody was lost."""
+    """Before all else, since every number below means something else; None if nobody was lost."""
     if not results.lost:
         return None
     cohort = cohort_map(results, featured) if featured else None
@@ -194,13 +194,13 @@ def _limits(results: RunResults, featured: MethodResult | None) -> list[str]:
     limits = []
     if evaluated(results):
         limits.append(
-            "Accuracies are on each site's own held-out rows. They say nothing about other data,"
-            " and they are samples: with n rows, an accuracy p is known to about"
+            "Accuracies are on each site's own held-out samples. They say nothing about other data,"
+            " and they are estimates: with n samples, an accuracy p is known to about"
             " ± 1.96 √(p(1−p)/n)."
         )
         limits.append(
             "Each site measured its own accuracy and reported it; the coordinator has not seen the"
-            " rows."
+            " samples."
         )
     if featured:
         limits.append(

@@ -7,7 +7,7 @@ from dataclasses import replace
 from math import log2
 from typing import Any
 
-from layerweld.report.page.axes import group_axis, ratio_bar, rows, value_bar
+from layerweld.report.page.axes import group_axis, ratio_bar, row_axis, value_bar
 from layerweld.report.page.chart import Chart, Trace
 from layerweld.report.results import GroupMetrics, MethodResult, RunResults
 from layerweld.report.wording import chart_text, full_name, number_text
@@ -96,7 +96,7 @@ def _site_map(
         data=[drawn | trace],
         layout=horizontal
         | {
-            "yaxis": rows([chart_text(s, 18) for s in sites]) | {"showgrid": False},
+            "yaxis": row_axis([chart_text(s, 18) for s in sites]) | {"showgrid": False},
             "hovermode": "closest",
         },
         narrow=narrow,

@@ -47,7 +47,7 @@ RUN_PAGE = """\
       {% for column in accuracy.columns %}<th scope="col" class="number">
         <i class="swatch" style="background: var(--{{ column.colour }})"></i>{{ column.label }}
         {% if column.tag %}<small>{{ column.tag }}</small>{% endif %}</th>{% endfor %}
-      <th scope="col" class="number">Rows</th>
+      <th scope="col" class="number">Samples</th>
       <th scope="col" class="number">±&nbsp;95&nbsp;%</th></tr>
     </thead>
     <tbody>
@@ -57,19 +57,19 @@ RUN_PAGE = """\
         <span class="absolute">{{ cell.absolute }}</span>
         {% if cell.normalised %}<span class="normalised">{{ cell.normalised }}</span>{% endif %}
       </td>{% endfor %}
-      <td class="number rows">{{ row.samples }}</td><td class="number error">{{ row.error }}</td>
+      <td class="number samples">{{ row.samples }}</td><td class="number error">{{ row.error }}</td>
     </tr>
     {% endfor %}
     </tbody>
   </table>
   </div>
-  <p class="note">Rows: held-out rows of the site. ±: half of the widest binomial 95 % interval in
-    the row, in points of accuracy; differences below it may be chance.
+  <p class="note">Samples: held-out samples of the site. ±: half of the widest binomial 95 %
+    interval in the row, in points of accuracy; differences below it may be chance.
     {% if accuracy.left_out %}Means leave out {{ accuracy.left_out }}, where not every method has a
     score.{% endif %}</p>
   {% else %}
   <p class="empty">No held-out accuracy was measured. It is where every site has labelled
-    held-out rows and a head, and <code>evaluate.enabled</code> is not off.</p>
+    held-out samples and a head, and <code>evaluate.enabled</code> is not off.</p>
   {% endif %}
   {% for chart in accuracy_charts %}{{ figure(chart) }}{% endfor %}
 </section>

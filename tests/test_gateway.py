@@ -1,4 +1,4 @@
-"""The door as it listens: who gets in, how many, and for how long."""
+"""The gateway as it listens: who gets in, how many, and for how long."""
 
 import asyncio
 import base64
@@ -28,8 +28,8 @@ from layerweld.deploy import callers, connections
 from layerweld.deploy.callers import RegisteredOnly
 from layerweld.deploy.certificates import make_authority, make_server
 from layerweld.deploy.connections import Connections, Listener
-from layerweld.deploy.door import serve
-from layerweld.deploy.front import FLEET_CALLS, Front
+from layerweld.deploy.fleet_proxy import FLEET_CALLS, FleetProxy
+from layerweld.deploy.gateway import serve
 from layerweld.deploy.keys import make_key
 from layerweld.deploy.ports import free_port
 
@@ -41,7 +41,7 @@ PULL = "/v1/fleet/pull-messages"
 
 
 class SuperLink:
-    """Stands in for Flower's behind the front: counts calls, and answers."""
+    """Stands in for Flower's behind the gateway: counts calls, and answers."""
 
     def __init__(self):
         self.bodies = []
@@ -60,7 +60,7 @@ class SuperLink:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("door")
+    folder = tmp_path_factory.mktemp("gateway")
     authority = make_authority("fed")
     server = make_server(authority, ["127.0.0.1"])
     (folder / "ca.crt").write_bytes(authority.certificate_pem)
@@ -90,7 +90,7 @@ def signed(folder, name="ash", seconds=0.0, **changed):
 
 @contextmanager
 def listening(app, folder):
-    """The port of an application that is served as the door is."""
+    """The port of an application that is served as the gateway is."""
     counted = Connections()
     listener = Listener("127.0.0.1", 0, counted)
     loop = asyncio.new_event_loop()
@@ -116,9 +116,11 @@ def superlink(folder):
 
 
 @pytest.fixture
-def door(folder, superlink):
-    front = Front(f"https://127.0.0.1:{superlink[1]}", folder / "ca.crt", {"application": "abc"})
-    with listening(RegisteredOnly(front, folder / "sites"), folder) as (port, counted):
+def gateway(folder, superlink):
+    proxy = FleetProxy(
+        f"https://127.0.0.1:{superlink[1]}", folder / "ca.crt", {"application": "abc"}
+    )
+    with listening(RegisteredOnly(proxy, folder / "sites"), folder) as (port, counted):
         yield port, counted
 
 
@@ -133,42 +135,42 @@ def ask(folder, port, headers, path=PULL, body=b"asked", method="POST"):
         connection.close()
 
 
-def test_a_registered_site_gets_through(folder, superlink, door):
-    assert ask(folder, door[0], signed(folder)) == (200, b"answer")
+def test_a_registered_site_gets_through(folder, superlink, gateway):
+    assert ask(folder, gateway[0], signed(folder)) == (200, b"answer")
     assert superlink[0].bodies[-1] == b"asked"
 
 
-def test_a_signature_is_good_for_one_call(folder, superlink, door):
+def test_a_signature_is_good_for_one_call(folder, superlink, gateway):
     headers = signed(folder)
-    assert ask(folder, door[0], headers)[0] == 200
+    assert ask(folder, gateway[0], headers)[0] == 200
     before = len(superlink[0].bodies)
     r, s = decode_dss_signature(base64.b64decode(headers["flwr-signature"]))
     turned = base64.b64encode(encode_dss_signature(r, _ORDER - s)).decode()
     for replayed in (headers, headers | {"flwr-signature": turned}):
         for path in FLEET_CALLS:
-            assert ask(folder, door[0], replayed, path)[0] == 401
+            assert ask(folder, gateway[0], replayed, path)[0] == 401
     assert len(superlink[0].bodies) == before
 
 
-def test_a_key_that_is_not_registered_gets_nothing_through(folder, superlink, door):
+def test_a_key_that_is_not_registered_gets_nothing_through(folder, superlink, gateway):
     before = len(superlink[0].bodies)
     for path in FLEET_CALLS:
         expected = 412 if path.endswith("/activate-node") else 401
         for headers in (signed(folder, "stranger"), {}):
-            assert ask(folder, door[0], headers, path)[0] == expected
+            assert ask(folder, gateway[0], headers, path)[0] == expected
     assert len(superlink[0].bodies) == before
 
 
-def test_a_site_that_was_removed_gets_nothing_through(folder, door, monkeypatch):
+def test_a_site_that_was_removed_gets_nothing_through(folder, gateway, monkeypatch):
     monkeypatch.setattr(callers, "_LOOK", 0.0)
     file = folder / "sites/ash.pub"
     content = file.read_bytes()
-    assert ask(folder, door[0], signed(folder))[0] == 200
+    assert ask(folder, gateway[0], signed(folder))[0] == 200
     file.unlink()
     time.sleep(1.1)
-    assert ask(folder, door[0], signed(folder))[0] == 401
+    assert ask(folder, gateway[0], signed(folder))[0] == 401
     file.write_bytes(content)
-    assert ask(folder, door[0], signed(folder))[0] == 200
+    assert ask(folder, gateway[0], signed(folder))[0] == 200
 
 
 def wrong_headers(folder, draw):
@@ -193,12 +195,12 @@ def wrong_headers(folder, draw):
     )
 
 
-def test_no_wrong_header_gets_through(folder, superlink, door):
+def test_no_wrong_header_gets_through(folder, superlink, gateway):
     draw = random.Random(0)
     before = len(superlink[0].bodies)
     for _ in range(150):
         headers = wrong_headers(folder, draw)
-        status, _ = ask(folder, door[0], headers)
+        status, _ = ask(folder, gateway[0], headers)
         assert status in (400, 401), headers
     assert len(superlink[0].bodies) == before
 
@@ -221,11 +223,11 @@ def test_no_wrong_header_gets_through(folder, superlink, door):
         "\r\n".join(f"X{i}: x" for i in range(3000)),
     ],
 )
-def test_no_head_is_an_error_of_the_door(folder, superlink, door, head, capsys):
+def test_no_head_is_an_error_of_the_door(folder, superlink, gateway, head, capsys):
     before = len(superlink[0].bodies)
     own = "\r\n".join(f"{name}: {value}" for name, value in signed(folder).items())
     asked = f"POST {PULL} HTTP/1.1\r\nHost: x\r\n{own}\r\n{head}\r\n\r\n5\r\nasked\r\n0\r\n\r\n"
-    with connected(folder, door[0]) as connection:
+    with connected(folder, gateway[0]) as connection:
         connection.sendall(asked.encode("latin-1"))
         said = connection.recv(4096)
     assert said[:12] in {b"HTTP/1.1 400", b"HTTP/1.1 413", b"HTTP/1.1 431"}, said
@@ -277,32 +279,32 @@ def is_closed(connection):
         return False
 
 
-def test_three_hundred_half_open_calls_keep_nobody_out_and_are_ended(folder, door, monkeypatch):
+def test_three_hundred_half_open_calls_keep_nobody_out_and_are_ended(folder, gateway, monkeypatch):
     monkeypatch.setattr(connections, "HEAD_SECONDS", 4.0)
     draw = random.Random(0)
     held = []
     for number in range(300):
-        held.append(half_open(folder, door[0], draw))
-        assert len(door[1]) <= connections.MOST_FROM_ONE_PLACE
+        held.append(half_open(folder, gateway[0], draw))
+        assert len(gateway[1]) <= connections.MOST_FROM_ONE_PLACE
         if number % 50 == 49:
             began = time.monotonic()
-            assert ask(folder, door[0], signed(folder))[0] == 200
+            assert ask(folder, gateway[0], signed(folder))[0] == 200
             assert time.monotonic() - began < 3
     last = time.monotonic()
     assert all(map(is_closed, held))
     assert time.monotonic() - last < 4.0 + 4.0
-    assert ask(folder, door[0], signed(folder))[0] == 200
+    assert ask(folder, gateway[0], signed(folder))[0] == 200
     for connection in held:
         connection.close()
 
 
-def test_one_byte_at_a_time_is_ended_at_the_deadline(folder, door, monkeypatch):
+def test_one_byte_at_a_time_is_ended_at_the_deadline(folder, gateway, monkeypatch):
     monkeypatch.setattr(connections, "HEAD_SECONDS", 2.0)
     monkeypatch.setattr(connections, "CALL_SECONDS", 2.0)
     whole = "\r\n".join(f"{name}: {value}" for name, value in signed(folder).items())
     head = f"POST {PULL} HTTP/1.1\r\nHost: x\r\n{whole}\r\nContent-Length: 100000\r\n\r\n"
     for begin in (head[:10], head):
-        with connected(folder, door[0]) as connection:
+        with connected(folder, gateway[0]) as connection:
             connection.sendall(begin.encode())
             began = time.monotonic()
             while time.monotonic() - began < 10 and takes(connection, b"x"):
@@ -310,9 +312,9 @@ def test_one_byte_at_a_time_is_ended_at_the_deadline(folder, door, monkeypatch):
             assert time.monotonic() - began < 6
 
 
-def test_a_connection_that_asks_nothing_more_is_ended(folder, door, monkeypatch):
+def test_a_connection_that_asks_nothing_more_is_ended(folder, gateway, monkeypatch):
     monkeypatch.setattr(connections, "IDLE_SECONDS", 1.0)
-    with connected(folder, door[0]) as connection:
+    with connected(folder, gateway[0]) as connection:
         connection.sendall(b"GET /layerweld HTTP/1.1\r\nHost: x\r\n\r\n")
         assert connection.recv(4096).startswith(b"HTTP/1.1 200")
         began = time.monotonic()
@@ -350,8 +352,10 @@ def odd_scope(folder, draw):
 )
 def test_no_request_is_an_error_of_the_application(folder, seed, count):
     draw = random.Random(seed)
-    front = Front(f"https://127.0.0.1:{free_port()}", folder / "ca.crt", {"application": "abc"})
-    app = RegisteredOnly(front, folder / "sites")
+    proxy = FleetProxy(
+        f"https://127.0.0.1:{free_port()}", folder / "ca.crt", {"application": "abc"}
+    )
+    app = RegisteredOnly(proxy, folder / "sites")
 
     async def play(scope):
         said = []

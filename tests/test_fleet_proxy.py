@@ -1,4 +1,4 @@
-"""The coordinator's door: Fleet calls pass unchanged, and nothing else reaches the SuperLink."""
+"""The coordinator's gateway: Fleet calls pass unchanged, and nothing else reaches the SuperLink."""
 
 import asyncio
 import http.client
@@ -16,11 +16,10 @@ import uvicorn
 from typer.testing import CliRunner
 
 from layerweld.cli import main as cli
-from layerweld.deploy import checks
-from layerweld.deploy import front as front_module
+from layerweld.deploy import checks, fleet_proxy
 from layerweld.deploy.certificates import make_authority, make_server
 from layerweld.deploy.checks import check_coordinator
-from layerweld.deploy.front import LARGEST_CALL, Front
+from layerweld.deploy.fleet_proxy import LARGEST_CALL, FleetProxy
 from layerweld.deploy.ports import free_port
 from layerweld.deploy.processes import Supervisor
 from layerweld.deploy.site import create
@@ -75,10 +74,10 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def door(folder):
+def gateway(folder):
     superlink, inside, outside = SuperLink(), free_port(), free_port()
-    front = Front(f"https://127.0.0.1:{inside}", folder / "ca.crt", {"application": "abc"})
-    started = [serve(superlink, folder, inside), serve(front, folder, outside)]
+    proxy = FleetProxy(f"https://127.0.0.1:{inside}", folder / "ca.crt", {"application": "abc"})
+    started = [serve(superlink, folder, inside), serve(proxy, folder, outside)]
     yield superlink, outside
     for server, thread in started:
         server.should_exit = server.force_exit = True
@@ -86,8 +85,8 @@ def door(folder):
 
 
 @pytest.fixture
-def ask(folder, door):
-    def ask(method, path, body=b"", port=door[1], **headers):
+def ask(folder, gateway):
+    def ask(method, path, body=b"", port=gateway[1], **headers):
         context = ssl.create_default_context(cafile=folder / "ca.crt")
         connection = http.client.HTTPSConnection("127.0.0.1", port, context=context)
         connection.request(method, path, body, headers)
@@ -99,12 +98,12 @@ def ask(folder, door):
     return ask
 
 
-def test_a_fleet_call_passes_with_its_signature_body_and_status(door, ask):
+def test_a_fleet_call_passes_with_its_signature_body_and_status(gateway, ask):
     body = bytes(range(256)) * 20_000  # 5 MB, a piece of a tensor
     answer, content = ask("POST", "/v1/fleet/push-object", body, **{"flwr-signature": "s"})
     assert (answer.status, answer.headers["x-answer"]) == (207, "yes")
     assert content == body[::-1]
-    assert door[0].asked[-1] == ("/v1/fleet/push-object", b"s")
+    assert gateway[0].asked[-1] == ("/v1/fleet/push-object", b"s")
 
 
 @pytest.mark.parametrize(
@@ -123,18 +122,18 @@ def test_a_fleet_call_passes_with_its_signature_body_and_status(door, ask):
         ("GET", "/"),
     ],
 )
-def test_nothing_else_reaches_the_superlink(door, ask, method, path):
-    before = list(door[0].asked)
+def test_nothing_else_reaches_the_superlink(gateway, ask, method, path):
+    before = list(gateway[0].asked)
     assert ask(method, path)[0].status == 404
-    assert door[0].asked == before
+    assert gateway[0].asked == before
 
 
-def test_a_call_larger_than_any_of_flowers_is_refused_unread(door, ask):
-    before = list(door[0].asked)
+def test_a_call_larger_than_any_of_flowers_is_refused_unread(gateway, ask):
+    before = list(gateway[0].asked)
     headers = {"Content-Length": str(LARGEST_CALL + 1)}
     assert ask("POST", "/v1/fleet/push-object", **headers)[0].status == 413
     assert ask("POST", "/v1/fleet/push-object", iter([b"x"]))[0].status == 413
-    assert door[0].asked == before
+    assert gateway[0].asked == before
 
 
 def test_anybody_may_know_versions_and_time(ask):
@@ -145,10 +144,10 @@ def test_anybody_may_know_versions_and_time(ask):
 
 @contextmanager
 def lone_door(folder, about=()):
-    """The port of a door without a SuperLink."""
+    """The port of a gateway without a SuperLink."""
     port = free_port()
-    front = Front(f"https://127.0.0.1:{free_port()}", folder / "ca.crt", dict(about))
-    server, thread = serve(front, folder, port)
+    proxy = FleetProxy(f"https://127.0.0.1:{free_port()}", folder / "ca.crt", dict(about))
+    server, thread = serve(proxy, folder, port)
     try:
         yield port
     finally:
@@ -164,7 +163,7 @@ def test_a_superlink_that_is_away_is_tried_again(folder, ask):
 @contextmanager
 def door_whose_clock_is_off(folder, seconds, monkeypatch):
     clock = SimpleNamespace(time=lambda: time.time() + seconds)
-    monkeypatch.setattr(front_module, "time", clock)
+    monkeypatch.setattr(fleet_proxy, "time", clock)
     about = {name: version(name) for name in ("layerweld", "flwr", "torch", "transformers")}
     with lone_door(folder, about | {"application": "abc"}) as port:
         yield f"127.0.0.1:{port}"
