@@ -10,7 +10,7 @@ import torch
 from transformers import AutoTokenizer
 
 from client.data.parcels import in_parcels
-from client.data.samples import read_rows
+from client.data.samples import read_dataset
 from client.handlers import coefficients
 from client.site import site_of_node
 from client.state import site_state
@@ -85,7 +85,7 @@ def in_one_place(sites, method, settings):
             f"{k}.weight": weight_of(base.backbone.get_submodule(k)) + v for k, v in merged.items()
         }
         for node in sites.nodes:
-            rows = read_rows(Path(node["data"]), settings.calibration, reads_images=False)
+            rows = read_dataset(Path(node["data"]), settings.calibration, reads_images=False)
             of_round = (settings.table(AdaMerging).seed << 32) + round_
             rows = in_parcels(rows, 1).draw(settings.table(AdaMerging).rows, of_round).rows
             inputs = tokenizer(
