@@ -1,4 +1,4 @@
-"""The paper's Tables 3 and 4 on a benchmark: what each part of the chain adds, and how many samples it needs.
+"""The paper's Tables 3 and 4: what each part of the chain adds, and how many samples it needs.
 
 Example: python -m experiments.ablation text components --seeds 3
 """

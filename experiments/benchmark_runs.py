@@ -101,7 +101,7 @@ def fine_tuned_otherwise(
 
 @contextmanager
 def federation(settings: RunSettings, nodes: Nodes) -> Iterator[Federation]:
-    """The server's side of a run in this process, after the handshake and with every adapter trained.
+    """The server's side of a run in this process, after the handshake, with all adapters trained.
 
     For what is measured beside a comparison: shifts, other cohorts. Sites forget it afterwards.
     """
