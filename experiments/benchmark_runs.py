@@ -54,7 +54,7 @@ def benchmark(name: Name, seed: int = 0) -> Benchmark:
     return Benchmark(settings, tuple(nodes))
 
 
-def compared(
+def compare_methods(
     settings: RunSettings,
     nodes: Nodes,
     seeds: Sequence[int],
@@ -66,13 +66,15 @@ def compared(
     Every seed draws other samples, so each has a run file of its own.
     """
 
-    def open_grid(changed: RunSettings) -> InProcessGrid:
-        file = run_file(changed.name, changed.calibration.seed)
-        return InProcessGrid(app, nodes, changed.model_copy(update={"sites": str(file)}))
+    def open_grid(seeded: RunSettings) -> InProcessGrid:
+        if seeded.sites:  # else the nodes say themselves who they are
+            file = run_file(seeded.name, seeded.calibration.seed)
+            seeded = seeded.model_copy(update={"sites": str(file)})
+        return InProcessGrid(app, nodes, seeded)
 
-    def forget(changed: RunSettings, run: str) -> None:
+    def forget(seeded: RunSettings, run: str) -> None:
         with raising_here():
-            forget_run(nodes, changed, run)
+            forget_run(nodes, seeded, run)
 
     comparison = ComparisonSettings(settings, settings.base, seeds, tune)
     with showing_progress():
@@ -100,8 +102,8 @@ def fine_tuned_otherwise(
 
 
 @contextmanager
-def federation(settings: RunSettings, nodes: Nodes) -> Iterator[Federation]:
-    """The server's side of a run in this process, after the handshake, with all adapters trained.
+def open_federation(settings: RunSettings, nodes: Nodes) -> Iterator[Federation]:
+    """The server's side of a run in this process, after the handshake, with every adapter trained.
 
     For what is measured beside a comparison: shifts, other cohorts. Sites forget it afterwards.
     """
@@ -109,9 +111,9 @@ def federation(settings: RunSettings, nodes: Nodes) -> Iterator[Federation]:
     grid = InProcessGrid(app, nodes, settings)
     with tempfile.TemporaryDirectory() as folder, showing_progress():
         journal = RunJournal(Path(folder) / "journal")
-        played = Federation(grid, settings, settings.base, journal)
-        played.introduce()
-        played.fine_tune()
-        yield played
+        federation = Federation(grid, settings, settings.base, journal)
+        federation.introduce()
+        federation.fine_tune()
+        yield federation
         with raising_here():
-            forget_run(nodes, settings, played.run)
+            forget_run(nodes, settings, federation.run)

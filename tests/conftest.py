@@ -41,11 +41,11 @@ def one_thread():
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Waiting sites take no time; what the inquiry says of them is not printed."""
-    from strategies import inquiry, notices
+    """Waiting sites take no time; what the poll says of them is not printed."""
+    from strategies import notices, poll
     from tests.faulty_grid import Clock
 
     clock = Clock()
-    monkeypatch.setattr(inquiry, "time", clock)
+    monkeypatch.setattr(poll, "time", clock)
     monkeypatch.setattr(notices, "log", lambda _level, _text: None)
     return clock

@@ -1,10 +1,10 @@
-"""A server that dies, or that something else befalls, once it has kept a step or a round."""
+"""A server that dies, or that something else befalls, once it has kept a round."""
 
 from contextlib import contextmanager
 
 import pytest
 
-from server.numbered_files import NumberedFiles
+from server.kept_rounds import RoundFiles
 
 
 class Killed(BaseException):
@@ -13,21 +13,21 @@ class Killed(BaseException):
 
 @contextmanager
 def after_keeping(monkeypatch, act):
-    """Within, ``act(index)`` is called each time that a step or round has been made durable."""
-    keep = NumberedFiles.keep
+    """Within, ``act(index)`` is called each time that a round has been made durable."""
+    keep = RoundFiles.keep
 
     def keep_and_act(self, kept):
         keep(self, kept)
         act(kept.index)
 
     with monkeypatch.context() as patch:
-        patch.setattr(NumberedFiles, "keep", keep_and_act)
+        patch.setattr(RoundFiles, "keep", keep_and_act)
         yield
 
 
 @contextmanager
 def killed_after(last, monkeypatch):
-    """What is played in here dies once it has kept the step or round of this index."""
+    """What is run in here dies once it has kept the round of this index."""
 
     def die(index):
         if index == last:

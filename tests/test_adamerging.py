@@ -11,8 +11,7 @@ from transformers import AutoTokenizer
 
 from client.data.parcels import in_parcels
 from client.data.samples import read_rows
-from client.handlers import entropy
-from client.handlers.entropy import answer as answer_of_entropy
+from client.handlers import coefficients
 from client.site import site_of_node
 from client.state import site_state
 from client.training.heads import ClassifierHead, load_head
@@ -23,7 +22,7 @@ from layerweld.model.base_model import load_base
 from layerweld.model.discover import discover_plan
 from layerweld.model.linear import weight_of
 from layerweld.runtime.incidents import raising_here
-from layerweld.transport.descent_messages import CoefficientQuestion
+from layerweld.transport.coefficients import CoefficientsRequest
 from layerweld.updates.digest import first_prefix, prefix_of_sites
 from server.run import play as play_run
 from tests.dying_server import killed_after
@@ -142,25 +141,27 @@ def test_a_site_answers_with_the_slope_of_its_entropy(sites):
     state = site_state(site, chosen, "slope")
     plan = state.plan.restricted_to({layer for of in updates.values() for layer in of})
     first = first_prefix(plan.digest, chosen.digest(), {})
-    asked = CoefficientQuestion(
+    asked = CoefficientsRequest(
         run="slope",
         method="adamerging",
         round=1,
         layers=plan.layer_names,
         sites=tuple(updates),
-        held=prefix_of_sites(first, updates),
+        plan=plan.digest,
+        chain_digest=prefix_of_sites(first, updates),
         averaged=False,
         coefficients=torch.full((len(updates), len(plan.layer_names)), 0.3),
         updates=updates,
     )
-    gradient = answer_of_entropy(state, asked).gradient
-    assert answer_of_entropy(state, replace(asked, held="0" * 64, updates={})).lacks
+    gradient = coefficients.reply_to(state, asked).gradient
+    assert coefficients.reply_to(state, replace(asked, chain_digest="0" * 64, updates={})).lacks
     for row, column in ((0, 0), (1, 3), (2, 5)):
         entropies = []
         for step in (0.02, -0.02):
             moved = asked.coefficients.clone()
             moved[row, column] += step
-            entropies.append(answer_of_entropy(state, replace(asked, coefficients=moved)).entropy)
+            reply = coefficients.reply_to(state, replace(asked, coefficients=moved))
+            entropies.append(reply.entropy)
         slope = (entropies[0] - entropies[1]) / 0.04
         assert float(gradient[row, column]) == pytest.approx(slope, rel=0.02, abs=1e-4)
 
@@ -215,7 +216,7 @@ def test_a_site_that_lost_its_cache_gets_the_updates_again(sites, whole, tmp_pat
         if message.metadata.message_type == "train.entropy":
             rounds.append(message)
             if len(rounds) == 8:  # in the third round: a new process with an empty cache
-                entropy._gains.cache_clear()
+                coefficients._gains.cache_clear()
                 shutil.rmtree(sites.folder / "cache/runs")
         return answer(message)
 

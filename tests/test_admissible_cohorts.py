@@ -81,9 +81,9 @@ def test_no_method_that_the_handshake_lets_play_fails_on_what_the_sites_send(see
     cohort = drawn_cohort(draw)
     if not cohort:
         return
-    introductions = tuple(one for one, _ in cohort.values())
+    site_infos = tuple(one for one, _ in cohort.values())
     for method in FROM_UPDATES:
-        if problem_with(method, settings(), introductions):
+        if problem_with(method, settings(), site_infos):
             continue
         kernel = settings().of_method(method.table)
         assert isinstance(kernel, MergeMethod)
@@ -99,10 +99,10 @@ def test_the_cohorts_above_are_of_every_kind_and_let_every_method_play(one_threa
     played, kinds = Counter(), Counter()
     for seed in range(60):
         cohort = drawn_cohort(random.Random(seed))
-        introductions = tuple(one for one, _ in cohort.values())
-        kinds.update("/".join(sorted(one.kind for one in introductions)).split("/"))
+        site_infos = tuple(one for one, _ in cohort.values())
+        kinds.update("/".join(sorted(one.kind for one in site_infos)).split("/"))
         for method in FROM_UPDATES:
-            if introductions and not problem_with(method, settings(), introductions):
+            if site_infos and not problem_with(method, settings(), site_infos):
                 played[method.name] += 1
     assert {"lora", "full", "none"} <= kinds.keys()
     assert played.keys() == {method.name for method in FROM_UPDATES}

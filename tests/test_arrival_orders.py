@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from server import in_process
-from strategies import inquiry, notices
+from strategies import notices, poll
 from tests.faulty_grid import Clock, InProcessGrid, handing_over, with_content
 from tests.stub_sites import NAMES, RUN, RecordedApp, StubApp, digest_of, new_chain, settings
 
@@ -72,7 +72,7 @@ class ShufflingGrid(InProcessGrid):
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(inquiry, "time", clock)
+    monkeypatch.setattr(poll, "time", clock)
     monkeypatch.setattr(notices, "log", lambda _level, _text: None)
     monkeypatch.setattr(in_process, "_through_the_wire", handing_over())
     before = torch.get_num_threads()
@@ -83,8 +83,8 @@ def clock(monkeypatch):
 
 def play(grid, chosen, method, run=RUN):
     chain = new_chain(chosen, method)
-    chain.run = chain.cohort.run = run
-    chain.play(grid)
+    chain.cohort.run = run
+    chain.run(grid)
     return chain
 
 
@@ -113,7 +113,7 @@ def test_no_order_of_arrival_changes_a_bit_and_every_surplus_reply_is_counted(me
         grid = ShufflingGrid(RecordedApp(recording), chosen, clock, seed, others)
         chain = play(grid, chosen, method)
         assert digest_of(chain) == whole, f"seed {seed}"
-        used = len(chain.solved) * len(NAMES)
+        used = len(chain.rounds.groups) * len(NAMES)
         assert chain.cohort.ignored.total() == grid.arrived - used, f"seed {seed}"
         ignored.update(chain.cohort.ignored)
         arrived += grid.arrived

@@ -10,14 +10,13 @@ from layerweld.errors import CohortError, RefusedReplyError
 from layerweld.merging.lora_averaging import FfaLora, Flora
 from layerweld.merging.sums import Mean
 from layerweld.statistics.group import Product
-from layerweld.transport.introduction import encode_introduction
-from layerweld.transport.messages import Subject
-from layerweld.transport.subject import with_subject
+from layerweld.transport.identity import Identity, with_identity
+from layerweld.transport.site_info import encode_site_info
 from layerweld.transport.updates import encode_updates
 from layerweld.updates.shared_factor import digest_of_draw, digest_of_factors
 from layerweld.updates.update import DenseUpdate, LowRankUpdate
 from server.replies import read_trained
-from strategies.round_by_round import RoundByRound
+from strategies.merge_strategy import MergeStrategy
 from strategies.update_merging import UpdateMerging
 from tests.faulty_grid import FaultyGrid, none
 from tests.stub_sites import (
@@ -81,11 +80,12 @@ def play(sent, claimed, clock, method, **entries):
     cohort = new_chain(chosen).cohort
     for name, factors in claimed.items():
         ranks = (2,) * len(PLAN.layer_names)
-        cohort.introductions[name] = replace(introduction_of(name), ranks=ranks, factors=factors)
+        cohort.site_infos[name] = replace(introduction_of(name), ranks=ranks, factors=factors)
     merging = UpdateMerging(PLAN, cohort, method, {})
     grid = FaultyGrid(Sites(), NODES, chosen, none(), clock)
-    RoundByRound(cohort, merging).play(grid)
-    return merging
+    strategy = MergeStrategy(cohort, merging)
+    strategy.run(grid)
+    return strategy
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -117,7 +117,7 @@ def test_where_a_is_drawn_the_site_that_drew_another_is_the_one_left_out(seed, c
 
 def assert_merged(merging, honest, liar):
     left = [honest[name] for name in NAMES if name != liar]
-    for layer, update in merging.merged.updates.items():
+    for layer, update in merging.rounds.outcome().updates.items():
         mean = sum(of[layer].dense() for of in left) / len(left)
         torch.testing.assert_close(update.dense(), mean)
 
@@ -166,8 +166,8 @@ def test_who_comes_first_does_not_fix_the_form_of_the_sums(liar, clock):
     chosen = settings(**GOES_ON)
     chain = new_chain(chosen)
     nothing = (0,) * len(PLAN.layer_names)
-    chain.cohort.introductions[liar] = replace(introduction_of(liar), ranks=nothing)
-    chain.play(FaultyGrid(WholeLayers(liar), NODES, chosen, none(), clock))
+    chain.cohort.site_infos[liar] = replace(introduction_of(liar), ranks=nothing)
+    chain.run(FaultyGrid(WholeLayers(liar), NODES, chosen, none(), clock))
     assert chain.cohort.lost.keys() == {liar}
     if liar == "birch":
         assert digest_of(chain) == digest_of(play_without(clock, raises, 0, **GOES_ON))
@@ -183,8 +183,8 @@ TRAINED = {
 
 
 def content_of(introduction):
-    about = Subject("run", "train.finetune", "fine-tuning", "1", introduction.site)
-    return with_subject(encode_introduction(introduction), about)
+    identity = Identity("run", "id", node="1", site=introduction.site)
+    return with_identity(encode_site_info(introduction), identity)
 
 
 @pytest.mark.parametrize("changes", TRAINED.values(), ids=TRAINED)

@@ -18,7 +18,7 @@ from layerweld.transport.arrays import to_arrays
 from layerweld.updates.named_tensors import update_tensors
 from layerweld.updates.proportion import OutOfProportionError, Part, refuse_parts_out_of_proportion
 from layerweld.updates.update import DenseUpdate, LowRankUpdate
-from strategies.round_by_round import RoundByRound
+from strategies.merge_strategy import MergeStrategy
 from strategies.update_merging import UpdateMerging
 from tests.faulty_grid import FaultyGrid, none
 from tests.pooled_sites import GROUP, new_sites, statistics_of
@@ -30,6 +30,7 @@ from tests.stub_sites import (
     digest_of,
     new_chain,
     settings,
+    step_of,
     updates_of,
 )
 from tests.test_faults import play_without, raises
@@ -48,7 +49,7 @@ class ScalingApp(StubApp):
 
     def answer(self, name, message):
         answer = super().answer(name, message)
-        if name != "birch" or answer.step < self.step:
+        if name != "birch" or step_of(message) < self.step:
             return answer
         return replace(answer, statistics=tuple(map(self.lie, answer.statistics)))
 
@@ -60,7 +61,7 @@ class ScalingApp(StubApp):
 def play_chain(app, clock, method="com", **entries):
     chosen = settings(**entries)
     chain = new_chain(chosen, method)
-    chain.play(FaultyGrid(app, NODES, chosen, none(), clock))
+    chain.run(FaultyGrid(app, NODES, chosen, none(), clock))
     return chain
 
 
@@ -69,8 +70,8 @@ def test_a_site_out_of_proportion_ends_the_chain_by_name_and_nothing_of_it_is_ke
     chosen, journal = settings(), MemoryJournal()
     chain = new_chain(chosen, method, journal=journal)
     with pytest.raises(OutOfProportionError, match=r"birch: .* times as large as the median"):
-        chain.play(FaultyGrid(ScalingApp(1e3, step=1), NODES, chosen, none(), clock))
-    assert [solved.index for solved in journal.steps] == [0]
+        chain.run(FaultyGrid(ScalingApp(1e3, step=1), NODES, chosen, none(), clock))
+    assert [kept.index for kept in journal.rounds] == [0]
 
 
 @pytest.mark.parametrize("method", ["com", "regmean++"])
@@ -109,8 +110,9 @@ def play_updates(change, clock, merging=None, **entries):
     cohort = new_chain(chosen).cohort
     merging = UpdateMerging(PLAN, cohort, merging or Mean(), {})
     grid = FaultyGrid(Liar(), NODES, chosen, none(), clock)
-    RoundByRound(cohort, merging).play(grid)
-    return merging
+    strategy = MergeStrategy(cohort, merging)
+    strategy.run(grid)
+    return strategy
 
 
 def every(factor_left=1.0, factor_right=1.0, only=""):
@@ -143,7 +145,7 @@ def test_an_update_out_of_proportion_ends_the_run_by_name(change, clock):
 
 @pytest.mark.parametrize("change", TOO_LARGE.values(), ids=TOO_LARGE)
 def test_or_it_goes_on_without_the_site(change, clock):
-    merged = play_updates(change, clock, **GOES_ON).merged.updates
+    merged = play_updates(change, clock, **GOES_ON).rounds.outcome().updates
     for layer, update in merged.items():
         mean = sum(updates_of(site)[layer].dense() for site in ("ash", "cedar")) / 2
         torch.testing.assert_close(update.dense(), mean)
@@ -151,7 +153,7 @@ def test_or_it_goes_on_without_the_site(change, clock):
 
 def test_factors_that_are_averaged_apart_are_in_proportion_apart(clock):
     same = every(100.0, 0.01)  # the same product
-    assert play_updates(same, clock).merged.updates
+    assert play_updates(same, clock).rounds.outcome().updates
     shared = every(100.0, 0.01)
 
     def of_one_rank(updates):

@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 from layerweld.errors import LostSiteError, RefusedReplyError
 from layerweld.merging.sums import Mean
 from layerweld.transport.arrays import from_arrays, read_arrays, to_arrays
-from layerweld.transport.introduction import encode_introduction
+from layerweld.transport.identity import identity_of, with_identity
+from layerweld.transport.site_info import encode_site_info
 from layerweld.transport.untrusted import refusing_malformed
 from layerweld.transport.updates import encode_updates
 from layerweld.updates.update import LowRankUpdate
 from server import in_process
 from strategies import notices
-from strategies.round_by_round import RoundByRound
+from strategies.merge_strategy import MergeStrategy
 from strategies.update_merging import UpdateMerging
 from tests import faulty_grid
 from tests.faulty_grid import (
@@ -46,6 +47,7 @@ from tests.stub_sites import (
     new_chain,
     reply_with,
     settings,
+    step_of,
     updates_of,
 )
 
@@ -64,7 +66,7 @@ def play(faults, clock, method="com", app=None, **entries):
     chosen = settings(**entries)
     grid = FaultyGrid(app or StubApp(), NODES, chosen, faults, clock)
     chain = new_chain(chosen, method)
-    chain.play(grid)
+    chain.run(grid)
     return chain
 
 
@@ -99,7 +101,7 @@ class Without(StubApp):
 
     def answer(self, name, message):
         answer = super().answer(name, message)
-        if name == self.name and answer.step >= self.step and answer.need_from is None:
+        if name == self.name and step_of(message) >= self.step and answer.need_from is None:
             return self.fail(answer)
         return answer
 
@@ -130,7 +132,7 @@ def play_without(clock, fail, step=2, method="com", journal=None, **entries):
     chosen = settings(**entries)
     grid = SilentGrid(Without("birch", step, fail), NODES, chosen, none(), clock)
     chain = new_chain(chosen, method, journal)
-    chain.play(grid)
+    chain.run(grid)
     return chain
 
 
@@ -152,7 +154,7 @@ def test_a_site_that_takes_long_is_named_while_the_others_have_answered(clock, s
     chosen = settings(timeout=600.0)
     faults = Faults(seed=0, rate=1.0, most=1, kinds=("late",))
     chain = new_chain(chosen)
-    chain.play(FaultyGrid(StubApp(), NODES, chosen, faults, clock))
+    chain.run(FaultyGrid(StubApp(), NODES, chosen, faults, clock))
     waiting = "waiting for ash at the statistics of step 1: no answer for"
     assert said == [f"{waiting} 15 s", f"{waiting} 30 s"]
     assert digest_of(chain) == digest_of(play(none(), clock))
@@ -169,7 +171,7 @@ def test_asking_again_backs_off(clock):
     chosen = settings(deadline=3600.0)
     grid = CountingGrid(Without("birch", 0, raises), NODES, chosen, none(), clock)
     with pytest.raises(LostSiteError):
-        new_chain(chosen).play(grid)
+        new_chain(chosen).run(grid)
     assert len(sent) < 80  # one a minute, after the first six
 
 
@@ -181,15 +183,17 @@ def test_a_run_that_aborts_stops_at_the_first_failure(clock):
 
 def test_a_run_that_goes_on_leaves_a_lost_site_out_from_there(clock):
     chain = play_without(clock, raises, deadline=600.0, **{"lost-site": "continue"})
-    assert [solved.lost for solved in chain.solved] == [(), (), ("birch",), ("birch",)]
-    sites = [sorted(solved.solutions[0].tokens) for solved in chain.solved]
+    groups = [group for step in chain.rounds.groups for group in step]
+    assert [group["lost"] for group in groups] == [(), (), ("birch",), ("birch",)]
+    assert chain.lost == {"birch": 3}
+    sites = [sorted(group["tokens"]) for group in groups]
     assert sites == [["ash", "birch", "cedar"]] * 2 + [["ash", "cedar"]] * 2
 
 
 def test_a_lost_site_stays_out_when_the_run_is_resumed(clock):
     journal = MemoryJournal()
     whole = play_without(clock, raises, journal=journal, deadline=60.0, **{"lost-site": "continue"})
-    journal.steps.pop()
+    journal.rounds.pop()
     resumed = play_without(
         clock, raises, step=9, journal=journal, deadline=60.0, **{"lost-site": "continue"}
     )
@@ -215,12 +219,20 @@ def test_nothing_of_a_site_is_added_when_one_of_its_groups_is_bad(method, clock)
     assert digest_of(spoilt) == digest_of(silent)
 
 
-def test_a_site_that_only_replays_is_waited_for_and_never_summed(clock):
-    def old(answer):
-        return replace(answer, prefix="0" * 64)
+@pytest.mark.parametrize("field", ["run", "request", "plan", "chain_digest"])
+def test_a_site_that_only_replays_is_waited_for_and_never_summed(field, clock):
+    class Old(StubApp):
+        def __call__(self, message, context):
+            reply = super().__call__(message, context)
+            if context.node_config["name"] == "birch" and step_of(message) >= 2:
+                old = replace(identity_of(message.content), **{field: "0" * 64})
+                asked = replace(old, node=str(context.node_id), site="birch")
+                reply.content = with_identity(reply.content, asked)
+            return reply
 
-    with pytest.raises(LostSiteError, match="birch: it answered for another prefix"):
-        play_without(clock, old, deadline=60.0)
+    says = f"birch: it replied to another {field}".replace("_", " ")
+    with pytest.raises(LostSiteError, match=says):
+        play(none(), clock, app=Old(), deadline=60.0)
 
 
 def test_a_site_that_never_has_what_it_was_sent_is_refused(clock):
@@ -240,13 +252,13 @@ def test_a_node_that_is_not_the_site_it_replaces_is_turned_away(change, says, cl
         def __call__(self, message, context):
             if message.metadata.message_type == "query.handshake":
                 known = introduction_of(context.node_config["name"])
-                return reply_with(encode_introduction(replace(known, **change)), message, context)
+                return reply_with(encode_site_info(replace(known, **change)), message, context)
             return super().__call__(message, context)
 
     chosen = settings(deadline=600.0)
     faults = Faults(seed=1, rate=1.0, most=1, kinds=("moved",))
     with pytest.raises(LostSiteError, match="ash: its node is not reachable"):
-        new_chain(chosen).play(FaultyGrid(Impostor(), NODES, chosen, faults, clock))
+        new_chain(chosen).run(FaultyGrid(Impostor(), NODES, chosen, faults, clock))
     assert any("turned away" in text and says in text for text in said)
 
 
@@ -258,8 +270,8 @@ def test_averaged_updates_survive_faults_too(seed, clock):
         cohort = new_chain(chosen).cohort
         averaging = UpdateMerging(PLAN, cohort, Mean(), {})
         grid = FaultyGrid(StubApp(), NODES, chosen, faults, clock)
-        RoundByRound(cohort, averaging).play(grid)
-        merged.append(averaging.merged.updates)
+        MergeStrategy(cohort, averaging).run(grid)
+        merged.append(averaging.outcome().updates)
     for layer, update in merged[0].items():
         assert torch.equal(update.dense(), merged[1][layer].dense())
 
@@ -286,7 +298,7 @@ def test_an_update_to_be_averaged_is_checked_as_strictly(name, clock):
     averaging = UpdateMerging(PLAN, cohort, Mean(), {})
     grid = FaultyGrid(Spoiler(), NODES, chosen, none(), clock)
     with pytest.raises(RefusedReplyError, match="birch, asked 3 times"):
-        RoundByRound(cohort, averaging).play(grid)
+        MergeStrategy(cohort, averaging).run(grid)
 
 
 def test_a_shape_that_asks_for_an_exabyte_takes_no_memory():

@@ -9,7 +9,7 @@ import pytest
 from client.app import app as client_app
 from layerweld.errors import LostSiteError, StorageError
 from server.run import play as play_run
-from strategies import inquiry, notices
+from strategies import notices, poll
 from tests.faulty_grid import Clock, InProcessGrid
 from tests.tiny_sites import make_sites
 
@@ -138,7 +138,7 @@ class Birch:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(inquiry, "time", clock)
+    monkeypatch.setattr(poll, "time", clock)
     return clock
 
 

@@ -17,16 +17,16 @@ from flwr.app import ConfigRecord, MetricRecord, RecordDict
 from layerweld.errors import LostSiteError, RefusedReplyError
 from layerweld.model.schedule import Step
 from layerweld.report.run.files import write_results
-from layerweld.transport.score import decode_score
+from layerweld.transport.evaluation import decode_accuracy
+from layerweld.transport.identity import with_identity
 from layerweld.transport.shift import decode_shifts
-from layerweld.transport.subject import with_subject
 from strategies import catching_up, notices
 from tests.faulty_grid import Faults, none
-from tests.honest_messages import SUBJECT
+from tests.honest_messages import IDENTITY
 from tests.hostile_objects import ATTACKS, given_up, never_there, with_records_nobody_asked_for
 from tests.made_up_results import made_up_results
 from tests.mutations import NASTY_NUMBERS
-from tests.stub_sites import NODES, PLAN, StubApp, digest_of, new_chain, settings
+from tests.stub_sites import NODES, PLAN, StubApp, digest_of, new_chain, settings, step_of
 from tests.test_faults import play_without, raises
 from tests.wire_grid import WireGrid, as_it_is
 
@@ -52,7 +52,7 @@ def play_wire(clock, spoil=as_it_is, app=None, faults=None, **entries):
     chosen = settings(**entries)
     grid = WireGrid(app or StubApp(), NODES, chosen, faults or none(), clock, spoil)
     chain = new_chain(chosen)
-    chain.play(grid)
+    chain.run(grid)
     return chain, grid
 
 
@@ -130,7 +130,7 @@ def test_a_reply_to_what_somebody_else_was_asked_is_nobodys(clock):
 
     chosen = settings(deadline=60.0)
     with pytest.raises(LostSiteError, match="ash: it did not answer within 30 s"):
-        new_chain(chosen).play(Crossing(StubApp(), NODES, chosen, none(), clock))
+        new_chain(chosen).run(Crossing(StubApp(), NODES, chosen, none(), clock))
 
 
 # What a site may ask for.
@@ -158,7 +158,7 @@ def test_a_site_that_always_lacks_one_more_step_is_refused_by_name(clock):
 
         def answer(self, name, message):
             answer = super().answer(name, message)
-            if name != "birch" or answer.step < 3:
+            if name != "birch" or step_of(message) < 3:
                 return answer
             self.lacking -= 1
             return replace(answer, statistics=(), need_from=max(self.lacking, -1))
@@ -173,7 +173,7 @@ def test_a_site_that_always_lacks_one_more_step_is_refused_by_name(clock):
 @pytest.mark.parametrize("number", [n for n in NASTY_NUMBERS if isinstance(n, float)])
 def test_a_shift_is_a_finite_distance(number):
     record = ConfigRecord({"groups": ["0.in", "1.in"], "shifts": [0.5, number]})
-    content = with_subject(RecordDict({"shift": record}), SUBJECT)
+    content = with_identity(RecordDict({"shift": record}), IDENTITY)
     if 0 <= number < float("inf"):
         assert decode_shifts(content, ["1.in", "0.in"]) == {"0.in": 0.5, "1.in": number}
     else:
@@ -186,12 +186,12 @@ def test_an_accuracy_is_a_share(number):
     metrics = MetricRecord({"accuracy": 0.5, "num-examples": 3})
     if not isinstance(number, bool):  # Flower sends none in a metric record
         metrics["accuracy"] = number
-    content = with_subject(RecordDict({"metrics": metrics}), SUBJECT)
+    content = with_identity(RecordDict({"metrics": metrics}), IDENTITY)
     if isinstance(number, float) and 0 <= number <= 1:
-        assert decode_score(content) == (number, 3)
+        assert decode_accuracy(content) == (number, 3)
     elif not isinstance(number, bool):
         with pytest.raises(RefusedReplyError, match="'accuracy' should be a"):
-            decode_score(content)
+            decode_accuracy(content)
 
 
 def test_no_number_that_is_not_finite_gets_into_a_results_file(tmp_path):
@@ -220,7 +220,7 @@ class Failing(WireGrid):
 def test_a_reply_at_which_the_superlink_fails_is_its_sites_refusal(clock):
     chosen = settings()
     with pytest.raises(RefusedReplyError, match=r"^birch, asked 3 times: the SuperLink cannot"):
-        new_chain(chosen).play(Failing(StubApp(), NODES, chosen, none(), clock))
+        new_chain(chosen).run(Failing(StubApp(), NODES, chosen, none(), clock))
 
 
 def test_a_superlink_that_knows_the_run_no_more_ends_it(clock):
@@ -229,7 +229,7 @@ def test_a_superlink_that_knows_the_run_no_more_ends_it(clock):
 
     chosen = settings()
     with pytest.raises(httpx.HTTPStatusError):
-        new_chain(chosen).play(Unknown(StubApp(), NODES, chosen, none(), clock))
+        new_chain(chosen).run(Unknown(StubApp(), NODES, chosen, none(), clock))
 
 
 def test_a_stranger_whose_introduction_cannot_be_read_is_turned_away(clock, monkeypatch):
@@ -249,13 +249,13 @@ def test_a_stranger_whose_introduction_cannot_be_read_is_turned_away(clock, monk
     chosen = settings(deadline=60.0)
     faults = Faults(seed=1, rate=1.0, most=1, kinds=("moved",))
     with pytest.raises(LostSiteError, match="ash: its node is not reachable"):
-        new_chain(chosen).play(Stranger(StubApp(), NODES, chosen, faults, clock))
+        new_chain(chosen).run(Stranger(StubApp(), NODES, chosen, faults, clock))
     assert any("is turned away: a reply that cannot be read" in text for text in said)
 
 
 def test_nothing_is_left_at_the_superlink_of_a_reply_that_was_refused(clock):
     chosen = settings(**{"lost-site": "continue", "deadline": 60.0})
     grid = WireGrid(StubApp(), NODES, chosen, none(), clock, ATTACKS["30 MB of text"])
-    new_chain(chosen).play(grid)
+    new_chain(chosen).run(grid)
     assert not grid._objects
     assert grid.most_pulled < 31 * 2**20

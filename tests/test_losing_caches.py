@@ -133,8 +133,8 @@ def test_a_site_that_says_so_for_ever_is_asked_ever_less_often_and_ends_the_run_
 
 
 def test_a_node_that_comes_without_its_adapter_must_train_it_even_if_the_sites_old_node_has():
-    known = replace(introduction_of("ash"), adapter="a", holdings="h")
-    bare = replace(known, kind="none", adapter="", holdings="x", factors="")
+    known = replace(introduction_of("ash"), adapter="a", dataset="h")
+    bare = replace(known, kind="none", adapter="", dataset="x", factors="")
     cohort = Cohort({"ash": 1}, {"ash": known}, "run", None)
     assert cohort.recognise(bare) == "ash"
     cohort.note(bare, 2)

@@ -2,8 +2,8 @@
 
 import hashlib
 import shutil
+from dataclasses import replace
 from functools import partial
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ from client.handlers.merged_steps import LacksMerged
 from client.store import SiteStore
 from layerweld.errors import RefusedReplyError
 from layerweld.model.schedule import Step
+from layerweld.transport.step_context import StepContext
 from layerweld.untrusted import tensors
 from layerweld.updates import digest as layerweld_digest
 from layerweld.updates.digest import extend_prefix, first_prefix
@@ -89,7 +90,7 @@ def test_what_a_chain_reads_and_hashes_grows_with_its_steps(
 
 
 class Server:
-    """What was merged by one run, and the questions that it asks a site about its last step."""
+    """What was merged by one run, and what it asks a site about its last step."""
 
     def __init__(self, seed=0, settings="settings", like=None):
         self.settings = settings
@@ -100,28 +101,31 @@ class Server:
             left, right = torch.randn(2, 2, 2, generator=generator)
             self.merged[index] = {f"block.{index}": LowRankUpdate(left, right)}
 
-    def question(self, step, received, with_remainder):
-        prefix = first_prefix("plan", self.settings, self.remainder)
+    def context(self, step, received, with_remainder):
+        digest = first_prefix("plan", self.settings, self.remainder)
         for index in range(step):
-            prefix = extend_prefix(prefix, self.merged[index])
-        return SimpleNamespace(
+            digest = extend_prefix(digest, self.merged[index])
+        return StepContext(
+            run="run",
+            method="com",
             step=step,
+            layers=(),
             plan="plan",
-            prefix=prefix,
+            chain_digest=digest,
             averaged=True,
-            remainder=self.remainder if with_remainder else {},
+            other_params=self.remainder if with_remainder else {},
             merged={index: self.merged[index] for index in received},
         )
 
     def caught_up(self, step, store, usual=None):
         """Remainder and updates of a site that is sent what it says it lacks, and what it said."""
         usual = step - 1 if usual is None else usual
-        catch_up = CatchUp(STEPS[step], partial(self.question, step), usual)
+        catch_up = CatchUp(STEPS[step], partial(self.context, step), usual)
         lacked = []
         while True:
             try:
-                question = catch_up.content("ash")
-                prefix = merged_prefix(question, STEPS, "plan", self.settings, store)
+                context = catch_up.content("ash")
+                prefix = merged_prefix(context, STEPS, "plan", self.settings, store)
                 return prefix.remainder, prefix.merged.updates_since(0), lacked
             except LacksMerged as lack:
                 catch_up.note("ash", lack.first)
@@ -197,12 +201,12 @@ def test_files_of_another_run_are_never_used(usual, files, other, tmp_path):
     assert torch.equal(remainder["norm.weight"], server.remainder["norm.weight"])
 
 
-def test_a_question_whose_own_updates_do_not_give_its_prefix_is_refused_and_not_kept(tmp_path):
+def test_a_request_whose_own_updates_do_not_give_its_digest_is_refused_and_not_kept(tmp_path):
     server, store = Server(), SiteStore(tmp_path)
-    question = server.question(3, range(3), True)
-    question.prefix = server.question(4, range(4), True).prefix
+    later = server.context(4, range(4), True)
+    context = replace(server.context(3, range(3), True), chain_digest=later.chain_digest)
     with pytest.raises(RefusedReplyError, match="the merged updates received give"):
-        merged_prefix(question, STEPS, "plan", server.settings, store)
+        merged_prefix(context, STEPS, "plan", server.settings, store)
     assert not list(tmp_path.iterdir())
 
 

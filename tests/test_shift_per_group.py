@@ -14,7 +14,7 @@ from layerweld.model import collect
 from layerweld.model.linear import shifted, updated
 from layerweld.runtime.incidents import raising_here
 from layerweld.statistics.covariate_shift import MomentAccumulator, squared_wasserstein
-from layerweld.transport.messages import ModelToMeasure
+from layerweld.transport.model import ModelToMeasure
 from tests.tiny_sites import BERT_LAYERS, make_sites, with_whole_models
 
 IN_BLOCK_1 = [f"encoder.layer.1.{of}" for of in ("intermediate.dense", "output.dense")]

@@ -114,7 +114,8 @@ def _weight(statistics: GroupStatistics, group: LayerGroup, settings: MergeSetti
 
 
 def _check_summable(site: str, weight: float, statistics: GroupStatistics) -> None:
-    top = max(1.0, weight) * max(map(largest, statistics.tensors().values()))
+    products = (t for one in statistics.products.values() for t in one.tensors().values())
+    top = max(1.0, weight) * max(map(largest, (statistics.gram, *products)))
     if not top < LIMIT:
         raise RefusedReplyError(
             f"{statistics.group}: {site} sent numbers up to {top:.3g} once weighted, too "
