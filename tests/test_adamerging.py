@@ -10,7 +10,7 @@ import torch
 from transformers import AutoTokenizer
 
 from client.data.parcels import in_parcels
-from client.data.samples import read_rows
+from client.data.samples import read_dataset
 from client.handlers import coefficients
 from client.site import site_of_node
 from client.state import site_state
@@ -23,7 +23,7 @@ from layerweld.model.discover import discover_plan
 from layerweld.model.linear import weight_of
 from layerweld.runtime.incidents import raising_here
 from layerweld.transport.coefficients import CoefficientsRequest
-from layerweld.updates.digest import first_prefix, prefix_of_sites
+from layerweld.updates.digest import digest_of_sites, first_digest
 from server.run import run as run_server
 from tests.dying_server import killed_after
 from tests.played_methods import play, settings_of, written
@@ -85,7 +85,7 @@ def in_one_place(sites, method, settings):
             f"{k}.weight": weight_of(base.backbone.get_submodule(k)) + v for k, v in merged.items()
         }
         for node in sites.nodes:
-            rows = read_rows(Path(node["data"]), settings.calibration, reads_images=False)
+            rows = read_dataset(Path(node["data"]), settings.calibration, reads_images=False)
             of_round = (settings.table(AdaMerging).seed << 32) + round_
             rows = in_parcels(rows, 1).draw(settings.table(AdaMerging).rows, of_round).rows
             inputs = tokenizer(
@@ -140,7 +140,7 @@ def test_a_site_answers_with_the_slope_of_its_entropy(sites):
         site = site_of_node(sites.nodes[0], chosen)
     state = site_state(site, chosen, "slope")
     plan = state.plan.restricted_to({layer for of in updates.values() for layer in of})
-    first = first_prefix(plan.digest, chosen.digest(), {})
+    first = first_digest(plan.digest, chosen.digest(), {})
     asked = CoefficientsRequest(
         run="slope",
         method="adamerging",
@@ -148,7 +148,7 @@ def test_a_site_answers_with_the_slope_of_its_entropy(sites):
         layers=plan.layer_names,
         sites=tuple(updates),
         plan=plan.digest,
-        chain_digest=prefix_of_sites(first, updates),
+        chain_digest=digest_of_sites(first, updates),
         averaged=False,
         coefficients=torch.full((len(updates), len(plan.layer_names)), 0.3),
         updates=updates,

@@ -274,7 +274,7 @@ def test_every_group_of_the_chain_measures_behind_the_one_before(bert_sites, tmp
     assert manifest_of["one"] == manifest_of["two"]
 
 
-def test_a_resumed_run_keeps_the_remainder_its_steps_were_measured_behind(
+def test_a_resumed_run_keeps_the_other_params_its_steps_were_measured_behind(
     bert_sites, tmp_path, monkeypatch
 ):
     sites, _ = fully_fine_tuned(bert_sites, tmp_path / "tuned")

@@ -118,9 +118,9 @@ def merges(monkeypatch):
     """Names of the methods that are really run."""
     names, merge = [], Federation.merge
 
-    def noted(self, method, remainder):
+    def noted(self, method, other_params):
         names.append(method.name)
-        return merge(self, method, remainder)
+        return merge(self, method, other_params)
 
     monkeypatch.setattr(Federation, "merge", noted)
     return names
@@ -140,9 +140,9 @@ def test_of_two_comparisons_into_one_folder_at_once_the_second_is_refused(
 ):
     file, output, merge, second = run_file(sites, tmp_path), tmp_path / "out", Federation.merge, []
 
-    def meanwhile(self, method, remainder):
+    def meanwhile(self, method, other_params):
         second.append(compare(file, output, "--methods", "mean").exception)
-        return merge(self, method, remainder)
+        return merge(self, method, other_params)
 
     with monkeypatch.context() as patch:
         patch.setattr(Federation, "merge", meanwhile)

@@ -86,11 +86,11 @@ def test_whole_models_are_merged_by_all_methods_that_need_no_lora(full_sites, tm
 
 def test_task_arithmetic_scales_norms_and_biases_and_others_average_them(full_sites, tmp_path):
     base = load_base(full_sites.base)
-    remainders = [
-        read_fine_tuned(node["adapter"], base).task_vector.remainder for node in full_sites.nodes
+    other_params = [
+        read_fine_tuned(node["adapter"], base).task_vector.other_params for node in full_sites.nodes
     ]
-    name = next(name for name in remainders[0] if "LayerNorm" in name)
-    total = sum(remainder[name] for remainder in remainders)
+    name = next(name for name in other_params[0] if "LayerNorm" in name)
+    total = sum(other_params[name] for other_params in other_params)
     for method, factor in (("task-arithmetic", 0.3), ("ties", 1 / 3)):
         play(full_sites, tmp_path / method, method)
         merged = AutoModel.from_pretrained(tmp_path / method / "model").get_parameter(name)

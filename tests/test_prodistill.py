@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from client.data.samples import read_rows
+from client.data.samples import read_dataset
 from client.handlers import block_gradients
 from layerweld.formats.task_vectors import read_fine_tuned
 from layerweld.merging.prodistill import ProDistill
@@ -67,7 +67,7 @@ def in_one_place(sites, settings):
 
 
 def inputs_of(sites, node, settings):
-    rows = read_rows(Path(node["data"]), settings.calibration, reads_images=False)
+    rows = read_dataset(Path(node["data"]), settings.calibration, reads_images=False)
     tokenizer = AutoTokenizer.from_pretrained(sites.base)
     encoded = tokenizer(
         list(rows.inputs), truncation=True, max_length=12, padding=True, return_tensors="pt"

@@ -95,7 +95,7 @@ class MergeMethod(Settings):
         has_scaling = "scaling" in type(self).model_fields
         return self.model_copy(update={"scaling": 1.0}) if has_scaling else self
 
-    def remainder_scale(self, num_sites: int) -> float:
+    def other_params_scale(self, num_sites: int) -> float:
         """Factor on the mean of what fine-tuning changed outside of the linear layers."""
         return 1.0
 
