@@ -119,7 +119,7 @@ def test_an_unknown_normalization_lists_the_known_ones(sites, tmp_path):
 def settings_of(sites, tmp_path, monkeypatch):
     """The settings that `layerweld merge` with these options would run."""
     made = []
-    monkeypatch.setattr(cli, "_play", lambda settings, *_rest: made.append(settings))
+    monkeypatch.setattr(cli, "_run", lambda settings, *_rest: made.append(settings))
     site = f"ash={sites.nodes[0]['adapter']}:{sites.nodes[0]['data']}"
 
     def settings_of(*options):

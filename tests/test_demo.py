@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from client.data.samples import read_rows
+from client.data.samples import read_dataset
 from client.site import site_of_node
 from layerweld.demo import federation
 from layerweld.demo.federation import demo_file, flower_config, prepared
@@ -126,7 +126,7 @@ def task(tmp_path, monkeypatch):
 def test_a_site_reads_what_was_drawn_in_its_order(task):
     _, (site,) = read_run_file(task.prepare(seed=3))
     for source, name in ((site.data, "data"), (site.held_out, "held-out")):
-        rows = read_rows(Path(source), CalibrationSettings(), reads_images=False)
+        rows = read_dataset(Path(source), CalibrationSettings(), reads_images=False)
         expected = drawn(task.examples("a"), name, 0, 3)
         assert rows.inputs == [example.text for example in expected]
         assert [rows.classes[i] for i in rows.labels] == [example.label for example in expected]

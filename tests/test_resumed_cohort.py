@@ -12,7 +12,7 @@ from client.state import site_state
 from layerweld.errors import CohortError, JournalError, LostSiteError
 from layerweld.model.base_model import load_base
 from server import federation
-from server.run import play as play_run
+from server.run import run as run_server
 from tests.dying_server import killed_after
 from tests.faulty_grid import Clock, InProcessGrid
 from tests.tiny_sites import make_sites
@@ -51,7 +51,7 @@ def play(sites, clock):
     def play(output, comes_at=0.0, **entries):
         chosen = sites.settings().model_copy(update={"min_sites": 2, "timeout": 60.0} | entries)
         grid = LateGrid(client_app, sites.nodes, chosen, clock, comes_at)
-        return play_run(grid, chosen, str(sites.base), output)
+        return run_server(grid, chosen, str(sites.base), output)
 
     return play
 

@@ -46,7 +46,7 @@ def test_a_site_says_of_each_method_of_the_run_what_goes_where(here, sites):
 
 
 def test_a_site_has_its_own_say_on_how_few_rows_are_measured(here, sites):
-    with pytest.raises(CohortError, match=r"18 rows would be measured, .* min-rows is 19"):
+    with pytest.raises(CohortError, match=r"18 samples would be measured, .* min-rows is 19"):
         init_site(sites, *things_of(sites), "--min-rows", "19")
     assert not (here / "hospital-a").exists()
     init_site(sites)

@@ -35,9 +35,9 @@ class Egress:
         tokens: tokens in them.
         unreadable: how many samples were skipped.
         uploads: one for each method of the run.
-        remainder_bytes: of norms, biases and embeddings of a whole model, sent once.
+            other_params_bytes: of norms, biases and embeddings of a whole model, sent once.
         held_out: how many samples accuracy is measured on; 0 if the site cannot measure it.
-        models_evaluated: how many accuracies it sends, if all sites can.
+            models_evaluated: how many accuracies it sends, if all sites can.
         shifts: how many numbers of eq. 8 it sends.
         sites: how many are taken to be in the run.
         cache_bytes: what the site would keep on disk meanwhile.
@@ -51,7 +51,7 @@ class Egress:
     tokens: int
     unreadable: int
     uploads: tuple[Upload, ...]
-    remainder_bytes: int
+    other_params_bytes: int
     held_out: int
     models_evaluated: int
     shifts: int
@@ -75,7 +75,7 @@ def measure(entry: SiteEntry, settings: RunSettings) -> Egress:
     plan = state.plan.restricted_to(said.layers)
     ranks = said.rank_of
     held_out = state.data.held_out if said.evaluates else None
-    remainder = state.adapter.task_vector.remainder if said.kind == "full" else {}
+    other_params = state.adapter.task_vector.other_params if said.kind == "full" else {}
     return Egress(
         base=said.base,
         kind=said.kind,
@@ -85,7 +85,7 @@ def measure(entry: SiteEntry, settings: RunSettings) -> Egress:
         tokens=said.tokens,
         unreadable=said.skipped,
         uploads=tuple(upload_of(method, settings, plan, ranks) for method in methods),
-        remainder_bytes=other_params_bytes(remainder),
+        other_params_bytes=other_params_bytes(other_params),
         held_out=len(held_out or ()),
         models_evaluated=_REFERENCES + len(methods) if said.evaluates else 0,
         shifts=len(measuring_shift(settings)) * len(plan.groups),
@@ -125,8 +125,8 @@ def _of_method(upload: Upload, sites: int) -> str:
 def _besides(egress: Egress) -> Iterator[str]:
     """What goes to the server with any method."""
     yield IN_THE_HANDSHAKE
-    if egress.remainder_bytes:
-        yield f"once: {_size(egress.remainder_bytes)} of norms, biases and embeddings"
+    if egress.other_params_bytes:
+        yield f"once: {_size(egress.other_params_bytes)} of norms, biases and embeddings"
     if egress.models_evaluated:
         yield (
             f"accuracy of {egress.models_evaluated} models on {egress.held_out:,} held-out "
