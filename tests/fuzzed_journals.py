@@ -1,6 +1,9 @@
 """Journals of a run for readers of damaged files: a header, and two steps."""
 
 import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -11,7 +14,7 @@ from strategies.chain_of_merges import SolvedStep
 from tests.damage import damaged_json
 
 
-def journal_header(folder):
+def journal_header(folder: Path) -> tuple[Any, ...]:
     introduction = {
         **dict.fromkeys(("site", "base", "tokenizer", "plan", "settings", "kind", "prefix"), "x"),
         **dict.fromkeys(("task", "factors", "adapter", "holdings"), "x"),
@@ -22,7 +25,7 @@ def journal_header(folder):
     facts = {"run": "0a1b", "methods": ["com"], "sites": {"ash": introduction}}
     RunJournal(folder / "journal").open(facts)
 
-    def read():
+    def read() -> None:
         journal = RunJournal(folder / "journal")
         journal.run_id()
         journal.absent([])
@@ -32,14 +35,14 @@ def journal_header(folder):
     return folder / "journal/run.json", damaged_json, read
 
 
-def journal_step(of, damage):
-    def made(folder):
+def journal_step(of: str, damage: Callable[..., bytes]) -> Callable[..., Any]:
+    def made(folder: Path) -> tuple[Any, ...]:
         steps = RunJournal(folder / "journal").of_method("com")
         for index in range(2):
             updates = {"layer": LowRankUpdate(torch.ones(2, 1), torch.ones(1, 2))}
             steps.keep(solved_step(index, updates))
 
-        def read():
+        def read() -> None:
             steps.load()
             steps.lost()
 
@@ -48,7 +51,7 @@ def journal_step(of, damage):
     return made
 
 
-def solved_step(index, updates):
+def solved_step(index: int, updates: dict[str, LowRankUpdate]) -> SolvedStep:
     """A step with a value in each field, whatever fields there are."""
     usual = {"group": "g", "layers": ("layer",), "updates": updates}
     others = {

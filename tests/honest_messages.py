@@ -1,8 +1,12 @@
 """One honest message of every kind, how it is read, and what it may take."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
+from flwr.app import RecordDict
+from torch import Tensor
 
 from client.handlers.questions import require_updates_of
 from layerweld.merging.fisher import Fisher
@@ -43,6 +47,7 @@ from layerweld.transport.score import BUDGET as SCORE
 from layerweld.transport.score import encode_score
 from layerweld.transport.shift import decode_shifts, encode_shifts, shifts_budget
 from layerweld.transport.updates import encode_updates, updates_budget
+from layerweld.updates.update import Update
 from server import replies as server_replies
 from strategies import site_updates
 from strategies.fisher_averaging import FisherAveraging
@@ -67,12 +72,12 @@ SHAPES = {s.name: (s.d_out, g.d_in) for g in PLAN.groups for s in g.layers}
 QUESTION_BUDGET = Budget(2**22, 512)
 
 
-def _numbers(shapes, seed=0):
+def _numbers(shapes: dict[str, Any], seed: int = 0) -> dict[Any, Any]:
     generator = torch.Generator().manual_seed(seed)
     return {name: torch.rand(shape, generator=generator) for name, shape in shapes.items()}
 
 
-def _statistics(form):
+def _statistics(form: ProductForm) -> tuple[Any, ...]:
     chosen = settings()
     chain = new_chain(chosen)
     chain.form = form
@@ -91,19 +96,19 @@ def _statistics(form):
     return encode_answer(answer), round_._read, statistics_budget(shapes)
 
 
-def _updates():
+def _updates() -> tuple[RecordDict, Callable[..., Mapping[str, Update] | None], Budget]:
     round_ = site_updates.updates_round(PLAN, new_chain(settings()).cohort, dict)
     return encode_updates(updates_of(SITE)), round_.read, updates_budget(update_shapes(PLAN, RANKS))
 
 
-def _fisher():
+def _fisher() -> tuple[RecordDict, Callable[..., dict[str, Tensor]], Budget]:
     method = FisherAveraging(PLAN, new_chain(settings()).cohort, {}, Fisher())
     shapes = fisher_shapes(PLAN)
     sums = {name: torch.ones_like(values) for name, values in _numbers(shapes).items()}
     return encode_fisher(sums), method._read, fisher_budget(shapes)
 
 
-def _coefficients():
+def _coefficients() -> tuple[RecordDict, Callable[..., CoefficientAnswer], Budget]:
     shape = (len(NAMES), len(PLAN.layer_names))
     answer = CoefficientAnswer(SITE, "d" * 64, False, 0.5, torch.rand(shape))
     return (
@@ -113,7 +118,7 @@ def _coefficients():
     )
 
 
-def _block():
+def _block() -> tuple[RecordDict, Callable[..., BlockAnswer], Budget]:
     shapes = {layer: SHAPES[layer] for layer in ("0.q", "0.k")}
     answer = BlockAnswer(SITE, "d" * 64, None, 0.5, _numbers(shapes))
     return (
@@ -123,7 +128,7 @@ def _block():
     )
 
 
-def replies():
+def replies() -> dict[Any, Any]:
     """By kind: honest content, how it is read, and what it may take."""
     known = replace(introduction_of(SITE), kind="none")
     groups = [group.name for group in PLAN.groups]
@@ -158,7 +163,7 @@ def replies():
     }
 
 
-def questions():
+def questions() -> dict[Any, Any]:
     """Likewise, of what a site is asked."""
     merged = {0: {"0.q": updates_of("ash")["0.q"]}}
     remainder = _numbers(PARAMETERS)
@@ -173,8 +178,8 @@ def questions():
     )
     model = ModelToMeasure(RUN, "merged", layers, updates_of("ash"), remainder)
 
-    def fitting(decode, updates):
-        def read(_site, content):
+    def fitting(decode: Callable[..., Any], updates: Callable[..., Any]) -> Callable[..., Any]:
+        def read(_site: Any, content: RecordDict) -> Any:
             question = decode(content)
             for found in updates(question):
                 require_updates_of(PLAN, found)

@@ -4,23 +4,25 @@ import hashlib
 import json
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import torch
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 
 from layerweld.plan import LayerGroup, LayerShape, MergePlan
 from layerweld.settings.merge import MergeSettings
-from layerweld.settings.run import validate_settings
-from layerweld.statistics.group import GroupAccumulator, ProductForm
+from layerweld.settings.run import RunSettings, validate_settings
+from layerweld.statistics.group import GroupAccumulator, GroupStatistics, ProductForm
 from layerweld.transport.chain import decode_question, encode_answer
 from layerweld.transport.introduction import encode_introduction
-from layerweld.transport.messages import Answer, Introduction, Subject
+from layerweld.transport.messages import Answer, Introduction, Question, Subject
 from layerweld.transport.run import decode_run
 from layerweld.transport.subject import with_subject
 from layerweld.transport.updates import encode_updates
 from layerweld.updates.update import LowRankUpdate
+from server.numbered_files import NumberedFiles
 from strategies import cohort
-from strategies.chain_of_merges import ChainOfMerges
+from strategies.chain_of_merges import ChainOfMerges, SolvedStep
 
 PLAN = MergePlan(
     ("0", "1"),
@@ -38,7 +40,7 @@ RUN = "0123456789abcdef"
 
 
 @cache
-def introduction_of(name):
+def introduction_of(name: str) -> Introduction:
     return Introduction(
         site=name,
         base="b",
@@ -65,7 +67,7 @@ def introduction_of(name):
 
 
 @cache
-def updates_of(name):
+def updates_of(name: str) -> dict[Any, Any]:
     generator = torch.Generator().manual_seed(NAMES.index(name))
     rank = introduction_of(name).ranks[0]
     return {
@@ -79,7 +81,7 @@ def updates_of(name):
 
 
 @cache
-def statistics_of(name, group_name):
+def statistics_of(name: str, group_name: str) -> GroupStatistics:
     group = next(g for g in PLAN.groups if g.name == group_name)
     generator = torch.Generator().manual_seed(100 + NAMES.index(name))
     tokens = torch.randn(1, 20, group.d_in, generator=generator)
@@ -88,7 +90,7 @@ def statistics_of(name, group_name):
     return accumulator.statistics(updates_of(name), FORM)
 
 
-def reply_with(content, message, context):
+def reply_with(content: RecordDict, message: Message, context: Any) -> Message:
     """As a site's app replies: the content says what it is about."""
     asked, run = message.metadata, decode_run(message.content)
     name = context.node_config["name"]
@@ -99,10 +101,10 @@ def reply_with(content, message, context):
 class StubApp:
     """What a ClientApp is to a grid. Sites that restarted lack what was merged before."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.has = {name: set() for name in NAMES}
 
-    def __call__(self, message, context):
+    def __call__(self, message: Message, context: Any) -> Message:
         name = context.node_config["name"]
         content = {
             "query.handshake": lambda: encode_introduction(introduction_of(name)),
@@ -111,10 +113,10 @@ class StubApp:
         }[message.metadata.message_type]()
         return reply_with(content, message, context)
 
-    def statistics(self, name, message):
+    def statistics(self, name: str, message: Message) -> RecordDict:
         return encode_answer(self.answer(name, message))
 
-    def answer(self, name, message):
+    def answer(self, name: str, message: Message) -> Answer:
         question = decode_question(message.content)
         self.has[name] |= set(question.merged)
         blank = Answer(name, question.run, question.step, question.plan, question.prefix)
@@ -124,7 +126,7 @@ class StubApp:
         step = self.groups(question)[question.step]
         return replace(blank, statistics=tuple(statistics_of(name, g) for g in step))
 
-    def groups(self, question):
+    def groups(self, question: Question) -> list[Any]:
         if question.method == "com":
             return [[group.name] for group in PLAN.groups]
         return [["0.in", "0.out"], ["1.in", "1.out"]]
@@ -137,11 +139,11 @@ class RecordedApp(StubApp):
         recording: contents of answers; shared by all runs, and nobody may change one.
     """
 
-    def __init__(self, recording):
+    def __init__(self, recording: dict[Any, Any]) -> None:
         super().__init__()
         self.recording = recording
 
-    def statistics(self, name, message):
+    def statistics(self, name: str, message: Message) -> Any:
         about, sent = message.content["about"], message.content["merged"]
         self.has[name] |= {int(key.partition("/")[0]) for key in sent}
         lacks = min(set(range(about["step"])) - self.has[name], default=None)
@@ -153,22 +155,27 @@ class RecordedApp(StubApp):
 
 
 class MemoryJournal:
-    def __init__(self):
+    def __init__(self) -> None:
         self.steps = []
 
-    def load(self):
+    def load(self) -> list[Any]:
         return list(self.steps)
 
-    def keep(self, step):
+    def keep(self, step: Any) -> None:
         self.steps.append(step)
 
 
-def settings(**entries):
+def settings(**entries: Any) -> RunSettings:
     usual = {"min-sites": 2, "timeout": 30.0, "deadline": 1e6, "merge": {"influence": False}}
     return validate_settings(usual | entries)
 
 
-def new_chain(chosen, method="com", journal=None, **changes):
+def new_chain(
+    chosen: RunSettings,
+    method: str = "com",
+    journal: MemoryJournal | NumberedFiles[SolvedStep] | None = None,
+    **changes: Any,
+) -> ChainOfMerges:
     return ChainOfMerges(
         plan=PLAN,
         cohort=cohort.Cohort(
@@ -187,7 +194,7 @@ def new_chain(chosen, method="com", journal=None, **changes):
     )
 
 
-def digest_of(chain):
+def digest_of(chain: ChainOfMerges) -> str:
     """As a manifest's hash: over every figure of every group, and over the merged bits."""
     figures = [
         {k: v for k, v in vars(solution).items() if k != "updates"} | {"lost": solved.lost}

@@ -3,10 +3,15 @@
 import hashlib
 import shutil
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from flwr.app import RecordDict
+from safetensors import safe_open
+from torch import Tensor
 
 from client import store as client_store
 from client.handlers.merged_prefix import merged_prefix
@@ -17,7 +22,7 @@ from layerweld.model.schedule import Step
 from layerweld.untrusted import tensors
 from layerweld.updates import digest as layerweld_digest
 from layerweld.updates.digest import extend_prefix, first_prefix
-from layerweld.updates.update import LowRankUpdate
+from layerweld.updates.update import LowRankUpdate, Update
 from strategies.catching_up import CatchUp
 from tests.dying_server import after_keeping
 from tests.tiny_sites import BERT_LAYERS, make_sites
@@ -30,42 +35,42 @@ STEPS = [Step(index, (), "merged") for index in range(6)]
 class Counted:
     """How often sites open files of merged steps, and bytes hashed by sites and server."""
 
-    def __init__(self, monkeypatch):
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.reads = self.hashed = 0
         self._open = tensors.safe_open
         monkeypatch.setattr(tensors, "safe_open", self.safe_open)
         for module in (client_store, layerweld_digest):
             monkeypatch.setattr(module, "hashlib", self)
 
-    def safe_open(self, file, framework):
+    def safe_open(self, file: Path, framework: Any) -> safe_open:
         self.reads += "step-" in file.name
         return self._open(file, framework=framework)
 
-    def sha256(self, text=b""):
+    def sha256(self, text: bytes = b"") -> Digest @ 48:
         digest, update = hashlib.sha256(text), self._update
 
         class Digest:
             hexdigest = digest.hexdigest
 
-            def update(self, content):
+            def update(self, content: RecordDict) -> None:
                 update(digest, content)
 
         return Digest()
 
-    def _update(self, digest, content):
+    def _update(self, digest: Any, content: RecordDict) -> None:
         self.hashed += memoryview(content).nbytes
         digest.update(content)
 
 
 @pytest.fixture(scope="module")
-def sites_of(tmp_path_factory):
+def sites_of(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
     """Sites of a base model of so many blocks."""
     folder = tmp_path_factory.mktemp("bert")
     return {blocks: make_sites(folder / str(blocks), TARGETS, blocks=blocks) for blocks in BLOCKS}
 
 
 @pytest.fixture(scope="module")
-def bert_sites(tmp_path_factory):
+def bert_sites(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
     """Sites that adapt all layers, and the hash of their undisturbed merge."""
     folder = tmp_path_factory.mktemp("all")
     sites = make_sites(folder, BERT_LAYERS)
@@ -74,8 +79,8 @@ def bert_sites(tmp_path_factory):
 
 @pytest.mark.parametrize("granularity", ["group", "block"])
 def test_what_a_chain_reads_and_hashes_grows_with_its_steps(
-    granularity, sites_of, tmp_path, monkeypatch
-):
+    granularity: str, sites_of: dict[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     reads, hashed = [], []
     for blocks in BLOCKS:
         with monkeypatch.context() as patch:
@@ -91,7 +96,9 @@ def test_what_a_chain_reads_and_hashes_grows_with_its_steps(
 class Server:
     """What was merged by one run, and the questions that it asks a site about its last step."""
 
-    def __init__(self, seed=0, settings="settings", like=None):
+    def __init__(
+        self, seed: int = 0, settings: str = "settings", like: dict[Any, Any] | None = None
+    ) -> None:
         self.settings = settings
         self.remainder = {"norm.weight": torch.arange(3.0) + seed}
         generator = torch.Generator().manual_seed(seed)
@@ -100,7 +107,7 @@ class Server:
             left, right = torch.randn(2, 2, 2, generator=generator)
             self.merged[index] = {f"block.{index}": LowRankUpdate(left, right)}
 
-    def question(self, step, received, with_remainder):
+    def question(self, step: int, received: range, with_remainder: bool) -> SimpleNamespace:
         prefix = first_prefix("plan", self.settings, self.remainder)
         for index in range(step):
             prefix = extend_prefix(prefix, self.merged[index])
@@ -113,7 +120,9 @@ class Server:
             merged={index: self.merged[index] for index in received},
         )
 
-    def caught_up(self, step, store, usual=None):
+    def caught_up(
+        self, step: int, store: SiteStore, usual: int | None = None
+    ) -> tuple[dict[str, Tensor], dict[str, Update], list[int]]:
         """Remainder and updates of a site that is sent what it says it lacks, and what it said."""
         usual = step - 1 if usual is None else usual
         catch_up = CatchUp(STEPS[step], partial(self.question, step), usual)
@@ -127,7 +136,7 @@ class Server:
                 catch_up.note("ash", lack.first)
                 lacked.append(lack.first)
 
-    def played(self, folder, steps=5):
+    def played(self, folder: Path, steps: int = 5) -> SiteStore:
         """The store of a site that was asked about so many steps."""
         store = SiteStore(folder)
         for step in range(steps):
@@ -135,7 +144,7 @@ class Server:
         return store
 
 
-def flipped(file, place):
+def flipped(file: Path, place: int | bytes) -> None:
     content = bytearray(file.read_bytes())
     content[content.index(place) if isinstance(place, bytes) else place] ^= 1
     file.write_bytes(content)
@@ -158,7 +167,9 @@ DAMAGE = {
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
 @pytest.mark.parametrize("index", [0, 1, 2])
-def test_a_site_asks_for_what_was_merged_from_its_first_bad_file_on(index, damage, tmp_path):
+def test_a_site_asks_for_what_was_merged_from_its_first_bad_file_on(
+    index: int, damage: Any, tmp_path: Path
+) -> None:
     server = Server()
     store = server.played(tmp_path)
     damage(tmp_path / f"step-{index:04d}.safetensors")
@@ -183,7 +194,9 @@ FOREIGN = {
 @pytest.mark.parametrize("other", FOREIGN.values(), ids=FOREIGN)
 @pytest.mark.parametrize("files", ["remainder*", "step-0001*", "step-000[23]*", "step*", "*"])
 @pytest.mark.parametrize("usual", [4, 5])
-def test_files_of_another_run_are_never_used(usual, files, other, tmp_path):
+def test_files_of_another_run_are_never_used(
+    usual: int, files: str, other: Any, tmp_path: Path
+) -> None:
     server = Server()
     store = server.played(tmp_path / "own", 6)
     other.played(tmp_path / "other", 6)
@@ -197,7 +210,9 @@ def test_files_of_another_run_are_never_used(usual, files, other, tmp_path):
     assert torch.equal(remainder["norm.weight"], server.remainder["norm.weight"])
 
 
-def test_a_question_whose_own_updates_do_not_give_its_prefix_is_refused_and_not_kept(tmp_path):
+def test_a_question_whose_own_updates_do_not_give_its_prefix_is_refused_and_not_kept(
+    tmp_path: Path,
+) -> None:
     server, store = Server(), SiteStore(tmp_path)
     question = server.question(3, range(3), True)
     question.prefix = server.question(4, range(4), True).prefix
@@ -208,20 +223,20 @@ def test_a_question_whose_own_updates_do_not_give_its_prefix_is_refused_and_not_
 
 @pytest.mark.parametrize("kind", ["a flipped bit of an update", "gone", "the next step"])
 def test_a_run_whose_sites_find_a_damaged_file_in_the_middle_ends_in_the_same_bytes(
-    kind, bert_sites, tmp_path, monkeypatch
-):
+    kind: str, bert_sites: tuple[Any, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sites, whole = bert_sites
     noted = []
     note = CatchUp.note
 
-    def spoil(index):
+    def spoil(index: Any) -> None:
         if index == 5:
             for folder in (sites.folder / "cache/runs").glob("*/*/*"):
                 DAMAGE[kind](folder / "step-0002.safetensors")
                 for file in folder.glob("hidden-*"):
                     file.unlink()  # so that the damaged step is needed once more
 
-    def noting(self, site, first):
+    def noting(self: Any, site: str, first: Any) -> None:
         noted.append((site, first))
         note(self, site, first)
 
