@@ -6,6 +6,7 @@ import faulthandler
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 from flwr.app import Context, Error, Message
@@ -51,21 +52,19 @@ class SiteApp(ClientApp):
         """
         from layerweld.runtime.disk import only_here
         from layerweld.transport.arrays import require_sendable
-        from layerweld.transport.messages import Subject
-        from layerweld.transport.run import decode_run
-        from layerweld.transport.subject import with_subject
+        from layerweld.transport.identity import identity_of, with_identity
         from layerweld.untrusted.names import below
 
         cache, site = _cache_and_name(context)
-        asked, run = message.metadata, decode_run(message.content)
-        name = site if asked.message_type == "train.finetune" else f"{site}-{run}"
+        asked, requested = message.metadata, identity_of(message.content)
+        name = site if asked.message_type == "train.finetune" else f"{site}-{requested.run}"
         watched = bool(context.node_config.get("watchdog")) and not raises_here()
         guard = watchdog(asked.ttl, cache / "logs") if watched else nullcontext()
         with guard, only_here(below(cache, "locks", f"{name}.lock"), f"{cache}, as {site}"):
             reply = super().__call__(message, context)
         require_sendable(reply.content)
-        subject = Subject(run, asked.message_type, asked.group_id, str(context.node_id), site)
-        reply.content = with_subject(reply.content, subject)
+        identity = replace(requested, node=str(context.node_id), site=site)
+        reply.content = with_identity(reply.content, identity)
         return reply
 
 

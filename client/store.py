@@ -13,7 +13,7 @@ from torch import Tensor
 
 from layerweld.errors import StorageError
 from layerweld.runtime.disk import writing
-from layerweld.transport.descent_messages import UpdatesBySite
+from layerweld.transport.coefficients import UpdatesBySite
 from layerweld.untrusted.names import below
 from layerweld.untrusted.tensors import opened_tensors
 from layerweld.updates.digest import extend_by_tensors

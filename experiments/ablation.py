@@ -1,4 +1,4 @@
-"""The paper's Tables 3 and 4 on a benchmark: what each part of the chain adds, and rows needed.
+"""The paper's Tables 3 and 4 on a benchmark: what each part of the chain adds, and samples needed.
 
 Example: python -m experiments.ablation text components --seeds 3
 """
@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import pandas as pd
 import typer
 
-from experiments.benchmark_runs import RESULTS, benchmark, compared
+from experiments.benchmark_runs import RESULTS, benchmark, compare_methods
 from experiments.figures import COLOURS, INK, panels, save
 from experiments.prepare import Name
 from layerweld.report.comparison.spreads import over_seeds
@@ -28,7 +28,7 @@ class Variant:
     method: str
     merge: dict[str, str]
     samples: int = 0
-    """Calibration rows per site; 0 for the benchmark's."""
+    """Calibration samples per site; 0 for the benchmark's."""
 
 
 _RAW = {"normalization": "none", "importance": "uniform"}
@@ -49,34 +49,33 @@ def main(
     seeds: Annotated[int, typer.Option(help="How many, from 0 on.")] = 3,
     output: Annotated[Path, typer.Option(help="Folder of the results.")] = RESULTS,
 ) -> None:
-    """Play every row of a table once per seed; the CSV is written after each row."""
-    of = benchmark(name)
+    """Run every row of a table once per seed; the CSV is written after each row."""
+    bench = benchmark(name)
     rows = []
     for variant in COMPONENTS if table == "components" else SAMPLES:
-        rows.append(played(variant, of.settings, of.nodes, range(seeds)))
+        rows.append(table_row(variant, bench.settings, bench.nodes, range(seeds)))
         (output / name).mkdir(parents=True, exist_ok=True)
         pd.DataFrame(rows).to_csv(output / name / f"{table}.csv", index=False)
     draw(pd.DataFrame(rows), output / name / f"{table}.png")
     print(pd.DataFrame(rows).to_string(index=False, float_format="{:.4f}".format))
 
 
-def played(
+def table_row(
     variant: Variant, settings: RunSettings, nodes: Sequence[Any], seeds: Sequence[int]
 ) -> dict[str, Any]:
     """One row: fractions, over the seeds."""
-    found = compared(changed(settings, variant), nodes, seeds)
-    *_, line = over_seeds(found)
+    *_, method = over_seeds(compare_methods(with_variant(settings, variant), nodes, seeds))
     return {
         "variant": variant.label,
         "seeds": len(seeds),
-        "normalised": line.normalised.mean,
-        "normalised_sd": line.normalised.deviation,
-        "worst": line.worst.mean,
-        "worst_site": line.worst_site,
+        "normalised": method.normalised.mean,
+        "normalised_sd": method.normalised.deviation,
+        "worst": method.worst.mean,
+        "worst_site": method.worst_site,
     }
 
 
-def changed(settings: RunSettings, variant: Variant) -> RunSettings:
+def with_variant(settings: RunSettings, variant: Variant) -> RunSettings:
     """The benchmark's settings with those of one row of the table."""
     calibration = settings.calibration
     if variant.samples:

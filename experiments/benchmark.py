@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from experiments.benchmark_runs import RESULTS, benchmark, compared, fine_tuned_otherwise
+from experiments.benchmark_runs import RESULTS, benchmark, compare_methods, fine_tuned_otherwise
 from experiments.figures import COLOURS, INK, panels, save
 from experiments.prepare import Name
 from layerweld.merging.registry import METHODS
@@ -40,28 +40,28 @@ def main(
     output: Annotated[Path, typer.Option(help="Folder for all results.")] = RESULTS,
 ) -> None:
     """Compare the methods and write what is known after each of them."""
-    played = benchmark(name)
+    bench = benchmark(name)
     names = ",".join(METHODS) if methods == "all" else methods
-    settings = played.settings.model_copy(update={"methods": names})
+    settings = bench.settings.model_copy(update={"methods": names})
     settings, kind = fine_tuned_otherwise(settings, attention=attention, frozen_a=frozen_a)
     folder = output / f"{name}{kind}{'-tuned' if tune > 1 else ''}"
-    found = compared(
+    comparison = compare_methods(
         settings,
-        played.nodes,
+        bench.nodes,
         range(first, first + seeds),
         tune,
         on_known=lambda known: write(known, folder),
     )
-    console.print(method_accuracy_table(found))
+    console.print(method_accuracy_table(comparison))
 
 
-def write(found: Comparison, folder: Path) -> None:
+def write(comparison: Comparison, folder: Path) -> None:
     """Write ``methods.csv``, ``sites.csv``, ``table.md`` and ``plot.png``."""
-    write_csv_files(found, folder)
+    write_csv_files(comparison, folder)
     command = f"python -m experiments.benchmark {' '.join(sys.argv[1:])}"
-    text = f"`{command}`\n\n{comparison_markdown(found)}"
+    text = f"`{command}`\n\n{comparison_markdown(comparison)}"
     (folder / "table.md").write_text(text, encoding="utf-8")
-    plot(over_seeds(found), folder / "plot.png")
+    plot(over_seeds(comparison), folder / "plot.png")
 
 
 def plot(methods: list[MethodOverSeeds], file: Path) -> None:

@@ -1,4 +1,4 @@
-"""A benchmark's settings and sites, and how its methods are played: what all scripts here share."""
+"""A benchmark's settings and sites, and how its methods are run: what all scripts here share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing import Any
 from client.app import app
 from client.site import forget_run
 from experiments.prepare import Name, run_file
-from layerweld.cli.in_process import compare_in_process
 from layerweld.report.comparison.results import Comparison
 from layerweld.runtime.disk import user_cache
 from layerweld.runtime.incidents import raising_here
@@ -20,9 +19,11 @@ from layerweld.runtime.terminal import showing_progress
 from layerweld.settings.comparison import ComparisonSettings
 from layerweld.settings.run import RunSettings
 from layerweld.settings.sites import read_run_file
+from server.comparison import compare
 from server.federation import Federation
 from server.in_process import InProcessGrid
 from server.journal import RunJournal
+from server.kept_results import KeptResults
 
 Nodes = Sequence[dict[str, int]]
 """One node configuration per site."""
@@ -39,7 +40,7 @@ _ATTENTION = {
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One benchmark, ready to be played."""
+    """One benchmark, ready to run."""
 
     settings: RunSettings
     nodes: Nodes
@@ -53,26 +54,33 @@ def benchmark(name: Name, seed: int = 0) -> Benchmark:
     return Benchmark(settings, tuple(nodes))
 
 
-def compared(
+def compare_methods(
     settings: RunSettings,
     nodes: Nodes,
     seeds: Sequence[int],
     tune: int = 1,
     on_known: Callable[[Comparison], None] = lambda _known: None,
 ) -> Comparison:
-    """Play a benchmark's methods; what any script has played before is found, not played again.
+    """Run a benchmark's methods; what any script has run before is found, not run again.
 
     Every seed draws other samples, so each has a run file of its own.
     """
 
-    def at_seed(changed: RunSettings) -> RunSettings:
-        file = run_file(changed.name, changed.calibration.seed)
-        return changed.model_copy(update={"sites": str(file)})
+    def open_grid(seeded: RunSettings) -> InProcessGrid:
+        if seeded.sites:  # else the nodes say themselves who they are
+            file = run_file(seeded.name, seeded.calibration.seed)
+            seeded = seeded.model_copy(update={"sites": str(file)})
+        return InProcessGrid(app, nodes, seeded)
 
-    kept = user_cache() / "played"
+    def forget(seeded: RunSettings, run: str) -> None:
+        with raising_here():
+            forget_run(nodes, seeded, run)
+
+    comparison = ComparisonSettings(settings, settings.base, seeds, tune)
     with showing_progress():
-        comparing = ComparisonSettings(settings, settings.base, seeds, tune)
-        return compare_in_process(comparing, nodes, kept, on_known, at_seed)
+        return compare(
+            comparison, open_grid, KeptResults(user_cache() / "played"), forget, on_known
+        )
 
 
 def fine_tuned_otherwise(
@@ -94,8 +102,8 @@ def fine_tuned_otherwise(
 
 
 @contextmanager
-def federation(settings: RunSettings, nodes: Nodes) -> Iterator[Federation]:
-    """The server's side of a run in this process, introduced and with every adapter trained.
+def open_federation(settings: RunSettings, nodes: Nodes) -> Iterator[Federation]:
+    """The server's side of a run in this process, after the handshake, with every adapter trained.
 
     For what is measured beside a comparison: shifts, other cohorts. Sites forget it afterwards.
     """
@@ -103,9 +111,9 @@ def federation(settings: RunSettings, nodes: Nodes) -> Iterator[Federation]:
     grid = InProcessGrid(app, nodes, settings)
     with tempfile.TemporaryDirectory() as folder, showing_progress():
         journal = RunJournal(Path(folder) / "journal")
-        played = Federation(grid, settings, settings.base, journal)
-        played.introduce()
-        played.fine_tune()
-        yield played
+        federation = Federation(grid, settings, settings.base, journal)
+        federation.introduce()
+        federation.fine_tune()
+        yield federation
         with raising_here():
-            forget_run(nodes, settings, played.run)
+            forget_run(nodes, settings, federation.run)

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import pandas as pd
 import typer
 
-from experiments.demo_runs import play_demo, summary_rows
+from experiments.demo_runs import run_demo, summary_rows
 
 _SETTINGS = (
     *itertools.product(("token", "feature", "trace", "none"), (0.01, 0.1), (1.0,)),
@@ -26,38 +26,42 @@ _SETTINGS = (
 
 def main(
     seeds: Annotated[str, typer.Option(help="Comma-separated.")] = "3,4,5",
-    samples: Annotated[int, typer.Option(help="Calibration rows per site.")] = 50,
+    samples: Annotated[int, typer.Option(help="Calibration samples per site.")] = 50,
     output: Annotated[Path, typer.Option(help="CSV to write.")] = Path(
         "experiments/results/defaults.csv"
     ),
 ) -> None:
-    """Play the chain once for every setting and seed; a finished row is not played again."""
-    kept = pd.read_csv(output).to_dict("records") if output.exists() else []
-    done: list[dict[Any, Any]] = list(kept)
+    """Run the chain once for every setting and seed; a finished row is not run again."""
+    done: list[dict[Any, Any]] = []
+    if output.exists():
+        done += pd.read_csv(output).to_dict("records")
     known = {
         (r["seed"], r["normalization"], r["ridge"], r["shrinkage"], r["samples"]) for r in done
     }
     numbers = [int(seed) for seed in seeds.split(",")]
     for seed, (normalization, ridge, shrinkage) in itertools.product(numbers, _SETTINGS):
-        about = {
+        row_settings = {
             "seed": seed,
             "normalization": normalization,
             "ridge": ridge,
             "shrinkage": shrinkage,
             "samples": samples,
         }
-        if tuple(about.values()) in known:
+        if tuple(row_settings.values()) in known:
             continue
         merge = {"normalization": normalization, "ridge": ridge, "shrinkage": shrinkage}
         (row,) = (
             row
-            for row in summary_rows(play_demo(seed, "com", merge, samples))
+            for row in summary_rows(run_demo(seed, "com", merge, samples))
             if row["method"] == "com"
         )
-        done.append(about | row)
+        done.append(row_settings | row)
         output.parent.mkdir(parents=True, exist_ok=True)
         pd.DataFrame(done).to_csv(output, index=False)
-        print(f"{about}: {row['normalised']:.4f}, worst {row['worst_normalised']:.4f}", flush=True)
+        print(
+            f"{row_settings}: {row['normalised']:.4f}, worst {row['worst_normalised']:.4f}",
+            flush=True,
+        )
     means = (
         pd.DataFrame(done)
         .groupby(["normalization", "ridge", "shrinkage", "samples"])[

@@ -1,4 +1,4 @@
-"""Play the demo's federation with other settings, and keep what came out as rows of a table."""
+"""Run the demo's federation with other settings, and keep what came out as rows of a table."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from layerweld.settings.sites import read_run_file
 Row = dict[str, Any]
 
 
-def play_demo(seed: int, methods: str, merge: Mapping[str, Any], samples: int) -> RunResults:
+def run_demo(seed: int, methods: str, merge: Mapping[str, Any], samples: int) -> RunResults:
     """Merge the demo's six sites; adapters are trained once per seed and found again after that.
 
     Args:
-        seed: of fine-tuning, of the split and of the calibration rows.
+        seed: of fine-tuning, of the split and of the calibration samples.
         methods: comma-separated.
         merge: entries of ``merge`` that differ from the demo's.
-        samples: calibration rows per site.
+        samples: calibration samples per site.
     """
     settings, sites = read_run_file(demo_file(seed))
-    changed = settings.merge.model_copy(update={"covariate_shift": "off", **merge})
+    merge_settings = settings.merge.model_copy(update={"covariate_shift": "off", **merge})
     calibration = settings.calibration.model_copy(update={"samples": samples})
-    changes = {"methods": methods, "merge": changed, "calibration": calibration}
+    changes = {"methods": methods, "merge": merge_settings, "calibration": calibration}
     settings = settings.model_copy(update=changes | {"min_sites": len(sites)})
     nodes = [site.node_config() for site in sites]
     with tempfile.TemporaryDirectory() as folder:

@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import typer
 
-from experiments.demo_runs import play_demo, summary_rows
+from experiments.demo_runs import run_demo, summary_rows
 from layerweld.merging.registry import METHODS
 
 _REFERENCES = {"base": "Base model", "individual": "Individual fine-tuning"}
@@ -26,15 +26,15 @@ _FIGURES = ("accuracy", "normalised", "worst_normalised")
 def main(
     seeds: Annotated[str, typer.Option(help="Comma-separated.")] = "0,1,2",
     methods: Annotated[str, typer.Option(help="Comma-separated.")] = _METHODS,
-    samples: Annotated[int, typer.Option(help="Calibration rows per site.")] = 50,
+    samples: Annotated[int, typer.Option(help="Calibration samples per site.")] = 50,
     output: Annotated[Path, typer.Option(help="Folder of the three files.")] = Path(
         "experiments/results"
     ),
 ) -> None:
-    """Play the demo once per seed and write what every method reached."""
+    """Run the demo once per seed and write what every method reached."""
     rows: list[dict[str, Any]] = []
     for seed in (int(seed) for seed in seeds.split(",")):
-        results = play_demo(seed, methods, {}, samples)
+        results = run_demo(seed, methods, {}, samples)
         rows += [{"seed": seed} | row for row in summary_rows(results)]
         output.mkdir(parents=True, exist_ok=True)
         pd.DataFrame(rows).to_csv(output / "demo-seeds.csv", index=False)

@@ -14,7 +14,7 @@ import typer
 
 from client.site import site_of_node
 from client.state import site_state
-from experiments.benchmark_runs import RESULTS, Nodes, benchmark, compared, federation
+from experiments.benchmark_runs import RESULTS, Nodes, benchmark, compare_methods, open_federation
 from experiments.figures import COLOURS, INK, legend_above, panels, save
 from experiments.prepare import Name
 from layerweld.model.collect import ReplayableModel, collect
@@ -38,10 +38,10 @@ def main(
     output: Annotated[Path, typer.Option(help="Folder of the results.")] = RESULTS,
 ) -> None:
     """Measure ω per site in two models, and set it beside the gap; writes ``importance.*``."""
-    of = benchmark(name, seed)
-    settings = of.settings.model_copy(update={"methods": "com"})
-    table = of_the_chain(compared(settings, of.nodes, [seed]))
-    table["pretrained"] = pd.Series(on_the_base_model(settings, of.nodes))
+    bench = benchmark(name, seed)
+    settings = bench.settings.model_copy(update={"methods": "com"})
+    table = of_the_chain(compare_methods(settings, bench.nodes, [seed]))
+    table["pretrained"] = pd.Series(on_the_base_model(settings, bench.nodes))
     (output / name).mkdir(parents=True, exist_ok=True)
     table.to_csv(output / name / "importance.csv", index_label="site", float_format="%.6g")
     draw(table, output / name / "importance.png")
@@ -50,9 +50,9 @@ def main(
     print("merged ~ pretrained", correlation_text(table["merged"], table["pretrained"]))
 
 
-def of_the_chain(found: Comparison) -> pd.DataFrame:
+def of_the_chain(comparison: Comparison) -> pd.DataFrame:
     """Per site: the accuracy gap, and ω averaged over the chain's groups."""
-    results = {entry.result.name: entry.result for entry in found.entries}
+    results = {entry.result.name: entry.result for entry in comparison.entries}
     base, own, chain = results["base"], results["individual"], results["com"]
     return pd.DataFrame(
         {
@@ -65,14 +65,14 @@ def of_the_chain(found: Comparison) -> pd.DataFrame:
 def on_the_base_model(
     settings: RunSettings, nodes: Nodes, groups: int | None = None
 ) -> dict[str, float]:
-    """Per site: ω of its rows in the base model, averaged over the first groups, or all."""
-    found = {}
-    with federation(settings, nodes) as played:
-        layers = played.plan.layer_names
+    """Per site: ω of its samples in the base model, averaged over the first groups, or all."""
+    importance = {}
+    with open_federation(settings, nodes) as federation:
+        layers = federation.plan.layer_names
         for node in nodes:
             with raising_here():
                 site = site_of_node(node, settings)
-            state = site_state(site, settings, played.run)
+            state = site_state(site, settings, federation.run)
             plan = state.plan.restricted_to(layers)
             model = ReplayableModel(state.base.backbone, plan)
             recording = model.record(state.batches)
@@ -86,8 +86,8 @@ def on_the_base_model(
                 settings.merge,
                 ProductForm(dense=False, with_updates=False),
             )
-            found[site.name] = fmean(off_diagonal_importance(s.gram) for s in statistics)
-    return found
+            importance[site.name] = fmean(off_diagonal_importance(s.gram) for s in statistics)
+    return importance
 
 
 def correlation_text(one: pd.Series, other: pd.Series) -> str:

@@ -13,7 +13,7 @@ import pandas as pd
 import typer
 from matplotlib.ticker import MaxNLocator
 
-from experiments.benchmark_runs import RESULTS, benchmark, federation
+from experiments.benchmark_runs import RESULTS, benchmark, open_federation
 from experiments.figures import COLOURS, panels, save
 from experiments.prepare import Name
 from layerweld.merging.registry import METHODS
@@ -26,13 +26,13 @@ def main(
     output: Annotated[Path, typer.Option(help="Folder of the results.")] = RESULTS,
 ) -> None:
     """Merge by each method, let every site measure its shift; writes ``shift.csv``, ``.png``."""
-    of = benchmark(name, seed)
-    settings = of.settings.model_copy(update={"methods": methods})
+    bench = benchmark(name, seed)
+    settings = bench.settings.model_copy(update={"methods": methods})
     rows = []
-    with federation(settings, of.nodes) as played:
-        remainder = played.average_remainder()
-        for method in played.methods:
-            shifts = played.measure_shift(played.merge(method, remainder))
+    with open_federation(settings, bench.nodes) as federation:
+        other_params = federation.average_other_params()
+        for method in federation.methods:
+            shifts = federation.measure_shift(federation.merge(method, other_params))
             rows += [
                 {"method": method.name, "group": group, "shift": sum(sites.values())}
                 for group, sites in shifts.items()

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import pandas as pd
 import typer
 
-from experiments.benchmark_runs import RESULTS, Nodes, benchmark, federation
+from experiments.benchmark_runs import RESULTS, Nodes, benchmark, open_federation
 from experiments.figures import COLOURS, INK, panels, save
 from experiments.prepare import Name
 from layerweld.settings.run import RunSettings
@@ -28,12 +28,12 @@ def main(
     seed: Annotated[int, typer.Option()] = 0,
     output: Annotated[Path, typer.Option(help="Folder of the results.")] = RESULTS,
 ) -> None:
-    """Play each split; writes ``unseen-tasks.csv`` and ``.png``."""
-    of = benchmark(name, seed)
-    settings = of.settings.model_copy(update={"methods": methods})
+    """Run each split; writes ``unseen-tasks.csv`` and ``.png``."""
+    bench = benchmark(name, seed)
+    settings = bench.settings.model_copy(update={"methods": methods})
     rows: list[dict[str, Any]] = []
     for split in range(splits):
-        rows += played(settings, *divided(of.nodes, split), split)
+        rows += table_rows(settings, *divided(bench.nodes, split), split)
         (output / name).mkdir(parents=True, exist_ok=True)
         table = pd.DataFrame(rows)
         table.to_csv(output / name / "unseen-tasks.csv", index=False, float_format="%.6g")
@@ -50,25 +50,30 @@ def divided(nodes: Nodes, split: int) -> tuple[Nodes, Nodes]:
     return merged, [nodes[i] for i in sorted(out)]
 
 
-def played(settings: RunSettings, seen: Nodes, unseen: Nodes, split: int) -> list[dict[str, Any]]:
+def table_rows(
+    settings: RunSettings, seen: Nodes, unseen: Nodes, split: int
+) -> list[dict[str, Any]]:
     """One row a method: mean accuracy at the merged sites and at the others."""
     rows = []
-    with federation(settings, seen) as merging, federation(settings, unseen) as judging:
-        about = {"split": split, "left_out": " ".join(i.site for i in judging.introductions)}
+    with open_federation(settings, seen) as merging, open_federation(settings, unseen) as judging:
+        split_columns = {
+            "split": split,
+            "left_out": " ".join(i.site for i in judging.site_infos),
+        }
         for kind in ("base", "individual"):
             scores = merging.evaluate(kind), judging.evaluate(kind)
-            rows.append(about | {"method": kind} | means(scores))
-        remainder = merging.average_remainder()
+            rows.append(split_columns | {"method": kind} | means(scores))
+        other_params = merging.average_other_params()
         for method in merging.methods:
-            merged = merging.merge(method, remainder)
+            merged = merging.merge(method, other_params)
             scores = merging.evaluate("merged", merged), judging.evaluate("merged", merged)
-            rows.append(about | {"method": method.name} | means(scores))
+            rows.append(split_columns | {"method": method.name} | means(scores))
     return rows
 
 
 def means(scores: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Mean accuracy over the merged sites, and over those left out."""
-    seen, unseen = (fmean(score.accuracy for score in found.values()) for found in scores)
+    seen, unseen = (fmean(score.accuracy for score in by_site.values()) for by_site in scores)
     return {"seen": seen, "unseen": unseen}
 
 

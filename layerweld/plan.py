@@ -34,11 +34,6 @@ class LayerGroup:
     d_in: int
     layers: tuple[LayerShape, ...]
 
-    @property
-    def gram_bytes(self) -> int:
-        """Bytes of the packed upper triangle in float32."""
-        return 4 * self.d_in * (self.d_in + 1) // 2
-
 
 @dataclass(frozen=True)
 class MergePlan:
@@ -61,6 +56,11 @@ class MergePlan:
     def layer_names(self) -> tuple[str, ...]:
         """All layers, in forward order."""
         return tuple(layer.name for group in self.groups for layer in group.layers)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """``(d_out, d_in)`` of all layers by name, in forward order."""
+        return {s.name: (s.d_out, group.d_in) for group in self.groups for s in group.layers}
 
     def restricted_to(self, layers: Collection[str]) -> MergePlan:
         """The plan of only these layers: what no site has fine-tuned need not be merged.

@@ -7,37 +7,37 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 
 from layerweld.plan import MergePlan
-from layerweld.transport.messages import Introduction
+from layerweld.transport.site_info import SiteInfo
 
 _SHOWN = ("cpu", "kernels", "threads", "torch", "mkl", "onednn", "libc", "gpu", "cuda")
 
 
 def warnings_of(
-    introductions: Sequence[Introduction], plan: MergePlan, here: Mapping[str, str]
+    site_infos: Sequence[SiteInfo], plan: MergePlan, here: Mapping[str, str]
 ) -> Iterator[str]:
     """One sentence each, with the way out.
 
     Args:
-        introductions: of the whole cohort.
+        site_infos: of the whole cohort.
         plan: of the layers that are merged.
         here: the coordinator's numeric environment.
     """
-    for found in (_too_few_tokens(introductions, plan), _not_evaluated(introductions)):
+    for found in (_too_few_tokens(site_infos, plan), _not_evaluated(site_infos)):
         if found:
             yield found
-    yield from _names_that_differ(introductions)
-    yield from _twins(introductions)
-    yield from _passed_over(introductions)
-    yield from _other_kinds(introductions, here)
+    yield from _names_that_differ(site_infos)
+    yield from _twins(site_infos)
+    yield from _passed_over(site_infos)
+    yield from _other_kinds(site_infos, here)
 
 
-def _too_few_tokens(introductions: Sequence[Introduction], plan: MergePlan) -> str | None:
+def _too_few_tokens(site_infos: Sequence[SiteInfo], plan: MergePlan) -> str | None:
     """Where all sites' tokens together are fewer than a group's features.
 
     The statistics are then singular and the ridge alone decides the rest; near equality the
     solution is at its worst (double descent).
     """
-    tokens = sum(one.tokens for one in introductions)
+    tokens = sum(one.tokens for one in site_infos)
     widest = max(plan.groups, key=lambda group: group.d_in)
     if tokens >= 2 * widest.d_in:
         return None
@@ -48,10 +48,10 @@ def _too_few_tokens(introductions: Sequence[Introduction], plan: MergePlan) -> s
     )
 
 
-def _not_evaluated(introductions: Sequence[Introduction]) -> str | None:
+def _not_evaluated(site_infos: Sequence[SiteInfo]) -> str | None:
     """Where some sites could be evaluated at, and some could not."""
-    bare = [one.site for one in introductions if not one.evaluates]
-    if not bare or len(bare) == len(introductions):
+    bare = [one.site for one in site_infos if not one.evaluates]
+    if not bare or len(bare) == len(site_infos):
         return None
     return (
         f"no accuracy will be measured, since {', '.join(bare)} cannot: a site needs labelled "
@@ -69,13 +69,13 @@ def of_most(names: Iterable[str]) -> str:
     return name if 2 * sites > counted.total() else ""
 
 
-def _names_that_differ(introductions: Sequence[Introduction]) -> Iterator[str]:
+def _names_that_differ(site_infos: Sequence[SiteInfo]) -> Iterator[str]:
     """Adapters that were trained on the base model inside of another class, or for another task."""
-    bring = [one for one in introductions if one.kind == "lora"]
-    for field, what in (("prefix", "beginning of layer names is"), ("task", "PEFT task is")):
+    bring = [one for one in site_infos if one.kind == "lora"]
+    for field, what in (("name_prefix", "beginning of layer names is"), ("task", "PEFT task is")):
         by_site = {one.site: getattr(one, field) for one in bring}
         if len(set(by_site.values())) > 1:
-            chosen = of_most(getattr(one, field) for one in introductions)
+            chosen = of_most(getattr(one, field) for one in site_infos)
             said = ", ".join(f"{site}: {name or 'none'}" for site, name in sorted(by_site.items()))
             yield (
                 f"the {what} not the same everywhere ({said}); the merged adapter has "
@@ -83,9 +83,9 @@ def _names_that_differ(introductions: Sequence[Introduction]) -> Iterator[str]:
             )
 
 
-def _twins(introductions: Sequence[Introduction]) -> Iterator[str]:
+def _twins(site_infos: Sequence[SiteInfo]) -> Iterator[str]:
     """Sites that bring the same adapter: what they share counts twice."""
-    for one, other in combinations(sorted(introductions, key=lambda found: found.site), 2):
+    for one, other in combinations(sorted(site_infos, key=lambda found: found.site), 2):
         if one.adapter and one.adapter == other.adapter:
             yield (
                 f"{one.site} and {other.site} bring the same adapter, which counts twice: look at "
@@ -93,9 +93,9 @@ def _twins(introductions: Sequence[Introduction]) -> Iterator[str]:
             )
 
 
-def _passed_over(introductions: Sequence[Introduction]) -> Iterator[str]:
+def _passed_over(site_infos: Sequence[SiteInfo]) -> Iterator[str]:
     """Sites with rows that could not be read, as many as ``calibration.max-unreadable`` allows."""
-    for one in introductions:
+    for one in site_infos:
         if one.skipped:
             yield (
                 f"{one.site} has {one.skipped} rows that cannot be read and were passed over; "
@@ -103,12 +103,12 @@ def _passed_over(introductions: Sequence[Introduction]) -> Iterator[str]:
             )
 
 
-def _other_kinds(introductions: Sequence[Introduction], here: Mapping[str, str]) -> Iterator[str]:
+def _other_kinds(site_infos: Sequence[SiteInfo], here: Mapping[str, str]) -> Iterator[str]:
     """Sites whose machine rounds otherwise than the coordinator's: no fault, but other last digits.
 
     What a site's variables are called is its own text, and stays out of the sentence.
     """
-    for one in introductions:
+    for one in site_infos:
         there = dict(entry.partition("=")[::2] for entry in one.environment)
         differ = {name for name in {*there, *here} if there.get(name) != here.get(name)}
         others = [name for name in _SHOWN if name in differ]

@@ -143,7 +143,7 @@ class _Seed:
                 run = partial(self._reference, federation, kind)
                 yield self._once(federation, kind, (), run)
             for method in methods:
-                if problem_with(method, settings, federation.introductions):
+                if problem_with(method, settings, federation.site_infos):
                     continue
                 run = partial(self._merge, federation, method, number)
                 yield self._once(federation, method.name, method.tables, run)
@@ -168,9 +168,9 @@ class _Seed:
         return Entry(self.seed, reference_result(federation, kind))
 
     def _merge(self, federation: Federation, method: Method, number: int) -> Entry:
-        remainder = federation.average_remainder()
+        other_params = federation.average_other_params()
         with peak_resident() as peak:
-            merged = federation.merge(method, remainder)
+            merged = federation.merge(method, other_params)
             peak_bytes = peak()
         merged.scores.update(federation.evaluate("merged", merged))
         tuned = candidates(method, self.budget)[number]
@@ -183,9 +183,9 @@ class _Seed:
                 f"methods cannot be compared on it: set `held-out`, and let the site fine-tune, "
                 f"put its head beside its adapter, or name it with `head`"
             )
-        self.sites = tuple(map(site_summary, federation.introductions))
+        self.sites = tuple(map(site_summary, federation.site_infos))
         problems = {
-            method: problem_with(method, federation.settings, federation.introductions)
+            method: problem_with(method, federation.settings, federation.site_infos)
             for method in self.methods
         }
         self.refused = tuple(

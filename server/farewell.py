@@ -8,8 +8,9 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from layerweld.errors import UnreadableReplyError
+from layerweld.transport.end_of_run import END_OF_RUN, END_OF_RUN_BUDGET
+from layerweld.transport.identity import encode_plain
 from layerweld.transport.receiving import Receiver
-from layerweld.transport.run import FAREWELL, encode_run
 from strategies.cohort import Cohort
 
 _SECONDS = 30.0
@@ -35,11 +36,11 @@ def dismiss(grid: Grid, cohort: Cohort) -> None:
 
 def _has_answered(receiver: Receiver, message_id: str) -> bool:
     try:
-        return bool(receiver.pull(message_id, FAREWELL))
+        return bool(receiver.pull(message_id, lambda: END_OF_RUN_BUDGET))
     except UnreadableReplyError:  # the run is over: whatever it was, nobody needs it
         return True
 
 
 def _goodbye(cohort: Cohort, site: str) -> Message:
-    about, node = encode_run(cohort.run), cohort.node_of(site)
-    return Message(about, node, "query.finished", ttl=_SECONDS, group_id="finished")
+    request, node = encode_plain(END_OF_RUN, cohort.run), cohort.node_of(site)
+    return Message(request, node, END_OF_RUN, ttl=_SECONDS, group_id="finished")

@@ -9,44 +9,36 @@ from flwr.app import RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from layerweld.errors import CohortError, LostSiteError, RefusedReplyError, UnusableMergeError
-from layerweld.merging.compression import compressed
+from layerweld.errors import CohortError, LostSiteError, RefusedReplyError
 from layerweld.merging.method import CHAIN, Method
 from layerweld.model.base_model import BaseModel, load_base, tokenizer_fingerprint
 from layerweld.model.discover import discover_plan
 from layerweld.plan import MergePlan
 from layerweld.report.results import Score
 from layerweld.runtime.progress import report_progress
-from layerweld.settings.methods import methods_of, settings_for
+from layerweld.settings.methods import methods_of
 from layerweld.settings.run import RunSettings
-from layerweld.statistics.group import ProductForm
-from layerweld.transport.introduction import BUDGET as INTRODUCTION
-from layerweld.transport.messages import Introduction, ModelToMeasure, facts_of
-from layerweld.transport.model import encode_model
-from layerweld.transport.remainder import remainder_budget
-from layerweld.transport.run import encode_run
-from layerweld.transport.score import BUDGET as SCORE
-from layerweld.transport.shift import decode_shifts, shifts_budget
-from layerweld.updates.bounds import out_of_bounds, part_of
-from layerweld.updates.exact_sum import ExactSum
-from layerweld.updates.proportion import OutOfProportionError, Part
-from layerweld.updates.ranks import all_within_ranks
+from layerweld.transport.evaluation import EVALUATION, EVALUATION_LAYOUT
+from layerweld.transport.identity import encode_plain
+from layerweld.transport.model import ModelToMeasure, encode_model
+from layerweld.transport.shift import SHIFT, decode_shifts, shifts_layout
+from layerweld.transport.site_info import (
+    FINE_TUNING,
+    HANDSHAKE,
+    SITE_INFO_BUDGET,
+    SiteInfo,
+    facts_of,
+)
 from server.handshake import check_cohort, check_layers, merged_layers, own_versions
 from server.journal import RunJournal
-from server.merged_model import MergedModel, made_by_chain
-from server.replies import (
-    read_introduction,
-    read_remainder,
-    read_score,
-    read_trained,
-)
-from server.step_progress import StepProgress
-from strategies.by_method import Play, rounds_of
-from strategies.chain_of_merges import ChainOfMerges
+from server.merged_model import MergedModel, merged_by
+from server.replies import read_score, read_site_info, read_trained
+from strategies.by_method import rounds_of
 from strategies.cohort import Cohort, Patience, require_same_training
-from strategies.inquiry import ask
-from strategies.notices import notice
-from strategies.round_by_round import RoundByRound
+from strategies.merge_strategy import MergeStrategy
+from strategies.notices import RoundProgress, notice
+from strategies.other_params import OtherParams
+from strategies.poll import poll
 
 _POLL_SECONDS = 0.2
 
@@ -58,7 +50,7 @@ class Federation:
         grid: Flower's grid.
         settings: of the run.
         base: folder of the base model at the server.
-        journal: where solved steps are kept.
+        journal: where finished rounds are kept.
     """
 
     def __init__(self, grid: Grid, settings: RunSettings, base: str, journal: RunJournal) -> None:
@@ -70,22 +62,20 @@ class Federation:
         self.journal = journal
         self.run = journal.run_id()
         self.patience = Patience.of(settings)
+        self.waiting: dict[str, str] = {}
+        """Who has not replied to the request that is out, each with its last failure."""
         self.cohort = Cohort({}, {}, self.run, self.patience)
-        self.introductions: tuple[Introduction, ...] = ()
+        self.site_infos: tuple[SiteInfo, ...] = ()
 
     @property
     def plan(self) -> MergePlan:
         """The layers that are merged."""
-        return merged_layers(self.introductions, self.whole_plan)
+        return merged_layers(self.site_infos, self.whole_plan)
 
     @property
     def lost(self) -> Mapping[str, str]:
         """Why each site that the run goes on without was given up."""
         return dict(sorted(self.cohort.lost.items()))
-
-    def waiting_for(self) -> Mapping[str, str]:
-        """Who has not answered the question that is out, each with its last failure."""
-        return dict(sorted(self.cohort.waiting.items()))
 
     @property
     def ignored(self) -> Mapping[str, int]:
@@ -100,27 +90,27 @@ class Federation:
     @property
     def bare_sites(self) -> list[str]:
         """Names of those that have no head, or no held-out rows."""
-        return [one.site for one in self.introductions if not one.evaluates]
+        return [one.site for one in self.site_infos if not one.evaluates]
 
     def introduce(self) -> None:
         """Wait for the sites, ask each who it is, and refuse a cohort that does not fit."""
         begun_with = self.journal.remaining()
         nodes = {f"node {node}": node for node in self._wait_for_nodes(len(begun_with))}
-        unnamed = Cohort(nodes, {}, self.run, Patience.of_handshake(self.settings))
+        patience = Patience.of_handshake(self.settings)
+        unnamed = Cohort(nodes, {}, self.run, patience, self.waiting)
         self.cohort = unnamed
-        came: dict[str, Introduction] = {}
-        about = encode_run(self.run)
-        answers = ask(
+        came: dict[str, SiteInfo] = {}
+        answers = poll(
             self.grid,
             unnamed,
-            "query.handshake",
+            HANDSHAKE,
             "handshake",
-            about,
-            read_introduction,
-            INTRODUCTION,
+            encode_plain(HANDSHAKE, self.run),
+            read_site_info,
+            SITE_INFO_BUDGET,
         )
-        for node, introduction in answers:
-            came[node] = introduction
+        for node, info in answers:
+            came[node] = info
             report_progress("handshake", len(came), len(nodes))
         check_cohort(
             tuple(came.values()),
@@ -131,12 +121,12 @@ class Federation:
             prefix=self.base.prefix,
             versions=own_versions(),
         )
-        at = {introduction.site: nodes[node] for node, introduction in came.items()}
-        known = {introduction.site: introduction for introduction in came.values()}
+        at = {info.site: nodes[node] for node, info in came.items()}
+        known = {info.site: info for info in came.values()}
         absent = self.journal.absent(known)
-        self.introductions = _sorted((*came.values(), *absent))
-        everybody = {introduction.site: introduction for introduction in self.introductions}
-        self.cohort = Cohort(at, everybody, self.run, self.patience)
+        self.site_infos = _sorted((*came.values(), *absent))
+        everybody = {info.site: info for info in self.site_infos}
+        self.cohort = Cohort(at, everybody, self.run, self.patience, self.waiting)
         for site in sorted(begun_with - known.keys()):
             self._do_without(site)
 
@@ -157,26 +147,23 @@ class Federation:
 
     def fine_tune(self) -> None:
         """Let the sites that have no adapter yet train one."""
-        if all(introduction.kind != "none" for introduction in self.introductions):
+        if all(info.kind != "none" for info in self.site_infos):
             return
-        about = encode_run(self.run)
-        answers = ask(
+        answers = poll(
             self.grid,
             self.cohort,
-            "train.finetune",
+            FINE_TUNING,
             "fine-tuning",
-            about,
+            encode_plain(FINE_TUNING, self.run),
             self._trained,
-            INTRODUCTION,
+            SITE_INFO_BUDGET,
         )
         trained = dict(answers)
-        self.cohort.introductions |= trained
-        self.introductions = _sorted(
-            trained.get(introduction.site, introduction) for introduction in self.introductions
-        )
+        self.cohort.site_infos |= trained
+        self.site_infos = _sorted(trained.get(info.site, info) for info in self.site_infos)
 
     def begin_journal(self) -> None:
-        """From here on, what is solved is kept."""
+        """From here on, what is finished is kept."""
         in_rounds = (m for m in self.methods if m.kind is CHAIN or m.kind.learns)
         own = {table for method in in_rounds for table in method.tables}
         self.journal.open(
@@ -191,82 +178,46 @@ class Federation:
                     for key, value in self.settings.flat().items()
                     if key.partition(".")[0] in own
                 },
-                "sites": {one.site: facts_of(one) for one in self.introductions},
+                "sites": {one.site: facts_of(one) for one in self.site_infos},
             }
         )
 
-    def average_remainder(self) -> dict[str, Tensor]:
+    def average_other_params(self) -> Mapping[str, Tensor]:
         """What full fine-tuning changed outside of the linear layers, averaged over the sites.
 
         It must be known before the chain starts, since the chain's inputs depend on it; and it is
         kept, since a run that is resumed without a site would get another mean.
         """
-        if all(introduction.kind == "lora" for introduction in self.introductions):
+        if all(info.kind == "lora" for info in self.site_infos):
             return {}
-        kept = self.journal.load_remainder()
-        if kept is not None:
-            return kept
-        try:
-            mean = self._mean_remainder()
-        except OutOfProportionError as error:
-            self.cohort.part_with(error)
-            return self.average_remainder()
-        self.journal.keep_remainder(mean)
-        return mean
-
-    def _mean_remainder(self) -> dict[str, Tensor]:
-        parameters, nothing = self._parameters_outside_of_layers(), dict[str, tuple[int, ...]]()
-        changed = {one.site for one in self.introductions if one.kind == "full"}
-        sums: dict[str, ExactSum] = {}
-        sizes: dict[str, dict[str, Part]] = {}
-        about = encode_run(self.run)
-        for site, tensors in ask(
-            self.grid, self.cohort, "train.remainder", "remainder", about,
-            lambda one, found: read_remainder(found, parameters if one in changed else nothing),
-            remainder_budget(parameters),
-        ):  # fmt: skip
-            sizes[site] = {name: part_of(values) for name, values in tensors.items()}
-            for name, values in tensors.items():
-                sums.setdefault(name, ExactSum(tuple(values.shape))).add(values.double())
-        self.cohort.require_proportion(sizes, "what its fine-tuning changed")
-        return {name: (total.total() / len(sizes)).float() for name, total in sorted(sums.items())}
+        whole = {one.site for one in self.site_infos if one.kind == "full"}
+        rounds = OtherParams(self.cohort, self._parameters_outside_of_layers(), whole)
+        MergeStrategy(self.cohort, rounds, self.journal.of_other_params()).run(self.grid)
+        return rounds.outcome().other_params
 
     def _parameters_outside_of_layers(self) -> dict[str, tuple[int, ...]]:
         weights = {f"{layer}.weight" for layer in self.whole_plan.layer_names}
         parameters = self.base.backbone.named_parameters()
         return {name: tuple(p.shape) for name, p in parameters if name not in weights}
 
-    def merge(self, method: Method, remainder: Mapping[str, Tensor]) -> MergedModel:
-        """Play one method."""
-        if method.kind is not CHAIN:
-            return self._play_rounds(method, remainder)
+    def merge(self, method: Method, other_params: Mapping[str, Tensor]) -> MergedModel:
+        """Run one method."""
         started = time.perf_counter()
-        effective = settings_for(method.name, self.settings)
-        dense = self.settings.merge.products == "dense" or any(
-            introduction.kind == "full" for introduction in self.introductions
-        )
-        strategy = ChainOfMerges(
-            plan=self.plan,
-            cohort=self.cohort,
-            settings=self.settings,
-            method=method.name,
-            run=self.run,
-            form=ProductForm(dense, with_updates=effective.merge.anchor == "mean"),
-            remainder=remainder,
-            journal=self.journal.of_method(method.name),
-        )
-        strategy.on_step = StepProgress(method.label, len(strategy.steps))
-        strategy.play(self.grid)
-        return made_by_chain(strategy, method, remainder, time.perf_counter() - started)
+        rounds = rounds_of(method, self.plan, self.cohort, self.settings, other_params)
+        journal = self.journal.of_method(method.name)
+        progress = RoundProgress(method.label, rounds.count)
+        strategy = MergeStrategy(self.cohort, rounds, journal, progress)
+        strategy.run(self.grid)
+        return merged_by(strategy, method, started)
 
     def evaluate(self, kind: str, merged: MergedModel | None = None) -> dict[str, Score]:
         """Held-out accuracy at every site: of the base model, the sites' own, or a merged one."""
         label = merged.method.label if merged else kind
-        content = encode_model(self._model(kind, merged))
+        content = encode_model(EVALUATION, self._model(kind, merged))
         scores: dict[str, Score] = {}
-        for site, score in ask(
-            self.grid, self.cohort, "evaluate.model", f"evaluation of {label}", content, read_score,
-            SCORE,
+        for site, score in poll(
+            self.grid, self.cohort, EVALUATION, f"evaluation of {label}", content, read_score,
+            EVALUATION_LAYOUT.budget,
         ):  # fmt: skip
             scores[site] = score
             report_progress(f"evaluating {label}", len(scores), len(self.cohort.names))
@@ -275,17 +226,17 @@ class Federation:
     def measure_shift(self, merged: MergedModel) -> dict[str, dict[str, float]]:
         """Eq. 8 of a merged model: by group, then by site."""
         by_group: dict[str, dict[str, float]] = {g.name: {} for g in self.plan.groups}
-        content = encode_model(self._model("merged", merged))
+        content = encode_model(SHIFT, self._model("merged", merged))
         groups = by_group.keys()
         what = f"covariate shift, {merged.method.label}"
-        answers = ask(
+        answers = poll(
             self.grid,
             self.cohort,
-            "query.shift",
+            SHIFT,
             what,
             content,
             lambda _site, found: decode_shifts(found, groups),
-            shifts_budget(groups),
+            shifts_layout(groups).budget,
         )
         for done, (site, shifts) in enumerate(answers, start=1):
             for group, value in shifts.items():
@@ -293,52 +244,21 @@ class Federation:
             report_progress(what, done, len(self.cohort.names))
         return {group: dict(sorted(sites.items())) for group, sites in by_group.items()}
 
-    def _play_rounds(self, method: Method, remainder: Mapping[str, Tensor]) -> MergedModel:
-        started = time.perf_counter()
-        journal = self.journal.rounds_of(method.name)
-        rounds = rounds_of(Play(method, self.plan, self.cohort, self.settings, remainder, journal))
-        report_progress(method.label, rounds.played, rounds.count)
-        strategy = RoundByRound(
-            self.cohort,
-            rounds,
-            lambda: report_progress(method.label, rounds.played, rounds.count),
-        )
-        strategy.play(self.grid)
-        merged = compressed(rounds.merged, self.settings.merge.rank)
-        updates = all_within_ranks(merged.updates)
-        layer = out_of_bounds(updates)
-        if layer:
-            raise UnusableMergeError(
-                f"{method.label}: {layer} came out with numbers that are not finite or far too "
-                f"large, and no model can use it"
-            )
-        return MergedModel(
-            method=method,
-            updates=updates,
-            remainder=rounds.remainder,
-            lost=strategy.lost,
-            rounds=rounds.count,
-            seconds=time.perf_counter() - started,
-            bytes_up=rounds.traffic.up,
-            bytes_down=rounds.traffic.down,
-            figures=merged.figures,
-        )
-
     def _model(self, kind: str, merged: MergedModel | None) -> ModelToMeasure:
         updates = merged.updates if merged else {}
-        remainder = merged.remainder if merged else {}
-        return ModelToMeasure(self.run, kind, self.plan.layer_names, updates, remainder)
+        other_params = merged.other_params if merged else {}
+        return ModelToMeasure(self.run, kind, self.plan.layer_names, updates, other_params)
 
-    def _trained(self, site: str, content: RecordDict) -> Introduction:
-        introduction = read_trained(content, self.cohort.introductions[site])
+    def _trained(self, site: str, content: RecordDict) -> SiteInfo:
+        info = read_trained(content, self.cohort.site_infos[site])
         try:
-            check_layers(introduction, self.whole_plan, self.base.prefix)
+            check_layers(info, self.whole_plan, self.base.prefix)
         except CohortError as error:  # of one reply: it is asked for again before that is the end
             raise RefusedReplyError(str(error)) from error
         begun = self.journal.introduction_of(site)
         if begun is not None:
-            require_same_training(begun, introduction)
-        return introduction
+            require_same_training(begun, info)
+        return info
 
     def _wait_for_nodes(self, begun_with: int) -> list[int]:
         """Nodes, once there are enough: for a resumed run as many as it goes on with, if they come.
@@ -363,5 +283,5 @@ class Federation:
         return nodes
 
 
-def _sorted(introductions: Iterable[Introduction]) -> tuple[Introduction, ...]:
-    return tuple(sorted(introductions, key=lambda one: one.site))
+def _sorted(site_infos: Iterable[SiteInfo]) -> tuple[SiteInfo, ...]:
+    return tuple(sorted(site_infos, key=lambda one: one.site))

@@ -1,4 +1,4 @@
-"""Do the sites belong together? Decided from their introductions, before anything is computed."""
+"""Do the sites belong together? Decided from their site_infos, before anything is computed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from layerweld import __version__
 from layerweld.errors import CohortError
 from layerweld.formats.lora_config import TASKS
 from layerweld.plan import MergePlan
-from layerweld.transport.messages import Introduction
+from layerweld.transport.site_info import SiteInfo
 from layerweld.untrusted.names import SITE_NAME
 from layerweld.untrusted.text import quoted
 from layerweld.updates.ranks import most_claimed
@@ -20,7 +20,7 @@ _SAME_APP = "install the same version of the app everywhere"
 
 
 def check_cohort(
-    introductions: Sequence[Introduction],
+    site_infos: Sequence[SiteInfo],
     *,
     base: str,
     tokenizer: str,
@@ -32,7 +32,7 @@ def check_cohort(
     """Refuse a mixed cohort, by name of the site and of the field.
 
     Args:
-        introductions: one per node.
+        site_infos: one per node.
         base: fingerprint of the server's base model.
         tokenizer: fingerprint of its tokenizer or image processor.
         plan: of the whole model.
@@ -44,13 +44,13 @@ def check_cohort(
     Raises:
         CohortError: two sites of one name, or one that differs in anything that must be equal.
     """
-    for introduction in introductions:
-        if not re.fullmatch(SITE_NAME, introduction.site):
+    for info in site_infos:
+        if not re.fullmatch(SITE_NAME, info.site):
             raise CohortError(
-                f"a node calls itself {introduction.site!r}, which is no site's name: give it a "
+                f"a node calls itself {info.site!r}, which is no site's name: give it a "
                 f"`name` of at most 63 letters, digits and ._-"
             )
-    names = [introduction.site for introduction in introductions]
+    names = [info.site for info in site_infos]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
         raise CohortError(
@@ -63,64 +63,59 @@ def check_cohort(
         "plan": "another merge plan: install the same transformers version everywhere",
         "settings": "other settings: " + _SAME_APP,
     }
-    for introduction in sorted(introductions, key=lambda one: one.site):
+    for info in sorted(site_infos, key=lambda one: one.site):
         for field, value in expected.items():
-            theirs = getattr(introduction, field)
+            theirs = getattr(info, field)
             if theirs != value:
                 raise CohortError(
-                    f"site {introduction.site}, {field}: {_short(theirs)} instead of "
+                    f"site {info.site}, {field}: {_short(theirs)} instead of "
                     f"{_short(value)}; "
                     f"{means[field]}"
                 )
-    for introduction in introductions:
-        check_layers(introduction, plan, prefix)
-    for introduction in introductions:
-        _check_versions(introduction, versions)
-    _check_rows(introductions)
+    for info in site_infos:
+        check_layers(info, plan, prefix)
+    for info in site_infos:
+        _check_versions(info, versions)
+    _check_rows(site_infos)
 
 
-def check_layers(introduction: Introduction, plan: MergePlan, prefix: str) -> None:
+def check_layers(info: SiteInfo, plan: MergePlan, prefix: str) -> None:
     """Refuse layers that the model does not have, ranks that no LoRA needs, and foreign names.
 
     They decide how much a site may send later, and what the merged adapter's layers are called.
 
     Args:
-        introduction: of the site.
+        info: of the site.
         plan: of the whole model.
         prefix: what a head class puts before the names of its layers.
 
     Raises:
         CohortError: as said.
     """
-    if introduction.kind not in ("lora", "full", "none"):
+    if info.kind not in ("lora", "full", "none"):
+        raise CohortError(f"site {info.site}, kind: {info.kind!r} is unknown; {_SAME_APP}")
+    if info.task not in ("", *TASKS):
+        raise CohortError(f"site {info.site}, task: {info.task!r} is unknown; {_SAME_APP}")
+    if info.name_prefix not in ("", prefix):
         raise CohortError(
-            f"site {introduction.site}, kind: {introduction.kind!r} is unknown; {_SAME_APP}"
+            f"site {info.site}, prefix: {info.name_prefix!r} before its layers' "
+            f"names, where this base model has {prefix!r} or nothing; give the site an adapter of "
+            f"this base model"
         )
-    if introduction.task not in ("", *TASKS):
+    if len(info.layers) != len(info.ranks):
         raise CohortError(
-            f"site {introduction.site}, task: {introduction.task!r} is unknown; {_SAME_APP}"
+            f"site {info.site}, ranks: {len(info.ranks)} for {len(info.layers)} layers; {_SAME_APP}"
         )
-    if introduction.prefix not in ("", prefix):
-        raise CohortError(
-            f"site {introduction.site}, prefix: {introduction.prefix!r} before its layers' names, "
-            f"where this base model has {prefix!r} or nothing; give the site an adapter of this "
-            f"base model"
-        )
-    if len(introduction.layers) != len(introduction.ranks):
-        raise CohortError(
-            f"site {introduction.site}, ranks: {len(introduction.ranks)} for "
-            f"{len(introduction.layers)} layers; {_SAME_APP}"
-        )
-    _check_ranks(introduction, plan)
+    _check_ranks(info, plan)
 
 
-def _check_ranks(introduction: Introduction, plan: MergePlan) -> None:
+def _check_ranks(info: SiteInfo, plan: MergePlan) -> None:
     """Refuse layers that the model does not have or that come twice, and ranks of another kind.
 
     A rank of 0 is that of a layer that changed as a whole: all are in a whole model, none is in
     an adapter. The merge relies on it, since factored and dense products cannot be summed.
     """
-    site, kind, layers = introduction.site, introduction.kind, introduction.layers
+    site, kind, layers = info.site, info.kind, info.layers
     most = {s.name: most_claimed(s.d_out, g.d_in) for g in plan.groups for s in g.layers}
     if not layers:
         raise CohortError(
@@ -134,7 +129,7 @@ def _check_ranks(introduction: Introduction, plan: MergePlan) -> None:
         )
     if len({*layers}) < len(layers):
         raise CohortError(f"site {site}, layers: one comes twice; {_SAME_APP}")
-    for layer, rank in zip(layers, introduction.ranks, strict=True):
+    for layer, rank in zip(layers, info.ranks, strict=True):
         if kind == "full" and rank != 0:
             raise CohortError(
                 f"site {site}, ranks: {rank} for {layer!r}, where a whole model has 0; {_SAME_APP}"
@@ -156,18 +151,17 @@ def _short(digest: str) -> str:
     return digest[:12] or "none"
 
 
-def _check_versions(introduction: Introduction, versions: Mapping[str, str]) -> None:
-    pairs = [entry.partition("=") for entry in introduction.versions]
+def _check_versions(info: SiteInfo, versions: Mapping[str, str]) -> None:
+    pairs = [entry.partition("=") for entry in info.versions]
     for package in _SAME_VERSIONS:
         said = [value for name, _, value in pairs if name == package]
         if len(said) != 1:
             raise CohortError(
-                f"site {introduction.site}, {package}: {len(said)} versions instead of one; "
-                f"{_SAME_APP}"
+                f"site {info.site}, {package}: {len(said)} versions instead of one; {_SAME_APP}"
             )
         if _minor(said[0]) != _minor(versions[package]):
             raise CohortError(
-                f"site {introduction.site}, {package}: version {quoted(_minor(said[0]))} instead "
+                f"site {info.site}, {package}: version {quoted(_minor(said[0]))} instead "
                 f"of {_minor(versions[package])!r}; install the server's everywhere"
             )
 
@@ -176,20 +170,20 @@ def _minor(version_said: str) -> str:
     return ".".join(version_said.split("+")[0].split(".")[:2])
 
 
-def _check_rows(introductions: Sequence[Introduction]) -> None:
-    for introduction in introductions:
-        drawn, rows = introduction.samples, introduction.rows
-        if not 1 <= drawn <= rows or introduction.tokens < 1:
+def _check_rows(site_infos: Sequence[SiteInfo]) -> None:
+    for info in site_infos:
+        drawn, samples = info.calibration_samples, info.samples
+        if not 1 <= drawn <= samples or info.tokens < 1:
             raise CohortError(
-                f"site {introduction.site} claims {drawn} calibration rows of {rows} and "
-                f"{introduction.tokens} tokens; give the site rows that can be read"
+                f"site {info.site} claims {drawn} calibration samples of {samples} and "
+                f"{info.tokens} tokens; give the site samples that can be read"
             )
 
 
-def merged_layers(introductions: Sequence[Introduction], plan: MergePlan) -> MergePlan:
+def merged_layers(site_infos: Sequence[SiteInfo], plan: MergePlan) -> MergePlan:
     """The plan of the layers that at least one site has fine-tuned.
 
     Raises:
         PlanError: one of them lies outside of the model's blocks.
     """
-    return plan.restricted_to({layer for one in introductions for layer in one.layers})
+    return plan.restricted_to({layer for one in site_infos for layer in one.layers})

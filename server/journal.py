@@ -10,29 +10,25 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from layerweld.errors import JournalError
 from layerweld.runtime.disk import move, reported, writing
-from layerweld.transport.introduction import introduction_from
-from layerweld.transport.messages import Introduction
+from layerweld.transport.site_info import SiteInfo, site_info_from
 from layerweld.untrusted.documents import read_json
 from layerweld.untrusted.files import reading
 from layerweld.untrusted.names import below
-from server.hashed_files import read_hashed, write_hashed
-from server.round_files import RoundFiles, round_files
-from server.step_files import StepFiles, step_files
+from server.kept_rounds import RoundFiles
 
 FINISHED = "journal.finished"
 """What the journal is called while it is being removed."""
 
+_FORMAT = 2  # of all files here; 1 had files of steps and files of rounds
 _HEADER = "run.json"
 _LARGEST_HEADER = 256 * 2**20  # bytes: it has what every site said of itself
-_REMAINDER = "remainder.safetensors"
+_OTHER_PARAMS = "other-params"
 
 
 class RunJournal:
-    """One run's folder of steps and rounds, and the facts that a resumed run must share with it.
+    """One run's folder of finished rounds, and the facts that a resumed run must share with it.
 
     Args:
         folder: of the journal; created by :meth:`open`.
@@ -43,7 +39,11 @@ class RunJournal:
         self._facts: dict[str, Any] = {}
 
     def run_id(self) -> str:
-        """The identifier of the interrupted run, or a new one. Nothing is written yet."""
+        """The identifier of the interrupted run, or a new one. Nothing is written yet.
+
+        Raises:
+            JournalError: the journal is damaged, or another version of layerweld began it.
+        """
         header = self._folder / _HEADER
         if not header.is_file():
             return secrets.token_hex(8)
@@ -54,9 +54,14 @@ class RunJournal:
         named = [run, *methods] if isinstance(methods, list) else [None]
         if not all(map(_is_name, named)) or not isinstance(sites, dict):
             raise JournalError(f"{header} is damaged: it names no run, methods or sites; {remedy}")
+        if self._facts.get("format") != _FORMAT:
+            raise JournalError(
+                f"{self._folder} holds an interrupted run of another version of layerweld: finish "
+                f"it with that version, or {remedy} to begin anew"
+            )
         return str(run)
 
-    def absent(self, came: Collection[str]) -> list[Introduction]:
+    def absent(self, came: Collection[str]) -> list[SiteInfo]:
         """Sites that the interrupted run began with and that have not come again.
 
         Raises:
@@ -65,7 +70,7 @@ class RunJournal:
         sites = {*self._facts.get("sites", {})}
         return [self._introduction_of(name) for name in sorted(sites - {*came})]
 
-    def introduction_of(self, site: str) -> Introduction | None:
+    def introduction_of(self, site: str) -> SiteInfo | None:
         """What a site said of itself when the interrupted run began; None where it was not there.
 
         Raises:
@@ -73,20 +78,16 @@ class RunJournal:
         """
         return self._introduction_of(site) if site in self._facts.get("sites", {}) else None
 
-    def _introduction_of(self, site: str) -> Introduction:
+    def _introduction_of(self, site: str) -> SiteInfo:
         problem = f"{self._folder / _HEADER} is damaged"
         with reading(problem, f"remove {self._folder}", JournalError):
-            return introduction_from(self._facts["sites"][site])
+            return site_info_from(self._facts["sites"][site])
 
     def remaining(self) -> set[str]:
         """Names of the sites that the interrupted run goes on with; nobody for a new run."""
         methods = self._facts.get("methods", ())
-        lost = {
-            site
-            for name in methods
-            for kept in (self.of_method(name), self.rounds_of(name))
-            for site in kept.lost()
-        }
+        rounds = [self.of_other_params(), *map(self.of_method, methods)]
+        lost = {site for files in rounds for site in files.lost()}
         return {*self._facts.get("sites", {})} - lost
 
     def open(self, facts: Mapping[str, Any]) -> None:
@@ -99,7 +100,7 @@ class RunJournal:
             JournalError: the journal on disk is of other sites, settings or models.
         """
         if not self._facts:
-            text = json.dumps(facts, sort_keys=True, allow_nan=False)
+            text = json.dumps({"format": _FORMAT, **facts}, sort_keys=True, allow_nan=False)
             with writing(self._folder / _HEADER) as partial:
                 partial.write_text(text, encoding="utf-8")
             self._facts = json.loads(text)
@@ -112,26 +113,13 @@ class RunJournal:
                 f"that one with its own settings, or remove the folder to begin anew"
             )
 
-    def keep_remainder(self, remainder: Mapping[str, Tensor]) -> None:
-        """Keep the averaged remainder: every step of the run is measured behind just this one."""
-        write_hashed(self._folder / _REMAINDER, remainder, {})
+    def of_other_params(self) -> RoundFiles:
+        """The round that averages what lies outside of the layers."""
+        return RoundFiles(self._folder / _OTHER_PARAMS)
 
-    def load_remainder(self) -> dict[str, Tensor] | None:
-        """The kept remainder; None where the run was interrupted before there was one.
-
-        Raises:
-            JournalError: the file is damaged.
-        """
-        file = self._folder / _REMAINDER
-        return read_hashed(file)[0] if file.is_file() else None
-
-    def of_method(self, method: str) -> StepFiles:
-        """The steps of one chain of the run."""
-        return step_files(below(self._folder, method))
-
-    def rounds_of(self, method: str) -> RoundFiles:
-        """The rounds of one method that is no chain."""
-        return round_files(below(self._folder, method))
+    def of_method(self, method: str) -> RoundFiles:
+        """The finished rounds of one method of the run."""
+        return RoundFiles(below(self._folder, method))
 
     def remove(self) -> None:
         """The run is finished and written out.

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from layerweld.errors import StorageError
 from layerweld.report.comparison.results import Entry
 from layerweld.runtime.disk import writing
-from layerweld.transport.messages import facts_of
+from layerweld.transport.site_info import facts_of
 from layerweld.untrusted.files import contents
 from layerweld.untrusted.names import below
 from server.federation import Federation
@@ -78,6 +78,6 @@ def deciding_facts(federation: Federation, name: str, tables: tuple[str, ...]) -
         "name": name,
         "base": federation.base.fingerprint,
         "plan": federation.plan.digest,
-        "sites": [facts_of(introduction) for introduction in federation.introductions],
+        "sites": [facts_of(info) for info in federation.site_infos],
         "settings": {table: settings[table] for table in {*_COMMON, *tables}},
     }

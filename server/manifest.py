@@ -14,7 +14,7 @@ from layerweld.report.output_folder import ENVIRONMENTS
 from layerweld.report.results import Form, GroupMetrics
 from layerweld.runtime.numerics import numeric_environment
 from layerweld.settings.methods import settings_for
-from layerweld.transport.messages import Introduction
+from layerweld.transport.site_info import SiteInfo
 from server.federation import Federation
 from server.merged_model import MergedModel
 
@@ -35,11 +35,11 @@ def write_manifest(folder: Path, form: Form, merged: MergedModel, federation: Fe
         "method": merged.method.name,
         "base": {"name": base.name, "fingerprint": base.fingerprint},
         "settings": _settings(merged, federation),
-        "sites": [_site(introduction) for introduction in federation.introductions],
+        "sites": [_site(info) for info in federation.site_infos],
         "groups": [_group(group) for group in merged.groups],
-        "prefix": merged.prefix,
+        "prefix": merged.chain_digest,
         "files": _hashes(folder, form),
-        "metrics": dict(merged.figures),
+        "metrics": dict(merged.metrics),
     } | ({"lost": list(merged.lost)} if merged.lost else {})
     text = _json(manifest)
     (folder / "manifest.json").write_text(text, encoding="utf-8")
@@ -50,7 +50,7 @@ def write_environments(folder: Path, federation: Federation) -> None:
     """Write ``environment.json``: where another run's bits may differ from this one's."""
     environments = {
         "coordinator": numeric_environment(federation.settings.calibration.device),
-        "sites": {one.site: list(one.environment) for one in federation.introductions},
+        "sites": {one.site: list(one.environment) for one in federation.site_infos},
     }
     (folder / ENVIRONMENTS).write_text(_json(environments), encoding="utf-8")
 
@@ -76,14 +76,14 @@ def _settings(merged: MergedModel, federation: Federation) -> dict[str, Any]:
     return {name: tables[name] for name in names}
 
 
-def _site(introduction: Introduction) -> dict[str, Any]:
+def _site(info: SiteInfo) -> dict[str, Any]:
     return {
-        "name": introduction.site,
-        "samples": introduction.samples,
-        "tokens": introduction.tokens,
-        "skipped": introduction.skipped,
-        "kind": introduction.kind,
-        "ranks": dict(zip(introduction.layers, introduction.ranks, strict=True)),
+        "name": info.site,
+        "samples": info.calibration_samples,
+        "tokens": info.tokens,
+        "skipped": info.skipped,
+        "kind": info.kind,
+        "ranks": dict(zip(info.layers, info.ranks, strict=True)),
     }
 
 

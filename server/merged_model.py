@@ -1,17 +1,20 @@
-"""What one method made, and what its steps say about it."""
+"""What one method made, and what it cost."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from layerweld.errors import UnusableMergeError
 from layerweld.merging.method import Method
-from layerweld.model.schedule import Step
 from layerweld.report.results import GroupMetrics, Score
+from layerweld.updates.bounds import out_of_bounds
+from layerweld.updates.ranks import all_within_ranks
 from layerweld.updates.update import Update
-from strategies.chain_of_merges import ChainOfMerges, SolvedStep
+from strategies.merge_strategy import MergeStrategy
 
 
 @dataclass
@@ -21,83 +24,61 @@ class MergedModel:
     Attributes:
         method: which.
         updates: merged updates, by layer.
-        remainder: what was added to norms, biases and embeddings; empty for LoRA.
+        other_params: what was added to norms, biases and embeddings; empty for LoRA.
         lost: sites that took part in the run and are not in all of this merge, each with the first
             round without it, counted from 1.
-        groups: figures per layer group; empty for methods without statistics.
-        prefix: hash over everything merged; empty for methods without a chain.
-        figures: what the method says about itself on this input.
+        groups: metrics per layer group; empty for methods without statistics.
+        chain_digest: hash over everything merged; empty for methods without a chain.
+        metrics: what the method says about itself on this input.
     """
 
     method: Method
     updates: Mapping[str, Update]
-    remainder: Mapping[str, Tensor]
+    other_params: Mapping[str, Tensor]
     rounds: int
     seconds: float
     bytes_up: int
     bytes_down: int
     lost: Mapping[str, int] = field(default_factory=dict)
     groups: tuple[GroupMetrics, ...] = ()
-    prefix: str = ""
-    figures: Mapping[str, float] = field(default_factory=dict)
+    chain_digest: str = ""
+    metrics: Mapping[str, float] = field(default_factory=dict)
     scores: dict[str, Score] = field(default_factory=dict)
 
 
-def made_by_chain(
-    strategy: ChainOfMerges, method: Method, remainder: Mapping[str, Tensor], seconds: float
-) -> MergedModel:
-    """The model of a chain whose last step is solved."""
-    solved = strategy.solved
-    groups = _figures(strategy.steps, solved)
-    largest = max((group.compression_error for group in groups), default=0.0)
-    is_cut = strategy.settings.merge.rank > 0
+def merged_by(strategy: MergeStrategy, method: Method, started: float) -> MergedModel:
+    """The model of a strategy that has no round left.
+
+    Args:
+        strategy: that has run.
+        method: which.
+        started: when it began, by ``time.perf_counter``.
+
+    Raises:
+        UnusableMergeError: numbers came out that no model can use.
+    """
+    outcome = strategy.rounds.outcome()
+    updates = all_within_ranks(outcome.updates)
+    layer = out_of_bounds(updates)
+    if layer:
+        raise UnusableMergeError(
+            f"{method.label}: {layer} came out with numbers that are not finite or far too large, "
+            f"and no model can use it"
+        )
+    groups = (dict(group) for group in outcome.groups)
     return MergedModel(
         method=method,
-        updates=strategy.merged,
-        remainder=remainder,
-        rounds=len(strategy.steps),
-        seconds=seconds,
-        bytes_up=sum(_bytes_up(step) for step in solved),
-        bytes_down=sum(step.bytes_down for step in solved),
-        lost=_lost(solved),
-        groups=groups,
-        prefix=strategy.final_prefix,
-        figures={"largest compression error of a group": largest} if is_cut else {},
+        updates=updates,
+        other_params=outcome.other_params,
+        rounds=strategy.rounds.count,
+        seconds=time.perf_counter() - started,
+        bytes_up=strategy.bytes_up,
+        bytes_down=strategy.bytes_down,
+        lost=dict(sorted(strategy.lost.items())),
+        groups=tuple(
+            GroupMetrics(layers=tuple(g.pop("layers")), lost=tuple(g.pop("lost")), **g)
+            for g in groups
+        ),
+        chain_digest=outcome.chain_digest,
+        metrics=outcome.metrics,
     )
-
-
-def _bytes_up(solved: SolvedStep) -> int:
-    return sum(count for sites in solved.bytes_up.values() for count in sites.values())
-
-
-def _lost(solved: Sequence[SolvedStep]) -> dict[str, int]:
-    rounds: dict[str, int] = {}
-    for step in solved:
-        for site in step.lost:
-            rounds.setdefault(site, step.index + 1)
-    return dict(sorted(rounds.items()))
-
-
-def _figures(steps: Sequence[Step], solved: Sequence[SolvedStep]) -> tuple[GroupMetrics, ...]:
-    """One entry per group; of Jacobi rounds the last one's."""
-    by_group: dict[str, GroupMetrics] = {}
-    for step, done in zip(steps, solved, strict=True):
-        for group, solution in zip(step.groups, done.solutions, strict=True):
-            by_group[group.name] = GroupMetrics(
-                name=group.name,
-                step=step.index,
-                layers=tuple(shape.name for shape in group.layers),
-                d_in=group.d_in,
-                tokens=solution.tokens,
-                importance=solution.importance,
-                condition=solution.condition,
-                ridge=solution.ridge,
-                residual=solution.residual,
-                compression_error=solution.compression_error,
-                bytes_up=dict(sorted(done.bytes_up[group.name].items())),
-                influence=solution.influence,
-                agreement=solution.agreement,
-                capped=solution.capped,
-                lost=done.lost,
-            )
-    return tuple(by_group.values())

@@ -17,7 +17,7 @@ from layerweld.report.run.files import write_results
 from layerweld.settings.methods import TABLES, methods_of
 from layerweld.settings.run import RunSettings, Scalar
 from layerweld.statistics.influence import opposed, outliers
-from layerweld.transport.messages import Introduction
+from layerweld.transport.site_info import SiteInfo
 from layerweld.updates.update import all_low_rank
 from server.cohort_warnings import of_most
 from server.federation import Federation
@@ -42,14 +42,14 @@ def write_output(
         StorageError: the disk is full; the journal stays.
         UnusableMergeError: the merge holds numbers that no model can use.
     """
-    prefix = of_most(site.prefix for site in federation.introductions)
-    task = of_most(site.task for site in federation.introductions)
+    prefix = of_most(info.name_prefix for info in federation.site_infos)
+    task = of_most(info.task for info in federation.site_infos)
     with finished_together(output) as folder:
         form = _write_merge(folder, merged, federation.base, prefix, task)
         results = RunResults(
             name=federation.settings.name,
             base=federation.base.name,
-            sites=tuple(map(site_summary, federation.introductions)),
+            sites=tuple(map(site_summary, federation.site_infos)),
             methods=tuple(methods),
             chosen=merged.method.name,
             form=form,
@@ -72,11 +72,11 @@ def _write_merge(
 ) -> Form:
     """Write the merged adapter, or the merged model where it is not a LoRA, into a folder of it."""
     factored = all_low_rank(merged.updates.values())
-    if factored and not merged.remainder:
+    if factored and not merged.other_params:
         low_rank = dict(zip(merged.updates, factored, strict=True))
         write_adapter(folder / "adapter", low_rank, base, prefix, task)
         return "adapter"
-    write_model(folder / "model", merged.updates, merged.remainder, base)
+    write_model(folder / "model", merged.updates, merged.other_params, base)
     return "model"
 
 
@@ -101,19 +101,19 @@ def method_result(merged: MergedModel, shifts: Mapping[str, Mapping[str, float]]
         groups=groups,
         outliers=_by_site({group.name: outliers(group.influence) for group in groups}),
         opposed=_by_site({group.name: opposed(group.agreement) for group in groups}),
-        metrics=merged.figures,
+        metrics=merged.metrics,
         lost=merged.lost,
     )
 
 
-def site_summary(introduction: Introduction) -> SiteSummary:
+def site_summary(info: SiteInfo) -> SiteSummary:
     """A site as reports and cards show it."""
     return SiteSummary(
-        name=introduction.site,
-        samples=introduction.samples,
-        tokens=introduction.tokens,
-        adapter=introduction.kind,
-        rank=max(introduction.ranks, default=0),
+        name=info.site,
+        samples=info.calibration_samples,
+        tokens=info.tokens,
+        adapter=info.kind,
+        rank=max(info.ranks, default=0),
     )
 
 

@@ -2,71 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from flwr.app import RecordDict
-from torch import Tensor
 
 from layerweld.errors import RefusedReplyError
 from layerweld.report.results import Score
-from layerweld.transport.introduction import decode_introduction
-from layerweld.transport.messages import FOUND_OUT_BY_TRAINING, Introduction, differing
-from layerweld.transport.remainder import decode_remainder
-from layerweld.transport.score import decode_score
-from layerweld.updates.bounds import LARGEST_WEIGHT, is_usable
+from layerweld.transport.evaluation import decode_accuracy
+from layerweld.transport.site_info import (
+    FOUND_OUT_BY_TRAINING,
+    SiteInfo,
+    decode_site_info,
+    differing,
+)
 
 
-def read_introduction(_site: str, content: RecordDict) -> Introduction:
+def read_site_info(_site: str, content: RecordDict) -> SiteInfo:
     """Who the site is."""
-    return decode_introduction(content)
+    return decode_site_info(content)
 
 
-def read_trained(content: RecordDict, before: Introduction) -> Introduction:
+def read_trained(content: RecordDict, before: SiteInfo) -> SiteInfo:
     """Who the site is once it has an adapter: the same as before, but for what training decides.
 
     Raises:
         RefusedReplyError: it is another one, or has no adapter still.
     """
-    introduction = decode_introduction(content)
-    others = [
-        field for field in differing(before, introduction) if field not in FOUND_OUT_BY_TRAINING
-    ]
-    if others or introduction.kind == "none":
+    info = decode_site_info(content)
+    others = [field for field in differing(before, info) if field not in FOUND_OUT_BY_TRAINING]
+    if others or info.kind == "none":
         raise RefusedReplyError(f"after fine-tuning it has another {', '.join(others)}")
     if before.kind == "none":
-        _require_planned(before, introduction)
-    return introduction
+        _require_planned(before, info)
+    return info
 
 
-def _require_planned(before: Introduction, introduction: Introduction) -> None:
+def _require_planned(before: SiteInfo, info: SiteInfo) -> None:
     """What training makes is the LoRA that was announced: the run's methods were chosen for it."""
     planned = dict(zip(before.layers, before.ranks, strict=True))
-    trained = list(zip(introduction.layers, introduction.ranks, strict=False))
-    if introduction.kind != "lora" or len(trained) != len(planned) or dict(trained) != planned:
+    trained = list(zip(info.layers, info.ranks, strict=False))
+    if info.kind != "lora" or len(trained) != len(planned) or dict(trained) != planned:
         raise RefusedReplyError(
             "after fine-tuning it has no LoRA of the layers and ranks that it began with"
         )
-
-
-def read_remainder(
-    content: RecordDict, parameters: Mapping[str, tuple[int, ...]]
-) -> dict[str, Tensor]:
-    """What a site's fine-tuning changed outside of the linear layers.
-
-    Args:
-        content: of the answer.
-        parameters: shape of every parameter of the base model.
-
-    Raises:
-        RefusedReplyError: an unknown parameter, another shape, or numbers that cannot be summed.
-    """
-    tensors = decode_remainder(content, parameters)
-    for name, values in tensors.items():
-        if not is_usable(values):
-            raise RefusedReplyError(
-                f"what changed in {name!r} is not finite, or beyond {LARGEST_WEIGHT:.0f}"
-            )
-    return tensors
 
 
 def read_score(_site: str, content: RecordDict) -> Score:
@@ -75,4 +51,4 @@ def read_score(_site: str, content: RecordDict) -> Score:
     Raises:
         RefusedReplyError: no share, or no number of rows.
     """
-    return Score(*decode_score(content))
+    return Score(*decode_accuracy(content))

@@ -8,9 +8,9 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from layerweld.errors import CohortError
 from layerweld.merging.method import UPDATES, Method, Need
 from layerweld.settings.run import RunSettings
-from layerweld.transport.messages import Introduction
+from layerweld.transport.site_info import SiteInfo
 
-Sites = Sequence[Introduction]
+Sites = Sequence[SiteInfo]
 _NAMED = 8  # sites in one sentence
 
 
@@ -74,7 +74,7 @@ def _shared_factor(sites: Sites) -> str | None:
     return f"it needs one frozen A at all sites, and {unlike}" if unlike else None
 
 
-def _ranks(one: Introduction) -> tuple[tuple[str, int], ...]:
+def _ranks(one: SiteInfo) -> tuple[tuple[str, int], ...]:
     return tuple(sorted(zip(one.layers, one.ranks, strict=True)))
 
 

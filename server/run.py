@@ -59,11 +59,11 @@ def _play(
     use_threads(settings.calibration.threads)
     journal = RunJournal(output / JOURNAL)
     federation = Federation(grid, settings, base, journal)
-    recorder.waiting_for = federation.waiting_for
+    recorder.waiting_for = federation.waiting.copy
     federation.introduce()
-    check_methods(federation.methods, settings, federation.introductions)
+    check_methods(federation.methods, settings, federation.site_infos)
     here = numeric_environment(settings.calibration.device)
-    for warning in warnings_of(federation.introductions, federation.plan, here):
+    for warning in warnings_of(federation.site_infos, federation.plan, here):
         notice(f"warning: {warning}")
     federation.fine_tune()
     federation.begin_journal()
@@ -78,11 +78,11 @@ def _play(
 
 
 def _merge_all(federation: Federation) -> list[tuple[MergedModel, MethodResult]]:
-    remainder = federation.average_remainder()
+    other_params = federation.average_other_params()
     merges = []
     measured = measuring_shift(federation.settings)
     for method in federation.methods:
-        merged = federation.merge(method, remainder)
+        merged = federation.merge(method, other_params)
         if federation.sites_can_evaluate:
             merged.scores.update(federation.evaluate("merged", merged))
         shifts = federation.measure_shift(merged) if method in measured else {}

@@ -1,1 +1,5 @@
-"""The Flower app: see README.md for which folder holds what."""
+"""The Flower strategy that merges in rounds, and every method as its rounds."""
+
+from strategies.chain_of_merges import ChainOfMerges
+
+__all__ = ["ChainOfMerges"]

@@ -14,11 +14,12 @@ _MOST = 3  # times that a site is sent what it lacks of one step; honest ones ne
 
 
 class CatchUp:
-    """One question about one step, with more of what was merged before for sites that are behind.
+    """One request about one step, with more of what was merged before for sites that are behind.
 
     Args:
         step: what is asked about.
-        encode: the question with the updates of these earlier steps, and with the remainder if so.
+        encode: the request with the updates of these earlier steps, and with the other parameters
+            if so.
         usual: the first of the earlier steps to send to a site that has not said what it lacks.
     """
 
@@ -37,7 +38,7 @@ class CatchUp:
         return self._encode(range(max(first, self._step.needs.start), self._step.index), first < 0)
 
     def note(self, site: str, first: int) -> None:
-        """A site lacks the updates of this step and later ones (-1: the remainder too).
+        """A site lacks the updates of this step and later ones (-1: the other parameters too).
 
         Raises:
             RefusedReplyError: it was sent these before, or something else it lacked too often.

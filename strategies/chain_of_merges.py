@@ -1,97 +1,55 @@
-"""The Chain of Merges as a Flower strategy; its ablations are its settings."""
+"""The Chain of Merges, one step of its schedule a round; its ablations are its settings."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from types import MappingProxyType
+from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Result, Strategy
+from flwr.app import RecordDict
 from torch import Tensor
 
-from layerweld.errors import RefusedReplyError, StaleReplyError
+from layerweld.errors import RefusedReplyError
 from layerweld.model.schedule import Step, schedule
-from layerweld.plan import MergePlan
-from layerweld.settings.methods import iterations_of, settings_for
+from layerweld.plan import LayerGroup, MergePlan
+from layerweld.settings.merge import MergeSettings
+from layerweld.settings.methods import settings_for
 from layerweld.settings.run import RunSettings
 from layerweld.statistics.admission import Admitted
 from layerweld.statistics.group import ProductForm
 from layerweld.statistics.pool import GroupPool, GroupSolution
-from layerweld.transport.arrays import num_bytes, numpy_arrays
-from layerweld.transport.chain import (
+from layerweld.transport.layout import Budget, Layout
+from layerweld.transport.statistics import (
+    STATISTICS,
+    StatisticsRequest,
     decode_statistics,
-    decode_subject,
-    encode_question,
-    require_no_statistics,
-    statistics_budget,
+    encode_statistics_request,
+    statistics_layout,
 )
-from layerweld.transport.expected import statistics_shapes
-from layerweld.transport.layout import Budget
-from layerweld.transport.messages import Answer, Question
+from layerweld.transport.step_context import StepContext
 from layerweld.updates.digest import extend_prefix, first_prefix
-from layerweld.updates.named_tensors import update_tensors
-from layerweld.updates.proportion import OutOfProportionError
+from layerweld.updates.named_tensors import update_tensors, updates_from
 from layerweld.updates.ranks import all_within_ranks
 from layerweld.updates.update import Update
 from strategies.catching_up import CatchUp
 from strategies.cohort import Cohort
-from strategies.inquiry import Inquiry
+from strategies.merge_strategy import MergeStrategy
+from strategies.poll import Request
+from strategies.rounds import NO_JOURNAL, Kept, Outcome, Round, RoundJournal, Rounds
 
 
-@dataclass(frozen=True)
-class SolvedStep:
-    """One finished round.
-
-    Attributes:
-        index: of the step.
-        solutions: one for each group of the step.
-        bytes_up: bytes of statistics by group and site.
-        bytes_down: bytes of merged updates sent to all sites together.
-        lost: sites that were in the run and are in no sum of this step.
-    """
-
-    index: int
-    solutions: tuple[GroupSolution, ...]
-    bytes_up: Mapping[str, Mapping[str, int]]
-    bytes_down: int
-    lost: tuple[str, ...] = ()
-
-    @property
-    def updates(self) -> dict[str, Update]:
-        """The merged updates of all groups of the step, by layer."""
-        return {layer: u for solution in self.solutions for layer, u in solution.updates.items()}
-
-
-class Journal(Protocol):
-    """Where solved steps are kept, so that a killed server can go on."""
-
-    def load(self) -> Sequence[SolvedStep]:
-        """Every step that was kept, in order."""
-
-    def keep(self, step: SolvedStep) -> None:
-        """Make one step durable before the next one is asked for."""
-
-
-class ChainOfMerges(Strategy):
-    """Merge the sites' models one step a round, in forward order.
-
-    Round ``r`` asks every site for the statistics of step ``r - 1`` of the schedule and sends
-    along the updates that round ``r - 1`` solved, so that each site measures what the *merged*
-    prefix of the network really feeds to the group. Replies are added up as they arrive and
-    forgotten; a site that lacks merged updates says from which step on, and gets them.
+class ChainOfMerges(MergeStrategy):
+    """The Chain of Merges for who uses Flower's own ``start``: see ``docs/flower.md``.
 
     Args:
         plan: the layer groups that are merged, in forward order.
         cohort: the sites.
         settings: of the run.
-        method: name of the chain variant, see :mod:`layerweld.settings.methods`.
-        run: identifies the run; sites keep their state under it.
-        form: how products travel.
-        remainder: the averaged remainder of full fine-tuning; empty for LoRA.
-        journal: keeps solved steps.
-        on_step: called with every step that is finished, those of the journal included.
+        method: ``com`` or one of its ablations.
+        other_params: the mean of what fine-tuning changed outside of the layers; empty for LoRA.
+        journal: where solved steps are kept; nowhere unless given.
     """
 
     def __init__(
@@ -99,201 +57,181 @@ class ChainOfMerges(Strategy):
         plan: MergePlan,
         cohort: Cohort,
         settings: RunSettings,
-        method: str,
-        run: str,
-        form: ProductForm,
-        remainder: Mapping[str, Tensor],
-        journal: Journal,
-        on_step: Callable[[Step, SolvedStep], None] = lambda _step, _solved: None,
+        *,
+        method: str = "com",
+        other_params: Mapping[str, Tensor] = MappingProxyType({}),
+        journal: RoundJournal = NO_JOURNAL,
     ) -> None:
-        self.plan = plan
-        self.cohort = cohort
-        self.settings = settings_for(method, settings)
-        self.method = method
-        self.run = run
-        self.form = form
-        self.remainder = remainder
-        self.journal = journal
-        self.on_step = on_step
-        self.steps = schedule(plan, self.settings.merge)
-        self.prefixes = [first_prefix(plan.digest, self.settings.digest(), remainder)]
-        self.solved: list[SolvedStep] = []
-        self._round: _Round | None = None
-
-    @property
-    def merged(self) -> dict[str, Update]:
-        """All updates merged so far, by layer; of Jacobi rounds the last one's."""
-        return {layer: u for solved in self.solved for layer, u in solved.updates.items()}
-
-    @property
-    def final_prefix(self) -> str:
-        """Hash over everything merged, once the last step is solved."""
-        return self.prefixes[len(self.steps)]
-
-    def play(self, grid: Grid) -> None:
-        """Resume from the journal and play the rounds that are left, replies streaming in."""
-        for step, solved in zip(self.steps, self.journal.load(), strict=False):
-            self._append(step, solved)
-            for site in sorted(set(solved.lost) - self.cohort.lost.keys()):
-                self.cohort.lose(site, "lost before the run was interrupted")
-        for step in self.steps[len(self.solved) :]:
-            self._finish(self._new_round(step, grid))
-
-    def start(self, grid: Grid, *args: object, **kwargs: object) -> Result:
-        """Flower's own loop, over as many rounds as the schedule has steps."""
-        kwargs["num_rounds"] = len(self.steps)
-        return super().start(grid, *args, **kwargs)  # type: ignore[arg-type]
-
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Ask for the next step's statistics and send what the last step solved."""
-        self._round = self._new_round(self.steps[server_round - 1], grid)
-        return self._round.inquiry.messages()
-
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord, MetricRecord]:
-        """Add the replies up, ask again where one is bad or missing, solve, make it durable."""
-        assert self._round is not None
-        solved = self._finish(self._round, replies)
-        metrics: dict[str, int | float | list[int] | list[float]] = {
-            "groups": len(solved.solutions),
-            "condition": max(solution.condition for solution in solved.solutions),
-            "residual": max(solution.residual for solution in solved.solutions),
-        }
-        return numpy_arrays(update_tensors(solved.updates)), MetricRecord(metrics)
-
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Nothing: half a merged model says little. The finished one is evaluated by the server."""
-        return []
-
-    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> None:
-        """Nothing was asked."""
-
-    def summary(self) -> None:
-        """Flower prints this before the first round; the run's own progress says it better."""
-
-    def _finish(self, round_: _Round, early: Iterable[Message] = ()) -> SolvedStep:
-        try:
-            solved = round_.play(early)
-        except OutOfProportionError as error:
-            self.cohort.part_with(error)
-            return self._finish(self._new_round(round_.step, round_.grid))
-        self.journal.keep(solved)
-        self._append(round_.step, solved)
-        return solved
-
-    def _append(self, step: Step, solved: SolvedStep) -> None:
-        before = self.prefixes[0 if step.restarts else -1]
-        self.prefixes.append(extend_prefix(before, solved.updates))
-        self.solved.append(solved)
-        self.on_step(step, solved)
-
-    def _new_round(self, step: Step, grid: Grid) -> _Round:
-        merged = {solved.index: solved.updates for solved in self.solved}
-        question = Question(
-            run=self.run,
-            method=self.method,
-            step=step.index,
-            layers=self.plan.layer_names,
-            plan=self.plan.digest,
-            prefix=self.prefixes[step.index],
-            form=self.form,
-            averaged=bool(self.remainder),
-        )
-        return _Round(grid, self.cohort, step, question, self.settings, self.remainder, merged)
+        super().__init__(cohort, ChainRounds(method, plan, cohort, settings, other_params), journal)
 
 
-class _Round:
-    """One step: what every site is asked, what may be added, and the sums.
+class ChainRounds(Rounds):
+    """Merge the sites' models one step a round, in forward order.
 
-    Nothing of an answer is added before all of it has been checked.
+    A round asks every site for the statistics of one step and sends along the updates that the
+    round before solved, so that each site measures what the *merged* prefix of the network really
+    feeds to the group. Replies are added up as they arrive and forgotten; a site that lacks merged
+    updates says from which step on, and gets them.
+
+    Args:
+        method: name of the chain variant, see :mod:`layerweld.settings.methods`.
+        plan: the layer groups that are merged, in forward order.
+        cohort: the sites.
+        settings: of the run.
+        other_params: the mean of what fine-tuning changed outside of the layers; empty for LoRA.
+
+    Attributes:
+        merged: updates of each finished step, by layer.
+        groups: metrics of each layer group, by finished step.
+        digests: hash over all that is merged before each step.
     """
 
     def __init__(
         self,
-        grid: Grid,
+        method: str,
+        plan: MergePlan,
         cohort: Cohort,
-        step: Step,
-        question: Question,
         settings: RunSettings,
-        remainder: Mapping[str, Tensor],
-        merged: Mapping[int, Mapping[str, Update]],
+        other_params: Mapping[str, Tensor],
     ) -> None:
-        what = f"statistics of step {step.index + 1}"
-        self.step = step
-        self.grid = grid
-        self.inquiry = Inquiry(
-            grid, cohort, "train.statistics", what, self._content, self._read, self._budget
-        )
+        self.settings = settings_for(method, settings)
+        self.steps = schedule(plan, self.settings.merge)
+        self.count = len(self.steps)
+        self.merged: list[dict[str, Update]] = []
+        self.groups: list[list[dict[str, Any]]] = []
+        self.digests = [first_prefix(plan.digest, self.settings.digest(), other_params)]
+        self._method = method
+        self._plan = plan
         self._cohort = cohort
-        self._question = question
-        self._remainder = remainder
-        self._merged = merged
-        iterations = iterations_of(question.method, settings)
-        self._pools = {g.name: GroupPool(g, settings.merge, iterations) for g in step.groups}
-        # What the last step solved; before the first one, the remainder.
-        self._catch_up = CatchUp(step, self._encoded, step.index - 1)
-        self._bytes_down = 0
+        self._form = _form(self.settings.merge, cohort)
+        self._other_params = other_params
 
-    def play(self, early: Iterable[Message]) -> SolvedStep:
-        """Ask, add up as the answers come, and solve."""
-        bytes_up: dict[str, dict[str, int]] = {name: {} for name in self._pools}
-        for site, answer in self.inquiry.answers(early):
-            for admitted in answer:
-                group = admitted.statistics.group
-                self._pools[group].fold(admitted)
-                bytes_up[group][site] = admitted.statistics.num_bytes
-        solved = [pool.solve() for pool in self._pools.values()]
-        solutions = tuple(replace(one, updates=all_within_ranks(one.updates)) for one in solved)
-        lost = tuple(sorted(self._cohort.lost))
-        return SolvedStep(self.step.index, solutions, bytes_up, self._bytes_down, lost)
+    def round_at(self, index: int) -> Round[tuple[Admitted, ...]]:
+        """Ask for the statistics of one step."""
+        step = self.steps[index]
+        context = StepContext(
+            run=self._cohort.run,
+            method=self._method,
+            step=index,
+            layers=self._plan.layer_names,
+            plan=self._plan.digest,
+            chain_digest=self.digests[index],
+            averaged=bool(self._other_params),
+        )
+        asked = StatisticsRequest(context, self._form)
+        # What the step before solved; before the first one, the other parameters.
+        catch_up = CatchUp(step, partial(self._encoded, asked), index - 1)
+        measured = _Step(step, asked, self.settings.merge, self._cohort, catch_up)
+        request = Request(
+            STATISTICS,
+            f"statistics of step {index + 1}",
+            catch_up.content,
+            measured.read,
+            measured.budget,
+        )
+        return Round(request, measured.fold)
 
-    def _content(self, site: str) -> RecordDict:
-        content = self._catch_up.content(site)
-        self._bytes_down += num_bytes(content)
-        return content
+    def advance(self, kept: Kept) -> None:
+        """One more step is solved."""
+        step, updates = self.steps[len(self.merged)], updates_from(kept.tensors)
+        names = [layer.name for group in step.groups for layer in group.layers]
+        solved = {name: updates[name] for name in names if name in updates}
+        self.digests.append(extend_prefix(self.digests[0 if step.restarts else -1], solved))
+        self.merged.append(solved)
+        self.groups.append(kept.metrics["groups"])
 
-    def _encoded(self, steps: range, with_remainder: bool) -> RecordDict:
-        remainder = self._remainder if with_remainder else {}
-        return encode_question(
-            self._question.catching_up(remainder, {k: self._merged[k] for k in steps})
+    def outcome(self) -> Outcome:
+        """All updates, by layer; of Jacobi rounds the last one's."""
+        groups = {group["name"]: group for step in self.groups for group in step}
+        errors = [group["compression_error"] for group in groups.values()]
+        is_cut = self.settings.merge.rank > 0
+        return Outcome(
+            updates={layer: update for step in self.merged for layer, update in step.items()},
+            other_params=self._other_params,
+            metrics={"largest compression error of a group": max(errors, default=0.0)}
+            if is_cut
+            else {},
+            groups=tuple(groups.values()),
+            chain_digest=self.digests[-1],
         )
 
-    def _read(self, site: str, content: RecordDict) -> Sequence[Admitted] | None:
-        answer = decode_subject(content)
-        self._check_subject(site, answer)
-        if answer.need_from is not None:
-            require_no_statistics(content)
-            self._catch_up.note(site, answer.need_from)
-            return None
-        if not self._question.form.dense and 0 in self._cohort.introductions[site].ranks:
+    def _encoded(
+        self, asked: StatisticsRequest, steps: range, with_other_params: bool
+    ) -> RecordDict:
+        other_params = self._other_params if with_other_params else {}
+        merged = {index: self.merged[index] for index in steps}
+        context = asked.context.with_merged(other_params, merged)
+        return encode_statistics_request(replace(asked, context=context))
+
+
+class _Step:
+    """The replies to one step: which may be added, and what they come to.
+
+    Nothing of a reply is added before all of it has been checked.
+    """
+
+    def __init__(
+        self,
+        step: Step,
+        asked: StatisticsRequest,
+        settings: MergeSettings,
+        cohort: Cohort,
+        catch_up: CatchUp,
+    ) -> None:
+        self._step = step
+        self._asked = asked
+        self._cohort = cohort
+        self._catch_up = catch_up
+        self._pools = {group.name: GroupPool(group, settings) for group in step.groups}
+
+    def read(self, site: str, content: RecordDict) -> tuple[Admitted, ...] | None:
+        """Statistics of every group that may be added; None where the site must catch up first."""
+        form, ranks = self._asked.form, self._cohort.site_infos[site].rank_of
+        if not form.dense and 0 in ranks.values():
             raise RefusedReplyError("it said that it brings whole layers, in a run of LoRA factors")
-        sent = decode_statistics(content, self._shapes(site))
-        if [one.group for one in sent] != [group.name for group in self.step.groups]:
-            raise RefusedReplyError("its statistics are of other groups, or in another order")
-        return [self._pools[one.group].check(site, one) for one in sent]
+        reply = decode_statistics(content, self._step.groups, ranks, form)
+        if reply.need_from is not None:
+            self._catch_up.note(site, reply.need_from)
+            return None
+        return tuple(self._pools[one.group].check(site, one) for one in reply.statistics)
 
-    def _budget(self, site: str) -> Budget:
-        return statistics_budget(self._shapes(site))
+    def budget(self, site: str) -> Budget:
+        """What a reply may take."""
+        return self._layout(site, self._step.groups).budget
 
-    def _shapes(self, site: str) -> Mapping[str, tuple[int, ...]]:
-        introduction = self._cohort.introductions[site]
-        ranks = dict(zip(introduction.layers, introduction.ranks, strict=True))
-        return statistics_shapes(self.step.groups, ranks, self._question.form)
+    def fold(self, replies: Iterator[tuple[str, tuple[Admitted, ...]]]) -> Kept:
+        """Add the statistics up as they come, and solve every group."""
+        for _site, groups in replies:
+            for admitted in groups:
+                self._pools[admitted.statistics.group].fold(admitted)
+        solved = [pool.solve() for pool in self._pools.values()]
+        updates = {layer: u for one in solved for layer, u in one.updates.items()}
+        metrics = {
+            "groups": [self._metrics(one) for one in solved],
+            "condition": max(one.condition for one in solved),
+            "residual": max(one.residual for one in solved),
+        }
+        return Kept(update_tensors(all_within_ranks(updates)), metrics)
 
-    def _check_subject(self, site: str, answer: Answer) -> None:
-        asked = self._question
-        about = (answer.site, answer.run, answer.step, answer.plan, answer.prefix)
-        wanted = (site, asked.run, asked.step, asked.plan, asked.prefix)
-        if about != wanted:
-            raise StaleReplyError(f"it answered for another {_differing(about, wanted)}")
+    def _metrics(self, solution: GroupSolution) -> dict[str, Any]:
+        """JSON values, by the fields of :class:`layerweld.report.results.GroupMetrics`."""
+        group = self._pools[solution.group].group
+        solved = {k: v for k, v in vars(solution).items() if k not in ("group", "updates")}
+        return solved | {
+            "name": group.name,
+            "step": self._step.index,
+            "layers": tuple(layer.name for layer in group.layers),
+            "d_in": group.d_in,
+            "bytes_up": {site: self._layout(site, [group]).num_bytes for site in solution.tokens},
+            "lost": tuple(sorted(self._cohort.lost)),
+        }
+
+    def _layout(self, site: str, groups: Sequence[LayerGroup]) -> Layout:
+        ranks = self._cohort.site_infos[site].rank_of
+        return statistics_layout(groups, ranks, self._asked.form)
 
 
-def _differing(about: tuple[object, ...], wanted: tuple[object, ...]) -> str:
-    fields = ("site", "run", "step", "plan", "prefix")
-    pairs = zip(fields, about, wanted, strict=True)
-    return " and ".join(field for field, found, asked in pairs if found != asked)
+def _form(settings: MergeSettings, cohort: Cohort) -> ProductForm:
+    """How products travel: factored only where every site brings a LoRA."""
+    whole = any(one.kind == "full" for one in cohort.site_infos.values())
+    return ProductForm(settings.products == "dense" or whole, settings.anchor == "mean")

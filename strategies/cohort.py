@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from layerweld.errors import LostSiteError, RefusedReplyError
 from layerweld.settings.run import LostSite, RunSettings
-from layerweld.transport.messages import FOUND_OUT_BY_TRAINING, Introduction, differing
+from layerweld.transport.site_info import FOUND_OUT_BY_TRAINING, SiteInfo, differing
 from layerweld.updates.proportion import OutOfProportionError, Part, refuse_parts_out_of_proportion
 from strategies.notices import notice
 
@@ -22,7 +22,7 @@ class Patience:
         deadline: seconds after which a round waits for nobody any more.
         lost_site: the policy, as in :attr:`layerweld.settings.run.RunSettings.lost_site`.
         min_sites: fewer than these never go on.
-        fails_fast: whether a failure that somebody at the site must mend ends the run at once:
+        fails_fast: whether a failure that somebody at the site must fix ends the run at once:
             in the handshake, when nothing is computed yet that waiting would save.
         max_size: how many times the median of the others' a site's numbers may be.
     """
@@ -59,36 +59,37 @@ class Cohort:
 
     Args:
         nodes: Flower's node id of each site, by the site's name.
-        introductions: what each site said of itself, by name; a site without one cannot come back
+        site_infos: what each site said of itself, by name; a site without one cannot come back
             under another node id.
         run: identifies the run.
         patience: how long sites are waited for.
+        waiting: kept up to date: why each site that has not replied yet is asked again, by name;
+            an empty text where it has said nothing so far.
     """
 
     def __init__(
         self,
         nodes: Mapping[str, int],
-        introductions: Mapping[str, Introduction],
+        site_infos: Mapping[str, SiteInfo],
         run: str,
         patience: Patience,
+        waiting: dict[str, str] | None = None,
     ) -> None:
-        self.introductions = dict(introductions)
+        self.site_infos = dict(site_infos)
         self.run = run
         self.patience = patience
         self.lost: dict[str, str] = {}
         """Why each lost site was given up, by name."""
-        self.waiting: dict[str, str] = {}
-        """Why each site that has not answered yet is asked again, by name; an empty text where it
-        has said nothing so far."""
+        self.waiting = {} if waiting is None else waiting
         self.ignored: Counter[str] = Counter()
-        """Replies that were dropped, by kind: ``foreign``, ``duplicate``, ``stale`` (an answer to
-        another question), ``refused``, ``unknown site``."""
+        """Replies that were dropped, by kind: ``foreign``, ``duplicate``, ``stale`` (to another
+        request), ``refused``, ``unknown site``."""
         self.untrained: set[int] = set()
         """Nodes of sites that have lost the adapter that they trained: each trains it again, and
         is the same then, before anything else is asked of it."""
         self._nodes = dict(nodes)
-        self._strangers: set[int] = set()
-        self._second_homes: dict[str, int] = {}
+        self._turned_away: set[int] = set()
+        self._returned: dict[str, int] = {}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -105,69 +106,69 @@ class Cohort:
 
     def unknown_among(self, nodes: set[int]) -> set[int]:
         """Nodes that are no site's, and that were not turned away before."""
-        known = {*self._nodes.values(), *self._second_homes.values()}
-        return nodes - known - self._strangers
+        known = {*self._nodes.values(), *self._returned.values()}
+        return nodes - known - self._turned_away
 
     def turn_away(self, node: int) -> None:
         """Never ask this node again."""
-        self._strangers.add(node)
+        self._turned_away.add(node)
         self.ignored["unknown site"] += 1
 
-    def recognise(self, introduction: Introduction) -> str:
-        """Whose introduction a node's is.
+    def recognise(self, info: SiteInfo) -> str:
+        """Which site a node is that says this of itself.
 
         A site that has lost the adapter that it trained is recognised by all else.
 
         Raises:
             RefusedReplyError: nobody's, or a site of that name said something else at first.
         """
-        known = self.introductions.get(introduction.site)
-        if known is None or introduction.site in self.lost:
-            raise RefusedReplyError(f"{introduction.site!r} is no site of this run")
-        if (known.kind == "none") != (introduction.kind == "none"):
-            # It fine-tuned before its first answer was lost, or has lost what it trained.
+        known = self.site_infos.get(info.site)
+        if known is None or info.site in self.lost:
+            raise RefusedReplyError(f"{info.site!r} is not a site of this run")
+        if (known.kind == "none") != (info.kind == "none"):
+            # It fine-tuned before its first reply was lost, or has lost what it trained.
             known_only = {name: getattr(known, name) for name in FOUND_OUT_BY_TRAINING}
-            introduction = replace(introduction, **known_only)
-        others = differing(known, introduction)
+            info = replace(info, **known_only)
+        others = differing(known, info)
         if others:
             raise RefusedReplyError(
-                f"{introduction.site} came back with another {', '.join(others)} than it began "
+                f"{info.site} came back with another {', '.join(others)} than it began "
                 f"with; start it with the same model, rows, adapter and versions"
             )
-        return introduction.site
+        return info.site
 
     def lost_adapter(self, site: str) -> None:
         """A site says so. Before it has trained it for the first time, it is asked to anyway."""
         if self._has_trained(site):
             self.untrained.add(self.node_of(site))
 
-    def trained_again(self, introduction: Introduction, site: str, node: int) -> None:
+    def trained_again(self, info: SiteInfo, site: str, node: int) -> None:
         """A site has trained the adapter anew that it had lost: it must be the same, to the bit.
 
         Raises:
             RefusedReplyError: it is another one.
         """
-        require_same_training(self.introductions[site], introduction)
+        require_same_training(self.site_infos[site], info)
         self.untrained.discard(node)
 
-    def note(self, introduction: Introduction, node: int) -> None:
+    def note(self, info: SiteInfo, node: int) -> None:
         """A site introduced itself at another node than the one it was at.
 
         Where it has lost the adapter that it trained, the node is one of the :attr:`untrained`.
         """
-        self._second_homes[introduction.site] = node
-        if introduction.kind == "none" and self._has_trained(introduction.site):
+        self._returned[info.site] = node
+        if info.kind == "none" and self._has_trained(info.site):
             self.untrained.add(node)
 
     def _has_trained(self, site: str) -> bool:
-        known = self.introductions.get(site)
+        known = self.site_infos.get(site)
         return known is not None and known.kind != "none"
 
     def move(self, site: str) -> bool:
         """Use the node that :meth:`note` has noted from now on, if there is one."""
-        if site not in self._second_homes:
+        if site not in self._returned:
             return False
-        self._nodes[site] = self._second_homes.pop(site)
+        self._nodes[site] = self._returned.pop(site)
         return True
 
     def lose(self, site: str, why: str) -> None:
@@ -207,7 +208,7 @@ class Cohort:
             notice(f"going on without {site}: {why}")
 
 
-def require_same_training(begun: Introduction, now: Introduction) -> None:
+def require_same_training(begun: SiteInfo, now: SiteInfo) -> None:
     """Refuse a site that lost the adapter which it had trained, and has trained another one.
 
     Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 from flwr.app import RecordDict
 from torch import Tensor
@@ -11,86 +12,98 @@ from layerweld.errors import RefusedReplyError
 from layerweld.merging.fisher import Fisher, FisherPool, implied_update, problem_with
 from layerweld.merging.one_round import Merge
 from layerweld.plan import MergePlan
-from layerweld.transport.expected import fisher_shapes
-from layerweld.transport.fisher import decode_fisher, fisher_budget
-from layerweld.transport.messages import ModelToMeasure
-from layerweld.transport.model import encode_model
+from layerweld.transport.fisher import FISHER, FisherSums, decode_fisher, fisher_layout
+from layerweld.transport.model import ModelToMeasure, encode_model
 from layerweld.updates.bounds import LARGEST_WEIGHT, is_usable, part_of
 from layerweld.updates.proportion import Part
 from strategies.cohort import Cohort
-from strategies.kept_rounds import Traffic
-from strategies.round_by_round import Round
-
-OfOneSite = dict[str, Tensor]
-"""``importance/<layer>`` and ``product/<layer>``."""
+from strategies.poll import Request
+from strategies.rounds import Outcome, Round, Rounds
 
 
-class FisherAveraging:
+@dataclass(frozen=True)
+class AdmittedSums:
+    """One site's Fisher sums as an honest model can have them.
+
+    Attributes:
+        sums: as they came.
+        sizes: of the ``ΔW`` that they stand for, by layer.
+    """
+
+    sums: FisherSums
+    sizes: Mapping[str, Part]
+
+
+class FisherAveraging(Rounds):
     """Ask every site once for the Fisher information of its own model, and for that times ΔW.
+
+    Nothing is kept: a resumed run asks again.
 
     Args:
         plan: the layers that are merged.
         cohort: the sites.
-        remainder: the mean of what fine-tuning changed outside of the layers; empty for LoRA.
+        other_params: the mean of what fine-tuning changed outside of the layers; empty for LoRA.
         settings: the method's own.
+        rank: that the merge is cut to; 0 for none.
     """
+
+    count = 1
 
     def __init__(
         self,
         plan: MergePlan,
         cohort: Cohort,
-        remainder: Mapping[str, Tensor],
+        other_params: Mapping[str, Tensor],
         settings: Fisher,
+        rank: int = 0,
     ) -> None:
-        self.plan = plan
-        self.cohort = cohort
-        self.remainder = remainder
-        self.settings = settings
-        self.merged = Merge({})
-        self.traffic = Traffic()
-        self.count = 1
-        self.played = 0
-        self._model = ModelToMeasure(cohort.run, "individual", plan.layer_names)
+        self._plan = plan
+        self._cohort = cohort
+        self._other_params = other_params
+        self._settings = settings
+        self._rank = rank
+        self._merge = Merge({})
 
-    def next_round(self) -> Round[OfOneSite]:
+    def round_at(self, index: int) -> Round[AdmittedSums]:
         """Ask about the layers that are merged, in each site's individual model."""
-        asked, budget = encode_model(self._model), fisher_budget(fisher_shapes(self.plan))
-        return Round(
-            "train.fisher",
-            "Fisher sums",
-            lambda _site: asked,
-            self._read,
-            lambda _site: budget,
-            self._merge,
+        model = ModelToMeasure(self._cohort.run, "individual", self._plan.layer_names)
+        asked, budget = encode_model(FISHER, model), fisher_layout(self._plan).budget
+        request = Request(
+            FISHER, "Fisher sums", lambda _site: asked, self._read, lambda _site: budget
         )
+        return Round(request, self._fold)
 
-    def _merge(self, answers: Iterator[tuple[str, OfOneSite]]) -> None:
-        """Add each reply and forget it; divide when all are there."""
-        pool = FisherPool({s.name: (s.d_out, g.d_in) for g in self.plan.groups for s in g.layers})
-        sizes: dict[str, dict[str, Part]] = {}
-        for site, sums in answers:
-            sizes[site] = {}
-            for layer in self.plan.layer_names:
-                importance, product = sums[f"importance/{layer}"], sums[f"product/{layer}"]
-                sizes[site][layer] = part_of(implied_update(importance, product))
-                pool.add(layer, importance, product)
-        self.cohort.require_proportion(sizes, "the update in its sums")
-        self.merged = Merge(pool.merged())
-        self.played = 1
+    def outcome(self) -> Outcome:
+        """The sums of the products over those of the importances."""
+        return Outcome.of(self._merge, self._other_params, self._rank)
 
-    def _read(self, _site: str, content: RecordDict) -> OfOneSite:
-        sums = decode_fisher(content, fisher_shapes(self.plan))
-        self._require_sums(sums)
-        return sums
-
-    def _require_sums(self, sums: OfOneSite) -> None:
-        importance = {k: sums[f"importance/{k}"] for k in self.plan.layer_names}
-        problem = problem_with(importance, self.settings.floor)
+    def _read(self, _site: str, content: RecordDict) -> AdmittedSums:
+        sums = decode_fisher(content, self._plan)
+        problem = problem_with(sums.importance, self._settings.floor)
         if problem:
             raise RefusedReplyError(problem)
-        for layer, values in importance.items():
-            if not is_usable(implied_update(values, sums[f"product/{layer}"])):
-                raise RefusedReplyError(
-                    f"only an update with numbers that are not finite, or beyond "
-                    f"{LARGEST_WEIGHT:.0f}, has these sums of {layer!r}"
-                )
+        sizes = {
+            layer: _size(layer, implied_update(values, sums.product[layer]))
+            for layer, values in sums.importance.items()
+        }
+        return AdmittedSums(sums, sizes)
+
+    def _fold(self, replies: Iterator[tuple[str, AdmittedSums]]) -> None:
+        """Add each site's sums and forget them; divide when all are there."""
+        pool = FisherPool(self._plan.shapes)
+        sizes: dict[str, Mapping[str, Part]] = {}
+        for site, admitted in replies:
+            sizes[site] = admitted.sizes
+            for layer in self._plan.layer_names:
+                pool.add(layer, admitted.sums.importance[layer], admitted.sums.product[layer])
+        self._cohort.require_proportion(sizes, "the update in its sums")
+        self._merge = Merge(pool.merged())
+
+
+def _size(layer: str, update: Tensor) -> Part:
+    if not is_usable(update):
+        raise RefusedReplyError(
+            f"only an update with numbers that are not finite, or beyond {LARGEST_WEIGHT:.0f}, "
+            f"has these sums of {layer!r}"
+        )
+    return part_of(update)

@@ -1,15 +1,23 @@
-"""What a run says while it stands still."""
+"""What a run says: how far it is, and why it stands still."""
 
 from __future__ import annotations
 
 import logging
+import time
+from collections import deque
+from collections.abc import Mapping
+from datetime import timedelta
+from statistics import fmean
+from typing import Any
 
 from flwr.supercore import log
+from rich.filesize import decimal
 
 from layerweld.runtime.progress import report_progress
 from layerweld.untrusted.text import shown
 
 _LONGEST = 2000  # characters; sites and Flower have a say in them
+_REMEMBERED = 8  # rounds whose duration says how long the others will take
 
 
 def notice(text: str) -> None:
@@ -21,3 +29,35 @@ def notice(text: str) -> None:
 def tell(text: str) -> None:
     """To Flower's log alone: whoever watches progress sees how far it is."""
     log(logging.INFO, shown(text, _LONGEST))
+
+
+class RoundProgress:
+    """Say of each solved group who is in it, its condition, what was sent, and what is left.
+
+    Args:
+        label: of the method.
+        rounds: how many it has.
+    """
+
+    def __init__(self, label: str, rounds: int) -> None:
+        report_progress(label, 0, rounds)
+        self._label = label
+        self._rounds = rounds
+        self._seconds: deque[float] = deque(maxlen=_REMEMBERED)
+        self._last = time.monotonic()
+
+    def __call__(self, finished: int, metrics: Mapping[str, Any]) -> None:
+        """One round is over, or was found in the journal."""
+        report_progress(self._label, finished, self._rounds)
+        now = time.monotonic()
+        self._seconds.append(now - self._last)
+        self._last = now
+        left = timedelta(seconds=round((self._rounds - finished) * fmean(self._seconds)))
+        for group in metrics.get("groups", ()):
+            without = f" without {', '.join(group['lost'])}" if group["lost"] else ""
+            sent = decimal(sum(group["bytes_up"].values()))
+            tell(
+                f"solved {group['name']}: {len(group['tokens'])} sites{without}, condition "
+                f"{group['condition']:.1e}, {sent} up; step {finished} of {self._rounds}, "
+                f"about {left} left"
+            )

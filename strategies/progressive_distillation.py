@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from flwr.app import RecordDict
 from torch import Tensor
 
-from layerweld.errors import RefusedReplyError, StaleReplyError
+from layerweld.errors import RefusedReplyError
 from layerweld.merging.one_round import Merge
 from layerweld.merging.prodistill import EntryCoefficients, ProDistill
 from layerweld.model.schedule import block_steps
 from layerweld.plan import MergePlan
 from layerweld.settings.run import RunSettings
-from layerweld.transport.descent import (
-    block_gradients_budget,
+from layerweld.transport.block_gradients import (
+    BLOCK_GRADIENTS,
+    BlockRequest,
+    block_gradients_layout,
     decode_block_gradients,
-    encode_block,
+    encode_block_request,
 )
-from layerweld.transport.descent_messages import BlockAnswer, BlockQuestion
-from layerweld.transport.expected import Shapes
+from layerweld.transport.step_context import StepContext
 from layerweld.updates.digest import extend_prefix, first_prefix
 from layerweld.updates.exact_sum import LIMIT, ExactSum
 from layerweld.updates.named_tensors import (
@@ -34,29 +36,43 @@ from layerweld.updates.named_tensors import (
 from layerweld.updates.update import Update
 from strategies.catching_up import CatchUp
 from strategies.cohort import Cohort
-from strategies.kept_rounds import KeptRound, RoundJournal, RoundLedger, Traffic
-from strategies.round_by_round import Round
+from strategies.poll import Request
+from strategies.rounds import Kept, Outcome, Round, Rounds
 from strategies.site_updates import OfOneSite, side_by_side, updates_round
 
 _DISTANCE = "distance of block {}, last round over first"
 
 
-class ProgressiveDistillation:
+@dataclass(frozen=True)
+class AdmittedBlock:
+    """One site's gradients that can be added exactly.
+
+    Attributes:
+        gradients: ``∂D/∂W`` by layer, ``(d_out, d_in)`` float32.
+        distance: ``D``, between the block's output and that of the site's own block.
+    """
+
+    gradients: Mapping[str, Tensor]
+    distance: float
+
+
+class ProgressiveDistillation(Rounds):
     """Learn one coefficient per site and entry, so that merged blocks do as each site's own would.
 
     Round 0 collects the updates. Every later one sends the merged weights of one block; each site
-    answers with the gradient, by these weights, of the distance between the block's output behind
+    replies with the gradient, by these weights, of the distance between the block's output behind
     the merged blocks and its own block's output behind its own. The server adds the gradients up,
     exactly, makes the coefficients' gradients of the sum, since it holds all updates, and takes
     one step of Adam. After its last round a block stays as it is, and the next one is learnt.
+
+    The updates and every finished block are kept; a block that a killed server had begun is learnt
+    again from its start.
 
     Args:
         plan: the layers that are merged.
         cohort: the sites.
         settings: of the run.
-        remainder: the mean of what fine-tuning changed outside of the layers; empty for LoRA.
-        journal: keeps the updates and every finished block; a block that a killed server had
-            begun is learnt again from its start.
+        other_params: the mean of what fine-tuning changed outside of the layers; empty for LoRA.
     """
 
     def __init__(
@@ -64,148 +80,122 @@ class ProgressiveDistillation:
         plan: MergePlan,
         cohort: Cohort,
         settings: RunSettings,
-        remainder: Mapping[str, Tensor],
-        journal: RoundJournal,
+        other_params: Mapping[str, Tensor],
     ) -> None:
-        self.plan = plan
-        self.cohort = cohort
-        self.remainder = remainder
-        self.steps = block_steps(plan)
+        self._plan = plan
+        self._cohort = cohort
+        self._steps = block_steps(plan)
         self._settings = settings.table(ProDistill)
-        self.count = 1 + len(self.steps) * self._settings.steps
-        self.played = 0
-        self._prefix = first_prefix(plan.digest, settings.digest(), remainder)
-        self._ledger = RoundLedger(journal, cohort)
+        self._rank = settings.merge.rank
+        self._other_params = other_params
+        self._digest = first_prefix(plan.digest, settings.digest(), other_params)
         self._layers: Mapping[str, Mapping[str, Update]] = {}  # ΔW by layer, then by site
-        self._done: dict[int, dict[str, Update]] = {}  # merged updates by step
-        self._round = 0  # of the block's descent
-        for kept in journal.load():
-            self._resume(kept)
-        self._begin_block()
+        self._done: list[Mapping[str, Update]] = []  # merged updates by step
+        self._metrics: Mapping[str, float] = {}
+        self._learning: EntryCoefficients | None = None  # of the block that is next
+        self.count = 1 + len(self._steps) * self._settings.steps
 
-    @property
-    def traffic(self) -> Traffic:
-        """Bytes so far."""
-        return self._ledger.traffic
-
-    @property
-    def merged(self) -> Merge:
-        """All blocks that are done."""
-        updates = {layer: u for of in self._done.values() for layer, u in of.items()}
-        return Merge(updates, self._ledger.figures)
-
-    def next_round(self) -> Round[OfOneSite] | Round[BlockAnswer]:
+    def round_at(self, index: int) -> Round[Any]:
         """The updates first, then gradients of the block that is learnt."""
-        if not self.played:
-            return updates_round(self.plan, self.cohort, self._collected)
-        step = self.steps[len(self._done)]
-        question = BlockQuestion(
-            run=self.cohort.run,
+        if index == 0:
+            return updates_round(self._plan, self._cohort, self._collect)
+        step, round_ = self._steps[len(self._done)], (index - 1) % self._settings.steps
+        self._learning = self._learning or self._coefficients()
+        context = StepContext(
+            run=self._cohort.run,
             method="prodistill",
             step=step.index,
-            round=self._round,
-            layers=self.plan.layer_names,
-            plan=self.plan.digest,
-            prefix=self._prefix,
-            averaged=bool(self.remainder),
-            updates=self._coefficients.merged,
+            layers=self._plan.layer_names,
+            plan=self._plan.digest,
+            chain_digest=self._digest,
+            averaged=bool(self._other_params),
         )
+        asked = BlockRequest(context, round_, self._learning.merged)
         # In a block's first round a site may lack what the block before became.
-        usual = step.index - 1 if self._round == 0 else step.index
-        catch_up = CatchUp(step, partial(self._encoded, question), usual)
-        what = f"gradient {self._round + 1} of block {step.index + 1}"
-        read = partial(_read, question, catch_up)
-        budget = block_gradients_budget(_shapes(question))
-        return Round(
-            "train.distillation",
-            what,
+        usual = step.index - 1 if round_ == 0 else step.index
+        catch_up = CatchUp(step, partial(self._encoded, asked), usual)
+        budget = block_gradients_layout(asked.shapes).budget
+        request = Request(
+            BLOCK_GRADIENTS,
+            f"gradient {round_ + 1} of block {step.index + 1}",
             catch_up.content,
-            read,
+            partial(_read, asked, catch_up),
             lambda _site: budget,
-            self._descend,
         )
+        return Round(request, partial(self._fold, self._learning, round_))
 
-    def _encoded(self, question: BlockQuestion, steps: range, with_remainder: bool) -> RecordDict:
-        remainder = self.remainder if with_remainder else {}
-        merged = {index: self._done[index] for index in steps}
-        return encode_block(replace(question, remainder=remainder, merged=merged))
-
-    def _collected(self, received: Mapping[str, OfOneSite]) -> None:
-        self._ledger.keep(0, site_tensors(received))
-        self._layers = side_by_side(self.plan, self.cohort, received).layers
-        self.played = 1
-        self._begin_block()
-
-    def _descend(self, answers: Iterator[tuple[str, BlockAnswer]]) -> None:
-        sums = {layer: ExactSum(shape) for layer, shape in self._coefficients.shapes.items()}
-        distance = ExactSum(())
-        for _site, answer in answers:
-            distance.add(torch.tensor(answer.distance, dtype=torch.float64))
-            for layer, gradient in answer.gradients.items():
-                sums[layer].add(gradient.double())
-        self._coefficients.step({layer: total.total() for layer, total in sums.items()})
-        if self._round == 0:
-            self._distance_at_first = float(distance.total())
-        self._round += 1
-        self.played += 1
-        if self._round == self._settings.steps:
-            name = _DISTANCE.format(len(self._done) + 1)
-            self._ledger.figures[name] = float(distance.total()) / (self._distance_at_first or 1.0)
-            self._end_block()
-
-    def _begin_block(self) -> None:
-        """Of the next block that is not done, if the updates are there; without steps, all."""
-        self._round = 0
-        while self._layers and len(self._done) < len(self.steps):
-            step = self.steps[len(self._done)]
-            names = [layer.name for group in step.groups for layer in group.layers]
-            here = {name: self._layers[name] for name in names if name in self._layers}
-            self._coefficients = EntryCoefficients(here, self._settings)
-            if self._settings.steps:
-                return
-            self._append(self._coefficients.merged)
-
-    def _end_block(self) -> None:
-        merged = self._coefficients.merged
-        self._append(merged)
-        self._ledger.keep(len(self._done), update_tensors(merged))
-        self._begin_block()
-
-    def _append(self, merged: dict[str, Update]) -> None:
-        self._done[len(self._done)] = merged
-        self._prefix = extend_prefix(self._prefix, merged)
-
-    def _resume(self, kept: KeptRound) -> None:
-        if kept.index == 0:
-            received = updates_by_site(kept.tensors)
-            self._layers = side_by_side(self.plan, self.cohort, received).layers
-        else:
+    def advance(self, kept: Kept) -> None:
+        """The updates are there, or one more block is done."""
+        self._metrics = kept.metrics
+        if self._layers:
             self._append(updates_from(kept.tensors))
-        self._ledger.restore(kept)
-        self.played = 1 + kept.index * self._settings.steps
+            return
+        received = updates_by_site(kept.tensors)
+        self._layers = side_by_side(self._plan, self._cohort, received).layers
+        for _step in self._steps if not self._settings.steps else ():
+            self._append(self._coefficients().merged)
 
+    def outcome(self) -> Outcome:
+        """All blocks that are done."""
+        merged = {layer: update for block in self._done for layer, update in block.items()}
+        in_order = {layer: merged[layer] for layer in self._plan.layer_names if layer in merged}
+        return Outcome.of(Merge(in_order, self._metrics), self._other_params, self._rank)
 
-def _shapes(asked: BlockQuestion) -> Shapes:
-    return {layer: update.shape for layer, update in asked.updates.items()}
+    def _encoded(self, asked: BlockRequest, steps: range, with_other_params: bool) -> RecordDict:
+        other_params = self._other_params if with_other_params else {}
+        merged = {index: self._done[index] for index in steps}
+        context = asked.context.with_merged(other_params, merged)
+        return encode_block_request(replace(asked, context=context))
+
+    def _collect(self, received: Mapping[str, OfOneSite]) -> Kept:
+        return Kept(site_tensors(received), {})
+
+    def _fold(
+        self,
+        learning: EntryCoefficients,
+        round_: int,
+        replies: Iterator[tuple[str, AdmittedBlock]],
+    ) -> Kept | None:
+        """Add the gradients up, and take a step; what is kept after a block's last one."""
+        sums = {layer: ExactSum(shape) for layer, shape in learning.shapes.items()}
+        distance = ExactSum(())
+        for _site, admitted in replies:
+            distance.add(torch.tensor(admitted.distance, dtype=torch.float64))
+            for layer, gradient in admitted.gradients.items():
+                sums[layer].add(gradient.double())
+        learning.step({layer: total.total() for layer, total in sums.items()})
+        if round_ == 0:
+            self._distance_at_first = float(distance.total())
+        if round_ + 1 < self._settings.steps:
+            return None
+        name = _DISTANCE.format(len(self._done) + 1)
+        ratio = float(distance.total()) / (self._distance_at_first or 1.0)
+        return Kept(update_tensors(learning.merged), {**self._metrics, name: ratio})
+
+    def _coefficients(self) -> EntryCoefficients:
+        """As they start, of the block that is next."""
+        step = self._steps[len(self._done)]
+        names = [layer.name for group in step.groups for layer in group.layers]
+        here = {name: self._layers[name] for name in names if name in self._layers}
+        return EntryCoefficients(here, self._settings)
+
+    def _append(self, merged: Mapping[str, Update]) -> None:
+        self._done.append(merged)
+        self._digest = extend_prefix(self._digest, merged)
+        self._learning = None
 
 
 def _read(
-    asked: BlockQuestion, catch_up: CatchUp, site: str, content: RecordDict
-) -> BlockAnswer | None:
+    asked: BlockRequest, catch_up: CatchUp, site: str, content: RecordDict
+) -> AdmittedBlock | None:
     """Gradients that may be added; None where the site must catch up first."""
-    answer = decode_block_gradients(content, _shapes(asked))
-    if (answer.site, answer.question) != (site, asked.digest):
-        raise StaleReplyError("it answered another question")
-    if answer.need_from is not None:
-        catch_up.note(site, answer.need_from)
+    reply = decode_block_gradients(content, asked.shapes)
+    if reply.need_from is not None:
+        catch_up.note(site, reply.need_from)
         return None
-    _require_bounded(answer)
-    return answer
-
-
-def _require_bounded(answer: BlockAnswer) -> None:
-    for layer, gradient in answer.gradients.items():
+    for layer, gradient in reply.gradients.items():
         if not bool((gradient.abs() < LIMIT).all()):  # False for NaN too
             raise RefusedReplyError(f"the gradient of {layer!r} is not finite, or beyond 2⁴²")
-    if not 0 <= answer.distance < LIMIT:
-        raise RefusedReplyError(f"a distance of {answer.distance}")
+    if not 0 <= reply.distance < LIMIT:
+        raise RefusedReplyError(f"a distance of {reply.distance}")
+    return AdmittedBlock(reply.gradients, reply.distance)

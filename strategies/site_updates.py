@@ -3,69 +3,82 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
 from flwr.app import RecordDict
 
 from layerweld.errors import RefusedReplyError
 from layerweld.merging.one_round import SiteUpdates
 from layerweld.plan import MergePlan
-from layerweld.transport.expected import Shapes, update_shapes
+from layerweld.transport.identity import encode_plain
 from layerweld.transport.layout import Budget
-from layerweld.transport.run import encode_run
-from layerweld.transport.updates import decode_updates, updates_budget
+from layerweld.transport.updates import UPDATES, decode_updates, updates_layout
 from layerweld.updates.bounds import LARGEST_WEIGHT, cancels, out_of_bounds, part_of
 from layerweld.updates.named_tensors import update_tensors
 from layerweld.updates.proportion import Part
 from layerweld.updates.shared_factor import require_claimed_factors
 from layerweld.updates.update import Update
 from strategies.cohort import Cohort
-from strategies.round_by_round import Round
+from strategies.poll import Request
+from strategies.rounds import Kept, Round
 
 OfOneSite = Mapping[str, Update]
 """``ΔW`` by layer."""
 
 
+@dataclass(frozen=True)
+class AdmittedUpdates:
+    """One site's updates as training can leave them, and how large each is.
+
+    Attributes:
+        updates: ``ΔW`` by layer.
+        sizes: of every update, by layer.
+        factor_sizes: of every factor of a LoRA, by name.
+    """
+
+    updates: OfOneSite
+    sizes: Mapping[str, Part]
+    factor_sizes: Mapping[str, Part]
+
+
 def updates_round(
     plan: MergePlan,
     cohort: Cohort,
-    use: Callable[[Mapping[str, OfOneSite]], None],
+    use: Callable[[Mapping[str, OfOneSite]], Kept | None],
     *,
     factors_too: bool = False,
-) -> Round[OfOneSite]:
+) -> Round[AdmittedUpdates]:
     """Ask for the updates.
 
     Args:
         plan: the layers that are merged.
         cohort: the sites.
-        use: called with the updates by site, once all that are left have answered and none of
-            them is out of proportion.
+        use: called with the updates by site, once all that are left have replied and none of
+            them is out of proportion; returns what is kept of the round.
         factors_too: whether that is asked of the factors of a LoRA as well, and not of their
             product alone.
     """
-    asked = encode_run(cohort.run)
+    asked = encode_plain(UPDATES, cohort.run)
 
-    def shapes(site: str) -> Shapes:
-        introduction = cohort.introductions[site]
-        return update_shapes(plan, dict(zip(introduction.layers, introduction.ranks, strict=True)))
-
-    def read(site: str, content: RecordDict) -> OfOneSite:
-        updates = decode_updates(content, shapes(site))
+    def read(site: str, content: RecordDict) -> AdmittedUpdates:
+        updates = decode_updates(content, plan, cohort.site_infos[site].rank_of)
         _require_bounded(updates)
-        require_claimed_factors(cohort.introductions[site].factors, updates)
-        return updates
+        require_claimed_factors(cohort.site_infos[site].factors, updates)
+        sizes = {layer: Part(u.norm, u.shape[0] * u.shape[1]) for layer, u in updates.items()}
+        factors = update_tensors(updates) if factors_too else {}
+        return AdmittedUpdates(updates, sizes, {k: part_of(one) for k, one in factors.items()})
 
     def budget(site: str) -> Budget:
-        return updates_budget(shapes(site))
+        return updates_layout(plan, cohort.site_infos[site].rank_of).budget
 
-    def fold(answers: Iterator[tuple[str, OfOneSite]]) -> None:
-        by_site = dict(answers)
-        cohort.require_proportion({s: _parts(of) for s, of in by_site.items()}, "its update")
-        if factors_too:
-            factors = {site: _factors(of) for site, of in by_site.items()}
-            cohort.require_proportion(factors, "its factor")
-        use(by_site)
+    def fold(replies: Iterator[tuple[str, AdmittedUpdates]]) -> Kept | None:
+        admitted = dict(replies)
+        cohort.require_proportion({s: one.sizes for s, one in admitted.items()}, "its update")
+        factors = {s: one.factor_sizes for s, one in admitted.items()}
+        cohort.require_proportion(factors, "its factor")
+        return use({site: one.updates for site, one in admitted.items()})
 
-    return Round("train.adapter", "updates", lambda _site: asked, read, budget, fold)
+    return Round(Request(UPDATES, "updates", lambda _site: asked, read, budget), fold)
 
 
 def side_by_side(plan: MergePlan, cohort: Cohort, by_site: Mapping[str, OfOneSite]) -> SiteUpdates:
@@ -76,7 +89,7 @@ def side_by_side(plan: MergePlan, cohort: Cohort, by_site: Mapping[str, OfOneSit
         for layer in plan.layer_names
     }
     return SiteUpdates(
-        {site: cohort.introductions[site].rows for site in names},
+        {site: cohort.site_infos[site].samples for site in names},
         {layer: updates for layer, updates in layers.items() if updates},
     )
 
@@ -93,12 +106,3 @@ def _require_bounded(updates: OfOneSite) -> None:
         raise RefusedReplyError(
             f"the factors of the update of {layer!r} cancel; no training leaves such an update"
         )
-
-
-def _parts(updates: OfOneSite) -> dict[str, Part]:
-    return {layer: Part(u.norm, u.shape[0] * u.shape[1]) for layer, u in updates.items()}
-
-
-def _factors(updates: OfOneSite) -> dict[str, Part]:
-    tensors = update_tensors(updates)
-    return {name: part_of(tensor) for name, tensor in tensors.items()}

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: no test needs the network
 
@@ -10,6 +11,9 @@ import pytest
 import torch
 from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import settings
+
+if TYPE_CHECKING:  # pytest hooks kernels after this file: nothing of the project may come in before
+    from tests.faulty_grid import Clock
 
 # No deadline: a process's first torch call may take 300 ms.
 settings.register_profile("layerweld", deadline=None, max_examples=30)
@@ -42,12 +46,12 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """Waiting sites take no time; what the inquiry says of them is not printed."""
-    from strategies import inquiry, notices
+def clock(monkeypatch: pytest.MonkeyPatch) -> "Clock":
+    """Waiting sites take no time; what the poll says of them is not printed."""
+    from strategies import notices, poll
     from tests.faulty_grid import Clock
 
     clock = Clock()
-    monkeypatch.setattr(inquiry, "time", clock)
+    monkeypatch.setattr(poll, "time", clock)
     monkeypatch.setattr(notices, "log", lambda _level, _text: None)
     return clock

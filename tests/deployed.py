@@ -53,7 +53,7 @@ def digest_in(output: Path) -> str:
     return hashlib.sha256((output / "manifest.json").read_bytes()).hexdigest()
 
 
-def digest_in_process(sites: object, output: Path) -> str:
+def digest_in_process(sites: Any, output: Path) -> str:
     """Of the manifest that the same run makes within this process."""
     settings = sites.settings()
     play_run(sites.grid(settings), settings, str(sites.base), output)
@@ -61,7 +61,7 @@ def digest_in_process(sites: object, output: Path) -> str:
 
 
 @dataclass(frozen=True)
-class Door:
+class Gateway:
     """Where the coordinator is reached."""
 
     host: str
@@ -73,8 +73,8 @@ class Door:
         return f"{self.host}:{self.port}"
 
 
-def door_on_loopback() -> Door:
-    """With two neighbouring ports that are free: the door's and the SuperLink's."""
+def gateway_on_loopback() -> Gateway:
+    """With two neighbouring ports that are free: the gateway's and the SuperLink's."""
     while True:
         with socket.socket() as first, socket.socket() as second:
             first.bind(("127.0.0.1", 0))
@@ -83,7 +83,7 @@ def door_on_loopback() -> Door:
                 second.bind(("127.0.0.1", port + 1))
             except (OSError, OverflowError):
                 continue
-            return Door("localhost", "127.0.0.1", port)
+            return Gateway("localhost", "127.0.0.1", port)
 
 
 @dataclass
@@ -93,7 +93,7 @@ class Federation:
     Attributes:
         folder: of all of them.
         sites: their models, adapters and rows.
-        door: where the coordinator is reached.
+        gateway: where the coordinator is reached.
         environment: of every command.
         inside: by folder, what to put before a command that belongs to it.
         processes: what was started and goes on, by folder.
@@ -101,7 +101,7 @@ class Federation:
 
     folder: Path
     sites: object
-    door: Door
+    gateway: Gateway
     environment: dict[str, str]
     inside: Mapping[str, Sequence[str]] = field(default_factory=dict)
     processes: dict[str, subprocess.Popen] = field(default_factory=dict)
@@ -113,7 +113,7 @@ class Federation:
     def command(self, name: str, *arguments: Any) -> list[Any]:
         return [*self.inside.get(name, ()), BIN / "layerweld", *arguments]
 
-    def lw(self, *arguments: str, folder: str = "fed", check: bool = True) -> CompletedProcess[Any]:
+    def lw(self, *arguments: str, folder: str = "fed", check: bool = True) -> CompletedProcess[str]:
         return subprocess.run(
             [*self.command(folder, *arguments), "--folder", self.folder / folder],
             env=self.environment,
@@ -133,9 +133,9 @@ class Federation:
             )
 
     def join(self, name: str) -> None:
-        self.start(name, "site", "join", self.door.address)
+        self.start(name, "site", "join", self.gateway.address)
 
-    def run(self, name: Any, run: str = "run") -> Popen[Any]:
+    def run(self, name: Any, run: str = "run") -> Popen[str]:
         """``coordinator run`` or ``resume`` in the background."""
         command = ["coordinator", run, "--name", name, "--folder", self.folder / "fed"]
         return subprocess.Popen(
@@ -152,7 +152,7 @@ class Federation:
         assert run.returncode == 0, said
         return said
 
-    def output(self, run: Any) -> Any:
+    def output(self, run: str) -> Path:
         return self.folder / "fed/runs" / run
 
     def digest(self, run: str) -> str:
@@ -195,7 +195,14 @@ class Federation:
         (self.folder / name / "ca.crt").write_bytes(authority.read_bytes())
 
     def _init_coordinator(self) -> None:
-        where = ("--host", self.door.host, "--bind", self.door.bind, "--port", str(self.door.port))
+        where = (
+            "--host",
+            self.gateway.host,
+            "--bind",
+            self.gateway.bind,
+            "--port",
+            str(self.gateway.port),
+        )
         subprocess.run(
             [BIN / "layerweld", "coordinator", "init", "fed", *where, "--base", self.sites.base],
             cwd=self.folder,
@@ -234,10 +241,14 @@ class Federation:
 
 @contextmanager
 def running(
-    folder: Path, sites: TinySites, door: Door, path: Path, inside: dict[str, Any] | None = None
+    folder: Path,
+    sites: TinySites,
+    gateway: Gateway,
+    path: Path,
+    inside: dict[str, tuple[Any, ...]] | None = None,
 ) -> Iterator[Federation]:
     """A federation that is up; ``path`` is where its layerweld is found."""
-    made = Federation(folder, sites, door, environment(path), inside or {})
+    made = Federation(folder, sites, gateway, environment(path), inside or {})
     try:
         made.begin()
         yield made

@@ -1,4 +1,4 @@
-"""A server that dies, or that something else befalls, once it has kept a step or a round."""
+"""A server that dies, or that something else befalls, once it has kept a round."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from server.numbered_files import NumberedFiles
+from server.kept_rounds import RoundFiles
 
 
 class Killed(BaseException):
@@ -15,21 +15,21 @@ class Killed(BaseException):
 
 @contextmanager
 def after_keeping(monkeypatch: pytest.MonkeyPatch, act: Callable[..., None]) -> Iterator[None]:
-    """Within, ``act(index)`` is called each time that a step or round has been made durable."""
-    keep = NumberedFiles.keep
+    """Within, ``act(index)`` is called each time that a round has been made durable."""
+    keep = RoundFiles.keep
 
     def keep_and_act(self: Any, kept: Any) -> None:
         keep(self, kept)
         act(kept.index)
 
     with monkeypatch.context() as patch:
-        patch.setattr(NumberedFiles, "keep", keep_and_act)
+        patch.setattr(RoundFiles, "keep", keep_and_act)
         yield
 
 
 @contextmanager
 def killed_after(last: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What is played in here dies once it has kept the step or round of this index."""
+    """What is run in here dies once it has kept the round of this index."""
 
     def die(index: Any) -> None:
         if index == last:

@@ -1,24 +1,23 @@
-"""Journals of a run for readers of damaged files: a header, and two steps."""
+"""Journals of a run for readers of damaged files: a header, and two rounds."""
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from layerweld.statistics.pool import GroupSolution
+from layerweld.updates.named_tensors import update_tensors
 from layerweld.updates.update import LowRankUpdate
 from server.journal import RunJournal
-from strategies.chain_of_merges import SolvedStep
+from strategies.rounds import Kept, KeptRound
 from tests.damage import damaged_json
 
 
 def journal_header(folder: Path) -> tuple[Any, ...]:
     introduction = {
-        **dict.fromkeys(("site", "base", "tokenizer", "plan", "settings", "kind", "prefix"), "x"),
-        **dict.fromkeys(("task", "factors", "adapter", "holdings"), "x"),
-        **dict.fromkeys(("rows", "samples", "tokens", "skipped"), 3),
+        **dict.fromkeys(("site", "base", "tokenizer", "plan", "settings", "kind", "adapter"), "x"),
+        **dict.fromkeys(("task", "factors", "name_prefix", "dataset"), "x"),
+        **dict.fromkeys(("samples", "calibration_samples", "tokens", "skipped"), 3),
         **dict.fromkeys(("evaluates", "classifies", "labelled"), False),
         "layers": ["a"], "ranks": [2], "versions": [],
     }  # fmt: skip
@@ -35,27 +34,18 @@ def journal_header(folder: Path) -> tuple[Any, ...]:
     return folder / "journal/run.json", damaged_json, read
 
 
-def journal_step(of: str, damage: Callable[..., bytes]) -> Callable[..., Any]:
+def journal_round(of: str, damage: Callable[..., bytes]) -> Callable[..., Any]:
     def made(folder: Path) -> tuple[Any, ...]:
-        steps = RunJournal(folder / "journal").of_method("com")
+        rounds = RunJournal(folder / "journal").of_method("com")
         for index in range(2):
-            updates = {"layer": LowRankUpdate(torch.ones(2, 1), torch.ones(1, 2))}
-            steps.keep(solved_step(index, updates))
+            tensors = update_tensors({"layer": LowRankUpdate(torch.ones(2, 1), torch.ones(1, 2))})
+            kept = Kept(tensors, {"groups": [{"name": "g", "condition": 1.5}]})
+            rounds.keep(KeptRound(index, index + 1, kept, 1, 1, ("birch",)))
 
         def read() -> None:
-            steps.load()
-            steps.lost()
+            rounds.load()
+            rounds.lost()
 
         return folder / "journal/com" / of, damage, read
 
     return made
-
-
-def solved_step(index: int, updates: dict[str, LowRankUpdate]) -> SolvedStep:
-    """A step with a value in each field, whatever fields there are."""
-    usual = {"group": "g", "layers": ("layer",), "updates": updates}
-    others = {
-        field.name: usual.get(field.name, {} if "Mapping" in str(field.type) else 1.0)
-        for field in dataclasses.fields(GroupSolution)
-    }
-    return SolvedStep(index, (GroupSolution(**others),), 1, 1, ())

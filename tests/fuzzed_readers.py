@@ -57,7 +57,7 @@ from tests.damage import (
     damaged_toml,
     put_something_else,
 )
-from tests.fuzzed_journals import journal_header, journal_step
+from tests.fuzzed_journals import journal_header, journal_round
 from tests.tiny_encoders import save_image_base, save_text_base
 from tests.tiny_peft import new_model, save_base, train_adapter
 
@@ -296,9 +296,9 @@ READERS = {
     ),
     "public key": public_key,
     "journal, run.json": journal_header,
-    "journal, earlier step": journal_step("step-00000.safetensors", damaged_tensors),
-    "journal, last step": journal_step("step-00001.safetensors", damaged_tensors),
-    "journal, hash": journal_step("step-00000.sha256", damaged_bytes),
+    "journal, earlier round": journal_round("round-00000.safetensors", damaged_tensors),
+    "journal, last round": journal_round("round-00001.safetensors", damaged_tensors),
+    "journal, hash": journal_round("round-00000.sha256", damaged_bytes),
     "state.json": state,
     "site's step": site_store("step-0000"),
     "site's hidden states": site_store("hidden-0001"),

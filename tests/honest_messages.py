@@ -1,56 +1,57 @@
 """One honest message of every kind, how it is read, and what it may take."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from flwr.app import RecordDict
-from torch import Tensor
 
-from client.handlers.questions import require_updates_of
+from client.handlers.requests import require_updates_of
 from layerweld.merging.fisher import Fisher
 from layerweld.statistics.group import GroupAccumulator, ProductForm
-from layerweld.transport.chain import (
-    decode_question,
-    encode_answer,
-    encode_question,
-    statistics_budget,
-)
-from layerweld.transport.descent import (
-    block_gradients_budget,
-    decode_block,
+from layerweld.transport.block_gradients import (
+    BlockReply,
+    BlockRequest,
+    block_gradients_layout,
     decode_block_gradients,
-    decode_coefficients,
-    decode_gradient,
-    encode_block,
+    decode_block_request,
     encode_block_gradients,
+    encode_block_request,
+)
+from layerweld.transport.coefficients import (
+    CoefficientsReply,
+    CoefficientsRequest,
+    coefficients_layout,
+    decode_coefficients,
+    decode_coefficients_request,
     encode_coefficients,
-    encode_gradient,
-    gradient_budget,
+    encode_coefficients_request,
 )
-from layerweld.transport.descent_messages import (
-    BlockAnswer,
-    BlockQuestion,
-    CoefficientAnswer,
-    CoefficientQuestion,
-)
-from layerweld.transport.expected import fisher_shapes, statistics_shapes, update_shapes
-from layerweld.transport.fisher import encode_fisher, fisher_budget
-from layerweld.transport.introduction import BUDGET, encode_introduction
+from layerweld.transport.evaluation import EVALUATION, EVALUATION_LAYOUT, encode_accuracy
+from layerweld.transport.fisher import FisherSums, encode_fisher, fisher_layout
+from layerweld.transport.identity import Identity, encode_plain, identity_of
 from layerweld.transport.layout import Budget
-from layerweld.transport.messages import Answer, ModelToMeasure, Question, Subject
-from layerweld.transport.model import decode_model, encode_model
-from layerweld.transport.remainder import encode_remainder, remainder_budget
-from layerweld.transport.run import decode_run, encode_run
-from layerweld.transport.score import BUDGET as SCORE
-from layerweld.transport.score import encode_score
-from layerweld.transport.shift import decode_shifts, encode_shifts, shifts_budget
-from layerweld.transport.updates import encode_updates, updates_budget
-from layerweld.updates.update import Update
-from server import replies as server_replies
+from layerweld.transport.model import ModelToMeasure, decode_model, encode_model
+from layerweld.transport.other_params import encode_other_params, other_params_layout
+from layerweld.transport.shift import decode_shifts, encode_shifts, shifts_layout
+from layerweld.transport.site_info import HANDSHAKE, SITE_INFO_BUDGET, encode_site_info
+from layerweld.transport.statistics import (
+    StatisticsReply,
+    StatisticsRequest,
+    decode_statistics_request,
+    encode_statistics,
+    encode_statistics_request,
+    statistics_layout,
+)
+from layerweld.transport.step_context import StepContext
+from layerweld.transport.updates import encode_updates, updates_layout
+from server import replies as server
 from strategies import site_updates
-from strategies.fisher_averaging import FisherAveraging
+from strategies.fisher_averaging import AdmittedSums, FisherAveraging
+from strategies.other_params import AdmittedOtherParams, OtherParams
+from strategies.site_updates import AdmittedUpdates
 from tests.stub_sites import (
     FORM,
     NAMES,
@@ -64,12 +65,11 @@ from tests.stub_sites import (
 )
 
 SITE = NAMES[1]
-SUBJECT = Subject(RUN, "train.statistics", "fuzz", "2", SITE)
-RANKS = dict(zip(introduction_of(SITE).layers, introduction_of(SITE).ranks, strict=True))
+IDENTITY = Identity(RUN, "fuzz", node="2", site=SITE)
+RANKS = introduction_of(SITE).rank_of
 PARAMETERS = {"norm.weight": (4,), "embeddings.weight": (5, 4)}
 DENSE = ProductForm(dense=True, with_updates=True)
-SHAPES = {s.name: (s.d_out, g.d_in) for g in PLAN.groups for s in g.layers}
-QUESTION_BUDGET = Budget(2**22, 512)
+REQUEST_BUDGET = Budget(2**22, 512)
 
 
 def _numbers(shapes: dict[str, Any], seed: int = 0) -> dict[Any, Any]:
@@ -77,11 +77,10 @@ def _numbers(shapes: dict[str, Any], seed: int = 0) -> dict[Any, Any]:
     return {name: torch.rand(shape, generator=generator) for name, shape in shapes.items()}
 
 
-def _statistics(form: ProductForm) -> tuple[Any, ...]:
-    chosen = settings()
-    chain = new_chain(chosen)
-    chain.form = form
-    round_ = chain._new_round(chain.steps[0], None)
+def _statistics(form: ProductForm) -> tuple[RecordDict, Callable[..., Any], Budget]:
+    dense = {"products": "dense", "anchor": "mean"} if form.dense else {}
+    chosen = settings(merge={"influence": False, **dense})
+    rounds = new_chain(chosen).rounds
     group = PLAN.groups[0]
     if form.dense:
         tokens = torch.randn(1, 20, group.d_in, generator=torch.Generator().manual_seed(5))
@@ -90,41 +89,42 @@ def _statistics(form: ProductForm) -> tuple[Any, ...]:
         statistics = accumulator.statistics(updates_of(SITE), form)
     else:
         statistics = statistics_of(SITE, group.name)
-    asked = round_._question
-    answer = Answer(SITE, RUN, 0, asked.plan, asked.prefix, (statistics,))
-    shapes = statistics_shapes([group], RANKS, form)
-    return encode_answer(answer), round_._read, statistics_budget(shapes)
+    content = encode_statistics(StatisticsReply((statistics,)))
+    return content, rounds.round_at(0).request.read, statistics_layout([group], RANKS, form).budget
 
 
-def _updates() -> tuple[RecordDict, Callable[..., Mapping[str, Update] | None], Budget]:
+def _updates() -> tuple[RecordDict, Callable[..., AdmittedUpdates], Budget]:
     round_ = site_updates.updates_round(PLAN, new_chain(settings()).cohort, dict)
-    return encode_updates(updates_of(SITE)), round_.read, updates_budget(update_shapes(PLAN, RANKS))
+    return encode_updates(updates_of(SITE)), round_.request.read, updates_layout(PLAN, RANKS).budget
 
 
-def _fisher() -> tuple[RecordDict, Callable[..., dict[str, Tensor]], Budget]:
+def _fisher() -> tuple[RecordDict, Callable[..., AdmittedSums], Budget]:
     method = FisherAveraging(PLAN, new_chain(settings()).cohort, {}, Fisher())
-    shapes = fisher_shapes(PLAN)
-    sums = {name: torch.ones_like(values) for name, values in _numbers(shapes).items()}
-    return encode_fisher(sums), method._read, fisher_budget(shapes)
+    ones = {layer: torch.ones(shape) for layer, shape in PLAN.shapes.items()}
+    return encode_fisher(FisherSums(ones, ones)), method._read, fisher_layout(PLAN).budget
 
 
-def _coefficients() -> tuple[RecordDict, Callable[..., CoefficientAnswer], Budget]:
+def _other_params() -> tuple[RecordDict, Callable[..., AdmittedOtherParams], Budget]:
+    rounds = OtherParams(new_chain(settings()).cohort, PARAMETERS, {SITE})
+    budget = other_params_layout(PARAMETERS).budget
+    return encode_other_params(_numbers(PARAMETERS)), rounds.round_at(0).request.read, budget
+
+
+def _coefficients() -> tuple[RecordDict, Callable[..., CoefficientsReply], Budget]:
     shape = (len(NAMES), len(PLAN.layer_names))
-    answer = CoefficientAnswer(SITE, "d" * 64, False, 0.5, torch.rand(shape))
     return (
-        encode_gradient(answer),
-        lambda _site, content: decode_gradient(content, shape),
-        gradient_budget(shape),
+        encode_coefficients(CoefficientsReply(False, 0.5, torch.rand(shape))),
+        lambda _site, content: decode_coefficients(content, *shape),
+        coefficients_layout(*shape).budget,
     )
 
 
-def _block() -> tuple[RecordDict, Callable[..., BlockAnswer], Budget]:
-    shapes = {layer: SHAPES[layer] for layer in ("0.q", "0.k")}
-    answer = BlockAnswer(SITE, "d" * 64, None, 0.5, _numbers(shapes))
+def _block() -> tuple[RecordDict, Callable[..., BlockReply], Budget]:
+    shapes = {layer: PLAN.shapes[layer] for layer in ("0.q", "0.k")}
     return (
-        encode_block_gradients(answer),
+        encode_block_gradients(BlockReply(None, 0.5, _numbers(shapes))),
         lambda _site, content: decode_block_gradients(content, shapes),
-        block_gradients_budget(shapes),
+        block_gradients_layout(shapes).budget,
     )
 
 
@@ -134,14 +134,14 @@ def replies() -> dict[Any, Any]:
     groups = [group.name for group in PLAN.groups]
     return {
         "handshake": (
-            encode_introduction(introduction_of(SITE)),
-            server_replies.read_introduction,
-            BUDGET,
+            encode_site_info(introduction_of(SITE)),
+            server.read_site_info,
+            SITE_INFO_BUDGET,
         ),
         "trained": (
-            encode_introduction(introduction_of(SITE)),
-            lambda _site, content: server_replies.read_trained(content, known),
-            BUDGET,
+            encode_site_info(introduction_of(SITE)),
+            lambda _site, content: server.read_trained(content, known),
+            SITE_INFO_BUDGET,
         ),
         "statistics": _statistics(FORM),
         "dense statistics": _statistics(DENSE),
@@ -149,68 +149,64 @@ def replies() -> dict[Any, Any]:
         "fisher": _fisher(),
         "coefficients": _coefficients(),
         "block gradients": _block(),
-        "remainder": (
-            encode_remainder(_numbers(PARAMETERS)),
-            lambda _site, content: server_replies.read_remainder(content, PARAMETERS),
-            remainder_budget(PARAMETERS),
-        ),
-        "metrics": (encode_score(0.75, 12), server_replies.read_score, SCORE),
+        "other parameters": _other_params(),
+        "metrics": (encode_accuracy(0.75, 12), server.read_score, EVALUATION_LAYOUT.budget),
         "shift": (
             encode_shifts(dict.fromkeys(groups, 0.25)),
             lambda _site, content: decode_shifts(content, groups),
-            shifts_budget(groups),
+            shifts_layout(groups).budget,
         ),
     }
 
 
-def questions() -> dict[Any, Any]:
+def requests() -> dict[Any, Any]:
     """Likewise, of what a site is asked."""
     merged = {0: {"0.q": updates_of("ash")["0.q"]}}
-    remainder = _numbers(PARAMETERS)
+    other_params = _numbers(PARAMETERS)
     layers = PLAN.layer_names
-    chain = Question(RUN, "com", 1, layers, "p", "x", FORM, True, remainder, merged)
-    learnt = CoefficientQuestion(
-        RUN, "adamerging", 1, layers, NAMES, "h", True, torch.rand(len(NAMES), len(layers)),
-        {name: updates_of(name) for name in NAMES}, remainder,
+    context = StepContext(RUN, "com", 1, layers, "p", "x", True, other_params, merged)
+    learnt = CoefficientsRequest(
+        RUN, "adamerging", 1, layers, NAMES, "p", "h", True, torch.rand(len(NAMES), len(layers)),
+        {name: updates_of(name) for name in NAMES}, other_params,
     )  # fmt: skip
-    block = BlockQuestion(
-        RUN, "prodistill", 0, 1, layers, "p", "x", True, updates_of("ash"), remainder, merged
-    )
-    model = ModelToMeasure(RUN, "merged", layers, updates_of("ash"), remainder)
+    model = ModelToMeasure(RUN, "merged", layers, updates_of("ash"), other_params)
 
-    def fitting(decode: Callable[..., Any], updates: Callable[..., Any]) -> Callable[..., Any]:
+    def fitting(decode: Any, updates: Callable[..., Any]) -> Callable[..., Any]:
         def read(_site: Any, content: RecordDict) -> Any:
-            question = decode(content)
-            for found in updates(question):
+            request = decode(content)
+            for found in updates(request):
                 require_updates_of(PLAN, found)
-            return question
+            return request
 
         return read
 
     return {
         "asked: chain": (
-            encode_question(chain),
-            fitting(decode_question, lambda q: q.merged.values()),
-            QUESTION_BUDGET,
+            encode_statistics_request(StatisticsRequest(context, FORM)),
+            fitting(decode_statistics_request, lambda request: request.context.merged.values()),
+            REQUEST_BUDGET,
         ),
         "asked: coefficients": (
-            encode_coefficients(learnt),
-            fitting(decode_coefficients, lambda q: q.updates.values()),
-            QUESTION_BUDGET,
+            encode_coefficients_request(learnt),
+            fitting(decode_coefficients_request, lambda request: request.updates.values()),
+            REQUEST_BUDGET,
         ),
         "asked: block": (
-            encode_block(block),
-            fitting(decode_block, lambda q: [q.updates, *q.merged.values()]),
-            QUESTION_BUDGET,
+            encode_block_request(BlockRequest(context, 1, updates_of("ash"))),
+            fitting(
+                decode_block_request,
+                lambda request: [request.updates, *request.context.merged.values()],
+            ),
+            REQUEST_BUDGET,
         ),
         "asked: model": (
-            encode_model(model),
-            fitting(decode_model, lambda q: [q.updates]),
-            QUESTION_BUDGET,
+            encode_model(EVALUATION, model),
+            fitting(partial(decode_model, EVALUATION), lambda request: [request.updates]),
+            REQUEST_BUDGET,
         ),
-        "asked: run": (
-            encode_run(RUN),
-            lambda _site, content: decode_run(content),
-            QUESTION_BUDGET,
+        "asked: plain": (
+            encode_plain(HANDSHAKE, RUN),
+            lambda _site, content: identity_of(content),
+            REQUEST_BUDGET,
         ),
     }

@@ -23,11 +23,11 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.task_identity import TaskIdentity
 
 from layerweld.errors import RefusedReplyError
+from layerweld.transport.identity import require_identity, with_identity
 from layerweld.transport.objects import assembled
-from layerweld.transport.subject import require_subject, with_subject
 from layerweld.transport.untrusted import refusing_malformed
 from strategies.failures import why_it_failed
-from tests.honest_messages import SITE, SUBJECT, questions, replies
+from tests.honest_messages import IDENTITY, SITE, replies, requests
 from tests.mutations import NASTY_TEXTS, Mutator
 
 
@@ -59,7 +59,7 @@ def outcome(contents: Any, root: Path, budget: Any, is_reply: Any, read: Any) ->
             return "an error"
         with refusing_malformed():
             if is_reply:
-                require_subject(message.content, SUBJECT)
+                require_identity(message.content, IDENTITY)
             value = read(SITE, message.content)
     except RefusedReplyError as error:
         refusal = str(error)
@@ -76,10 +76,10 @@ def outcome(contents: Any, root: Path, budget: Any, is_reply: Any, read: Any) ->
 def kinds_of_messages() -> dict[Any, Any]:
     """By kind: content, how it is read, what it may take, and whether it says what it is about."""
     kinds = {
-        kind: (with_subject(content, SUBJECT), read, budget, True)
+        kind: (with_identity(content, IDENTITY), read, budget, True)
         for kind, (content, read, budget) in replies().items()
     }
-    return kinds | {kind: (*about, False) for kind, about in questions().items()}
+    return kinds | {kind: (*about, False) for kind, about in requests().items()}
 
 
 def play(seed: int, count: int) -> dict[Any, Any]:

@@ -11,7 +11,6 @@ import select
 import socket
 import sys
 from itertools import count
-from socket import socket
 from time import monotonic
 from typing import Any
 
@@ -21,7 +20,7 @@ _SOL_PACKET = 263
 _LARGEST = 2**17  # bytes; with its header a frame says what the network card still has to do
 
 
-def open_socket(interface: str) -> socket:
+def open_socket(interface: str) -> socket.socket:
     """All frames that come in; the header keeps checksums that were not computed yet."""
     opened = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ALL_PROTOCOLS))
     opened.setsockopt(_SOL_PACKET, _VNET_HEADER, 1)

@@ -13,16 +13,19 @@ from layerweld.plan import LayerGroup, LayerShape, MergePlan
 from layerweld.settings.merge import MergeSettings
 from layerweld.settings.run import RunSettings, validate_settings
 from layerweld.statistics.group import GroupAccumulator, GroupStatistics, ProductForm
-from layerweld.transport.chain import decode_question, encode_answer
-from layerweld.transport.introduction import encode_introduction
-from layerweld.transport.messages import Answer, Introduction, Question, Subject
-from layerweld.transport.run import decode_run
-from layerweld.transport.subject import with_subject
+from layerweld.transport.identity import identity_of, with_identity
+from layerweld.transport.site_info import SiteInfo, encode_site_info
+from layerweld.transport.statistics import (
+    StatisticsReply,
+    decode_statistics_request,
+    encode_statistics,
+)
+from layerweld.transport.step_context import StepContext
 from layerweld.transport.updates import encode_updates
 from layerweld.updates.update import LowRankUpdate
-from server.numbered_files import NumberedFiles
-from strategies import cohort
-from strategies.chain_of_merges import ChainOfMerges, SolvedStep
+from strategies.chain_of_merges import ChainRounds
+from strategies.cohort import Cohort, Patience
+from strategies.merge_strategy import MergeStrategy
 
 PLAN = MergePlan(
     ("0", "1"),
@@ -40,8 +43,8 @@ RUN = "0123456789abcdef"
 
 
 @cache
-def introduction_of(name: str) -> Introduction:
-    return Introduction(
+def introduction_of(name: str) -> SiteInfo:
+    return SiteInfo(
         site=name,
         base="b",
         tokenizer="t",
@@ -50,10 +53,10 @@ def introduction_of(name: str) -> Introduction:
         kind="lora",
         layers=PLAN.layer_names,
         ranks=(1 + NAMES.index(name) % 2,) * len(PLAN.layer_names),
-        prefix="",
+        name_prefix="",
         task="",
-        rows=3,
         samples=3,
+        calibration_samples=3,
         tokens=20,
         skipped=0,
         evaluates=False,
@@ -61,7 +64,7 @@ def introduction_of(name: str) -> Introduction:
         labelled=False,
         factors="",
         adapter="",
-        holdings="",
+        dataset="",
         versions=("torch=2",),
     )
 
@@ -92,10 +95,14 @@ def statistics_of(name: str, group_name: str) -> GroupStatistics:
 
 def reply_with(content: RecordDict, message: Message, context: Any) -> Message:
     """As a site's app replies: the content says what it is about."""
-    asked, run = message.metadata, decode_run(message.content)
-    name = context.node_config["name"]
-    subject = Subject(run, asked.message_type, asked.group_id, str(context.node_id), name)
-    return Message(with_subject(content, subject), reply_to=message)
+    node, name = str(context.node_id), context.node_config["name"]
+    identity = replace(identity_of(message.content), node=node, site=name)
+    return Message(with_identity(content, identity), reply_to=message)
+
+
+def step_of(message: Message) -> int:
+    """The step whose statistics a message asks for."""
+    return decode_statistics_request(message.content).context.step
 
 
 class StubApp:
@@ -107,27 +114,26 @@ class StubApp:
     def __call__(self, message: Message, context: Any) -> Message:
         name = context.node_config["name"]
         content = {
-            "query.handshake": lambda: encode_introduction(introduction_of(name)),
+            "query.handshake": lambda: encode_site_info(introduction_of(name)),
             "train.statistics": lambda: self.statistics(name, message),
             "train.adapter": lambda: encode_updates(updates_of(name)),
         }[message.metadata.message_type]()
         return reply_with(content, message, context)
 
     def statistics(self, name: str, message: Message) -> RecordDict:
-        return encode_answer(self.answer(name, message))
+        return encode_statistics(self.answer(name, message))
 
-    def answer(self, name: str, message: Message) -> Answer:
-        question = decode_question(message.content)
-        self.has[name] |= set(question.merged)
-        blank = Answer(name, question.run, question.step, question.plan, question.prefix)
-        lacks = set(range(question.step)) - self.has[name]
+    def answer(self, name: str, message: Message) -> StatisticsReply:
+        asked = decode_statistics_request(message.content).context
+        self.has[name] |= set(asked.merged)
+        lacks = set(range(asked.step)) - self.has[name]
         if lacks:
-            return replace(blank, need_from=min(lacks))
-        step = self.groups(question)[question.step]
-        return replace(blank, statistics=tuple(statistics_of(name, g) for g in step))
+            return StatisticsReply(need_from=min(lacks))
+        step = self.groups(asked)[asked.step]
+        return StatisticsReply(tuple(statistics_of(name, g) for g in step))
 
-    def groups(self, question: Question) -> list[Any]:
-        if question.method == "com":
+    def groups(self, asked: StepContext) -> list[Any]:
+        if asked.method == "com":
             return [[group.name] for group in PLAN.groups]
         return [["0.in", "0.out"], ["1.in", "1.out"]]
 
@@ -147,7 +153,7 @@ class RecordedApp(StubApp):
         about, sent = message.content["about"], message.content["merged"]
         self.has[name] |= {int(key.partition("/")[0]) for key in sent}
         lacks = min(set(range(about["step"])) - self.has[name], default=None)
-        subject = (about[key] for key in ("run", "method", "step", "plan", "prefix"))
+        subject = (about[key] for key in ("run", "method", "step", "plan", "chain_digest"))
         key = (name, lacks, *subject)
         if key not in self.recording:
             self.recording[key] = super().statistics(name, message)
@@ -156,13 +162,13 @@ class RecordedApp(StubApp):
 
 class MemoryJournal:
     def __init__(self) -> None:
-        self.steps = []
+        self.rounds = []
 
     def load(self) -> list[Any]:
-        return list(self.steps)
+        return list(self.rounds)
 
-    def keep(self, step: Any) -> None:
-        self.steps.append(step)
+    def keep(self, round_: Any) -> None:
+        self.rounds.append(round_)
 
 
 def settings(**entries: Any) -> RunSettings:
@@ -170,35 +176,28 @@ def settings(**entries: Any) -> RunSettings:
     return validate_settings(usual | entries)
 
 
-def new_chain(
-    chosen: RunSettings,
-    method: str = "com",
-    journal: MemoryJournal | NumberedFiles[SolvedStep] | None = None,
-    **changes: Any,
-) -> ChainOfMerges:
-    return ChainOfMerges(
-        plan=PLAN,
-        cohort=cohort.Cohort(
-            {name: number for number, name in enumerate(NAMES, start=1)},
-            {name: introduction_of(name) for name in NAMES},
-            RUN,
-            cohort.Patience.of(chosen),
-        ),
-        settings=chosen,
-        method=method,
-        run=RUN,
-        form=FORM,
-        remainder={},
-        journal=journal or MemoryJournal(),
-        **changes,
+def new_cohort(chosen: RunSettings) -> Cohort:
+    return Cohort(
+        {name: number for number, name in enumerate(NAMES, start=1)},
+        {name: introduction_of(name) for name in NAMES},
+        RUN,
+        Patience.of(chosen),
     )
 
 
-def digest_of(chain: ChainOfMerges) -> str:
-    """As a manifest's hash: over every figure of every group, and over the merged bits."""
-    figures = [
-        {k: v for k, v in vars(solution).items() if k != "updates"} | {"lost": solved.lost}
-        for solved in chain.solved
-        for solution in solved.solutions
+def new_chain(chosen: RunSettings, method: str = "com", journal: Any = None) -> MergeStrategy:
+    """The strategy that runs a chain."""
+    cohort = new_cohort(chosen)
+    rounds = ChainRounds(method, PLAN, cohort, chosen, {})
+    return MergeStrategy(cohort, rounds, journal or MemoryJournal())
+
+
+def digest_of(chain: Any) -> str:
+    """As a manifest's hash: over every metric of every group but its bytes, and the merged bits."""
+    metrics = [
+        {key: value for key, value in group.items() if key != "bytes_up"}
+        for step in chain.rounds.groups
+        for group in step
     ]
-    return hashlib.sha256(json.dumps([figures, chain.final_prefix]).encode()).hexdigest()
+    text = json.dumps([metrics, chain.rounds.digests[-1]], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -14,8 +14,7 @@ from transformers import AutoTokenizer
 
 from client.data.parcels import in_parcels
 from client.data.samples import read_rows
-from client.handlers import entropy
-from client.handlers.entropy import answer as answer_of_entropy
+from client.handlers import coefficients
 from client.site import site_of_node
 from client.state import site_state
 from client.training.heads import ClassifierHead, load_head
@@ -25,9 +24,10 @@ from layerweld.merging.adamerging import AdaMerging, weighed
 from layerweld.model.base_model import load_base
 from layerweld.model.discover import discover_plan
 from layerweld.model.linear import weight_of
+from layerweld.report.results import RunResults
 from layerweld.runtime.incidents import raising_here
 from layerweld.settings.run import RunSettings
-from layerweld.transport.descent_messages import CoefficientQuestion
+from layerweld.transport.coefficients import CoefficientsRequest
 from layerweld.updates.digest import first_prefix, prefix_of_sites
 from layerweld.updates.update import Update
 from server.run import play as play_run
@@ -61,7 +61,7 @@ def sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
 
 
 @pytest.fixture(scope="module")
-def whole(sites: TinySites, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
+def whole(sites: TinySites, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunResults, Path]:
     """A run that nothing disturbs: its results, and what it wrote."""
     output = tmp_path_factory.mktemp("whole") / "out"
     return play(sites, output, "adamerging", **FEW), output
@@ -114,7 +114,7 @@ def in_one_place(
 
 
 def merged_by(
-    free: Tensor, own: dict[Any, dict[str, Update]], vectors: dict[str, dict[str, Tensor]]
+    free: Tensor, own: dict[str, dict[str, Update]], vectors: dict[str, dict[str, Tensor]]
 ) -> dict[Any, Any]:
     row_of = {name: row for row, name in enumerate(sorted(own))}
     used = free.clamp(0, 1).float()
@@ -153,30 +153,34 @@ def test_a_site_answers_with_the_slope_of_its_entropy(sites: TinySites) -> None:
     state = site_state(site, chosen, "slope")
     plan = state.plan.restricted_to({layer for of in updates.values() for layer in of})
     first = first_prefix(plan.digest, chosen.digest(), {})
-    asked = CoefficientQuestion(
+    asked = CoefficientsRequest(
         run="slope",
         method="adamerging",
         round=1,
         layers=plan.layer_names,
         sites=tuple(updates),
-        held=prefix_of_sites(first, updates),
+        plan=plan.digest,
+        chain_digest=prefix_of_sites(first, updates),
         averaged=False,
         coefficients=torch.full((len(updates), len(plan.layer_names)), 0.3),
         updates=updates,
     )
-    gradient = answer_of_entropy(state, asked).gradient
-    assert answer_of_entropy(state, replace(asked, held="0" * 64, updates={})).lacks
+    gradient = coefficients.reply_to(state, asked).gradient
+    assert coefficients.reply_to(state, replace(asked, chain_digest="0" * 64, updates={})).lacks
     for row, column in ((0, 0), (1, 3), (2, 5)):
         entropies = []
         for step in (0.02, -0.02):
             moved = asked.coefficients.clone()
             moved[row, column] += step
-            entropies.append(answer_of_entropy(state, replace(asked, coefficients=moved)).entropy)
+            reply = coefficients.reply_to(state, replace(asked, coefficients=moved))
+            entropies.append(reply.entropy)
         slope = (entropies[0] - entropies[1]) / 0.04
         assert float(gradient[row, column]) == pytest.approx(slope, rel=0.02, abs=1e-4)
 
 
-def test_lora_updates_stay_factored_and_the_merge_is_an_adapter(whole: tuple[Any, ...]) -> None:
+def test_lora_updates_stay_factored_and_the_merge_is_an_adapter(
+    whole: tuple[RunResults, Path],
+) -> None:
     _, output = whole
     assert (output / "adapter").is_dir()
     assert "every site also received the updates" in (output / "adapter/README.md").read_text()
@@ -192,7 +196,7 @@ def test_no_round_is_task_arithmetic_to_the_bit(sites: TinySites, tmp_path: Path
 
 
 def test_the_order_of_the_sites_does_not_change_a_bit(
-    sites: TinySites, whole: tuple[Any, ...], tmp_path: Path
+    sites: TinySites, whole: tuple[RunResults, Path], tmp_path: Path
 ) -> None:
     sites.nodes.reverse()
     second = play(sites, tmp_path / "two", "adamerging", **FEW)
@@ -203,7 +207,7 @@ def test_the_order_of_the_sites_does_not_change_a_bit(
 @pytest.mark.parametrize("after", [0, 1, 5])
 def test_a_run_killed_after_any_round_ends_in_the_same_bytes(
     sites: TinySites,
-    whole: tuple[Any, ...],
+    whole: tuple[RunResults, Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     after: int,
@@ -226,7 +230,10 @@ def test_an_interrupted_run_is_not_resumed_with_another_learning_rate(
 
 
 def test_a_site_that_lost_its_cache_gets_the_updates_again(
-    sites: TinySites, whole: tuple[Any, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sites: TinySites,
+    whole: tuple[RunResults, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     chosen = settings_of(sites, "adamerging", **FEW)
     grid, rounds = sites.grid(chosen), []
@@ -236,7 +243,7 @@ def test_a_site_that_lost_its_cache_gets_the_updates_again(
         if message.metadata.message_type == "train.entropy":
             rounds.append(message)
             if len(rounds) == 8:  # in the third round: a new process with an empty cache
-                entropy._gains.cache_clear()
+                coefficients._gains.cache_clear()
                 shutil.rmtree(sites.folder / "cache/runs")
         return answer(message)
 

@@ -13,7 +13,7 @@ from layerweld.errors import CohortError
 from layerweld.merging.method import UPDATES
 from layerweld.merging.one_round import MergeMethod
 from layerweld.merging.registry import METHODS
-from layerweld.transport.messages import Introduction
+from layerweld.transport.site_info import SiteInfo
 from layerweld.updates.shared_factor import digest_of_factors
 from layerweld.updates.update import DenseUpdate, LowRankUpdate
 from server.handshake import check_layers
@@ -25,9 +25,7 @@ SHAPES = {s.name: (s.d_out, g.d_in) for g in PLAN.groups for s in g.layers}
 FROM_UPDATES = [m for m in METHODS.values() if m.kind is UPDATES]
 
 
-def claimed(
-    draw: Random, name: str, usual: tuple[tuple[Any, ...], tuple[Any, ...]]
-) -> Introduction:
+def claimed(draw: Random, name: str, usual: tuple[tuple[str, ...], tuple[int, ...]]) -> SiteInfo:
     """What a site may say: honest, or of a kind, layers and ranks that do not belong together."""
     kind = draw.choice(("lora", "lora", "lora", "full", "none"))
     layers, ranks = usual
@@ -44,7 +42,7 @@ def claimed(
     return replace(introduction_of(name), kind=kind, layers=layers, ranks=ranks)
 
 
-def sent(draw: Random, introduction: Introduction, shared: bool) -> dict[Any, DenseUpdate]:
+def sent(draw: Random, introduction: SiteInfo, shared: bool) -> dict[Any, DenseUpdate]:
     """Updates of the shapes that the introduction leads the server to expect, zeros among them."""
     generator = torch.Generator().manual_seed(9 if shared else draw.randrange(2**32))
     own = torch.Generator().manual_seed(draw.randrange(2**32))
@@ -88,9 +86,9 @@ def test_no_method_that_the_handshake_lets_play_fails_on_what_the_sites_send(
     cohort = drawn_cohort(draw)
     if not cohort:
         return
-    introductions = tuple(one for one, _ in cohort.values())
+    site_infos = tuple(one for one, _ in cohort.values())
     for method in FROM_UPDATES:
-        if problem_with(method, settings(), introductions):
+        if problem_with(method, settings(), site_infos):
             continue
         kernel = settings().of_method(method.table)
         assert isinstance(kernel, MergeMethod)
@@ -106,10 +104,10 @@ def test_the_cohorts_above_are_of_every_kind_and_let_every_method_play(one_threa
     played, kinds = Counter(), Counter()
     for seed in range(60):
         cohort = drawn_cohort(random.Random(seed))
-        introductions = tuple(one for one, _ in cohort.values())
-        kinds.update("/".join(sorted(one.kind for one in introductions)).split("/"))
+        site_infos = tuple(one for one, _ in cohort.values())
+        kinds.update("/".join(sorted(one.kind for one in site_infos)).split("/"))
         for method in FROM_UPDATES:
-            if introductions and not problem_with(method, settings(), introductions):
+            if site_infos and not problem_with(method, settings(), site_infos):
                 played[method.name] += 1
     assert {"lora", "full", "none"} <= kinds.keys()
     assert played.keys() == {method.name for method in FROM_UPDATES}

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from experiments import ablation, costs, importance, shift, unseen_tasks
-from experiments.benchmark_runs import compared, federation
+from experiments.benchmark_runs import compare_methods, open_federation
 from layerweld.settings.run import RunSettings
 from tests.tiny_sites import TinySites, make_labelled_sites
 
@@ -24,7 +24,7 @@ def settings(sites: TinySites, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_each_row_of_the_ablation_adds_one_part() -> None:
-    made = [ablation.changed(RunSettings(), variant) for variant in ablation.COMPONENTS]
+    made = [ablation.with_variant(RunSettings(), variant) for variant in ablation.COMPONENTS]
     about = [(m.methods, m.merge.normalization, m.merge.importance) for m in made]
     steps = [sum(a != b for a, b in zip(one, two, strict=True)) for one, two in pairwise(about)]
     assert steps == [1, 1, 1]
@@ -34,7 +34,7 @@ def test_each_row_of_the_ablation_adds_one_part() -> None:
 def test_a_row_of_the_ablation_is_played_with_its_own_samples(
     sites: TinySites, settings: RunSettings
 ) -> None:
-    row = ablation.played(ablation.SAMPLES[0], settings, sites.nodes, [0])
+    row = ablation.table_row(ablation.SAMPLES[0], settings, sites.nodes, [0])
     assert row["variant"] == "2"
     assert 0 <= row["worst"] <= row["normalised"]
 
@@ -50,7 +50,7 @@ def test_importance_on_the_base_model_is_that_of_the_chain_where_nothing_is_merg
     """The first group is measured behind no merged layer: there both references are one."""
     chain = next(
         entry.result
-        for entry in compared(settings, sites.nodes, [0]).entries
+        for entry in compare_methods(settings, sites.nodes, [0]).entries
         if entry.result.name == "com"
     )
     found = importance.on_the_base_model(settings, sites.nodes)
@@ -80,10 +80,10 @@ def test_each_split_leaves_other_sites_out(sites: TinySites) -> None:
 def test_a_merge_is_judged_at_sites_that_had_no_part_in_it(
     sites: TinySites, settings: RunSettings
 ) -> None:
-    rows = unseen_tasks.played(settings, sites.nodes[:2], sites.nodes[2:], 0)
+    rows = unseen_tasks.table_rows(settings, sites.nodes[:2], sites.nodes[2:], 0)
     assert [row["method"] for row in rows] == ["base", "individual", "com"]
     assert {row["left_out"] for row in rows} == {"cedar"}
-    with federation(settings, sites.nodes[:2]) as alone:
+    with open_federation(settings, sites.nodes[:2]) as alone:
         merged = alone.merge(alone.methods[0], {})
         scores = alone.evaluate("merged", merged)
     assert rows[-1]["seen"] == pytest.approx(sum(s.accuracy for s in scores.values()) / 2)

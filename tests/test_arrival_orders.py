@@ -12,10 +12,9 @@ import torch
 from flwr.app import Message
 
 from layerweld.settings.run import RunSettings
-from layerweld.transport.messages import Answer
+from layerweld.transport.statistics import StatisticsReply
 from server import in_process
-from server.in_process import InProcessGrid
-from strategies import inquiry, notices
+from strategies import notices, poll
 from strategies.chain_of_merges import ChainOfMerges
 from tests.faulty_grid import Clock, InProcessGrid, handing_over, with_content
 from tests.stub_sites import NAMES, RUN, RecordedApp, StubApp, digest_of, new_chain, settings
@@ -86,7 +85,7 @@ class ShufflingGrid(InProcessGrid):
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
     clock = Clock()
-    monkeypatch.setattr(inquiry, "time", clock)
+    monkeypatch.setattr(poll, "time", clock)
     monkeypatch.setattr(notices, "log", lambda _level, _text: None)
     monkeypatch.setattr(in_process, "_through_the_wire", handing_over())
     before = torch.get_num_threads()
@@ -99,15 +98,15 @@ def play(
     grid: ShufflingGrid | InProcessGrid, chosen: RunSettings, method: str, run: str = RUN
 ) -> ChainOfMerges:
     chain = new_chain(chosen, method)
-    chain.run = chain.cohort.run = run
-    chain.play(grid)
+    chain.cohort.run = run
+    chain.run(grid)
     return chain
 
 
 class ElsewhereApp(StubApp):
     """The same sites in another run, where they had one token more."""
 
-    def answer(self, name: str, message: Message) -> Answer:
+    def answer(self, name: str, message: Message) -> StatisticsReply:
         answer = super().answer(name, message)
         more = (replace(one, num_tokens=one.num_tokens + 1) for one in answer.statistics)
         return replace(answer, statistics=tuple(more))
@@ -131,7 +130,7 @@ def test_no_order_of_arrival_changes_a_bit_and_every_surplus_reply_is_counted(
         grid = ShufflingGrid(RecordedApp(recording), chosen, clock, seed, others)
         chain = play(grid, chosen, method)
         assert digest_of(chain) == whole, f"seed {seed}"
-        used = len(chain.solved) * len(NAMES)
+        used = len(chain.rounds.groups) * len(NAMES)
         assert chain.cohort.ignored.total() == grid.arrived - used, f"seed {seed}"
         ignored.update(chain.cohort.ignored)
         arrived += grid.arrived

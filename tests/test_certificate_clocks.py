@@ -69,7 +69,7 @@ def up() -> str:
 
 
 def verifies_now(fed: Path, authority: Path | None = None) -> bool:
-    """Whether a site that has this authority trusts the door, and SuperExec the SuperLink."""
+    """Whether a site that has this authority trusts the gateway, and SuperExec the SuperLink."""
     folder = fed / "certificates"
     outside = authority or folder / "ca.crt"
     require_verified(folder / "server.crt", folder / "server.key", outside, "localhost")
@@ -154,7 +154,7 @@ class TestOwnAuthority:
         said = []
         assert tend(open_coordinator(fed), said.append) == set()
         days_later(SERVER - 5)
-        assert tend(open_coordinator(fed), said.append) == {"door", "superlink"}
+        assert tend(open_coordinator(fed), said.append) == {"gateway", "superlink"}
         assert tend(open_coordinator(fed), said.append) == set()
         assert len(said) == 2
 

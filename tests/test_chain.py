@@ -19,12 +19,13 @@ from layerweld.model.base_model import load_base
 from layerweld.model.discover import discover_plan
 from layerweld.model.linear import updated, weight_of
 from layerweld.plan import LayerGroup
-from layerweld.statistics.group import ProductForm
+from layerweld.updates.named_tensors import update_tensors
 from layerweld.updates.update import DenseUpdate
 from server import federation
 from server.journal import RunJournal
 from server.run import play as play_run
-from strategies import chain_of_merges
+from strategies import ChainOfMerges
+from strategies.other_params import OtherParams
 from tests.dying_server import killed_after
 from tests.tiny_peft import new_model
 from tests.tiny_sites import BERT_LAYERS, TinySites, make_sites
@@ -89,13 +90,13 @@ class Reference:
     def solve(
         self,
         group: LayerGroup,
-        grams: dict[Any, Any],
+        grams: dict[str, Any],
         *,
         importance: Any,
         shrinkage: Any,
         ridge: float,
         anchor: Any,
-    ) -> dict[Any, Any]:
+    ) -> dict[str, Any]:
         d = group.d_in
         off = torch.ones(d, d, dtype=torch.float64).triu(1)
         omega = {s: float((g.abs() * off).sum()) for s, g in grams.items()}
@@ -259,24 +260,28 @@ def test_flowers_own_start_plays_the_same_chain(bert_sites: TinySites, tmp_path:
     grid = bert_sites.grid(settings)
     run = federation.Federation(grid, settings, str(bert_sites.base), journal)
     run.introduce()
-    strategies = [
-        chain_of_merges.ChainOfMerges(
-            run.plan,
-            run.cohort,
-            settings,
-            "com",
-            f"run-{number}",
-            ProductForm(False, False),
-            {},
-            journal.of_method(f"com-{number}"),
-        )
+    here, by_flower = (
+        ChainOfMerges(run.plan, run.cohort, settings, journal=journal.of_method(f"com-{number}"))
         for number in range(2)
-    ]
+    )
     run.cohort.run = "run-0"
-    strategies[0].play(grid)
+    here.run(grid)
     run.cohort.run = "run-1"
-    strategies[1].start(grid, ArrayRecord())
-    assert strategies[0].final_prefix == strategies[1].final_prefix
+    result = by_flower.start(grid, ArrayRecord())
+    outcome = here.rounds.outcome()
+    assert outcome.chain_digest == by_flower.rounds.outcome().chain_digest
+    merged = update_tensors(outcome.updates)
+    assert result.arrays.keys() == merged.keys()
+    for name, tensor in merged.items():
+        assert torch.equal(torch.from_numpy(result.arrays[name].numpy()), tensor)
+    rounds = result.train_metrics_clientapp
+    assert [*rounds] == [*range(1, by_flower.rounds.count + 1)]
+    assert [rounds[1][key] for key in ("condition", "residual", "sites")] == [
+        outcome.groups[0]["condition"], outcome.groups[0]["residual"], 3
+    ]  # fmt: skip
+    resumed = ChainOfMerges(run.plan, run.cohort, settings, journal=journal.of_method("com-1"))
+    assert resumed.finished == resumed.rounds.count
+    assert resumed.rounds.outcome().groups[-1]["influence"] == outcome.groups[-1]["influence"]
 
 
 def test_an_output_folder_in_use_is_left_alone(bert_sites: TinySites, tmp_path: Path) -> None:
@@ -305,7 +310,7 @@ def test_a_resumed_run_keeps_the_remainder_its_steps_were_measured_behind(
     whole = sites.play(tmp_path / "whole")
     with killed_after(2, monkeypatch):
         sites.play(tmp_path / "out")
-    monkeypatch.setattr(federation, "read_remainder", lambda *_: pytest.fail("asked for it again"))
+    monkeypatch.setattr(OtherParams, "round_at", lambda *_: pytest.fail("asked for it again"))
     assert sites.play(tmp_path / "out").manifest_hash == whole.manifest_hash
 
 

@@ -12,9 +12,9 @@ from client.app import app as client_app
 from layerweld.deploy.runs import notices_in
 from layerweld.errors import JournalError
 from layerweld.report.results import RunResults
-from layerweld.transport.chain import decode_question
+from layerweld.transport.statistics import decode_statistics_request
 from server.run import play as play_run
-from strategies import inquiry, notices
+from strategies import notices, poll
 from tests.dying_server import after_keeping, killed_after
 from tests.faulty_grid import KINDS, Clock, Faults, FaultyGrid, from_the_node
 from tests.tiny_sites import BERT_LAYERS, TinySites, make_sites
@@ -70,7 +70,7 @@ def test_a_whole_run_on_a_faulty_network_ends_in_the_same_manifest(
     bert_sites: TinySites, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     clock = Clock()
-    monkeypatch.setattr(inquiry, "time", clock)
+    monkeypatch.setattr(poll, "time", clock)
     monkeypatch.setattr(notices, "log", lambda _level, _text: None)
     settings = bert_sites.settings()
     kinds = tuple(kind for kind in KINDS if kind != "corrupt")
@@ -89,7 +89,7 @@ class CedarFails(FaultyGrid):
         if (
             asked
             and message.metadata.dst_node_id == 3
-            and decode_question(message.content).step > 1
+            and decode_statistics_request(message.content).context.step > 1
         ):
             return from_the_node(message, 2)
         return super()._answer(message)
@@ -99,7 +99,7 @@ def test_a_lost_site_is_named_wherever_the_merge_is_described_and_the_run_resume
     bert_sites: TinySites, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock()
-    monkeypatch.setattr(inquiry, "time", clock)
+    monkeypatch.setattr(poll, "time", clock)
     settings = bert_sites.settings().model_copy(
         update={"lost_site": "continue", "deadline": 60.0, "min_sites": 2}
     )

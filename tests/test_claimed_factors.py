@@ -13,14 +13,14 @@ from layerweld.errors import CohortError, RefusedReplyError
 from layerweld.merging.lora_averaging import FfaLora, Flora
 from layerweld.merging.sums import Mean
 from layerweld.statistics.group import Product
-from layerweld.transport.introduction import encode_introduction
-from layerweld.transport.messages import Answer, Introduction, Subject
-from layerweld.transport.subject import with_subject
+from layerweld.transport.identity import Identity, with_identity
+from layerweld.transport.site_info import SiteInfo, encode_site_info
+from layerweld.transport.statistics import StatisticsReply
 from layerweld.transport.updates import encode_updates
 from layerweld.updates.shared_factor import digest_of_draw, digest_of_factors
 from layerweld.updates.update import DenseUpdate, LowRankUpdate
 from server.replies import read_trained
-from strategies.round_by_round import RoundByRound
+from strategies.merge_strategy import MergeStrategy
 from strategies.update_merging import UpdateMerging
 from tests.faulty_grid import Clock, FaultyGrid, none
 from tests.stub_sites import (
@@ -74,12 +74,12 @@ def another_a(updates: dict[Any, Any], draw: Random) -> dict[Any, Any]:
 
 
 def play(
-    sent: dict[str, Any],
+    sent: dict[str, dict[Any, Any]],
     claimed: dict[str, str] | dict[Any, Any],
     clock: Clock,
     method: FfaLora | Flora | Mean | FfaLora | Flora,
     **entries: Any,
-) -> UpdateMerging:
+) -> MergeStrategy:
     """A method of updates over the sites that send something."""
 
     class Sites(StubApp):
@@ -90,16 +90,17 @@ def play(
     cohort = new_chain(chosen).cohort
     for name, factors in claimed.items():
         ranks = (2,) * len(PLAN.layer_names)
-        cohort.introductions[name] = replace(introduction_of(name), ranks=ranks, factors=factors)
+        cohort.site_infos[name] = replace(introduction_of(name), ranks=ranks, factors=factors)
     merging = UpdateMerging(PLAN, cohort, method, {})
     grid = FaultyGrid(Sites(), NODES, chosen, none(), clock)
-    RoundByRound(cohort, merging).play(grid)
-    return merging
+    strategy = MergeStrategy(cohort, merging)
+    strategy.run(grid)
+    return strategy
 
 
 @pytest.mark.parametrize("seed", range(12))
 def test_a_site_that_sends_another_a_than_it_claims_is_refused_by_name(
-    seed: int, clock: Clock
+    seed: int, clock: "Clock"
 ) -> None:
     draw = random.Random(seed)
     liar, method = draw.choice(NAMES), draw.choice((FfaLora(), Flora(), Mean()))
@@ -115,7 +116,7 @@ def test_a_site_that_sends_another_a_than_it_claims_is_refused_by_name(
 
 @pytest.mark.parametrize("seed", range(12))
 def test_where_a_is_drawn_the_site_that_drew_another_is_the_one_left_out(
-    seed: int, clock: Clock
+    seed: int, clock: "Clock"
 ) -> None:
     draw = random.Random(seed)
     liar, honest = draw.choice(NAMES), {name: sharing(name) for name in NAMES}
@@ -128,20 +129,20 @@ def test_where_a_is_drawn_the_site_that_drew_another_is_the_one_left_out(
     assert_merged(lacking, honest, liar)
 
 
-def assert_merged(merging: UpdateMerging, honest: dict[str, Any], liar: str) -> None:
+def assert_merged(merging: Any, honest: dict[str, dict[Any, Any]], liar: str) -> None:
     left = [honest[name] for name in NAMES if name != liar]
-    for layer, update in merging.merged.updates.items():
+    for layer, update in merging.rounds.outcome().updates.items():
         mean = sum(of[layer].dense() for of in left) / len(left)
         torch.testing.assert_close(update.dense(), mean)
 
 
-def test_where_all_drew_different_ones_nobody_is_to_blame(clock: Clock) -> None:
+def test_where_all_drew_different_ones_nobody_is_to_blame(clock: "Clock") -> None:
     sent = {name: another_a(sharing(name), random.Random(k)) for k, name in enumerate(NAMES)}
     with pytest.raises(CohortError, match=r"one frozen A .* ash, birch, cedar sent different ones"):
         play(sent, dict.fromkeys(NAMES, DRAWN), clock, FfaLora(), **GOES_ON)
 
 
-def test_what_is_not_shared_is_nobodys_business_in_another_method(clock: Clock) -> None:
+def test_what_is_not_shared_is_nobodys_business_in_another_method(clock: "Clock") -> None:
     sent = {name: another_a(sharing(name), random.Random(k)) for k, name in enumerate(NAMES)}
     claimed = {name: digest_of_factors(sent[name]) for name in NAMES}
     assert not play(sent, claimed, clock, Flora()).cohort.lost
@@ -166,7 +167,7 @@ class WholeLayers(StubApp):
         return self.dense(answer) if name == self.liar else answer
 
     @staticmethod
-    def dense(answer: Answer) -> Answer:
+    def dense(answer: StatisticsReply) -> StatisticsReply:
         def whole(one: Any) -> Any:
             moments = {k: DenseUpdate(p.moments.dense()) for k, p in one.products.items()}
             return replace(one, products={k: Product(m) for k, m in moments.items()})
@@ -175,12 +176,12 @@ class WholeLayers(StubApp):
 
 
 @pytest.mark.parametrize("liar", NAMES)
-def test_who_comes_first_does_not_fix_the_form_of_the_sums(liar: Any, clock: Clock) -> None:
+def test_who_comes_first_does_not_fix_the_form_of_the_sums(liar: Any, clock: "Clock") -> None:
     chosen = settings(**GOES_ON)
     chain = new_chain(chosen)
     nothing = (0,) * len(PLAN.layer_names)
-    chain.cohort.introductions[liar] = replace(introduction_of(liar), ranks=nothing)
-    chain.play(FaultyGrid(WholeLayers(liar), NODES, chosen, none(), clock))
+    chain.cohort.site_infos[liar] = replace(introduction_of(liar), ranks=nothing)
+    chain.run(FaultyGrid(WholeLayers(liar), NODES, chosen, none(), clock))
     assert chain.cohort.lost.keys() == {liar}
     if liar == "birch":
         assert digest_of(chain) == digest_of(play_without(clock, raises, 0, **GOES_ON))
@@ -195,9 +196,9 @@ TRAINED = {
 }
 
 
-def content_of(introduction: Introduction) -> RecordDict:
-    about = Subject("run", "train.finetune", "fine-tuning", "1", introduction.site)
-    return with_subject(encode_introduction(introduction), about)
+def content_of(introduction: SiteInfo) -> RecordDict:
+    identity = Identity("run", "id", node="1", site=introduction.site)
+    return with_identity(encode_site_info(introduction), identity)
 
 
 @pytest.mark.parametrize("changes", TRAINED.values(), ids=TRAINED)

@@ -45,7 +45,7 @@ def test_rows_that_were_passed_over_are_counted() -> None:
     assert found.startswith("ash has 3 rows that cannot be read")
 
 
-@pytest.mark.parametrize("field", ["prefix", "task"])
+@pytest.mark.parametrize("field", ["name_prefix", "task"])
 def test_one_site_alone_does_not_rename_the_merged_adapter_and_is_named(field: str) -> None:
     assert not list(warnings_of([replace(one, **{field: "same"}) for one in sites()], PLAN, {}))
     one, *others = (replace(one, **{field: "bert."}) for one in sites())

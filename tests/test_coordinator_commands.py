@@ -51,7 +51,7 @@ def test_a_coordinator_that_has_no_place_for_its_folder_says_so(here: Path) -> N
 
 def test_a_coordinators_programs_are_the_layout_that_survives(here: Path) -> None:
     init_coordinator()
-    superlink, superexec, door = open_coordinator(here / "fed").programs()
+    superlink, superexec, gateway = open_coordinator(here / "fed").programs()
     text = " ".join(superlink.command)
     assert "--isolation process" in text
     assert "--host 127.0.0.1 --port 18444" in text
@@ -60,7 +60,7 @@ def test_a_coordinators_programs_are_the_layout_that_survives(here: Path) -> Non
     assert "--insecure" not in text + " ".join(superexec.command)
     assert superlink.environment["FLWR_HOME"] == str(here / "fed/flower")
     assert superlink.environment["FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"] == "1"
-    assert door.command[-1] == str(here / "fed")
+    assert gateway.command[-1] == str(here / "fed")
 
 
 def test_up_prints_flowers_commands(here: Path) -> None:

@@ -29,8 +29,8 @@ from tests.deployed import (
     ROOT,
     Federation,
     digest_in_process,
-    door_on_loopback,
     environment,
+    gateway_on_loopback,
     install_wheel,
     running,
     wait_until,
@@ -94,7 +94,7 @@ def test_the_wheel_and_the_checkout_make_the_same_bundle(installed: Path) -> Non
 def federation(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
     folder = tmp_path_factory.mktemp("federation")
     sites = make_sites(folder / "given", ["query", "value", "attention.output.dense"])
-    with running(folder, sites, door_on_loopback(), installed) as made:
+    with running(folder, sites, gateway_on_loopback(), installed) as made:
         yield made
 
 
@@ -189,15 +189,15 @@ def test_one_site_cannot_instruct_another_through_the_door(federation: Federatio
             forged = push_in_the_coordinators_name(int(nodes["mallory"]), int(nodes[victim]))
             key = load_ssh_private_key((folder / "mallory").read_bytes(), None)
             with FleetHttpClient.from_server_address(
-                federation.door.address,
+                federation.gateway.address,
                 insecure=False,
                 root_certificates=(folder / "ca.crt").read_bytes(),
                 interceptors=[NodeAuthHttpInterceptor(key, key.public_key())],
-            ) as door:
+            ) as gateway:
                 with pytest.raises(httpx.HTTPStatusError, match="403"):
-                    door.PushMessages(forged)
+                    gateway.PushMessages(forged)
                 with pytest.raises(httpx.HTTPStatusError, match="401"):
-                    door.PullMessages(PullMessagesRequest(node=Node(node_id=int(nodes[victim]))))
+                    gateway.PullMessages(PullMessagesRequest(node=Node(node_id=int(nodes[victim]))))
     finally:
         federation.lw("coordinator", "remove", "mallory")
 
@@ -214,14 +214,14 @@ def push_in_the_coordinators_name(caller: int, victim: int) -> PushMessagesReque
 
 
 def test_runs_cannot_be_started_through_the_door(federation: Federation, tmp_path: Path) -> None:
-    door = {
-        "address": federation.door.address,
+    gateway = {
+        "address": federation.gateway.address,
         "root-certificates": str(federation.folder / "fed/certificates/ca.crt"),
     }
-    connections = {"superlink": {"default": "door", "door": door}}
+    connections = {"superlink": {"default": "gateway", "gateway": gateway}}
     (tmp_path / "config.toml").write_text(tomli_w.dumps(connections))
     done = subprocess.run(
-        [BIN / "flwr", "list", "door"],
+        [BIN / "flwr", "list", "gateway"],
         env=flower_environment(tmp_path),
         capture_output=True,
         text=True,
@@ -249,7 +249,7 @@ def test_a_site_whose_clock_is_off_does_not_join_and_says_why(
 ) -> None:
     federation.inside["cedar"] = ("faketime", "-f", skew)
     try:
-        join = ("site", "join", federation.door.address)
+        join = ("site", "join", federation.gateway.address)
         done = federation.lw(*join, folder="cedar", check=False)
     finally:
         del federation.inside["cedar"]

@@ -18,12 +18,12 @@ from layerweld.settings.merge import MergeSettings
 from layerweld.statistics.checks import check_statistics
 from layerweld.statistics.pool import GroupPool
 from layerweld.transport.arrays import to_arrays
-from layerweld.transport.messages import Answer
+from layerweld.transport.statistics import StatisticsReply
 from layerweld.updates.named_tensors import update_tensors
 from layerweld.updates.proportion import OutOfProportionError, Part, refuse_parts_out_of_proportion
 from layerweld.updates.update import DenseUpdate, LowRankUpdate
 from strategies.chain_of_merges import ChainOfMerges
-from strategies.round_by_round import RoundByRound
+from strategies.merge_strategy import MergeStrategy
 from strategies.update_merging import UpdateMerging
 from tests.faulty_grid import Clock, FaultyGrid, none
 from tests.pooled_sites import GROUP, new_sites, statistics_of
@@ -35,6 +35,7 @@ from tests.stub_sites import (
     digest_of,
     new_chain,
     settings,
+    step_of,
     updates_of,
 )
 from tests.test_faults import play_without, raises
@@ -51,9 +52,9 @@ class ScalingApp(StubApp):
         super().__init__()
         self.factor, self.step = factor, step
 
-    def answer(self, name: str, message: Message) -> Answer:
+    def answer(self, name: str, message: Message) -> StatisticsReply:
         answer = super().answer(name, message)
-        if name != "birch" or answer.step < self.step:
+        if name != "birch" or step_of(message) < self.step:
             return answer
         return replace(answer, statistics=tuple(map(self.lie, answer.statistics)))
 
@@ -65,25 +66,25 @@ class ScalingApp(StubApp):
 def play_chain(app: ScalingApp, clock: Clock, method: str = "com", **entries: Any) -> ChainOfMerges:
     chosen = settings(**entries)
     chain = new_chain(chosen, method)
-    chain.play(FaultyGrid(app, NODES, chosen, none(), clock))
+    chain.run(FaultyGrid(app, NODES, chosen, none(), clock))
     return chain
 
 
 @pytest.mark.parametrize("method", ["com", "regmean++"])
 def test_a_site_out_of_proportion_ends_the_chain_by_name_and_nothing_of_it_is_kept(
-    method: str, clock: Clock
+    method: str, clock: "Clock"
 ) -> None:
     chosen, journal = settings(), MemoryJournal()
     chain = new_chain(chosen, method, journal=journal)
     with pytest.raises(OutOfProportionError, match=r"birch: .* times as large as the median"):
-        chain.play(FaultyGrid(ScalingApp(1e3, step=1), NODES, chosen, none(), clock))
-    assert [solved.index for solved in journal.steps] == [0]
+        chain.run(FaultyGrid(ScalingApp(1e3, step=1), NODES, chosen, none(), clock))
+    assert [kept.index for kept in journal.rounds] == [0]
 
 
 @pytest.mark.parametrize("method", ["com", "regmean++"])
 @pytest.mark.parametrize("step", [0, 1])
 def test_a_run_that_may_go_on_does_so_without_the_site_as_if_it_had_been_silent(
-    method: str, step: int, clock: Clock
+    method: str, step: int, clock: "Clock"
 ) -> None:
     dishonest = play_chain(ScalingApp(1e3, step), clock, method, **GOES_ON)
     silent = play_without(clock, raises, step, method, **GOES_ON)
@@ -91,7 +92,7 @@ def test_a_run_that_may_go_on_does_so_without_the_site_as_if_it_had_been_silent(
     assert "birch" in dishonest.cohort.lost
 
 
-def test_flowers_own_start_goes_on_without_the_site_too(clock: Clock) -> None:
+def test_flowers_own_start_goes_on_without_the_site_too(clock: "Clock") -> None:
     from flwr.app import ArrayRecord
 
     chosen = settings(**GOES_ON)
@@ -101,8 +102,11 @@ def test_flowers_own_start_goes_on_without_the_site_too(clock: Clock) -> None:
 
 
 def play_updates(
-    change: Callable[..., Any], clock: Clock, merging: FedIt | None = None, **entries: Any
-) -> FedIt | None:
+    change: Callable[..., dict[Any, Any]],
+    clock: Clock,
+    merging: FedIt | None = None,
+    **entries: Any,
+) -> MergeStrategy:
     """A method of updates over three sites, one of which changes its updates first."""
 
     class Liar(StubApp):
@@ -118,13 +122,14 @@ def play_updates(
     cohort = new_chain(chosen).cohort
     merging = UpdateMerging(PLAN, cohort, merging or Mean(), {})
     grid = FaultyGrid(Liar(), NODES, chosen, none(), clock)
-    RoundByRound(cohort, merging).play(grid)
-    return merging
+    strategy = MergeStrategy(cohort, merging)
+    strategy.run(grid)
+    return strategy
 
 
 def every(
     factor_left: float = 1.0, factor_right: float = 1.0, only: str = ""
-) -> Callable[..., Any]:
+) -> Callable[..., dict[Any, Any]]:
     def change(updates: Any) -> dict[Any, Any]:
         return {
             layer: LowRankUpdate(u.left * factor_left, u.right * factor_right)
@@ -147,22 +152,22 @@ TOO_LARGE = {
 
 
 @pytest.mark.parametrize("change", TOO_LARGE.values(), ids=TOO_LARGE)
-def test_an_update_out_of_proportion_ends_the_run_by_name(change: Any, clock: Clock) -> None:
+def test_an_update_out_of_proportion_ends_the_run_by_name(change: Any, clock: "Clock") -> None:
     with pytest.raises(RefusedReplyError, match="birch"):
         play_updates(change, clock)
 
 
 @pytest.mark.parametrize("change", TOO_LARGE.values(), ids=TOO_LARGE)
-def test_or_it_goes_on_without_the_site(change: Any, clock: Clock) -> None:
-    merged = play_updates(change, clock, **GOES_ON).merged.updates
+def test_or_it_goes_on_without_the_site(change: Any, clock: "Clock") -> None:
+    merged = play_updates(change, clock, **GOES_ON).rounds.outcome().updates
     for layer, update in merged.items():
         mean = sum(updates_of(site)[layer].dense() for site in ("ash", "cedar")) / 2
         torch.testing.assert_close(update.dense(), mean)
 
 
-def test_factors_that_are_averaged_apart_are_in_proportion_apart(clock: Clock) -> None:
+def test_factors_that_are_averaged_apart_are_in_proportion_apart(clock: "Clock") -> None:
     same = every(100.0, 0.01)  # the same product
-    assert play_updates(same, clock).merged.updates
+    assert play_updates(same, clock).rounds.outcome().updates
     shared = every(100.0, 0.01)
 
     def of_one_rank(updates: Any) -> dict[Any, Any]:

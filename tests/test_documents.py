@@ -12,8 +12,14 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PAGES = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("experiments/*.md")})
 
+HISTORY = {"CHANGELOG.md", "LOG.md"}
+"""Pages that speak of what was."""
+
 _CODE = re.compile(r"^```.*?^```$|`[^`\n]+`", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
+_PATH = re.compile(
+    r"\b(?:tests|layerweld|client|server|strategies|experiments)/[\w/.-]+\.(?:py|toml)\b"
+)
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 
 
@@ -36,6 +42,12 @@ def test_links_lead_to_files_and_headings_that_exist(page: Any) -> None:
         target = page.parent / file if file else page
         assert target.exists(), link
         assert not heading or heading in anchors_in(target), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_files_of_the_code_that_a_page_names_exist(page: Any) -> None:
+    missing = [path for path in _PATH.findall(page.read_text()) if not (ROOT / path).exists()]
+    assert not missing or page.name in HISTORY, missing
 
 
 def test_readme_fits_on_three_screens() -> None:

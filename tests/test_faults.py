@@ -17,15 +17,15 @@ from hypothesis import strategies as st
 from layerweld.errors import LostSiteError, RefusedReplyError
 from layerweld.merging.sums import Mean
 from layerweld.transport.arrays import from_arrays, read_arrays, to_arrays
-from layerweld.transport.introduction import encode_introduction
-from layerweld.transport.messages import Answer
+from layerweld.transport.identity import identity_of, with_identity
+from layerweld.transport.site_info import encode_site_info
 from layerweld.transport.untrusted import refusing_malformed
 from layerweld.transport.updates import encode_updates
 from layerweld.updates.update import LowRankUpdate
 from server import in_process
 from strategies import notices
 from strategies.chain_of_merges import ChainOfMerges
-from strategies.round_by_round import RoundByRound
+from strategies.merge_strategy import MergeStrategy
 from strategies.update_merging import UpdateMerging
 from tests import faulty_grid
 from tests.faulty_grid import (
@@ -51,6 +51,7 @@ from tests.stub_sites import (
     new_chain,
     reply_with,
     settings,
+    step_of,
     updates_of,
 )
 
@@ -66,21 +67,17 @@ def no_wire(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def play(
-    faults: Faults,
-    clock: Clock,
-    method: str = "com",
-    app: RecordedApp | None = None,
-    **entries: Any,
+    faults: Faults, clock: Clock, method: str = "com", app: Any = None, **entries: Any
 ) -> ChainOfMerges:
     chosen = settings(**entries)
     grid = FaultyGrid(app or StubApp(), NODES, chosen, faults, clock)
     chain = new_chain(chosen, method)
-    chain.play(grid)
+    chain.run(grid)
     return chain
 
 
 @pytest.mark.parametrize("method", ["com", "regmean++"])
-def test_no_fault_on_the_way_changes_a_bit(method: str, clock: Clock, no_wire: None) -> None:
+def test_no_fault_on_the_way_changes_a_bit(method: str, clock: "Clock", no_wire: None) -> None:
     whole = digest_of(play(none(), clock, method))
     met, ignored, recording = Counter(), Counter(), {}
     for seed in range(CASES // 2):
@@ -95,7 +92,7 @@ def test_no_fault_on_the_way_changes_a_bit(method: str, clock: Clock, no_wire: N
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
 def test_a_spoilt_answer_is_refused_before_any_sum_and_asked_for_again(
-    name: Any, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    name: Any, clock: "Clock", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(faulty_grid, "CORRUPTIONS", {name: CORRUPTIONS[name]})
     chain = play(Faults(seed=3, rate=1.0, most=9, kinds=("corrupt",)), clock)
@@ -106,13 +103,13 @@ def test_a_spoilt_answer_is_refused_before_any_sum_and_asked_for_again(
 class Without(StubApp):
     """One site fails, from one step on, in one way."""
 
-    def __init__(self, name: str, step: int, fail: Callable[..., None]) -> None:
+    def __init__(self, name: str, step: int, fail: Callable[..., Any]) -> None:
         super().__init__()
         self.name, self.step, self.fail = name, step, fail
 
-    def answer(self, name: str, message: Message) -> Answer | None:
+    def answer(self, name: str, message: Message) -> Any:
         answer = super().answer(name, message)
-        if name == self.name and answer.step >= self.step and answer.need_from is None:
+        if name == self.name and step_of(message) >= self.step and answer.need_from is None:
             return self.fail(answer)
         return answer
 
@@ -150,11 +147,13 @@ def play_without(
     chosen = settings(**entries)
     grid = SilentGrid(Without("birch", step, fail), NODES, chosen, none(), clock)
     chain = new_chain(chosen, method, journal)
-    chain.play(grid)
+    chain.run(grid)
     return chain
 
 
-def test_a_run_waits_for_a_lost_site_until_the_deadline_and_says_how_to_go_on(clock: Clock) -> None:
+def test_a_run_waits_for_a_lost_site_until_the_deadline_and_says_how_to_go_on(
+    clock: "Clock",
+) -> None:
     with pytest.raises(LostSiteError, match=r"birch: its app raised .*same command.*resumes") as e:
         play_without(clock, raises, deadline=600.0)
     assert 600 < clock.now < 700
@@ -162,25 +161,25 @@ def test_a_run_waits_for_a_lost_site_until_the_deadline_and_says_how_to_go_on(cl
 
 
 @pytest.fixture
-def said(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+def said(clock: "Clock", monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     lines = []
     monkeypatch.setattr(notices, "log", lambda _level, t: lines.append(t))
     return lines
 
 
 def test_a_site_that_takes_long_is_named_while_the_others_have_answered(
-    clock: Clock, said: list[Any]
+    clock: "Clock", said: list[Any]
 ) -> None:
     chosen = settings(timeout=600.0)
     faults = Faults(seed=0, rate=1.0, most=1, kinds=("late",))
     chain = new_chain(chosen)
-    chain.play(FaultyGrid(StubApp(), NODES, chosen, faults, clock))
+    chain.run(FaultyGrid(StubApp(), NODES, chosen, faults, clock))
     waiting = "waiting for ash at the statistics of step 1: no answer for"
     assert said == [f"{waiting} 15 s", f"{waiting} 30 s"]
     assert digest_of(chain) == digest_of(play(none(), clock))
 
 
-def test_asking_again_backs_off(clock: Clock) -> None:
+def test_asking_again_backs_off(clock: "Clock") -> None:
     sent = []
 
     class CountingGrid(SilentGrid):
@@ -191,47 +190,49 @@ def test_asking_again_backs_off(clock: Clock) -> None:
     chosen = settings(deadline=3600.0)
     grid = CountingGrid(Without("birch", 0, raises), NODES, chosen, none(), clock)
     with pytest.raises(LostSiteError):
-        new_chain(chosen).play(grid)
+        new_chain(chosen).run(grid)
     assert len(sent) < 80  # one a minute, after the first six
 
 
-def test_a_run_that_aborts_stops_at_the_first_failure(clock: Clock) -> None:
+def test_a_run_that_aborts_stops_at_the_first_failure(clock: "Clock") -> None:
     with pytest.raises(LostSiteError, match="birch failed at the statistics of step 3"):
         play_without(clock, raises, **{"lost-site": "abort"})
     assert clock.now < 10
 
 
-def test_a_run_that_goes_on_leaves_a_lost_site_out_from_there(clock: Clock) -> None:
+def test_a_run_that_goes_on_leaves_a_lost_site_out_from_there(clock: "Clock") -> None:
     chain = play_without(clock, raises, deadline=600.0, **{"lost-site": "continue"})
-    assert [solved.lost for solved in chain.solved] == [(), (), ("birch",), ("birch",)]
-    sites = [sorted(solved.solutions[0].tokens) for solved in chain.solved]
+    groups = [group for step in chain.rounds.groups for group in step]
+    assert [group["lost"] for group in groups] == [(), (), ("birch",), ("birch",)]
+    assert chain.lost == {"birch": 3}
+    sites = [sorted(group["tokens"]) for group in groups]
     assert sites == [["ash", "birch", "cedar"]] * 2 + [["ash", "cedar"]] * 2
 
 
-def test_a_lost_site_stays_out_when_the_run_is_resumed(clock: Clock) -> None:
+def test_a_lost_site_stays_out_when_the_run_is_resumed(clock: "Clock") -> None:
     journal = MemoryJournal()
     whole = play_without(clock, raises, journal=journal, deadline=60.0, **{"lost-site": "continue"})
-    journal.steps.pop()
+    journal.rounds.pop()
     resumed = play_without(
         clock, raises, step=9, journal=journal, deadline=60.0, **{"lost-site": "continue"}
     )
     assert digest_of(resumed) == digest_of(whole)
 
 
-def test_fewer_than_min_sites_do_not_go_on(clock: Clock) -> None:
+def test_fewer_than_min_sites_do_not_go_on(clock: "Clock") -> None:
     entries = {"lost-site": "continue", "min-sites": 3, "deadline": 60.0}
     with pytest.raises(LostSiteError, match="2 sites would be left, and min-sites is 3"):
         play_without(clock, raises, **entries)
 
 
-def test_a_site_that_keeps_sending_nonsense_ends_the_run_by_name(clock: Clock) -> None:
+def test_a_site_that_keeps_sending_nonsense_ends_the_run_by_name(clock: "Clock") -> None:
     with pytest.raises(RefusedReplyError, match=r"birch, asked 3 times: 1\.in: .*not finite"):
         play_without(clock, with_a_nan_in_the_last_group)
 
 
 @pytest.mark.parametrize("method", ["com", "regmean++"])
 def test_nothing_of_a_site_is_added_when_one_of_its_groups_is_bad(
-    method: str, clock: Clock
+    method: str, clock: "Clock"
 ) -> None:
     entries = {"lost-site": "continue", "deadline": 60.0}
     spoilt = play_without(clock, with_a_nan_in_the_last_group, 0, method, **entries)
@@ -239,15 +240,25 @@ def test_nothing_of_a_site_is_added_when_one_of_its_groups_is_bad(
     assert digest_of(spoilt) == digest_of(silent)
 
 
-def test_a_site_that_only_replays_is_waited_for_and_never_summed(clock: Clock) -> None:
-    def old(answer: Any) -> Any:
-        return replace(answer, prefix="0" * 64)
+@pytest.mark.parametrize("field", ["run", "request", "plan", "chain_digest"])
+def test_a_site_that_only_replays_is_waited_for_and_never_summed(
+    field: str, clock: "Clock"
+) -> None:
+    class Old(StubApp):
+        def __call__(self, message: Message, context: Any) -> Message:
+            reply = super().__call__(message, context)
+            if context.node_config["name"] == "birch" and step_of(message) >= 2:
+                old = replace(identity_of(message.content), **{field: "0" * 64})
+                asked = replace(old, node=str(context.node_id), site="birch")
+                reply.content = with_identity(reply.content, asked)
+            return reply
 
-    with pytest.raises(LostSiteError, match="birch: it answered for another prefix"):
-        play_without(clock, old, deadline=60.0)
+    says = f"birch: it replied to another {field}".replace("_", " ")
+    with pytest.raises(LostSiteError, match=says):
+        play(none(), clock, app=Old(), deadline=60.0)
 
 
-def test_a_site_that_never_has_what_it_was_sent_is_refused(clock: Clock) -> None:
+def test_a_site_that_never_has_what_it_was_sent_is_refused(clock: "Clock") -> None:
     def behind(answer: Any) -> Any:
         return replace(answer, statistics=(), need_from=1)
 
@@ -260,38 +271,38 @@ def test_a_site_that_never_has_what_it_was_sent_is_refused(clock: Clock) -> None
     [({"tokens": 21}, "another tokens"), ({"base": "c"}, "another base"), ({"site": "elm"}, "elm")],
 )
 def test_a_node_that_is_not_the_site_it_replaces_is_turned_away(
-    change: dict[str, int] | dict[str, str], says: str, clock: Clock, said: list[Any]
+    change: dict[str, int] | dict[str, str], says: str, clock: "Clock", said: list[Any]
 ) -> None:
     class Impostor(StubApp):
         def __call__(self, message: Message, context: Any) -> Message:
             if message.metadata.message_type == "query.handshake":
                 known = introduction_of(context.node_config["name"])
-                return reply_with(encode_introduction(replace(known, **change)), message, context)
+                return reply_with(encode_site_info(replace(known, **change)), message, context)
             return super().__call__(message, context)
 
     chosen = settings(deadline=600.0)
     faults = Faults(seed=1, rate=1.0, most=1, kinds=("moved",))
     with pytest.raises(LostSiteError, match="ash: its node is not reachable"):
-        new_chain(chosen).play(FaultyGrid(Impostor(), NODES, chosen, faults, clock))
+        new_chain(chosen).run(FaultyGrid(Impostor(), NODES, chosen, faults, clock))
     assert any("turned away" in text and says in text for text in said)
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_averaged_updates_survive_faults_too(seed: int, clock: Clock) -> None:
+def test_averaged_updates_survive_faults_too(seed: int, clock: "Clock") -> None:
     merged = []
     for faults in (none(), Faults(seed)):
         chosen = settings()
         cohort = new_chain(chosen).cohort
         averaging = UpdateMerging(PLAN, cohort, Mean(), {})
         grid = FaultyGrid(StubApp(), NODES, chosen, faults, clock)
-        RoundByRound(cohort, averaging).play(grid)
-        merged.append(averaging.merged.updates)
+        MergeStrategy(cohort, averaging).run(grid)
+        merged.append(averaging.outcome().updates)
     for layer, update in merged[0].items():
         assert torch.equal(update.dense(), merged[1][layer].dense())
 
 
 @pytest.mark.parametrize("name", ["nan", "infinity", "shape", "extra", "huge"])
-def test_an_update_to_be_averaged_is_checked_as_strictly(name: str, clock: Clock) -> None:
+def test_an_update_to_be_averaged_is_checked_as_strictly(name: str, clock: "Clock") -> None:
     def spoil(updates: dict[Any, Any]) -> dict[Any, Any]:
         left, right = updates["0.q"].left.clone(), updates["0.q"].right
         left[0, 0] = {"nan": float("nan"), "infinity": float("inf"), "huge": 1e20}.get(name, 1.0)
@@ -312,7 +323,7 @@ def test_an_update_to_be_averaged_is_checked_as_strictly(name: str, clock: Clock
     averaging = UpdateMerging(PLAN, cohort, Mean(), {})
     grid = FaultyGrid(Spoiler(), NODES, chosen, none(), clock)
     with pytest.raises(RefusedReplyError, match="birch, asked 3 times"):
-        RoundByRound(cohort, averaging).play(grid)
+        MergeStrategy(cohort, averaging).run(grid)
 
 
 def test_a_shape_that_asks_for_an_exabyte_takes_no_memory() -> None:
@@ -345,7 +356,7 @@ def test_bytes_that_are_no_array_are_refused(data: Any) -> None:
         read_arrays(record, {"x": (4,)})
 
 
-def test_flowers_own_start_asks_again_what_its_loop_did_not_get(clock: Clock) -> None:
+def test_flowers_own_start_asks_again_what_its_loop_did_not_get(clock: "Clock") -> None:
     chosen = settings()
     grid = FaultyGrid(StubApp(), NODES, chosen, Faults(5, kinds=("error 2", "error 5")), clock)
     chain = new_chain(chosen)

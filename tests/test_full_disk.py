@@ -16,7 +16,7 @@ from client.guard import SiteApp
 from layerweld.errors import LostSiteError, StorageError
 from layerweld.settings.run import RunSettings
 from server.run import play as play_run
-from strategies import inquiry, notices
+from strategies import notices, poll
 from tests.faulty_grid import Clock, InProcessGrid
 from tests.tiny_sites import TinySites, make_sites
 
@@ -149,7 +149,7 @@ class Birch:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(inquiry, "time", clock)
+    monkeypatch.setattr(poll, "time", clock)
     return clock
 
 

@@ -22,7 +22,7 @@ REFUSED = {
     "kind": ({"kind": "prefix"}, f"kind: 'prefix' is unknown; {SAME_APP}"),
     "task": ({"task": "SEQ_CLS"}, f"task: 'SEQ_CLS' is unknown; {SAME_APP}"),
     "prefix": (
-        {"prefix": "model.evil."},
+        {"name_prefix": "model.evil."},
         r"prefix: 'model\.evil\.' before its layers' names, where this base model has 'bert\.' or",
     ),
     "rank missing": ({"ranks": (1,)}, f"ranks: 1 for {len(PLAN.layer_names)} layers; {SAME_APP}"),
@@ -76,9 +76,18 @@ REFUSED = {
         {"versions": ("layerweld", *VERSIONS[1:])},
         r"layerweld: version '' instead of '1\.0'",
     ),
-    "rows": ({"samples": 0}, "claims 0 calibration rows of 3 and 20 tokens; give the site rows"),
-    "more rows than it has": ({"rows": 2}, "claims 3 calibration rows of 2 and 20 tokens"),
-    "tokens": ({"tokens": -1}, "claims 3 calibration rows of 3 and -1 tokens; give the site rows"),
+    "samples": (
+        {"calibration_samples": 0},
+        "claims 0 calibration samples of 3 and 20 tokens; give the site samples",
+    ),
+    "more samples than it has": (
+        {"samples": 2},
+        "claims 3 calibration samples of 2 and 20 tokens",
+    ),
+    "tokens": (
+        {"tokens": -1},
+        "claims 3 calibration samples of 3 and -1 tokens; give the site samples",
+    ),
 }
 
 
@@ -88,9 +97,9 @@ def sites(liar: str = "birch", **changes: Any) -> tuple[Any, ...]:
     return tuple(replace(one, **changes) if one.site == liar else one for one in honest)
 
 
-def check(introductions: Any) -> None:
+def check(site_infos: tuple[Any, ...] | list[Any]) -> None:
     check_cohort(
-        introductions,
+        site_infos,
         base="b",
         tokenizer="t",
         plan=PLAN,
@@ -143,7 +152,7 @@ def test_two_sites_of_one_name_are_refused() -> None:
         {"kind": "none", "layers": (FIRST,), "ranks": (2,)},
         {"layers": (FIRST,), "ranks": (4,)},
         {"versions": ("layerweld=1.0.7", "torch=2.6.1+cpu", "transformers=5.0.0", "peft=0.18")},
-        {"skipped": 7, "evaluates": True, "labelled": True, "factors": "f", "prefix": "bert."},
+        {"skipped": 7, "evaluates": True, "labelled": True, "factors": "f", "name_prefix": "bert."},
     ],
 )
 def test_sites_may_differ_in_what_they_bring(changes: Any) -> None:

@@ -20,17 +20,18 @@ from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from layerweld.errors import LostSiteError, RefusedReplyError
 from layerweld.model.schedule import Step
 from layerweld.report.run.files import write_results
-from layerweld.transport.messages import Answer
-from layerweld.transport.score import decode_score
+from layerweld.transport.evaluation import decode_accuracy
+from layerweld.transport.identity import with_identity
 from layerweld.transport.shift import decode_shifts
-from layerweld.transport.subject import with_subject
+from layerweld.transport.statistics import StatisticsReply
 from strategies import catching_up, notices
+from strategies.chain_of_merges import ChainOfMerges
 from tests.faulty_grid import Clock, Faults, none
-from tests.honest_messages import SUBJECT
+from tests.honest_messages import IDENTITY
 from tests.hostile_objects import ATTACKS, given_up, never_there, with_records_nobody_asked_for
 from tests.made_up_results import made_up_results
 from tests.mutations import NASTY_NUMBERS
-from tests.stub_sites import NODES, PLAN, StubApp, digest_of, new_chain, settings
+from tests.stub_sites import NODES, PLAN, StubApp, digest_of, new_chain, settings, step_of
 from tests.test_faults import play_without, raises
 from tests.wire_grid import WireGrid, as_it_is
 
@@ -54,19 +55,21 @@ def test_no_mutated_message_ends_a_process_or_is_anything_but_refused() -> None:
 
 def play_wire(
     clock: Clock,
-    spoil: Callable[..., Any] | partial[Any] = as_it_is,
-    app: Greedy @ 156 | None = None,
+    spoil: Callable[..., tuple[Any, ...]] | partial[tuple[Any, ...]] = as_it_is,
+    app: Any = None,
     faults: Faults | None = None,
     **entries: Any,
-) -> tuple[Any, ...]:
+) -> tuple[ChainOfMerges, WireGrid]:
     chosen = settings(**entries)
     grid = WireGrid(app or StubApp(), NODES, chosen, faults or none(), clock, spoil)
     chain = new_chain(chosen)
-    chain.play(grid)
+    chain.run(grid)
     return chain, grid
 
 
-def test_between_processes_the_chain_is_the_same_and_every_reply_is_confirmed(clock: Clock) -> None:
+def test_between_processes_the_chain_is_the_same_and_every_reply_is_confirmed(
+    clock: "Clock",
+) -> None:
     here = play_without(clock, raises, step=9)
     chain, grid = play_wire(clock)
     assert digest_of(chain) == digest_of(here)
@@ -75,14 +78,16 @@ def test_between_processes_the_chain_is_the_same_and_every_reply_is_confirmed(cl
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_between_processes_no_fault_on_the_way_changes_a_bit(seed: int, clock: Clock) -> None:
+def test_between_processes_no_fault_on_the_way_changes_a_bit(seed: int, clock: "Clock") -> None:
     kinds = ("error 2", "error 8", "late", "silence", "replay", "another's", "corrupt", "moved")
     chain, _ = play_wire(clock, faults=Faults(seed, kinds=kinds))
     assert digest_of(chain) == digest_of(play_wire(clock)[0])
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-def test_a_reply_that_cannot_be_put_together_is_its_sites_refusal(name: Any, clock: Clock) -> None:
+def test_a_reply_that_cannot_be_put_together_is_its_sites_refusal(
+    name: Any, clock: "Clock"
+) -> None:
     with pytest.raises(RefusedReplyError, match=r"^birch, asked 3 times: ") as refusal:
         play_wire(clock, ATTACKS[name])
     assert len(str(refusal.value)) < 600
@@ -90,7 +95,7 @@ def test_a_reply_that_cannot_be_put_together_is_its_sites_refusal(name: Any, clo
 
 
 @pytest.mark.parametrize("name", [*ATTACKS, "never there", "given up"])
-def test_the_others_merge_goes_on_unharmed(name: Any, clock: Clock) -> None:
+def test_the_others_merge_goes_on_unharmed(name: Any, clock: "Clock") -> None:
     spoil = {**ATTACKS, "never there": never_there, "given up": given_up}[name]
     policy = {"lost-site": "continue", "deadline": 60.0}
     chain, grid = play_wire(clock, spoil, **policy)
@@ -99,12 +104,12 @@ def test_the_others_merge_goes_on_unharmed(name: Any, clock: Clock) -> None:
     assert name in ("never there", "given up") or not grid._objects
 
 
-def test_a_site_whose_objects_never_come_keeps_nobody_waiting(clock: Clock) -> None:
+def test_a_site_whose_objects_never_come_keeps_nobody_waiting(clock: "Clock") -> None:
     with pytest.raises(LostSiteError, match=r"60 s from birch: it did not answer within 30 s\."):
         play_wire(clock, never_there, deadline=60.0)
 
 
-def test_objects_that_come_late_are_waited_for(clock: Clock) -> None:
+def test_objects_that_come_late_are_waited_for(clock: "Clock") -> None:
     held = []
 
     def late(_message: Message, objects: Any, root: Path) -> tuple[Any, ...]:
@@ -117,7 +122,7 @@ def test_objects_that_come_late_are_waited_for(clock: Clock) -> None:
     assert digest_of(chain) == digest_of(play_wire(clock)[0])
 
 
-def test_memory_stays_flat_whatever_a_site_offers(clock: Clock) -> None:
+def test_memory_stays_flat_whatever_a_site_offers(clock: "Clock") -> None:
     play_wire(clock)
     offered = 40 * 5 * 2**20
     spoil = partial(with_records_nobody_asked_for, count=40)
@@ -130,7 +135,7 @@ def test_memory_stays_flat_whatever_a_site_offers(clock: Clock) -> None:
     assert peak < 4 * 5 * 2**20  # a piece, and what made it
 
 
-def test_a_reply_to_what_somebody_else_was_asked_is_nobodys(clock: Clock) -> None:
+def test_a_reply_to_what_somebody_else_was_asked_is_nobodys(clock: "Clock") -> None:
     class Crossing(WireGrid):
         def PullMessages(self, request: Any) -> SimpleNamespace:
             named = super().PullMessages(request)
@@ -140,7 +145,7 @@ def test_a_reply_to_what_somebody_else_was_asked_is_nobodys(clock: Clock) -> Non
 
     chosen = settings(deadline=60.0)
     with pytest.raises(LostSiteError, match="ash: it did not answer within 30 s"):
-        new_chain(chosen).play(Crossing(StubApp(), NODES, chosen, none(), clock))
+        new_chain(chosen).run(Crossing(StubApp(), NODES, chosen, none(), clock))
 
 
 # What a site may ask for.
@@ -162,13 +167,13 @@ def test_a_site_that_lacks_more_and_more_is_sent_it_three_times() -> None:
         fresh.note("birch", 1196)
 
 
-def test_a_site_that_always_lacks_one_more_step_is_refused_by_name(clock: Clock) -> None:
+def test_a_site_that_always_lacks_one_more_step_is_refused_by_name(clock: "Clock") -> None:
     class Greedy(StubApp):
         lacking = 3
 
-        def answer(self, name: str, message: Message) -> Answer:
+        def answer(self, name: str, message: Message) -> StatisticsReply:
             answer = super().answer(name, message)
-            if name != "birch" or answer.step < 3:
+            if name != "birch" or step_of(message) < 3:
                 return answer
             self.lacking -= 1
             return replace(answer, statistics=(), need_from=max(self.lacking, -1))
@@ -183,7 +188,7 @@ def test_a_site_that_always_lacks_one_more_step_is_refused_by_name(clock: Clock)
 @pytest.mark.parametrize("number", [n for n in NASTY_NUMBERS if isinstance(n, float)])
 def test_a_shift_is_a_finite_distance(number: Any) -> None:
     record = ConfigRecord({"groups": ["0.in", "1.in"], "shifts": [0.5, number]})
-    content = with_subject(RecordDict({"shift": record}), SUBJECT)
+    content = with_identity(RecordDict({"shift": record}), IDENTITY)
     if 0 <= number < float("inf"):
         assert decode_shifts(content, ["1.in", "0.in"]) == {"0.in": 0.5, "1.in": number}
     else:
@@ -196,12 +201,12 @@ def test_an_accuracy_is_a_share(number: Any) -> None:
     metrics = MetricRecord({"accuracy": 0.5, "num-examples": 3})
     if not isinstance(number, bool):  # Flower sends none in a metric record
         metrics["accuracy"] = number
-    content = with_subject(RecordDict({"metrics": metrics}), SUBJECT)
+    content = with_identity(RecordDict({"metrics": metrics}), IDENTITY)
     if isinstance(number, float) and 0 <= number <= 1:
-        assert decode_score(content) == (number, 3)
+        assert decode_accuracy(content) == (number, 3)
     elif not isinstance(number, bool):
         with pytest.raises(RefusedReplyError, match="'accuracy' should be a"):
-            decode_score(content)
+            decode_accuracy(content)
 
 
 def test_no_number_that_is_not_finite_gets_into_a_results_file(tmp_path: Path) -> None:
@@ -227,23 +232,23 @@ class Failing(WireGrid):
         return super().PullMessages(request)
 
 
-def test_a_reply_at_which_the_superlink_fails_is_its_sites_refusal(clock: Clock) -> None:
+def test_a_reply_at_which_the_superlink_fails_is_its_sites_refusal(clock: "Clock") -> None:
     chosen = settings()
     with pytest.raises(RefusedReplyError, match=r"^birch, asked 3 times: the SuperLink cannot"):
-        new_chain(chosen).play(Failing(StubApp(), NODES, chosen, none(), clock))
+        new_chain(chosen).run(Failing(StubApp(), NODES, chosen, none(), clock))
 
 
-def test_a_superlink_that_knows_the_run_no_more_ends_it(clock: Clock) -> None:
+def test_a_superlink_that_knows_the_run_no_more_ends_it(clock: "Clock") -> None:
     class Unknown(Failing):
         status = 401
 
     chosen = settings()
     with pytest.raises(httpx.HTTPStatusError):
-        new_chain(chosen).play(Unknown(StubApp(), NODES, chosen, none(), clock))
+        new_chain(chosen).run(Unknown(StubApp(), NODES, chosen, none(), clock))
 
 
 def test_a_stranger_whose_introduction_cannot_be_read_is_turned_away(
-    clock: Clock, monkeypatch: pytest.MonkeyPatch
+    clock: "Clock", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A node that nobody knows is greeted while a site is missing; it may be anybody."""
     said = []
@@ -261,13 +266,13 @@ def test_a_stranger_whose_introduction_cannot_be_read_is_turned_away(
     chosen = settings(deadline=60.0)
     faults = Faults(seed=1, rate=1.0, most=1, kinds=("moved",))
     with pytest.raises(LostSiteError, match="ash: its node is not reachable"):
-        new_chain(chosen).play(Stranger(StubApp(), NODES, chosen, faults, clock))
+        new_chain(chosen).run(Stranger(StubApp(), NODES, chosen, faults, clock))
     assert any("is turned away: a reply that cannot be read" in text for text in said)
 
 
-def test_nothing_is_left_at_the_superlink_of_a_reply_that_was_refused(clock: Clock) -> None:
+def test_nothing_is_left_at_the_superlink_of_a_reply_that_was_refused(clock: "Clock") -> None:
     chosen = settings(**{"lost-site": "continue", "deadline": 60.0})
     grid = WireGrid(StubApp(), NODES, chosen, none(), clock, ATTACKS["30 MB of text"])
-    new_chain(chosen).play(grid)
+    new_chain(chosen).run(grid)
     assert not grid._objects
     assert grid.most_pulled < 31 * 2**20

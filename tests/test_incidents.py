@@ -18,11 +18,11 @@ from safetensors import SafetensorError
 
 from client import guard
 from client.app import app as client_app
-from client.handlers import handshake as client_handshake
+from client.handlers import site_info as site_infos
 from layerweld import errors
 from layerweld.runtime.disk import reported
 from layerweld.runtime.incidents import Code, Incident, code_of, parse_incident, raising_here
-from layerweld.transport.run import encode_run
+from layerweld.transport.identity import encode_plain
 from layerweld.transport.untrusted import refusing_malformed
 from tests.tiny_sites import TinySites, make_sites
 
@@ -42,7 +42,7 @@ def context_of(sites: TinySites, **node: Any) -> Context:
 
 
 def handshake() -> Message:
-    message = Message(encode_run("0" * 16), 1, "query.handshake")
+    message = Message(encode_plain("query.handshake", "0" * 16), 1, "query.handshake")
     message.metadata.__dict__["_message_id"] = "m"
     return message
 
@@ -70,7 +70,7 @@ def test_the_text_of_an_error_is_in_no_byte_that_leaves(
     def fail(_state: Any) -> None:
         raise error
 
-    monkeypatch.setattr(client_handshake, "introduce", fail)
+    monkeypatch.setattr(site_infos, "site_info", fail)
     reply = client_app(handshake(), context_of(sites))
     sent = bytes_of(reply)
     assert not any(word.encode() in sent for word in ("Jane", "Doe", "123456", "Error"))
@@ -102,7 +102,7 @@ def test_fewer_rows_than_the_site_itself_allows_are_never_measured(sites: TinySi
 
 @pytest.mark.parametrize("run", ["../../x", "/tmp/x", "", "a/b", ".."])
 def test_a_run_whose_name_would_leave_the_cache_is_refused(run: str, sites: TinySites) -> None:
-    message = Message(encode_run(run), 1, "query.handshake")
+    message = Message(encode_plain("query.handshake", run), 1, "query.handshake")
     reply = client_app(message, context_of(sites))
     assert parse_incident(reply.error.reason).code is Code.QUESTION
 
@@ -133,7 +133,7 @@ def test_in_the_process_of_who_started_the_run_errors_are_raised(
     def fail(_state: Any) -> None:
         raise errors.DataError(CANARY)
 
-    monkeypatch.setattr(client_handshake, "introduce", fail)
+    monkeypatch.setattr(site_infos, "site_info", fail)
     with raising_here(), pytest.raises(errors.DataError, match="Jane"):
         client_app(handshake(), context_of(sites))
 
@@ -146,7 +146,7 @@ def test_a_site_keeps_what_it_was_asked_and_what_it_sent(
     asked.metadata.group_id = "a step\n2026-01-01  forged: sent 0 bytes in 0.0 s"
     client_app(asked, context)
     with monkeypatch.context() as patch:
-        patch.setattr(client_handshake, "introduce", lambda _state: CANARY / 0)
+        patch.setattr(site_infos, "site_info", lambda _state: CANARY / 0)
         reply = client_app(handshake(), context)
     sent, failed = (tmp_path / "logs/answers.log").read_text().splitlines()
     assert re.search(r"a step 2026-01-01 forged: .*: sent \d+ bytes in \d+\.\d s$", sent)
@@ -157,7 +157,7 @@ def test_memory_that_the_processor_lacks_is_no_riddle_and_the_next_message_is_an
     sites: TinySites, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(client_handshake, "introduce", lambda _state: torch.empty(2**50))
+        patch.setattr(site_infos, "site_info", lambda _state: torch.empty(2**50))
         reply = client_app(handshake(), context_of(sites))
     assert parse_incident(reply.error.reason).code is Code.MEMORY
     assert client_app(handshake(), context_of(sites)).has_content()

@@ -26,7 +26,7 @@ from layerweld.errors import ConfigError
 from layerweld.model.base_model import BaseModel, load_base
 from layerweld.settings.run import EvaluateSettings, FinetuneSettings, validate_settings
 from layerweld.settings.sites import SiteEntry
-from layerweld.transport.messages import ModelToMeasure
+from layerweld.transport.model import ModelToMeasure
 
 WORDS = ["[PAD]", "[UNK]", "is", "red", "warm", "blue", "cold", "very", "fire", "ice", "Kind"]
 TEXTS = [f"{b} is very {c}" for c in ("warm", "cold") for b in WORDS[2:] * 2]
@@ -158,14 +158,7 @@ def test_a_site_with_label_words_evaluates_without_a_head_file(
     for kind in ("base", "individual"):
         _, samples = held_out_accuracy(state, ModelToMeasure("run", kind, layers))
         assert samples == len(TEXTS)
-    assert all(
-        bool((sums >= 0).all())
-        for sums in [
-            values
-            for name, values in fisher_sums(state, layers).items()
-            if name.startswith("importance/")
-        ]
-    )
+    assert all(bool((sums >= 0).all()) for sums in fisher_sums(state, layers).importance.values())
     assert cache_folder(state.site, settings) in state.adapter_folder.parents
 
 

@@ -9,15 +9,18 @@ from torch import Tensor
 
 from layerweld.errors import RefusedReplyError
 from layerweld.merging.registry import METHODS
-from layerweld.transport.descent import (
-    decode_block,
-    decode_coefficients,
+from layerweld.transport.block_gradients import (
+    BlockReply,
+    decode_block_request,
     encode_block_gradients,
-    encode_gradient,
 )
-from layerweld.transport.descent_messages import BlockAnswer, CoefficientAnswer
-from strategies import by_method
-from strategies.round_by_round import RoundByRound
+from layerweld.transport.coefficients import (
+    CoefficientsReply,
+    decode_coefficients_request,
+    encode_coefficients,
+)
+from strategies.by_method import rounds_of
+from strategies.merge_strategy import MergeStrategy
 from tests.faulty_grid import Clock, Faults, FaultyGrid, none
 from tests.stub_sites import (
     NAMES,
@@ -40,15 +43,15 @@ class LearningStub(StubApp):
     def __call__(self, message: Message, context: Any) -> Message:
         if message.metadata.message_type != "train.entropy":
             return super().__call__(message, context)
-        name, asked = context.node_config["name"], decode_coefficients(message.content)
+        name, asked = context.node_config["name"], decode_coefficients_request(message.content)
         if asked.updates:
-            self.has[name].add(asked.held)
-        lacks = asked.held not in self.has[name]
+            self.has[name].add(asked.chain_digest)
+        lacks = asked.chain_digest not in self.has[name]
         generator = torch.Generator().manual_seed(100 * NAMES.index(name) + asked.round)
         pull = torch.randn(asked.coefficients.shape, generator=generator)
         gradient = self.spoilt(name, asked.coefficients + pull)
-        reply = CoefficientAnswer(name, asked.digest, lacks, 0.5, gradient)
-        return reply_with(encode_gradient(reply), message, context)
+        reply = CoefficientsReply(lacks, 0.5, gradient)
+        return reply_with(encode_coefficients(reply), message, context)
 
     def spoilt(self, _name: str, gradient: Tensor) -> Tensor:
         return gradient
@@ -60,12 +63,11 @@ class DistilledStub(StubApp):
     def __call__(self, message: Message, context: Any) -> Message:
         if message.metadata.message_type != "train.distillation":
             return super().__call__(message, context)
-        name, asked = context.node_config["name"], decode_block(message.content)
-        self.has[name] |= set(asked.merged)
-        lacking = sorted(set(range(asked.step)) - self.has[name])
+        name, asked = context.node_config["name"], decode_block_request(message.content)
+        self.has[name] |= set(asked.context.merged)
+        lacking = sorted(set(range(asked.context.step)) - self.has[name])
         if lacking:
-            answer = BlockAnswer(name, asked.digest, lacking[0])
-            return reply_with(encode_block_gradients(answer), message, context)
+            return reply_with(encode_block_gradients(BlockReply(lacking[0])), message, context)
         generator = torch.Generator().manual_seed(100 * NAMES.index(name) + asked.round)
         gradients = {
             layer: self.spoilt(
@@ -73,21 +75,21 @@ class DistilledStub(StubApp):
             )
             for layer, update in asked.updates.items()
         }
-        answer = BlockAnswer(name, asked.digest, None, 0.5, gradients)
-        return reply_with(encode_block_gradients(answer), message, context)
+        reply = BlockReply(None, 0.5, gradients)
+        return reply_with(encode_block_gradients(reply), message, context)
 
     def spoilt(self, _name: str, gradient: Tensor) -> Tensor:
         return gradient
 
 
 def learn(
-    stub: Spoiler @ 122 | Lost @ 136,
+    stub: Any,
     faults: Faults,
     clock: Clock,
     journal: MemoryJournal | None = None,
     grid: type[SilentGrid] | type[FaultyGrid] = FaultyGrid,
     **entries: Any,
-) -> tuple[Any, ...]:
+) -> tuple[MergeStrategy, type[SilentGrid] | type[FaultyGrid]]:
     chosen = settings(
         adamerging={"rounds": 4, "learning-rate": 0.1},
         prodistill={"steps": 3, "learning-rate": 0.1},
@@ -95,9 +97,9 @@ def learn(
     )
     cohort = new_chain(chosen).cohort
     name = "adamerging" if isinstance(stub, LearningStub) else "prodistill"
-    play = by_method.Play(METHODS[name], PLAN, cohort, chosen, {}, journal or MemoryJournal())
+    rounds = rounds_of(METHODS[name], PLAN, cohort, chosen, {})
     grid = grid(stub, NODES, chosen, faults, clock)
-    return RoundByRound(cohort, by_method.rounds_of(play)), grid
+    return MergeStrategy(cohort, rounds, journal or MemoryJournal()), grid
 
 
 STUBS = pytest.mark.parametrize("stub", [LearningStub, DistilledStub])
@@ -105,30 +107,30 @@ STUBS = pytest.mark.parametrize("stub", [LearningStub, DistilledStub])
 
 @STUBS
 @pytest.mark.parametrize("seed", range(12))
-def test_no_fault_on_the_way_changes_a_bit(stub: Any, seed: int, clock: Clock) -> None:
+def test_no_fault_on_the_way_changes_a_bit(stub: Any, seed: int, clock: "Clock") -> None:
     merges = []
     for faults in (none(), Faults(seed)):
         strategy, grid = learn(stub(), faults, clock)
-        strategy.play(grid)
-        merges.append(strategy.rounds.merged)
-    assert merges[0].figures == merges[1].figures
+        strategy.run(grid)
+        merges.append(strategy.rounds.outcome())
+    assert merges[0].metrics == merges[1].metrics
     for layer, update in merges[0].updates.items():
         assert torch.equal(update.dense(), merges[1].updates[layer].dense())
 
 
 @STUBS
-def test_flowers_own_loop_learns_the_same(stub: Any, clock: Clock) -> None:
+def test_flowers_own_loop_learns_the_same(stub: Any, clock: "Clock") -> None:
     played, grid = learn(stub(), none(), clock)
-    played.play(grid)
+    played.run(grid)
     started, grid = learn(stub(), Faults(5, kinds=("error 2", "moved")), clock)
     started.start(grid, ArrayRecord())
-    for layer, update in played.rounds.merged.updates.items():
-        assert torch.equal(update.dense(), started.rounds.merged.updates[layer].dense())
+    for layer, update in played.rounds.outcome().updates.items():
+        assert torch.equal(update.dense(), started.rounds.outcome().updates[layer].dense())
 
 
 @STUBS
 @pytest.mark.parametrize("name", ["nan", "infinity", "shape"])
-def test_a_gradient_that_cannot_be_added_is_refused(stub: Any, name: str, clock: Clock) -> None:
+def test_a_gradient_that_cannot_be_added_is_refused(stub: Any, name: str, clock: "Clock") -> None:
     class Spoiler(stub):
         def spoilt(self, site: str, gradient: Any) -> Any:
             if site == "birch":
@@ -138,12 +140,12 @@ def test_a_gradient_that_cannot_be_added_is_refused(stub: Any, name: str, clock:
 
     strategy, grid = learn(Spoiler(), none(), clock)
     with pytest.raises(RefusedReplyError, match="birch, asked 3 times"):
-        strategy.play(grid)
+        strategy.run(grid)
 
 
 @STUBS
 def test_a_run_goes_on_without_a_lost_site_and_is_resumed_without_it(
-    stub: Any, clock: Clock
+    stub: Any, clock: "Clock"
 ) -> None:
     class Lost(stub):
         def spoilt(self, site: str, gradient: Any) -> Any:
@@ -155,12 +157,12 @@ def test_a_run_goes_on_without_a_lost_site_and_is_resumed_without_it(
     answers, journal = {}, MemoryJournal()
     policy = {"lost-site": "continue", "deadline": 600.0}
     strategy, grid = learn(Lost(), none(), clock, journal, SilentGrid, **policy)
-    strategy.play(grid)
-    assert strategy.rounds.played == strategy.rounds.count
+    strategy.run(grid)
+    assert strategy.finished == strategy.rounds.count
     assert strategy.cohort.names == ("ash", "cedar")
     resumed, _ = learn(Lost(), none(), clock, journal, **policy)
-    assert resumed.rounds.played == resumed.rounds.count
+    assert resumed.finished == resumed.rounds.count
     assert resumed.cohort.names == ("ash", "cedar")
-    assert resumed.rounds.merged.figures == strategy.rounds.merged.figures
-    for layer, update in strategy.rounds.merged.updates.items():
-        assert torch.equal(update.dense(), resumed.rounds.merged.updates[layer].dense())
+    assert resumed.rounds.outcome().metrics == strategy.rounds.outcome().metrics
+    for layer, update in strategy.rounds.outcome().updates.items():
+        assert torch.equal(update.dense(), resumed.rounds.outcome().updates[layer].dense())

@@ -19,7 +19,6 @@ from layerweld.merging.ties import Ties
 from layerweld.model.weighted_layers import additions, weighted
 from layerweld.updates.update import DenseUpdate, LowRankUpdate
 from tests.random_updates import by_site, random_sites, side_by_side
-from tests.tiny_sites import TinySites
 
 
 @pytest.fixture(params=["factored", "dense", "one without a layer"])
@@ -65,7 +64,7 @@ def test_coefficients_go_down_as_in_the_authors_code_and_stay_between_0_and_1() 
     assert ours.values[1, 1] == 0.3
 
 
-def test_coefficients_that_have_not_moved_are_task_arithmetic(sites: TinySites) -> None:
+def test_coefficients_that_have_not_moved_are_task_arithmetic(sites: SiteUpdates) -> None:
     start = LayerCoefficients((len(sites.sites), len(sites.layers)), AdaMerging())
     merged = merge_by_layer(sites, start.values, tuple(sites.layers)).updates
     for layer, update in TaskArithmetic().merge(sites).updates.items():
@@ -73,7 +72,9 @@ def test_coefficients_that_have_not_moved_are_task_arithmetic(sites: TinySites) 
         assert isinstance(merged[layer], type(update))
 
 
-def test_the_entries_that_agree_have_the_sum_of_which_ties_takes_the_mean(sites: TinySites) -> None:
+def test_the_entries_that_agree_have_the_sum_of_which_ties_takes_the_mean(
+    sites: SiteUpdates,
+) -> None:
     kept = weighed("adamerging++", sites, AdaMerging(density=0.2))
     ties = Ties(density=0.2).merge(sites).updates
     for layer, of in kept.layers.items():
@@ -84,7 +85,7 @@ def test_the_entries_that_agree_have_the_sum_of_which_ties_takes_the_mean(sites:
 
 
 def test_a_weighted_layer_is_the_merged_layer_and_its_gradient_the_inner_product(
-    sites: TinySites,
+    sites: SiteUpdates,
 ) -> None:
     torch.manual_seed(0)
     shapes = {layer: next(iter(of.values())).shape for layer, of in sites.layers.items()}

@@ -50,12 +50,12 @@ def settings(sites: TinySites) -> RunSettings:
 
 
 @pytest.fixture
-def play(sites: TinySites, settings: RunSettings, tmp_path: Path) -> Callable[..., Any]:
+def play(sites: TinySites, settings: RunSettings, tmp_path: Path) -> Callable[..., tuple[Any, ...]]:
     shutil.rmtree(sites.folder / "caches", ignore_errors=True)  # of another test
 
     def play(
         loses: Any, output: Path = tmp_path / "out", chosen: RunSettings = settings
-    ) -> tuple[Any, ...]:
+    ) -> tuple[LosingGrid, str]:
         grid = LosingGrid(sites.nodes, chosen, loses)
         play_run(grid, chosen, str(sites.base), output)
         return grid, digest_in(output)
@@ -75,7 +75,7 @@ def whole(sites: TinySites, settings: RunSettings, tmp_path_factory: pytest.Temp
 
 @pytest.mark.parametrize("way", WAYS)
 def test_at_the_first_message_of_each_kind_every_site_may_lose_it(
-    play: Callable[..., Any], whole: tuple[Any, ...], way: Any
+    play: Callable[..., tuple[Any, ...]], whole: str, way: Any
 ) -> None:
     met = set()
 
@@ -91,7 +91,7 @@ def test_at_the_first_message_of_each_kind_every_site_may_lose_it(
 
 @pytest.mark.parametrize("seed", range(RUNS))
 def test_any_part_may_be_lost_at_any_message(
-    play: Callable[..., Any], whole: tuple[Any, ...], seed: int
+    play: Callable[..., tuple[Any, ...]], whole: str, seed: int
 ) -> None:
     drawn = random.Random(seed)
 
@@ -105,7 +105,7 @@ def test_any_part_may_be_lost_at_any_message(
 
 
 def test_a_cache_may_go_while_a_message_is_handled(
-    play: Callable[..., Any], whole: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
+    play: Callable[..., tuple[Any, ...]], whole: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gone = []
 
@@ -124,8 +124,8 @@ def test_a_cache_may_go_while_a_message_is_handled(
 
 
 def test_a_resumed_run_goes_on_with_sites_that_have_lost_all(
-    play: Callable[..., Any],
-    whole: tuple[Any, ...],
+    play: Callable[..., tuple[Any, ...]],
+    whole: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -157,8 +157,8 @@ def test_a_site_that_says_so_for_ever_is_asked_ever_less_often_and_ends_the_run_
 def test_a_node_that_comes_without_its_adapter_must_train_it_even_if_the_sites_old_node_has() -> (
     None
 ):
-    known = replace(introduction_of("ash"), adapter="a", holdings="h")
-    bare = replace(known, kind="none", adapter="", holdings="x", factors="")
+    known = replace(introduction_of("ash"), adapter="a", dataset="h")
+    bare = replace(known, kind="none", adapter="", dataset="x", factors="")
     cohort = Cohort({"ash": 1}, {"ash": known}, "run", None)
     assert cohort.recognise(bare) == "ash"
     cohort.note(bare, 2)
@@ -197,12 +197,14 @@ class TestAnotherAdapter:
 
     says = r"lost the adapter that it had trained .*other .*adapter.* put its cache folder back"
 
-    def test_the_site_is_refused_by_name_with_what_to_do(self, play: Callable[..., Any]) -> None:
+    def test_the_site_is_refused_by_name_with_what_to_do(
+        self, play: Callable[..., tuple[Any, ...]]
+    ) -> None:
         with pytest.raises(RefusedReplyError, match=f"ash, asked 3 times: it {self.says}"):
             play(lambda n, question, site: "all" if (n, site) == (6, "ash") else "")
 
     def test_so_it_is_when_the_run_is_resumed(
-        self, play: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+        self, play: Callable[..., tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with killed_after(1, monkeypatch):
             play(nothing)

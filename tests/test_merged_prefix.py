@@ -2,9 +2,9 @@
 
 import hashlib
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,13 +19,14 @@ from client.handlers.merged_steps import LacksMerged
 from client.store import SiteStore
 from layerweld.errors import RefusedReplyError
 from layerweld.model.schedule import Step
+from layerweld.transport.step_context import StepContext
 from layerweld.untrusted import tensors
 from layerweld.updates import digest as layerweld_digest
 from layerweld.updates.digest import extend_prefix, first_prefix
 from layerweld.updates.update import LowRankUpdate, Update
 from strategies.catching_up import CatchUp
 from tests.dying_server import after_keeping
-from tests.tiny_sites import BERT_LAYERS, make_sites
+from tests.tiny_sites import BERT_LAYERS, TinySites, make_sites
 
 BLOCKS = (2, 4, 8)
 TARGETS = ["query", "value", "output.dense"]
@@ -46,7 +47,7 @@ class Counted:
         self.reads += "step-" in file.name
         return self._open(file, framework=framework)
 
-    def sha256(self, text: bytes = b"") -> Digest @ 48:
+    def sha256(self, text: bytes = b"") -> Any:
         digest, update = hashlib.sha256(text), self._update
 
         class Digest:
@@ -70,7 +71,7 @@ def sites_of(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
 
 
 @pytest.fixture(scope="module")
-def bert_sites(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
+def bert_sites(tmp_path_factory: pytest.TempPathFactory) -> tuple[TinySites, str]:
     """Sites that adapt all layers, and the hash of their undisturbed merge."""
     folder = tmp_path_factory.mktemp("all")
     sites = make_sites(folder, BERT_LAYERS)
@@ -94,7 +95,7 @@ def test_what_a_chain_reads_and_hashes_grows_with_its_steps(
 
 
 class Server:
-    """What was merged by one run, and the questions that it asks a site about its last step."""
+    """What was merged by one run, and what it asks a site about its last step."""
 
     def __init__(
         self, seed: int = 0, settings: str = "settings", like: dict[Any, Any] | None = None
@@ -107,16 +108,19 @@ class Server:
             left, right = torch.randn(2, 2, 2, generator=generator)
             self.merged[index] = {f"block.{index}": LowRankUpdate(left, right)}
 
-    def question(self, step: int, received: range, with_remainder: bool) -> SimpleNamespace:
-        prefix = first_prefix("plan", self.settings, self.remainder)
+    def context(self, step: int, received: range, with_remainder: bool) -> StepContext:
+        digest = first_prefix("plan", self.settings, self.remainder)
         for index in range(step):
-            prefix = extend_prefix(prefix, self.merged[index])
-        return SimpleNamespace(
+            digest = extend_prefix(digest, self.merged[index])
+        return StepContext(
+            run="run",
+            method="com",
             step=step,
+            layers=(),
             plan="plan",
-            prefix=prefix,
+            chain_digest=digest,
             averaged=True,
-            remainder=self.remainder if with_remainder else {},
+            other_params=self.remainder if with_remainder else {},
             merged={index: self.merged[index] for index in received},
         )
 
@@ -125,12 +129,12 @@ class Server:
     ) -> tuple[dict[str, Tensor], dict[str, Update], list[int]]:
         """Remainder and updates of a site that is sent what it says it lacks, and what it said."""
         usual = step - 1 if usual is None else usual
-        catch_up = CatchUp(STEPS[step], partial(self.question, step), usual)
+        catch_up = CatchUp(STEPS[step], partial(self.context, step), usual)
         lacked = []
         while True:
             try:
-                question = catch_up.content("ash")
-                prefix = merged_prefix(question, STEPS, "plan", self.settings, store)
+                context = catch_up.content("ash")
+                prefix = merged_prefix(context, STEPS, "plan", self.settings, store)
                 return prefix.remainder, prefix.merged.updates_since(0), lacked
             except LacksMerged as lack:
                 catch_up.note("ash", lack.first)
@@ -210,20 +214,20 @@ def test_files_of_another_run_are_never_used(
     assert torch.equal(remainder["norm.weight"], server.remainder["norm.weight"])
 
 
-def test_a_question_whose_own_updates_do_not_give_its_prefix_is_refused_and_not_kept(
+def test_a_request_whose_own_updates_do_not_give_its_digest_is_refused_and_not_kept(
     tmp_path: Path,
 ) -> None:
     server, store = Server(), SiteStore(tmp_path)
-    question = server.question(3, range(3), True)
-    question.prefix = server.question(4, range(4), True).prefix
+    later = server.context(4, range(4), True)
+    context = replace(server.context(3, range(3), True), chain_digest=later.chain_digest)
     with pytest.raises(RefusedReplyError, match="the merged updates received give"):
-        merged_prefix(question, STEPS, "plan", server.settings, store)
+        merged_prefix(context, STEPS, "plan", server.settings, store)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("kind", ["a flipped bit of an update", "gone", "the next step"])
 def test_a_run_whose_sites_find_a_damaged_file_in_the_middle_ends_in_the_same_bytes(
-    kind: str, bert_sites: tuple[Any, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, bert_sites: tuple[TinySites, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sites, whole = bert_sites
     noted = []

@@ -22,7 +22,6 @@ from layerweld.merging.wudi import Wudi
 from layerweld.updates.update import DenseUpdate, LowRankUpdate
 from tests.random_updates import by_site, dense, random_sites, relative, side_by_side
 from tests.test_merging_entries import elected_mean, slow_ties
-from tests.tiny_sites import TinySites
 
 TOLERANCE = 2e-5  # factors are float32 and nearly parallel ones are pulled apart
 # The sites' ranks fit into their share of the directions, so that nothing arbitrary is kept.
@@ -106,7 +105,7 @@ def slow_dc(updates: Any, density: float = 0.001) -> Any:
     return u @ (merged * mask) @ vt
 
 
-def slow_opcm(sites: TinySites, threshold: float = 0.5) -> dict[Any, Any]:
+def slow_opcm(sites: SiteUpdates, threshold: float = 0.5) -> dict[Any, Any]:
     layers, merged = dense(sites), {}
     for layer, updates in layers.items():
         total = updates[0]
@@ -142,7 +141,7 @@ def slow_knots(sites: SiteUpdates, merge_rows: Callable[..., Any]) -> dict[Any, 
     return result
 
 
-def slow_core(sites: TinySites, merge_cores: Callable[..., Any]) -> dict[Any, Any]:
+def slow_core(sites: SiteUpdates, merge_cores: Callable[..., Any]) -> dict[Any, Any]:
     result = {}
     for layer, of in sites.layers.items():
         outputs = svd(np.hstack([u.left.double().numpy() for u in of.values()]))[0]

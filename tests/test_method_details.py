@@ -77,4 +77,4 @@ def test_an_unknown_method_is_answered_with_the_known_ones() -> None:
 
 def test_help_says_what_an_argument_is() -> None:
     shown = CliRunner().invoke(cli.app, ["methods", "--help"]).output
-    assert "One method, for all about it" in shown
+    assert "One method, for everything about it" in shown

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from server.run import play as play_run
-from tests.deployed import Door, Federation, install_wheel, running
+from tests.deployed import Federation, Gateway, install_wheel, running
 from tests.private_network import PrivateNetwork, private_network
 from tests.tiny_sites import TinySites, make_sites
 
@@ -49,9 +49,9 @@ def federation(
     network: PrivateNetwork, sites: TinySites, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Federation]:
     installed = install_wheel(tmp_path_factory.mktemp("wheel"))
-    door = Door(network.addresses["fed"], "0.0.0.0", _PORT)
+    gateway = Gateway(network.addresses["fed"], "0.0.0.0", _PORT)
     inside = {name: network.inside(name) for name in ("fed", "ash", "birch")}
-    with running(tmp_path_factory.mktemp("machines"), sites, door, installed, inside) as made:
+    with running(tmp_path_factory.mktemp("machines"), sites, gateway, installed, inside) as made:
         yield made
 
 
@@ -84,7 +84,7 @@ class Disturbed:
         self._federation, self._name = federation, name
         self.said = ""
 
-    def __enter__(self) -> Disturbed:
+    def __enter__(self) -> "Disturbed":
         self._run = self._federation.run(self._name)
         self._federation.wait_for_steps(self._name)
         return self

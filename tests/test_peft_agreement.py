@@ -16,7 +16,6 @@ from layerweld.merging.ties import Ties
 from layerweld.updates.update import Update
 from tests.random_updates import side_by_side
 from tests.tiny_peft import TARGETS, new_model, save_base, train_adapter
-from tests.tiny_sites import TinySites
 
 NAMES = ("ash", "birch", "cedar")
 FULL = 16  # the directions of every layer of the tiny model: PEFT's SVD then loses nothing
@@ -39,7 +38,7 @@ def sites(adapters: tuple[Any, ...]) -> SiteUpdates:
     )
 
 
-def one_layer(sites: TinySites, layer: Any) -> SiteUpdates:
+def one_layer(sites: SiteUpdates, layer: Any) -> SiteUpdates:
     return SiteUpdates(sites.samples, {layer: sites.layers[layer]})
 
 
@@ -67,31 +66,31 @@ def assert_same(
 
 
 def test_linear_is_fedit_once_its_weights_are_squared(
-    adapters: tuple[Any, ...], sites: TinySites
+    adapters: tuple[Any, ...], sites: SiteUpdates
 ) -> None:
     # PEFT multiplies A and B by √(weight · scaling) each and adds them up. FedIT's mean divides
     # both by N, so 1 / N² is the weight that makes the two the same.
     assert_same(FedIt().merge(sites).updates, combined(adapters, 1 / 9, "linear"))
 
 
-def test_cat_is_flora_and_the_mean(adapters: tuple[Any, ...], sites: TinySites) -> None:
+def test_cat_is_flora_and_the_mean(adapters: tuple[Any, ...], sites: SiteUpdates) -> None:
     expected = combined(adapters, 1 / 3, "cat")
     assert_same(Flora().merge(sites).updates, expected)
     assert_same(Mean().merge(sites).updates, expected)
 
 
-def test_svd_is_flexlora(adapters: tuple[Any, ...], sites: TinySites) -> None:
+def test_svd_is_flexlora(adapters: tuple[Any, ...], sites: SiteUpdates) -> None:
     expected = combined(adapters, 1 / 3, "svd", svd_rank=3)
     assert_same(FlexLora().merge(sites).updates, expected)
 
 
-def test_svd_of_full_rank_is_task_arithmetic(adapters: tuple[Any, ...], sites: TinySites) -> None:
+def test_svd_of_full_rank_is_task_arithmetic(adapters: tuple[Any, ...], sites: SiteUpdates) -> None:
     expected = combined(adapters, 0.3, "svd", svd_rank=FULL)
     assert_same(TaskArithmetic().merge(sites).updates, expected)
 
 
 def test_ties_svd_of_full_rank_is_ties_layer_by_layer(
-    adapters: tuple[Any, ...], sites: TinySites
+    adapters: tuple[Any, ...], sites: SiteUpdates
 ) -> None:
     # PEFT trims every layer for itself; here, as in the paper, the whole model is trimmed at once.
     # With one layer at a time both are the same.
@@ -107,7 +106,7 @@ def test_ties_svd_of_full_rank_is_ties_layer_by_layer(
 )
 def test_dare_is_peft_s_once_both_drop_the_same(
     adapters: tuple[Any, ...],
-    sites: TinySites,
+    sites: SiteUpdates,
     monkeypatch: pytest.MonkeyPatch,
     kind: str,
     weight: float,

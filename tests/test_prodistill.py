@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from client.data.samples import read_rows
-from client.handlers import distillation
+from client.handlers import block_gradients
 from layerweld.formats.task_vectors import read_fine_tuned
 from layerweld.merging.prodistill import ProDistill
 from layerweld.model.base_model import load_base
@@ -154,7 +154,7 @@ def test_a_site_in_a_new_process_without_a_cache_catches_up(
         if message.metadata.message_type == "train.distillation":
             asked.append(message)
             if len(asked) == number:
-                distillation._memory.cache_clear()
+                block_gradients._memory.cache_clear()
                 shutil.rmtree(sites.folder / "cache/runs", ignore_errors=True)
         return answer(message)
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from client.handlers.questions import require_updates_of
+from client.handlers.requests import require_updates_of
 from layerweld.errors import CohortError, RefusedReplyError
 from layerweld.plan import LayerGroup, LayerShape, MergePlan
 from layerweld.updates.ranks import most_claimed, most_sent, within_ranks

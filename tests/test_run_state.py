@@ -18,12 +18,12 @@ from layerweld.report.results import RunResults
 from layerweld.runtime.disk import lock_of, only_here
 from layerweld.runtime.progress import listening, report_progress
 from layerweld.runtime.run_state import RunState, read_state, recording
-from layerweld.transport.chain import decode_question
 from server.app import app as server_app
 from server.in_process import InProcessGrid
 from server.run import play as play_run
-from strategies import inquiry
+from strategies import poll
 from tests.faulty_grid import Clock, Faults, FaultyGrid, from_the_node
+from tests.stub_sites import step_of
 from tests.tiny_sites import TinySites, make_sites
 
 DOCUMENT = Path(__file__).parents[1] / "docs/exit-codes.md"
@@ -45,7 +45,9 @@ def play(
     return play_run(grid or sites.grid(settings), settings, str(sites.base), output)
 
 
-def play_in_flower(sites: TinySites, output: Path, nodes: list[Any] | None = None) -> None:
+def play_in_flower(
+    sites: TinySites, output: Path, nodes: list[dict[str, str]] | None = None
+) -> None:
     """As Flower starts it: nobody sees what the process says."""
     from flwr.app import Context, RecordDict
 
@@ -59,9 +61,8 @@ class CedarIsSilent(FaultyGrid):
     """One site's process dies whenever it is asked for statistics at the second step."""
 
     def _answer(self, message: Message) -> Message:
-        about = message.metadata
-        asked = about.dst_node_id == 3 and about.message_type == "train.statistics"
-        if asked and decode_question(message.content).step == 1:
+        asked = message.metadata.message_type == "train.statistics"
+        if asked and message.metadata.dst_node_id == 3 and step_of(message) == 1:
             return from_the_node(message, 8)
         return super()._answer(message)
 
@@ -70,7 +71,7 @@ def without_cedar(
     sites: TinySites, output: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any
 ) -> RunResults:
     clock = Clock()
-    monkeypatch.setattr(inquiry, "time", clock)
+    monkeypatch.setattr(poll, "time", clock)
     settings = sites.settings().model_copy(update=changes)
     grid = CedarIsSilent(client_app, sites.nodes, settings, Faults(0, rate=0.0), clock)
     return play(sites, output, grid, **changes)

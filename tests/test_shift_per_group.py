@@ -18,7 +18,7 @@ from layerweld.model.linear import shifted, updated
 from layerweld.plan import MergePlan
 from layerweld.runtime.incidents import raising_here
 from layerweld.statistics.covariate_shift import MomentAccumulator, squared_wasserstein
-from layerweld.transport.messages import ModelToMeasure
+from layerweld.transport.model import ModelToMeasure
 from layerweld.updates.update import Update
 from tests.tiny_sites import BERT_LAYERS, TinySites, make_sites, with_whole_models
 

@@ -11,6 +11,7 @@ from client.site import site_of_node
 from layerweld.deploy.site import explain_end, is_joined, joined, node_config, open_site
 from layerweld.errors import CohortError, DataError, DeployError, InUseError
 from layerweld.settings.run import RunSettings
+from layerweld.settings.sites import LEAST_ROWS
 from tests.tiny_sites import TinySites, make_sites
 from tests.typed_commands import init_site, is_private, lw, things_of
 
@@ -52,7 +53,17 @@ def test_a_site_has_its_own_say_on_how_few_rows_are_measured(here: Path, sites: 
         init_site(sites, *things_of(sites), "--min-rows", "19")
     assert not (here / "hospital-a").exists()
     init_site(sites)
-    assert open_site(here / "hospital-a").entry.min_rows == 10
+    assert open_site(here / "hospital-a").entry.min_rows == LEAST_ROWS == 10
+
+
+def test_what_a_site_does_not_say_has_the_default_of_the_settings(
+    here: Path, sites: TinySites
+) -> None:
+    init_site(sites)
+    entry, usual = open_site(here / "hospital-a").entry, RunSettings()
+    columns = (usual.calibration.text_column, usual.calibration.label_column)
+    assert (entry.text_column, entry.label_column) == columns
+    assert entry.logger == usual.finetune.logger
 
 
 def test_a_site_calls_its_columns_what_it_likes(here: Path, sites: TinySites) -> None:

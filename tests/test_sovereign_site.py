@@ -24,8 +24,9 @@ from layerweld.runtime.incidents import Code, parse_incident, raising_here
 from layerweld.settings.run import RunSettings, read_run_settings
 from layerweld.settings.sites import LEAST_ROWS
 from layerweld.settings_table import Settings
-from layerweld.transport.messages import Question
-from layerweld.transport.run import encode_run
+from layerweld.transport.identity import encode_plain
+from layerweld.transport.statistics import StatisticsRequest
+from layerweld.transport.step_context import StepContext
 from layerweld.untrusted.names import below
 from tests.tiny_sites import make_labelled_sites
 
@@ -197,7 +198,7 @@ def ask(
     content: RecordDict = None,
 ) -> Message:
     context = Context(1, 1, node, RecordDict(), dict(settings.flat()))
-    message = Message(content or encode_run("0" * 16), 1, kind)
+    message = Message(content or encode_plain(kind, "0" * 16), 1, kind)
     message.metadata.__dict__["_message_id"] = "m"
     return client_app(message, context)
 
@@ -288,13 +289,14 @@ def test_a_name_from_outside_never_leaves_its_folder(
 
 @pytest.mark.parametrize("step", [-1, 10**6, -(10**30)])
 def test_a_step_that_no_schedule_has_is_refused(node: dict[Any, Any], step: int) -> None:
-    from client.handlers.chain import answer
+    from client.handlers.statistics import reply_to
 
     settings = settings_with()
     state = SiteState(site_of_node(node, settings), settings, "0" * 16)
-    asked = Question("0" * 16, "com", step, state.plan.layer_names, "", "", None, False)
+    context = StepContext("0" * 16, "com", step, state.plan.layer_names, "", "", False)
+    asked = StatisticsRequest(context, None)
     with pytest.raises(RefusedReplyError, match="is none of them"):
-        answer(state, asked)
+        reply_to(state, asked)
 
 
 def test_every_number_of_a_runs_settings_has_two_ends_and_every_text_a_longest() -> None:

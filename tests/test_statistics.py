@@ -19,6 +19,9 @@ from layerweld.statistics.group import (
     ProductForm,
     blank_statistics,
 )
+from layerweld.transport.arrays import num_bytes
+from layerweld.transport.identity import Identity, with_identity
+from layerweld.transport.statistics import StatisticsReply, encode_statistics, statistics_layout
 from layerweld.updates.update import DenseUpdate, LowRankUpdate, Update
 
 NORMALIZATIONS = ["token", "feature", "trace", "none"]
@@ -79,7 +82,7 @@ def test_what_travels_is_all_of_it_and_has_the_shapes_that_are_known_before(
     blank = blank_statistics(GROUP, {"up": 2, "gate": 0}, ProductForm(dense, with_updates))
     shapes = {name: tensor.shape for name, tensor in blank.tensors().items()}
     assert [*shapes.items()] == [(name, tensor.shape) for name, tensor in sent.items()]
-    back = GroupStatistics.from_tensors("mlp", 3, statistics.num_tokens, sent)
+    back = GroupStatistics.from_tensors(GROUP, statistics.num_tokens, sent)
     assert torch.equal(back.gram, statistics.gram)
     assert back.products.keys() == statistics.products.keys()
     again = back.tensors()
@@ -101,7 +104,12 @@ def test_bytes_are_a_triangle_and_the_products_tensors(with_updates: bool) -> No
     numbers = 6 + (4 * 2 + 2 * 3) + 2 * 3  # triangle of 3, factors of up, product of gate
     if with_updates:
         numbers += 2 * 3 + 2 * 3
-    assert statistics.num_bytes == 4 * numbers
+    layers = (LayerShape("up", 4), LayerShape("gate", 2))
+    form = ProductForm(dense=False, with_updates=with_updates)
+    layout = statistics_layout([LayerGroup("group", 0, 3, layers)], {"up": 2, "gate": 0}, form)
+    sent = with_identity(encode_statistics(StatisticsReply((statistics,))), Identity("run", "id"))
+    layout.check(sent)
+    assert layout.num_bytes == num_bytes(sent) == 4 * numbers
 
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)

@@ -24,8 +24,8 @@ from layerweld.report.results import RunResults
 from layerweld.report.run import files as run_files
 from layerweld.runtime import disk
 from layerweld.runtime.disk import only_here, writing
-from server import hashed_files, numbered_files
 from server import journal as server_journal
+from server import kept_rounds
 from server.journal import RunJournal
 from server.run import play as play_run
 from strategies.chain_of_merges import ChainOfMerges
@@ -49,7 +49,7 @@ def play_chain(folder: Path) -> ChainOfMerges:
     journal = RunJournal(folder)
     chosen = settings()
     chain = new_chain(chosen, journal=journal.of_method("com"))
-    chain.play(InProcessGrid(StubApp(), NODES, chosen))
+    chain.run(InProcessGrid(StubApp(), NODES, chosen))
     return chain
 
 
@@ -66,7 +66,7 @@ class Points:
     ) -> None:
         self.count, self._act = 0, act
         for owner, name in (
-            (disk, "_sync"), (Path, "replace"), (hashed_files, "save_file"), (Path, "mkdir"),
+            (disk, "_sync"), (Path, "replace"), (kept_rounds, "save_file"), (Path, "mkdir"),
             (run_files, "write_report"), (output_folder.shutil, "rmtree"),
         ):  # fmt: skip
             monkeypatch.setattr(owner, name, self._around(getattr(owner, name)))
@@ -140,7 +140,7 @@ def test_a_run_killed_while_it_writes_its_products_ends_in_the_same_bytes(
 @pytest.mark.parametrize("kept", [0, 1, 7, 100, 0.5, 0.9, -1])
 def test_a_last_step_that_was_cut_short_is_solved_again(kept: float, tmp_path: Path) -> None:
     whole = digest_of(play_chain(tmp_path))
-    file = tmp_path / "com/step-00003.safetensors"
+    file = tmp_path / "com/round-00003.safetensors"
     content = file.read_bytes()
     size = int(kept * len(content)) if isinstance(kept, float) else kept
     file.write_bytes(content[:size])
@@ -150,14 +150,14 @@ def test_a_last_step_that_was_cut_short_is_solved_again(kept: float, tmp_path: P
 
 def test_an_earlier_step_that_is_damaged_is_refused_by_name(tmp_path: Path) -> None:
     play_chain(tmp_path)
-    file = tmp_path / "com/step-00001.safetensors"
+    file = tmp_path / "com/round-00001.safetensors"
     content = bytearray(file.read_bytes())
     content[-3] ^= 4
     file.write_bytes(content)
-    with pytest.raises(JournalError, match=r"step-00001\.safetensors does not match its hash"):
+    with pytest.raises(JournalError, match=r"round-00001\.safetensors does not match its hash"):
         play_chain(tmp_path)
     file.unlink()
-    with pytest.raises(JournalError, match="lacks step 1"):
+    with pytest.raises(JournalError, match="lacks round 1"):
         play_chain(tmp_path)
 
 
@@ -166,15 +166,13 @@ def test_who_was_lost_is_read_from_the_last_step_and_from_what_the_others_say_of
 ) -> None:
     play_chain(tmp_path)
     steps, read = RunJournal(tmp_path).of_method("com"), []
-    read_hashed = numbered_files.read_hashed
+    whole = kept_rounds._read
     for index, lost in ((1, ("birch",)), (3, ("birch", "cedar"))):
         steps.keep(replace(steps.load()[index], lost=lost))
-    monkeypatch.setattr(
-        numbered_files, "read_hashed", lambda f: read.append(f.name) or read_hashed(f)
-    )
+    monkeypatch.setattr(kept_rounds, "_read", lambda file: read.append(file.name) or whole(file))
     assert steps.lost() == {"birch", "cedar"}
-    assert read == ["step-00003.safetensors"]
-    last = tmp_path / "com/step-00003.safetensors"
+    assert read == ["round-00003.safetensors"]
+    last = tmp_path / "com/round-00003.safetensors"
     last.write_bytes(last.read_bytes()[:-1])
     assert steps.lost() == {"birch"}  # the last one is solved again, perhaps with all sites
 
@@ -199,7 +197,7 @@ def test_a_disk_that_fills_up_keeps_the_steps_before_and_resumes(
     whole = digest_of(play_chain(tmp_path / "whole"))
     with monkeypatch.context() as patch:
         FullDisk(patch, writes)
-        with pytest.raises(StorageError, match=r"step-0000\d.*No space left on device"):
+        with pytest.raises(StorageError, match=r"round-0000\d.*No space left on device"):
             play_chain(tmp_path / "full")
     assert not [p for p in (tmp_path / "full").rglob("*") if "partial" in p.name]
     assert digest_of(play_chain(tmp_path / "full")) == whole
@@ -271,7 +269,7 @@ with FileLock(sys.argv[1]):
 
 
 @pytest.fixture
-def holding(tmp_path: Path) -> Iterator[Callable[..., Any]]:
+def holding(tmp_path: Path) -> Iterator[Callable[..., Popen[str]]]:
     """Another process that holds a lock until the test is over."""
     started = []
 
@@ -291,7 +289,7 @@ def holding(tmp_path: Path) -> Iterator[Callable[..., Any]]:
 
 
 def test_a_second_run_in_the_same_output_folder_is_refused(
-    sites: TinySites, tmp_path: Path, holding: Callable[..., Any]
+    sites: TinySites, tmp_path: Path, holding: Callable[..., Popen[str]]
 ) -> None:
     process = holding(tmp_path / ".out.lock")
     with pytest.raises(InUseError, match=r"another process is using .*out"):
@@ -304,7 +302,10 @@ def test_a_second_run_in_the_same_output_folder_is_refused(
 
 
 def test_a_second_process_of_a_site_in_one_run_is_refused(
-    sites: TinySites, tmp_path: Path, holding: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    sites: TinySites,
+    tmp_path: Path,
+    holding: Callable[..., Popen[str]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(server_journal.secrets, "token_hex", lambda _n: "0" * 16)
     holding(sites.folder / f"cache/locks/birch-{'0' * 16}.lock")
@@ -313,7 +314,7 @@ def test_a_second_process_of_a_site_in_one_run_is_refused(
 
 
 def test_sites_of_different_names_share_a_cache(
-    sites: TinySites, holding: Callable[..., Any]
+    sites: TinySites, holding: Callable[..., Popen[str]]
 ) -> None:
     holding(sites.folder / "cache/locks/elm.lock")
     with only_here(sites.folder / "cache/locks/ash.lock", "cache"):
@@ -343,6 +344,19 @@ def test_a_finished_merge_in_the_way_is_named_with_the_way_out(tmp_path: Path) -
     with pytest.raises(OutputError, match=says) as error:
         output_folder.check_output_folder(tmp_path / "out")
     assert error.value.exit_code == 11
+
+
+def test_a_journal_of_another_version_is_refused_with_the_way_out(
+    sites: TinySites, tmp_path: Path
+) -> None:
+    play_chain(tmp_path / "out/journal")
+    for facts in ({}, {"format": 1}, {"format": "2"}):
+        header = json.dumps({"run": "0a1b", "methods": ["com"], "sites": {}} | facts)
+        (tmp_path / "out/journal/run.json").write_text(header)
+        says = r"holds an interrupted run of another version .* remove .*journal to begin anew"
+        with pytest.raises(JournalError, match=says):
+            play(sites, tmp_path / "out")
+    assert (tmp_path / "out/journal/com/round-00003.safetensors").is_file()
 
 
 def test_a_damaged_header_of_a_journal_is_refused(sites: TinySites, tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ class WireGrid(FaultyGrid):
         self.most_pulled = 0  # bytes of one reply
 
     @property
-    def _runtime_client(self) -> WireGrid:
+    def _runtime_client(self) -> "WireGrid":
         return self
 
     def PullMessages(self, request: Any) -> SimpleNamespace:  # as Flower calls it

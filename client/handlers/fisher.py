@@ -13,10 +13,11 @@ from client.state import SiteState
 from layerweld.merging.fisher import Fisher, normalised, squared_gradients
 from layerweld.model.collect import ReplayableModel
 from layerweld.model.linear import updated
+from layerweld.transport.fisher import FisherSums
 
 
-def fisher_sums(state: SiteState, layers: tuple[str, ...]) -> dict[str, Tensor]:
-    """``F`` and ``F ⊙ ΔW`` of the site's own fine-tuned model, by ``importance/layer`` and so on.
+def fisher_sums(state: SiteState, layers: tuple[str, ...]) -> FisherSums:
+    """``F`` and ``F ⊙ ΔW`` of the site's own fine-tuned model.
 
     ``F`` is the mean over the calibration rows of the squared gradient of ``log p(label | row)``,
     with the site's own head, on the scale of :func:`layerweld.merging.fisher.normalised`, and at
@@ -31,15 +32,15 @@ def fisher_sums(state: SiteState, layers: tuple[str, ...]) -> dict[str, Tensor]:
     model = ReplayableModel(state.base.backbone, state.plan.restricted_to(layers))
     with state.with_remainder(dict(own.remainder)), updated(model.layers, own.updates):
         information = normalised(_mean_squared_gradients(state, model))
-    sums: dict[str, Tensor] = {}
-    for layer, values in information.items():
-        floored = values.cpu().clamp(min=state.settings.table(Fisher).floor)
-        update = own.updates.get(layer)
-        sums[f"importance/{layer}"] = floored
-        sums[f"product/{layer}"] = (
-            torch.zeros_like(floored) if update is None else floored * update.dense()
-        )
-    return sums
+    floor = state.settings.table(Fisher).floor
+    importance = {layer: values.cpu().clamp(min=floor) for layer, values in information.items()}
+    product = {
+        layer: values * own.updates[layer].dense()
+        if layer in own.updates
+        else torch.zeros_like(values)
+        for layer, values in importance.items()
+    }
+    return FisherSums(importance, product)
 
 
 def _mean_squared_gradients(state: SiteState, model: ReplayableModel) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from layerweld.model.collect import ReplayableModel, input_moments
 from layerweld.model.linear import updated
 from layerweld.plan import MergePlan
 from layerweld.statistics.covariate_shift import MomentAccumulator, squared_wasserstein
-from layerweld.transport.messages import ModelToMeasure
+from layerweld.transport.model import ModelToMeasure
 from layerweld.updates.update import Update
 
 
@@ -124,4 +124,4 @@ def _parts(state: SiteState, model: ModelToMeasure) -> _Parts:
     if model.kind == "individual":
         own = state.adapter.task_vector
         return _Parts(own.updates, own.remainder)
-    return _Parts(model.updates, model.remainder)
+    return _Parts(model.updates, model.other_params)

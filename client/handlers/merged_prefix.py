@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from torch import Tensor
 
@@ -14,36 +13,9 @@ from layerweld.errors import RefusedReplyError
 from layerweld.model.collect import HiddenStates, ReplayableModel, entering_first, propagate
 from layerweld.model.replay import RecordedBatch
 from layerweld.model.schedule import Step
+from layerweld.transport.step_context import StepContext
 from layerweld.updates.digest import first_prefix
 from layerweld.updates.update import Update
-
-
-class AsksBehind(Protocol):
-    """A question about a step, with what the site may lack of what was merged before it."""
-
-    @property
-    def step(self) -> int:
-        """Index of the step in the schedule."""
-
-    @property
-    def plan(self) -> str:
-        """Digest of the plan."""
-
-    @property
-    def prefix(self) -> str:
-        """Hash over everything merged before the step."""
-
-    @property
-    def averaged(self) -> bool:
-        """Whether a remainder was averaged before the first step."""
-
-    @property
-    def remainder(self) -> Mapping[str, Tensor]:
-        """The averaged remainder, where it is sent."""
-
-    @property
-    def merged(self) -> Mapping[int, Mapping[str, Update]]:
-        """Updates of earlier steps, where they are sent."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +84,7 @@ class MergedPrefix:
 
 
 def step_of(index: int, steps: Sequence[Step]) -> Step:
-    """The step that a question is about.
+    """The step that a request is about.
 
     Raises:
         RefusedReplyError: the schedule has none of that number.
@@ -123,14 +95,14 @@ def step_of(index: int, steps: Sequence[Step]) -> Step:
 
 
 def merged_prefix(
-    question: AsksBehind, steps: Sequence[Step], plan: str, settings: str, store: SiteStore
+    context: StepContext, steps: Sequence[Step], plan: str, settings: str, store: SiteStore
 ) -> MergedPrefix:
-    """Check that what a question brought and what is kept end in its prefix, and keep it too.
+    """Check that what a request brought and what is kept end in its chain digest, and keep it too.
 
     Of the steps that were kept before, only what the last one ends in is read.
 
     Args:
-        question: asked.
+        context: of the request.
         steps: of its chain.
         plan: digest of the plan that this site's model gives.
         settings: digest of the settings.
@@ -138,35 +110,35 @@ def merged_prefix(
 
     Raises:
         LacksMerged: something is missing, or is not what was merged.
-        RefusedReplyError: the plan or the prefix is not what this site computes from the same
+        RefusedReplyError: the plan or the chain digest is not what this site computes from the same
             model and the same merged updates.
     """
-    if plan != question.plan:
+    if plan != context.plan:
         raise RefusedReplyError(
-            f"the server merges by plan {question.plan[:12]}, this site's base model gives "
+            f"the server merges by plan {context.plan[:12]}, this site's base model gives "
             f"{plan[:12]}: the models differ"
         )
-    step = step_of(question.step, steps)
-    remainder = _remainder(question, store)
+    step = step_of(context.step, steps)
+    remainder = _remainder(context, store)
     first = first_prefix(plan, settings, remainder)
-    merged = MergedSteps(step.needs, first, question.merged, store)
-    if merged.prefix != question.prefix:
-        if merged.kept or (question.averaged and not question.remainder):
+    merged = MergedSteps(step.needs, first, context.merged, store)
+    if merged.prefix != context.chain_digest:
+        if merged.kept or (context.averaged and not context.other_params):
             raise merged.lacking()  # what is on disk is not what was merged
         raise RefusedReplyError(
-            f"step {question.step} is asked behind prefix {question.prefix[:12]}, but the merged "
+            f"step {context.step} is asked for behind {context.chain_digest[:12]}, but the merged "
             f"updates received give {merged.prefix[:12]}"
         )
-    if question.remainder:
-        store.save_remainder(question.remainder)
+    if context.other_params:
+        store.save_remainder(context.other_params)
     merged.save_received()
     return MergedPrefix(remainder, step, steps, merged, store)
 
 
-def _remainder(question: AsksBehind, store: SiteStore) -> dict[str, Tensor]:
-    if not question.averaged:
+def _remainder(context: StepContext, store: SiteStore) -> dict[str, Tensor]:
+    if not context.averaged:
         return {}
-    remainder = dict(question.remainder) or store.load_remainder()
+    remainder = dict(context.other_params) or store.load_remainder()
     if remainder is None:
         raise LacksMerged(-1)
     return remainder

@@ -38,7 +38,6 @@ def compare_in_process(
     nodes: Nodes,
     kept: Path,
     on_known: Callable[[Comparison], None],
-    at_seed: Callable[[RunSettings], RunSettings] = lambda settings: settings,
 ) -> Comparison:
     """Run every method once per seed; the sites forget each run once it is over.
 
@@ -47,8 +46,6 @@ def compare_in_process(
         nodes: the sites.
         kept: folder of results; what it has under the same conditions is not run again.
         on_known: called after each method, with all that is known by then.
-        at_seed: turns the settings of one seed into those of its sites, where they differ in more
-            than seeds.
     """
     add_app_to_path()
     from client.app import app
@@ -58,7 +55,7 @@ def compare_in_process(
     from server.kept_results import KeptResults
 
     def open_grid(settings: RunSettings) -> InProcessGrid:
-        return InProcessGrid(app, nodes, at_seed(settings))
+        return InProcessGrid(app, nodes, settings)
 
     def forget(settings: RunSettings, run: str) -> None:
         with raising_here():

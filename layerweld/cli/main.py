@@ -20,14 +20,14 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
-    help="Merge models that several sites fine-tuned, layer by layer, without moving their data.",
+    help="Federated model merging: merge what several sites fine-tuned, without moving their data.",
 )
 
 app.add_typer(coordinator_commands.app, name="coordinator")
 app.add_typer(site_commands.app, name="site")
 
 Base = Annotated[Path, typer.Argument(help="Folder of the base model (transformers).")]
-Output = Annotated[Path, typer.Option(help="Folder to create. An interrupted run is resumed.")]
+Output = Annotated[Path, typer.Option(help="Folder to create. An interrupted run resumes.")]
 Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
 
 
@@ -152,7 +152,7 @@ def merge(
 
 @app.command()
 def methods(
-    name: Annotated[str, typer.Argument(help="One method, for all about it; default: all.")] = "",
+    name: Annotated[str, typer.Argument(help="One method, for everything about it.")] = "",
 ) -> None:
     """List the merge methods: what each needs, what leaves a site, and its settings.
 

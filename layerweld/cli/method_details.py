@@ -33,8 +33,8 @@ _GOES_TO = {
 }
 _BESIDES = (
     IN_THE_HANDSHAKE,
-    "of whole models what changed in norms, biases and embeddings",
-    "where all sites can evaluate, accuracies and the number of held-out samples",
+    "of whole models, what changed in norms, biases and embeddings",
+    "if all sites can evaluate, accuracies and the number of held-out samples",
 )
 _BESIDES_OF_CHAINS = {
     "merge.anchor": 'with merge.anchor = "mean" ΔW itself, of a LoRA as A',
@@ -60,6 +60,7 @@ def _about(method: Method) -> Table:
     table.add_column()
     needs = [_DATA[method.kind.data], *(_NEEDS[need] for need in method.needs)]
     server = "sums over the sites" if method.sums else "what every single site sends"
+    table.add_row("merge", method.formula.replace("`", ""))
     table.add_row("needs", ", ".join(dict.fromkeys(needs)))
     table.add_row("rounds", _ROUNDS[method.rounds])
     sent = sent_by(method, RunSettings())

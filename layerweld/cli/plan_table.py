@@ -6,6 +6,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from layerweld.plan import LayerGroup, MergePlan
+from layerweld.statistics.group import ProductForm
+from layerweld.transport.statistics import statistics_layout
 
 _RANK = 16
 
@@ -32,20 +34,21 @@ def plan_table(plan: MergePlan) -> Table:
         block = f"{plan.blocks[group.block]}."
         layers = "\n".join(layer.name.removeprefix(block) for layer in group.layers)
         shapes = "\n".join(f"{layer.d_out} × {group.d_in}" for layer in group.layers)
-        cells = (group.gram_bytes, _product_bytes(group), _server_bytes(group))
+        cells = (*_sent_bytes(group), _server_bytes(group))
         table.add_row(str(number), str(group.block), layers, shapes, *map(_mebibytes, cells))
     table.add_section()
-    sums = (
-        sum(group.gram_bytes for group in plan.groups),
-        sum(_product_bytes(group) for group in plan.groups),
-        max(_server_bytes(group) for group in plan.groups),
-    )
+    grams, products = zip(*map(_sent_bytes, plan.groups), strict=True)
+    sums = (sum(grams), sum(products), max(map(_server_bytes, plan.groups)))
     table.add_row("", "", "all rounds, per site", "", *map(_mebibytes, sums))
     return table
 
 
-def _product_bytes(group: LayerGroup) -> int:
-    return sum(4 * _RANK * (layer.d_out + group.d_in) for layer in group.layers)
+def _sent_bytes(group: LayerGroup) -> tuple[int, int]:
+    """Of the Gram matrix, and of the products."""
+    form = ProductForm(dense=False, with_updates=False)
+    ranks = dict.fromkeys((layer.name for layer in group.layers), _RANK)
+    gram = statistics_layout([group], {}, form).num_bytes
+    return gram, statistics_layout([group], ranks, form).num_bytes - gram
 
 
 def _server_bytes(group: LayerGroup) -> int:

@@ -95,6 +95,6 @@ def prepared(
 
 
 def flower_config(file: Path, seed: int) -> str:
-    """What ``flwr run . --run-config`` needs to play the demo's run file in Flower's simulation."""
+    """What ``flwr run . --run-config`` needs to run the demo's run file in Flower's simulation."""
     paths = f"sites='{file}' base='{base_folder()}' base-name='{_BASE_NAME}'"
     return f"{paths} min-sites={len(READERS)} calibration.seed={seed}"

@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_ssh_public_key,
 )
 
-from layerweld.deploy.front import FLEET_CALLS, App, Headers, Receive, Scope, Send, answer
+from layerweld.deploy.fleet_proxy import FLEET_CALLS, App, Headers, Receive, Scope, Send, answer
 from layerweld.deploy.keys import read_public_key
 from layerweld.errors import DeployError
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from layerweld.deploy.application import application_hash
-from layerweld.deploy.front import ABOUT
+from layerweld.deploy.fleet_proxy import ABOUT
 from layerweld.deploy.life import life_of
 from layerweld.errors import DeployError
 

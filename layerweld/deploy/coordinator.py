@@ -158,8 +158,8 @@ class Coordinator:
             *("--runtime-api-address", self.superlink),
             *("--root-certificates", str(self.inside_authority), *secret),
         ]
-        door = [sys.executable, "-P", "-m", "layerweld.deploy.door", str(self.folder)]
-        commands = {"superlink": superlink, "superexec": superexec, "door": door}
+        gateway = [sys.executable, "-P", "-m", "layerweld.deploy.gateway", str(self.folder)]
+        commands = {"superlink": superlink, "superexec": superexec, "gateway": gateway}
         return [Program(name, command, self.environment) for name, command in commands.items()]
 
 

@@ -11,7 +11,9 @@ from layerweld.runtime.app_path import add_app_to_path
 from layerweld.settings.methods import measuring_shift, methods_of
 from layerweld.settings.run import RunSettings
 from layerweld.settings.sites import SiteEntry
-from layerweld.transport.expected import bytes_of, update_shapes
+from layerweld.transport.arrays import bytes_of
+from layerweld.transport.other_params import other_params_bytes
+from layerweld.transport.updates import updates_layout
 from layerweld.transport.uploads import IN_THE_HANDSHAKE, Upload, upload_of
 
 _REFERENCES = 2  # the base model and the site's own are evaluated beside every merge
@@ -64,14 +66,14 @@ def measure(entry: SiteEntry, settings: RunSettings) -> Egress:
         LayerweldError: one of them cannot be read, or they do not belong together.
     """
     add_app_to_path()
-    from client.handlers.handshake import introduce
+    from client.handlers.site_info import site_info
     from client.state import SiteState
 
     methods = methods_of(settings)
     state = SiteState(entry, settings, "check")
-    said = introduce(state)
+    said = site_info(state)
     plan = state.plan.restricted_to(said.layers)
-    ranks = dict(zip(said.layers, said.ranks, strict=True))
+    ranks = said.rank_of
     held_out = state.data.held_out if said.evaluates else None
     remainder = state.adapter.task_vector.remainder if said.kind == "full" else {}
     return Egress(
@@ -79,11 +81,11 @@ def measure(entry: SiteEntry, settings: RunSettings) -> Egress:
         kind=said.kind,
         ranks=tuple(sorted({rank for rank in said.ranks if rank})),
         layers=len(said.layers),
-        rows=said.samples,
+        rows=said.calibration_samples,
         tokens=said.tokens,
         unreadable=said.skipped,
         uploads=tuple(upload_of(method, settings, plan, ranks) for method in methods),
-        remainder_bytes=sum(4 * values.numel() for values in remainder.values()),
+        remainder_bytes=other_params_bytes(remainder),
         held_out=len(held_out or ()),
         models_evaluated=_REFERENCES + len(methods) if said.evaluates else 0,
         shifts=len(measuring_shift(settings)) * len(plan.groups),
@@ -136,7 +138,8 @@ def _besides(egress: Egress) -> Iterator[str]:
 
 def _cache_bytes(plan: MergePlan, ranks: Mapping[str, int], tokens: int, d_model: int) -> int:
     """Two blocks' inputs, and merged updates as of eight sites."""
-    return 2 * 4 * tokens * d_model + 8 * bytes_of(update_shapes(plan, ranks))
+    hidden = bytes_of({"hidden states": (2, tokens, d_model)})
+    return hidden + 8 * updates_layout(plan, ranks).num_bytes
 
 
 def _size(count: int) -> str:

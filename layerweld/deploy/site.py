@@ -129,14 +129,14 @@ class Site:
 
 
 def site_entry(
-    name: str, parent: Path, min_rows: int, words: Mapping[str, str], **paths: str
+    name: str, parent: Path, min_rows: int | None, words: Mapping[str, str], **paths: str
 ) -> SiteEntry:
     """Check what a person typed, and make every path absolute.
 
     Args:
         name: of the site and of its folder.
         parent: absolute folder in which that will be made.
-        min_rows: as in :class:`SiteEntry`.
+        min_rows: as in :class:`SiteEntry`; None means the default.
         words: ``text_column``, ``label_column`` and ``logger`` of :class:`SiteEntry`. An empty one
             means the default; no run can change it.
         paths: the fields of :class:`SiteEntry` that are paths, other than ``cache``.
@@ -152,7 +152,8 @@ def site_entry(
                 f"{key} {value!r} has a quote, backslash or line break in it; rename it"
             )
     try:
-        return on_its_own(SiteEntry.model_validate(entries | {"min-rows": min_rows}))
+        fewest = {} if min_rows is None else {"min-rows": min_rows}
+        return on_its_own(SiteEntry.model_validate(entries | fewest))
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(map(str, problem["loc"]))

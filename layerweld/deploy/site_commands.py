@@ -44,19 +44,19 @@ def init(
     head: Annotated[str, typer.Option(help="The adapter's classifier, to evaluate with.")] = "",
     text_column: Annotated[
         str, typer.Option(help="Column with the text; no run can name another.")
-    ] = "text",
+    ] = "",
     label_column: Annotated[
         str, typer.Option(help="Column with the label; no run can name another.")
-    ] = "label",
+    ] = "",
     logger: Annotated[
         str, typer.Option(help="Training curves: tensorboard, csv, mlflow, wandb or none.")
-    ] = "tensorboard",
+    ] = "",
     min_rows: Annotated[
-        int,
+        int | None,
         typer.Option(
             help="Never measure, train or evaluate on fewer samples, whatever a run says."
         ),
-    ] = 10,
+    ] = None,
     settings: Annotated[
         Path | None, typer.Option(help="The coordinator's run.toml, to check with its settings.")
     ] = None,

@@ -24,7 +24,7 @@ from layerweld.deploy.life import life_of
 from layerweld.errors import DeployError
 
 _AUTHORITIES = {"server": "ca", "inside": "inside-ca"}  # what signs, by what is signed
-_PROGRAMS = {"server": "door", "inside": "superlink"}  # what must be restarted with it
+_PROGRAMS = {"server": "gateway", "inside": "superlink"}  # what must be restarted with it
 _DAY = timedelta(days=1)
 
 

@@ -101,24 +101,17 @@ def mean_entropy(logits: Float[Tensor, "rows classes"]) -> Float[Tensor, ""]:
 
 
 _ADAMERGING = Method(
-    "adamerging",
-    "AdaMerging",
-    "Yang et al. 2024, arXiv:2310.02575",
+    "adamerging", "AdaMerging", "Yang et al. 2024, arXiv:2310.02575",
     "Σ λ_i,l ΔW_i, one λ per site and layer, learnt by Adam on the mean entropy of every site's "
     "own head",
-    AdaMerging,
-    kind=ENTROPY,
-    needs=("head",),
-    tune={"start": (0.2, 0.5), "learning-rate": (0.01,)},
-)
+    AdaMerging, kind=ENTROPY, needs=("head",), tune={"start": (0.2, 0.5), "learning-rate": (0.01,)},
+)  # fmt: skip
 METHODS = (
     _ADAMERGING,
     replace(
-        _ADAMERGING,
-        name="adamerging++",
-        label="AdaMerging++",
+        _ADAMERGING, name="adamerging++", label="AdaMerging++",
         formula="the same, of what `ties` keeps of each ΔW_i: its largest share, and of that the "
         "elected sign",
         dense=True,
     ),
-)
+)  # fmt: skip

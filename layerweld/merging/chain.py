@@ -28,42 +28,28 @@ _method = partial(
 
 METHODS = (
     _method(
-        "com",
-        "Chain of Merges",
-        "Buzzega et al. 2025, arXiv:2508.21421",
+        "com", "Chain of Merges", "Buzzega et al. 2025, arXiv:2508.21421",
         "(Σ ω_i ΔW_i G_i + λ ΔW_anchor) (Σ ω_i G_i + λ I)⁻¹, group after group behind "
         "what is merged",
         granularity="group",
     ),
     _method(
-        "regmean++",
-        "RegMean++",
-        "Nguyen et al. 2025, arXiv:2508.03121",
-        "the same, a block at a time",
-        granularity="block",
+        "regmean++", "RegMean++", "Nguyen et al. 2025, arXiv:2508.03121",
+        "the same, a block at a time", granularity="block",
     ),
     _method(
-        "regmean",
-        "RegMean",
-        "Jin et al. 2023, arXiv:2212.09849",
-        "the same, the whole model at once, without a chain",
-        granularity="model",
+        "regmean", "RegMean", "Jin et al. 2023, arXiv:2212.09849",
+        "the same, the whole model at once, without a chain", granularity="model",
     ),
     _method(
-        "jacobi",
-        "Jacobi rounds",
-        "Chen et al. 2025 (IterIS), arXiv:2411.15231",
+        "jacobi", "Jacobi rounds", "Chen et al. 2025 (IterIS), arXiv:2411.15231",
         "`regmean`, then all groups again behind the last merge, `merge.rounds` in all",
         granularity="jacobi",
     ),
     _method(
-        "mats",
-        "MaTS",
-        "Tam et al. 2024, arXiv:2312.04339",
+        "mats", "MaTS", "Tam et al. 2024, arXiv:2312.04339",
         "`iterations` steps of conjugate gradients on ΔW Σ ω_i G_i = Σ ω_i ΔW_i G_i, from the "
         "mean, without a ridge",
-        Mats,
-        granularity="model",
-        stands_for={"ridge": 0.0, "anchor": "mean"},
+        Mats, granularity="model", stands_for={"ridge": 0.0, "anchor": "mean"},
     ),
-)
+)  # fmt: skip

@@ -45,12 +45,8 @@ class Consensus(MergeMethod):
 
 METHODS = (
     Method(
-        "consensus",
-        "Consensus TA",
-        "Wang et al. 2024, arXiv:2405.07813",
+        "consensus", "Consensus TA", "Wang et al. 2024, arXiv:2405.07813",
         "λ Σ τ_i where |τ_i| ≥ mask-scale |Σ τ - τ_i| for `agreement` sites or more, else 0",
-        Consensus,
-        dense=True,
-        tune={"scaling": (0.2, 0.5, 0.7), "mask-scale": (0.2, 0.6)},
+        Consensus, dense=True, tune={"scaling": (0.2, 0.5, 0.7), "mask-scale": (0.2, 0.6)},
     ),
-)
+)  # fmt: skip

@@ -65,12 +65,8 @@ class CoreSpace(MergeMethod):
 
 METHODS = (
     Method(
-        "core-space",
-        "Core Space",
-        "Panariello et al. 2025, arXiv:2509.17786",
-        "U_B · inner(U_Bᵀ ΔW_i V_A) · V_Aᵀ, U_B and V_A bases of all B_i and all A_i",
-        CoreSpace,
-        needs=("LoRA",),
-        tune={"scaling": (0.6, 1.5, 0.4, 0.8, 1.2)},
+        "core-space", "Core Space", "Panariello et al. 2025, arXiv:2509.17786",
+        "U_B · inner(U_Bᵀ ΔW_i V_A) · V_Aᵀ, U_B and V_A bases of all B_i and all A_i", CoreSpace,
+        needs=("LoRA",), tune={"scaling": (0.6, 1.5, 0.4, 0.8, 1.2)},
     ),
-)
+)  # fmt: skip

@@ -78,21 +78,13 @@ class DareTies(MergeMethod):
 
 METHODS = (
     Method(
-        "dare",
-        "DARE",
-        "Yu et al. 2024, arXiv:2311.03099",
-        "drop entries of τ_i with probability p, divide the rest by 1 - p, then λ Σ",
-        Dare,
-        dense=True,
-        tune={"scaling": (0.2, 0.5, 0.15), "drop": (0.5, 0.2)},
+        "dare", "DARE", "Yu et al. 2024, arXiv:2311.03099",
+        "drop entries of τ_i with probability p, divide the rest by 1 - p, then λ Σ", Dare,
+        dense=True, tune={"scaling": (0.2, 0.5, 0.15), "drop": (0.5, 0.2)},
     ),
     Method(
-        "dare-ties",
-        "DARE-TIES",
-        "Yu et al. 2024, arXiv:2311.03099",
-        "drop as in `dare`, then elect and average as in `ties`",
-        DareTies,
-        dense=True,
+        "dare-ties", "DARE-TIES", "Yu et al. 2024, arXiv:2311.03099",
+        "drop as in `dare`, then elect and average as in `ties`", DareTies, dense=True,
         tune={"scaling": (0.6, 1.5, 0.4), "drop": (0.5, 0.2)},
     ),
-)
+)  # fmt: skip

@@ -51,12 +51,9 @@ class DcMerge(MergeMethod):
 
 METHODS = (
     Method(
-        "dc-merge",
-        "DC-Merge",
-        "CVPR 2026, github.com/Tobeginwith/DC-Merge",
+        "dc-merge", "DC-Merge", "CVPR 2026, github.com/Tobeginwith/DC-Merge",
         "even out each site's singular values, bases as in `tsv`, ties of U_⊥ᵀ ΔW_i V_⊥, own "
         "diagonal blocks only",
-        DcMerge,
-        tune={"scaling": (0.6, 1.5, 0.4), "density": (0.01, 0.1)},
+        DcMerge, tune={"scaling": (0.6, 1.5, 0.4), "density": (0.01, 0.1)},
     ),
-)
+)  # fmt: skip

@@ -79,13 +79,9 @@ class DoMerging(MergeMethod):
 
 METHODS = (
     Method(
-        "do-merging",
-        "DO-Merging",
-        "Zheng et al. 2025, arXiv:2505.15875",
+        "do-merging", "DO-Merging", "Zheng et al. 2025, arXiv:2505.15875",
         "pull the A_i and the B_i apart by descent, then per column mean length times mean "
         "direction",
-        DoMerging,
-        needs=("LoRA",),
-        dense=True,
+        DoMerging, needs=("LoRA",), dense=True,
     ),
-)
+)  # fmt: skip

@@ -119,15 +119,9 @@ class FisherPool:
 
 METHODS = (
     Method(
-        "fisher",
-        "Fisher averaging",
-        "Matena and Raffel 2022, arXiv:2111.09832",
+        "fisher", "Fisher averaging", "Matena and Raffel 2022, arXiv:2111.09832",
         "Σ F_i ⊙ ΔW_i / Σ F_i, F_i the mean squared gradient of log p(label | sample) in the "
         "site's own model, divided by its root mean square",
-        Fisher,
-        kind=FISHER,
-        sums=True,
-        needs=("labels",),
-        dense=True,
+        Fisher, kind=FISHER, sums=True, needs=("labels",), dense=True,
     ),
-)
+)  # fmt: skip

@@ -74,21 +74,14 @@ class IsoCts(MergeMethod):
 
 METHODS = (
     Method(
-        "iso-c",
-        "Iso-C",
-        "Marczak et al. 2025, arXiv:2502.04959",
-        "λ s̄ U Vᵀ of Σ ΔW_i, s̄ the mean singular value",
-        IsoC,
-        sums=True,
+        "iso-c", "Iso-C", "Marczak et al. 2025, arXiv:2502.04959",
+        "λ s̄ U Vᵀ of Σ ΔW_i, s̄ the mean singular value", IsoC, sums=True,
         tune={"scaling": (0.6, 1.5, 0.4, 0.8, 1.2)},
     ),
     Method(
-        "iso-cts",
-        "Iso-CTS",
-        "Marczak et al. 2025, arXiv:2502.04959",
+        "iso-cts", "Iso-CTS", "Marczak et al. 2025, arXiv:2502.04959",
         "as `iso-c`, the weakest directions replaced by each site's leading ones outside of "
         "the rest",
-        IsoCts,
-        tune={"scaling": (0.6, 1.5, 0.4), "common": (0.6, 0.9)},
+        IsoCts, tune={"scaling": (0.6, 1.5, 0.4), "common": (0.6, 0.9)},
     ),
-)
+)  # fmt: skip

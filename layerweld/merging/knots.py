@@ -80,19 +80,13 @@ class KnotsDareTies(MergeMethod):
 
 METHODS = (
     Method(
-        "knots-ties",
-        "KnOTS-TIES",
-        "Stoica et al. 2025, arXiv:2410.19735",
-        "U · ties(Uᵀ ΔW_i), U the left singular vectors of [ΔW_1 … ΔW_N]",
-        KnotsTies,
+        "knots-ties", "KnOTS-TIES", "Stoica et al. 2025, arXiv:2410.19735",
+        "U · ties(Uᵀ ΔW_i), U the left singular vectors of [ΔW_1 … ΔW_N]", KnotsTies,
         tune={"scaling": (0.4, 1.0, 1.5), "density": (0.1, 0.5)},
     ),
     Method(
-        "knots-dare-ties",
-        "KnOTS-DARE-TIES",
-        "Stoica et al. 2025, arXiv:2410.19735",
-        "U · dare-ties(Uᵀ ΔW_i)",
-        KnotsDareTies,
+        "knots-dare-ties", "KnOTS-DARE-TIES", "Stoica et al. 2025, arXiv:2410.19735",
+        "U · dare-ties(Uᵀ ΔW_i)", KnotsDareTies,
         tune={"scaling": (0.4, 1.0, 1.5), "drop": (0.5, 0.9)},
     ),
-)
+)  # fmt: skip

@@ -30,12 +30,8 @@ class LocalizeAndStitch(MergeMethod):
 
 METHODS = (
     Method(
-        "localize-and-stitch",
-        "Localize-and-Stitch",
-        "He et al. 2024, arXiv:2408.13656",
+        "localize-and-stitch", "Localize-and-Stitch", "He et al. 2024, arXiv:2408.13656",
         "keep the largest share of each τ_i, average where they overlap, times λ",
-        LocalizeAndStitch,
-        dense=True,
-        tune={"density": (0.1, 0.2, 0.01), "scaling": (0.6, 1.5)},
+        LocalizeAndStitch, dense=True, tune={"density": (0.1, 0.2, 0.01), "scaling": (0.6, 1.5)},
     ),
-)
+)  # fmt: skip

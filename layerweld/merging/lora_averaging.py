@@ -150,45 +150,25 @@ class FlexLora(MergeMethod):
 
 METHODS = (
     Method(
-        "fedit",
-        "FedIT",
-        "Zhang et al. 2024, arXiv:2305.05644",
-        "(Σ p_i B_i) (Σ p_i A_i), a product of means and so not exact",
-        FedIt,
-        sums=True,
+        "fedit", "FedIT", "Zhang et al. 2024, arXiv:2305.05644",
+        "(Σ p_i B_i) (Σ p_i A_i), a product of means and so not exact", FedIt, sums=True,
         needs=("LoRA", "equal ranks"),
     ),
     Method(
-        "ffa-lora",
-        "FFA-LoRA",
-        "Sun et al. 2024, arXiv:2403.12313",
-        "(Σ p_i B_i) A, exact at one site's rank",
-        FfaLora,
-        sums=True,
-        needs=("LoRA", "shared A"),
+        "ffa-lora", "FFA-LoRA", "Sun et al. 2024, arXiv:2403.12313",
+        "(Σ p_i B_i) A, exact at one site's rank", FfaLora, sums=True, needs=("LoRA", "shared A"),
     ),
     Method(
-        "flora",
-        "FLoRA",
-        "Wang et al. 2024, arXiv:2409.05976",
-        "[p_1 B_1 … p_N B_N] [A_1; …; A_N], exact at rank Σ r_i",
-        Flora,
+        "flora", "FLoRA", "Wang et al. 2024, arXiv:2409.05976",
+        "[p_1 B_1 … p_N B_N] [A_1; …; A_N], exact at rank Σ r_i", Flora, needs=("LoRA",),
+    ),
+    Method(
+        "fedex-lora", "FedEx-LoRA", "Singhal et al. 2025, arXiv:2410.09432",
+        "B̄ Ā + (Σ p_i B_i A_i - B̄ Ā), exact at rank Σ r_i", FedEx, needs=("LoRA", "equal ranks"),
+    ),
+    Method(
+        "flexlora", "FlexLoRA", "Bai et al. 2024, arXiv:2402.11505",
+        "Σ p_i B_i A_i cut to a rank by its singular values, the closest of that rank", FlexLora,
         needs=("LoRA",),
     ),
-    Method(
-        "fedex-lora",
-        "FedEx-LoRA",
-        "Singhal et al. 2025, arXiv:2410.09432",
-        "B̄ Ā + (Σ p_i B_i A_i - B̄ Ā), exact at rank Σ r_i",
-        FedEx,
-        needs=("LoRA", "equal ranks"),
-    ),
-    Method(
-        "flexlora",
-        "FlexLoRA",
-        "Bai et al. 2024, arXiv:2402.11505",
-        "Σ p_i B_i A_i cut to a rank by its singular values, the closest of that rank",
-        FlexLora,
-        needs=("LoRA",),
-    ),
-)
+)  # fmt: skip

@@ -72,12 +72,9 @@ class Opcm(MergeMethod):
 
 METHODS = (
     Method(
-        "opcm",
-        "OPCM",
-        "Tang et al. 2025, arXiv:2501.09522",
+        "opcm", "OPCM", "Tang et al. 2025, arXiv:2501.09522",
         "site after site: M += ΔW_i without M's leading block and diagonal; at the end the sites' "
         "mean norm. The order of names matters",
-        Opcm,
-        tune={"threshold": (0.2, 0.8, 0.35, 0.65, 0.9)},
+        Opcm, tune={"threshold": (0.2, 0.8, 0.35, 0.65, 0.9)},
     ),
-)
+)  # fmt: skip

@@ -57,13 +57,9 @@ class Pcb(MergeMethod):
 
 METHODS = (
     Method(
-        "pcb",
-        "PCB-Merging",
-        "Du et al. 2024, arXiv:2410.02396",
+        "pcb", "PCB-Merging", "Du et al. 2024, arXiv:2410.02396",
         "λ Σ w_i ⊙ τ_i / Σ w_i, w_i the best share of exp(N |τ_i|²) tanh(τ_i ⊙ Σ τ) scaled to "
         "0 … 1",
-        Pcb,
-        dense=True,
-        tune={"density": (0.1, 0.2), "scaling": (0.8, 1.6, 2.0)},
+        Pcb, dense=True, tune={"density": (0.1, 0.2), "scaling": (0.8, 1.6, 2.0)},
     ),
-)
+)  # fmt: skip

@@ -83,14 +83,10 @@ def squared_distance(output: Tensor, target: Tensor, keep: Tensor) -> Tensor:
 
 METHODS = (
     Method(
-        "prodistill",
-        "ProDistill",
-        "Xu et al. 2025, arXiv:2502.12706",
+        "prodistill", "ProDistill", "Xu et al. 2025, arXiv:2502.12706",
         "Σ λ_i ⊙ ΔW_i, one λ per site and entry, learnt by Adam block after block: the merged "
         "block behind the merged prefix shall do as the site's own block behind its own",
-        ProDistill,
-        kind=DISTILLATION,
-        dense=True,
+        ProDistill, kind=DISTILLATION, dense=True,
         tune={"learning-rate": (0.1, 0.001), "start": (0.2, 0.5)},
     ),
-)
+)  # fmt: skip

@@ -55,20 +55,11 @@ class TaskArithmetic(MergeMethod):
 
 METHODS = (
     Method(
-        "task-arithmetic",
-        "Task arithmetic",
-        "Ilharco et al. 2023, arXiv:2212.04089",
-        "λ Σ ΔW_i",
-        TaskArithmetic,
-        sums=True,
-        tune={"scaling": (0.2, 0.5, 0.15, 0.7, 1.0)},
+        "task-arithmetic", "Task arithmetic", "Ilharco et al. 2023, arXiv:2212.04089", "λ Σ ΔW_i",
+        TaskArithmetic, sums=True, tune={"scaling": (0.2, 0.5, 0.15, 0.7, 1.0)},
     ),
     Method(
-        "mean",
-        "Mean of the updates",
-        "McMahan et al. 2017, arXiv:1602.05629",
-        "Σ ΔW_i / N",
-        Mean,
+        "mean", "Mean of the updates", "McMahan et al. 2017, arXiv:1602.05629", "Σ ΔW_i / N", Mean,
         sums=True,
     ),
-)
+)  # fmt: skip

@@ -61,13 +61,9 @@ class Ties(MergeMethod):
 
 METHODS = (
     Method(
-        "ties",
-        "TIES",
-        "Yadav et al. 2023, arXiv:2306.01708",
+        "ties", "TIES", "Yadav et al. 2023, arXiv:2306.01708",
         "keep the largest share of each τ_i, elect sign(Σ τ_i) per entry, average the entries that "
         "have it, times λ",
-        Ties,
-        dense=True,
-        tune={"scaling": (0.6, 1.5, 0.4), "density": (0.1, 0.5)},
+        Ties, dense=True, tune={"scaling": (0.6, 1.5, 0.4), "density": (0.1, 0.5)},
     ),
-)
+)  # fmt: skip

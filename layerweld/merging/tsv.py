@@ -48,12 +48,9 @@ class Tsv(MergeMethod):
 
 METHODS = (
     Method(
-        "tsv",
-        "TSV-Merge",
-        "Gargiulo et al. 2025, arXiv:2412.00081",
+        "tsv", "TSV-Merge", "Gargiulo et al. 2025, arXiv:2412.00081",
         "λ U_⊥ S V_⊥ᵀ: leading min(d_out, d_in) / N directions of each ΔW_i side by side, U and V "
         "replaced by their polar factors",
-        Tsv,
-        tune={"scaling": (0.6, 1.5, 0.4, 0.8, 1.2)},
+        Tsv, tune={"scaling": (0.6, 1.5, 0.4, 0.8, 1.2)},
     ),
-)
+)  # fmt: skip

@@ -42,11 +42,8 @@ class Wudi(MergeMethod):
 
 METHODS = (
     Method(
-        "wudi",
-        "WUDI, closed form",
-        "Cheng et al. 2025, arXiv:2503.08099",
-        "(Σ ΔW_i G_i) (Σ G_i + λ I)⁻¹ with G_i = ΔW_iᵀ ΔW_i / ‖ΔW_i‖²",
-        Wudi,
+        "wudi", "WUDI, closed form", "Cheng et al. 2025, arXiv:2503.08099",
+        "(Σ ΔW_i G_i) (Σ G_i + λ I)⁻¹ with G_i = ΔW_iᵀ ΔW_i / ‖ΔW_i‖²", Wudi,
         tune={"ridge": (0.1, 0.001, 0.03, 0.003, 0.0003)},
     ),
-)
+)  # fmt: skip

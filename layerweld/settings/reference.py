@@ -30,7 +30,8 @@ def documents() -> Mapping[Path, str]:
         "methods that use samples": [m for m in METHODS.values() if m.kind.data != "none"],
         "methods that use updates": [m for m in METHODS.values() if m.kind.data == "none"],
     }
-    methods, app = ((CHECKOUT / name).read_text() for name in ("docs/methods.md", "pyproject.toml"))
+    methods = (CHECKOUT / "docs/methods.md").read_text(encoding="utf-8")
+    app = (CHECKOUT / "pyproject.toml").read_text(encoding="utf-8")
     for name, section in sections.items():
         methods = _refilled(methods, name, _table(section))
     return {

@@ -114,7 +114,8 @@ def _weight(statistics: GroupStatistics, group: LayerGroup, settings: MergeSetti
 
 
 def _check_summable(site: str, weight: float, statistics: GroupStatistics) -> None:
-    top = max(1.0, weight) * max(map(largest, statistics.tensors().values()))
+    products = (t for one in statistics.products.values() for t in one.tensors().values())
+    top = max(1.0, weight) * max(map(largest, (statistics.gram, *products)))
     if not top < LIMIT:
         raise RefusedReplyError(
             f"{statistics.group}: {site} sent numbers up to {top:.3g} once weighted, too "
@@ -125,6 +126,6 @@ def _check_summable(site: str, weight: float, statistics: GroupStatistics) -> No
         raise RefusedReplyError(
             f"{statistics.group}: {site} would count for nothing: its weight {weight:.3g} times "
             f"a largest moment of {moment:.3g} is too little to sum exactly; give the site "
-            f"other rows, or set `merge.importance` to 'uniform' where the weight is 0 and "
-            f"`merge.normalization` to 'token' where the moment is tiny"
+            f"other samples, or set `merge.importance` to 'uniform' if the weight is 0 and "
+            f"`merge.normalization` to 'token' if the moment is tiny"
         )

@@ -14,7 +14,6 @@ from layerweld.statistics.gram import (
     GramAccumulator,
     normalize,
     pack_symmetric,
-    packed_size,
     shrink,
     unpack_symmetric,
 )
@@ -46,7 +45,7 @@ class Product:
 
     @staticmethod
     def from_tensors(sent: Mapping[str, Tensor]) -> Product:
-        """Inverse of :meth:`tensors`; a KeyError or ValueError where these are no product's."""
+        """Inverse of :meth:`tensors`; a ValueError where these are no product's."""
         moments = {part: sent[name] for part, name in _MOMENTS.items() if name in sent}
         own = {part: sent[name] for part, name in _OWN.items() if name in sent}
         return Product(update_from(moments), update_from(moments | own) if own else None)
@@ -79,34 +78,16 @@ class GroupStatistics:
 
     @staticmethod
     def from_tensors(
-        group: str, width: int, num_tokens: int, sent: Mapping[str, Tensor]
+        group: LayerGroup, num_tokens: int, sent: Mapping[str, Tensor]
     ) -> GroupStatistics:
-        """Inverse of :meth:`tensors`.
-
-        Args:
-            group: name of the layer group.
-            width: of the Gram matrix.
-            num_tokens: as the site counted them.
-            sent: by name.
-
-        Raises:
-            KeyError: a part is missing.
-            ValueError: parts do not fit.
-        """
+        """Inverse of :meth:`tensors`; a KeyError or ValueError where these are no group's."""
         parts: dict[str, dict[str, Tensor]] = {}
         for name, tensor in sent.items():
             layer, _, part = name.rpartition("/")
             parts.setdefault(layer, {})[part] = tensor
-        gram = unpack_symmetric(parts.pop("")["gram"], width)
+        gram = unpack_symmetric(parts.pop("")["gram"], group.d_in)
         products = {layer: Product.from_tensors(own) for layer, own in parts.items()}
-        return GroupStatistics(group, gram, products, num_tokens)
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes on the wire, in float32."""
-        size = packed_size(len(self.gram))
-        tensors = [t for product in self.products.values() for t in product.tensors().values()]
-        return 4 * (size + sum(tensor.numel() for tensor in tensors))
+        return GroupStatistics(group.name, gram, products, num_tokens)
 
 
 @dataclass(frozen=True)

@@ -65,10 +65,12 @@ class GroupSolution:
 class GroupPool:
     """``S = Σ ω_i G_i`` and ``R = Σ ω_i ΔW_i G_i`` of one layer group.
 
-    Replies are added as they come. The sums are exact (:class:`ExactSum`) and factors are stacked
-    in the order of the sites' names, so the solution has the same bits in whatever order the sites
-    answer. Where the settings cap a site's share or ask for its influence, its statistics are kept
-    until the group is solved, to be taken off the sums again; else they are forgotten.
+    A reply goes one way: :meth:`check` makes an :class:`Admitted` of it, :meth:`fold` adds that,
+    and :meth:`solve` takes what was added. Replies are added as they come. The sums are exact
+    (:class:`ExactSum`) and factors are stacked in the order of the sites' names, so the solution
+    has the same bits in whatever order the sites reply. Where the settings cap a site's share or
+    ask for its influence, its statistics are kept until the group is solved, to be taken off the
+    sums again; else they are forgotten.
 
     What can buy a site influence: no number that it claims, for nothing is computed from any. ω is
     computed here, from G. ``token`` and ``trace`` fix tr G = 1 and so bound ω ≤ (d_in - 1) / 2,

@@ -6,6 +6,7 @@ compared with what is expected, and the number of bytes with the shape, before m
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from math import prod
 
@@ -15,6 +16,9 @@ from flwr.app import Array, ArrayRecord, RecordDict
 from torch import Tensor
 
 from layerweld.errors import UnusableMergeError
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""Of arrays, by name."""
 
 _STYPE, _DTYPE = "layerweld.raw", "float32"
 _WIDTH = 4  # bytes of one number
@@ -34,7 +38,7 @@ def numpy_arrays(tensors: Mapping[str, Tensor]) -> ArrayRecord:
 def from_arrays(record: ArrayRecord) -> dict[str, Tensor]:
     """Arrays of whatever names and shapes they say, as float32 tensors of their own memory.
 
-    For questions, whose ranks a site does not know beforehand: the caller compares the shapes.
+    For requests, whose ranks a site does not know beforehand: the caller compares the shapes.
 
     Raises:
         ValueError: one is in another format, or has another number of bytes than its shape says.
@@ -44,7 +48,7 @@ def from_arrays(record: ArrayRecord) -> dict[str, Tensor]:
     return {name: _tensor(array) for name, array in record.items()}
 
 
-def read_arrays(record: ArrayRecord, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+def read_arrays(record: ArrayRecord, shapes: Shapes) -> dict[str, Tensor]:
     """As :func:`from_arrays`, of exactly these names and shapes.
 
     Args:
@@ -59,7 +63,7 @@ def read_arrays(record: ArrayRecord, shapes: Mapping[str, tuple[int, ...]]) -> d
     return {name: _tensor(record[name]) for name in shapes}
 
 
-def check_arrays(record: ArrayRecord, shapes: Mapping[str, tuple[int, ...]]) -> None:
+def check_arrays(record: ArrayRecord, shapes: Shapes) -> None:
     """What :func:`read_arrays` raises, without reading."""
     if record.keys() != shapes.keys():
         missing, surplus = shapes.keys() - record.keys(), record.keys() - shapes.keys()
@@ -84,9 +88,34 @@ def require_sendable(content: RecordDict) -> None:
                 )
 
 
+def blank(*shape: int) -> Tensor:
+    """A tensor that has a shape and no numbers: it stands for one that a site will send."""
+    return torch.empty(shape, device="meta")
+
+
+def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """The shapes of tensors, by name."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def bytes_of(shapes: Shapes) -> int:
+    """What arrays of these shapes take on the wire, without any header."""
+    return sum(_WIDTH * prod(shape) for shape in shapes.values())
+
+
 def num_bytes(content: RecordDict) -> int:
     """Bytes of all arrays in a message; the few words around them are not counted."""
     return sum(len(a.data) for record in content.array_records.values() for a in record.values())
+
+
+def digest_of_arrays(*records: ArrayRecord) -> str:
+    """SHA-256 over the names, shapes and numbers that travel."""
+    digest = hashlib.sha256()
+    for number, record in enumerate(records):
+        for name, array in sorted(record.items()):
+            digest.update(f"{number} {name} {tuple(array.shape)} ".encode())
+            digest.update(array.data)
+    return digest.hexdigest()
 
 
 def _array(tensor: Tensor) -> Array:
@@ -100,13 +129,13 @@ def _check(name: str, array: Array, shape: tuple[int, ...]) -> None:
         raise ValueError(
             f"{name!a} is {array.stype[:40]!a} of {array.dtype[:40]!a}, not float32 as it is"
         )
-    found = tuple(array.shape)
-    if len(found) > _MOST_DIMENSIONS or found != shape:
-        raise ValueError(f"{name!a} is {found[:_MOST_DIMENSIONS]}, not {shape[:_MOST_DIMENSIONS]}")
-    if any(type(size) is not int or not 0 <= size < 2**40 for size in found):
+    sent = tuple(array.shape)
+    if len(sent) > _MOST_DIMENSIONS or sent != shape:
+        raise ValueError(f"{name!a} is {sent[:_MOST_DIMENSIONS]}, not {shape[:_MOST_DIMENSIONS]}")
+    if any(type(size) is not int or not 0 <= size < 2**40 for size in sent):
         raise ValueError(f"{name!a} has no shape that an array can have")
-    if len(array.data) != _WIDTH * prod(found):
-        raise ValueError(f"{name!a} has {len(array.data)} bytes for {prod(found)} numbers")
+    if len(array.data) != _WIDTH * prod(sent):
+        raise ValueError(f"{name!a} has {len(array.data)} bytes for {prod(sent)} numbers")
 
 
 def _tensor(array: Array) -> Tensor:

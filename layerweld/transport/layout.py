@@ -8,15 +8,14 @@ has no place for anything that nobody asked for.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sized
-from dataclasses import dataclass, field
-from math import isfinite, prod
+from dataclasses import dataclass, field, replace
+from math import isfinite
 
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from torch import Tensor
 
-from layerweld.transport.arrays import check_arrays
+from layerweld.transport.arrays import Shapes, bytes_of, check_arrays, from_arrays, read_arrays
 from layerweld.untrusted.text import quoted
-
-Shapes = Mapping[str, tuple[int, ...]]
 
 _AROUND = 512  # bytes that Flower and protobuf put around one array, record or entry, at most
 _CHUNK = 2**18  # bytes: Flower cuts arrays into pieces of 5 MiB, a site's setting may be smaller
@@ -159,6 +158,26 @@ class Layout:
             if shapes is not None:
                 check_arrays(record, shapes)
 
+    def read(self, content: RecordDict) -> dict[str, dict[str, Tensor]]:
+        """The tensors of each array record, once :meth:`check` has passed all of them."""
+        self.check(content)
+        return {
+            name: from_arrays(content.array_records[name])
+            if shapes is None
+            else read_arrays(content.array_records[name], shapes)
+            for name, shapes in self.arrays.items()
+        }
+
+    @property
+    def without_arrays(self) -> Layout:
+        """The same message with nothing in its array records."""
+        return replace(self, arrays={name: {} for name in self.arrays})
+
+    @property
+    def num_bytes(self) -> int:
+        """What its arrays take on the wire, without any header."""
+        return sum(bytes_of(shapes or {}) for shapes in self.arrays.values())
+
     @property
     def budget(self) -> Budget:
         """The most that a message of this layout takes, however the sender cuts its arrays."""
@@ -168,8 +187,9 @@ class Layout:
             for record in entries
             for key, kind in record.items()
         )
-        sizes = [4 * prod(s) for shapes in self.arrays.values() for s in (shapes or {}).values()]
-        names = sum(len(name) for shapes in self.arrays.values() for name in shapes or {})
+        arrays = [{name: shape} for s in self.arrays.values() for name, shape in (s or {}).items()]
+        sizes = [bytes_of(array) for array in arrays]
+        names = sum(len(name) for array in arrays for name in array)
         pieces = sum(1 + size // _CHUNK for size in sizes)
         objects = 2 + len(entries) + len(self.arrays) + len(sizes) + pieces
         num_bytes = sum(sizes) + words + 6 * names + _AROUND * objects
@@ -195,13 +215,13 @@ def check_record(
             raise ValueError(f"{key!r} {error}, not {_said(record[key])}") from None
 
 
-def _same_keys(what: str, found: Mapping[str, object], wanted: Mapping[str, object]) -> None:
-    if found.keys() == wanted.keys():
+def _same_keys(what: str, present: Mapping[str, object], wanted: Mapping[str, object]) -> None:
+    if present.keys() == wanted.keys():
         return
-    missing = sorted(wanted.keys() - found.keys())
+    missing = sorted(wanted.keys() - present.keys())
     if missing:
         raise ValueError(f"{what} {missing[0]!r} is missing")
-    surplus = next(key for key in found if key not in wanted)
+    surplus = next(key for key in present if key not in wanted)
     raise ValueError(f"{what} {quoted(surplus)} is unexpected")
 
 

@@ -1,37 +1,65 @@
-"""A model that sites shall measure, as Flower records."""
+"""A model that sites shall measure: the request for its accuracy, its shift, and Fisher sums."""
 
 from __future__ import annotations
 
-from flwr.app import ConfigRecord, RecordDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-from layerweld.transport.arrays import from_arrays, to_arrays
-from layerweld.transport.layout import Layout, Many, Text
-from layerweld.transport.messages import ModelToMeasure
-from layerweld.transport.run import ABOUT
+from flwr.app import ArrayRecord, RecordDict
+from torch import Tensor
+
+from layerweld.transport.arrays import digest_of_arrays, from_arrays, to_arrays
+from layerweld.transport.identity import (
+    ABOUT,
+    IN_REQUEST,
+    Identity,
+    request_id,
+    request_record,
+    require_sent_identity,
+)
+from layerweld.transport.layout import Layout, Text
+from layerweld.transport.step_context import LAYERS
 from layerweld.transport.untrusted import read, read_list, refusing_malformed
-from layerweld.transport.updates import all_updates
-from layerweld.updates.named_tensors import update_tensors
+from layerweld.updates.named_tensors import update_tensors, updates_from
+from layerweld.updates.update import Update
 
-_MERGED, _REMAINDER = "merged", "remainder"
+_MERGED, _OTHER_PARAMS = "merged", "other-params"
 _LAYOUT = Layout(
-    {ABOUT: {"run": Text(), "kind": Text(), "layers": Many(Text(300), 2**15)}},
-    {_MERGED: None, _REMAINDER: None},
+    {ABOUT: {**IN_REQUEST, "kind": Text(), "layers": LAYERS}}, {_MERGED: None, _OTHER_PARAMS: None}
 )
 
 
-def encode_model(model: ModelToMeasure) -> RecordDict:
-    """A model to measure."""
-    about = ConfigRecord({"run": model.run, "kind": model.kind, "layers": list(model.layers)})
-    return RecordDict(
-        {
-            ABOUT: about,
-            _MERGED: to_arrays(update_tensors(model.updates)),
-            _REMAINDER: to_arrays(model.remainder),
-        }
-    )
+@dataclass(frozen=True)
+class ModelToMeasure:
+    """A model that sites shall evaluate, or compare their own inputs with.
+
+    Attributes:
+        run: identifies the run.
+        kind: ``base``, each site's ``individual`` one, or ``merged``.
+        layers: the layers being merged.
+        updates: the merged updates, by layer; empty unless ``merged``.
+        other_params: the averaged other parameters; empty unless ``merged`` from full fine-tuning.
+    """
+
+    run: str
+    kind: str
+    layers: tuple[str, ...]
+    updates: Mapping[str, Update] = field(default_factory=dict)
+    other_params: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-def decode_model(content: RecordDict) -> ModelToMeasure:
+def encode_model(message_type: str, model: ModelToMeasure) -> RecordDict:
+    """A model to measure, as a request of this type."""
+    arrays = {
+        _MERGED: to_arrays(update_tensors(model.updates)),
+        _OTHER_PARAMS: to_arrays(model.other_params),
+    }
+    identity = _identity(message_type, model, arrays)
+    record = request_record(identity, kind=model.kind, layers=list(model.layers))
+    return RecordDict({ABOUT: record, **arrays})
+
+
+def decode_model(message_type: str, content: RecordDict) -> ModelToMeasure:
     """Inverse of :func:`encode_model`; whether the updates fit the model is not looked at.
 
     Raises:
@@ -39,11 +67,23 @@ def decode_model(content: RecordDict) -> ModelToMeasure:
     """
     with refusing_malformed():
         _LAYOUT.check(content)
-        about = content.config_records[ABOUT]
-        return ModelToMeasure(
-            run=read(about, "run", str),
-            kind=read(about, "kind", str),
-            layers=tuple(read_list(about, "layers", str)),
-            updates=all_updates(from_arrays(content.array_records[_MERGED])),
-            remainder=from_arrays(content.array_records[_REMAINDER]),
+        record = content.config_records[ABOUT]
+        model = ModelToMeasure(
+            run=read(record, "run", str),
+            kind=read(record, "kind", str),
+            layers=tuple(read_list(record, "layers", str)),
+            updates=updates_from(from_arrays(content.array_records[_MERGED])),
+            other_params=from_arrays(content.array_records[_OTHER_PARAMS]),
         )
+        require_sent_identity(content, _identity(message_type, model, content.array_records))
+        return model
+
+
+def _identity(
+    message_type: str, model: ModelToMeasure, arrays: Mapping[str, ArrayRecord]
+) -> Identity:
+    """Of a model by what travels of it: a merge may be kept in float64."""
+    merged = digest_of_arrays(arrays[_MERGED], arrays[_OTHER_PARAMS])
+    return Identity(
+        model.run, request_id(message_type, model.kind, model.layers), chain_digest=merged
+    )

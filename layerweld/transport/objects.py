@@ -83,8 +83,8 @@ class _Objects:
         self._taken += len(content)
         if self._taken > self._budget.num_bytes:
             raise ValueError(
-                f"it is larger than the {self._budget.num_bytes} bytes that an answer to this "
-                f"question can have"
+                f"it is larger than the {self._budget.num_bytes} bytes that a reply to this "
+                f"request can have"
             )
         if sha256(content).hexdigest() != object_id:
             raise ValueError("an object is another one than its id says")

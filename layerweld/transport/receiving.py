@@ -8,6 +8,7 @@ Between processes :class:`Receiver` therefore asks Flower's Runtime API itself.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -48,7 +49,7 @@ class Receiver:
     """The replies of one grid.
 
     A site's objects may come after the message that names them, the message's own one last. While
-    one is missing nothing is kept, and nobody waits for one site while others have answered.
+    one is missing nothing is kept, and nobody waits for one site while others have replied.
 
     Args:
         grid: Flower's.
@@ -58,12 +59,12 @@ class Receiver:
         self._grid = grid
         self._announced: dict[str, _Announced] = {}  # by the id of what was asked
 
-    def pull(self, message_id: str, budget: Budget) -> list[Message]:
+    def pull(self, message_id: str, budget: Callable[[], Budget]) -> list[Message]:
         """The reply to one message, if all of it is there.
 
         Args:
-            message_id: of the question.
-            budget: what the reply may take.
+            message_id: of the request.
+            budget: gives what the reply may take; called once there is one.
 
         Raises:
             UnreadableReplyError: the reply cannot be taken. It is gone then.
@@ -74,7 +75,7 @@ class Receiver:
         if announced is None or time.monotonic() < announced.next_look:
             return []
         try:
-            reply = self._reply(announced, budget)
+            reply = self._reply(announced, budget())
         except _NeverComesError:
             reply = _lost(message_id)
         except UnreadableReplyError:
@@ -84,30 +85,30 @@ class Receiver:
             return []
         self.forget(message_id)
         if reply.metadata.reply_to_message_id != message_id:
-            raise UnreadableReplyError("inside, it says that it answers something else")
+            raise UnreadableReplyError("inside, it says that it replies to something else")
         return [reply]
 
     def forget(self, message_id: str) -> None:
         """Nobody waits for this reply any more: let the SuperLink forget it, too."""
-        found = self._announced.pop(message_id, None)
-        if found is not None:
+        announced = self._announced.pop(message_id, None)
+        if announced is not None:
             self._client.ConfirmMessageReceived(
                 ConfirmMessageReceivedRequest(
                     node=self._http.node,
                     run_id=self._grid.run.run_id,
-                    message_object_id=found.reply_id,
+                    message_object_id=announced.reply_id,
                 )
             )
 
     def _look_for(self, message_id: str) -> _Announced | None:
         """Whether there is a reply by now; Flower names it once."""
         try:
-            found = self._client.PullMessages(PullAppMessagesRequest(message_ids=[message_id]))
+            named = self._client.PullMessages(PullAppMessagesRequest(message_ids=[message_id]))
         except HTTPStatusError as error:
             if error.response.status_code not in _ITS_FAULT:
                 raise
             raise UnreadableReplyError("the SuperLink cannot hand its reply over") from error
-        for message in found.messages_list:  # Flower also hands over what nobody has asked for
+        for message in named.messages_list:  # Flower also hands over what nobody has asked for
             if message.metadata.reply_to_message_id == message_id:
                 self._announced[message_id] = _Announced(message.metadata.message_id)
         return self._announced.get(message_id)
@@ -122,14 +123,14 @@ class Receiver:
         return reply
 
     def _object(self, object_id: str) -> bytes | None:
-        found = self._client.PullObject(
+        pulled = self._client.PullObject(
             PullObjectRequest(
                 node=self._http.node, run_id=self._grid.run.run_id, object_id=object_id
             )
         )
-        if not found.object_found:
+        if not pulled.object_found:
             raise _NeverComesError(object_id)
-        return found.object_content if found.object_available else None
+        return pulled.object_content if pulled.object_available else None
 
     @property
     def _http(self) -> HttpGrid:

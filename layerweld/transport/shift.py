@@ -1,4 +1,4 @@
-"""Eq. 8 at one site, one number per layer group, as Flower records, and back."""
+"""Eq. 8 at one site: one number per layer group."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from collections.abc import Collection, Mapping
 from flwr.app import ConfigRecord, RecordDict
 
 from layerweld.errors import RefusedReplyError
-from layerweld.transport.layout import Budget, Layout, Many, Real, Text
-from layerweld.transport.subject import reply_layout
+from layerweld.transport.identity import reply_layout
+from layerweld.transport.layout import Layout, Many, Real, Text
 from layerweld.transport.untrusted import read_list, refusing_malformed
+
+SHIFT = "query.shift"
+"""Flower's type of the message; its request is a model to measure."""
 
 _SHIFT = "shift"
 
@@ -20,13 +23,15 @@ def encode_shifts(shifts: Mapping[str, float]) -> RecordDict:
     return RecordDict({_SHIFT: record})
 
 
-def shifts_budget(groups: Collection[str]) -> Budget:
-    """What the reply may take."""
-    return _layout(groups).budget
+def shifts_layout(groups: Collection[str]) -> Layout:
+    """All that the reply may hold."""
+    longest = max(map(len, groups), default=0)
+    names, distances = Many(Text(longest), len(groups)), Many(Real(low=0.0), len(groups))
+    return reply_layout(Layout({_SHIFT: {"groups": names, "shifts": distances}}))
 
 
 def decode_shifts(content: RecordDict, groups: Collection[str]) -> dict[str, float]:
-    """Inverse of :func:`encode_shifts`, for a reply that nobody vouches for.
+    """Inverse of :func:`encode_shifts`, for a reply that is not trusted.
 
     Args:
         content: of the reply.
@@ -37,16 +42,10 @@ def decode_shifts(content: RecordDict, groups: Collection[str]) -> dict[str, flo
             something else came along.
     """
     with refusing_malformed():
-        _layout(groups).check(content)
+        shifts_layout(groups).check(content)
         record = content.config_records[_SHIFT]
         names, values = read_list(record, "groups", str), read_list(record, "shifts", float)
         shifts = dict(zip(names, values, strict=True))
     if shifts.keys() != {*groups} or len(names) != len(groups):
         raise RefusedReplyError("the shifts are of other groups than those of the plan")
     return shifts
-
-
-def _layout(groups: Collection[str]) -> Layout:
-    longest = max(map(len, groups), default=0)
-    names, distances = Many(Text(longest), len(groups)), Many(Real(low=0.0), len(groups))
-    return reply_layout(Layout({_SHIFT: {"groups": names, "shifts": distances}}))

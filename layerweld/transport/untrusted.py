@@ -1,4 +1,4 @@
-"""Typed values out of what nobody vouches for."""
+"""Typed values out of records that are not trusted."""
 
 from __future__ import annotations
 

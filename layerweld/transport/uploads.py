@@ -13,13 +13,17 @@ from layerweld.plan import MergePlan
 from layerweld.settings.methods import sent_by, settings_for
 from layerweld.settings.run import RunSettings
 from layerweld.statistics.group import ProductForm
-from layerweld.transport.expected import bytes_of, fisher_shapes, statistics_shapes, update_shapes
+from layerweld.transport.block_gradients import block_gradients_layout
+from layerweld.transport.coefficients import coefficients_layout
+from layerweld.transport.fisher import fisher_layout
+from layerweld.transport.statistics import statistics_layout
+from layerweld.transport.updates import updates_layout
 
 IN_THE_HANDSHAKE = (
     "in the handshake: name, hashes, layers, ranks, versions, counts of rows and tokens, whether "
     "it has labels and a head"
 )
-"""What a site says of itself in any run: its ``transport.messages.Introduction``."""
+"""What a site says of itself in any run: its :class:`layerweld.transport.site_info.SiteInfo`."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ class Upload:
         rounds: from the first to the last.
         num_bytes: in all rounds together.
         group_bytes: of each layer group in one round; empty for methods without groups.
+        grows_with_sites: whether a site sends more where more sites take part.
     """
 
     method: Method
@@ -62,17 +67,16 @@ def upload_of(
     if method.kind is CHAIN:
         return _of_chain(method, sends, settings, plan, ranks)
     if method.kind is FISHER:
-        return Upload(method, sends, 1, bytes_of(fisher_shapes(plan)))
-    rounds, num_bytes = 1, bytes_of(update_shapes(plan, ranks))
+        return Upload(method, sends, 1, fisher_layout(plan).num_bytes)
+    rounds, num_bytes = 1, updates_layout(plan, ranks).num_bytes
     if method.kind is ENTROPY:
         steps = settings.table(AdaMerging).rounds
-        rounds += steps
-        num_bytes += steps * 4 * settings.min_sites * len(plan.layer_names)
+        layout = coefficients_layout(settings.min_sites, len(plan.layer_names))
+        rounds, num_bytes = 1 + steps, num_bytes + steps * layout.num_bytes
     if method.kind is DISTILLATION:
         steps = settings.table(ProDistill).steps
-        dense = update_shapes(plan, dict.fromkeys(plan.layer_names, 0))
         rounds += steps * len(block_steps(plan))
-        num_bytes += steps * bytes_of(dense)
+        num_bytes += steps * block_gradients_layout(plan.shapes).num_bytes
     return Upload(method, sends, rounds, num_bytes)
 
 
@@ -84,8 +88,8 @@ def _of_chain(
     ranks: Mapping[str, int],
 ) -> Upload:
     merge = settings_for(method.name, settings).merge
-    steps = schedule(plan, merge)
     form = ProductForm(merge.products == "dense", with_updates=merge.anchor == "mean")
-    of = {g.name: bytes_of(statistics_shapes([g], ranks, form)) for g in plan.groups}
-    num_bytes = sum(of[group.name] for step in steps for group in step.groups)
-    return Upload(method, sends, len(steps), num_bytes, tuple(of.values()))
+    size = {g.name: statistics_layout([g], ranks, form).num_bytes for g in plan.groups}
+    steps = schedule(plan, merge)
+    num_bytes = sum(size[group.name] for step in steps for group in step.groups)
+    return Upload(method, sends, len(steps), num_bytes, tuple(size.values()))

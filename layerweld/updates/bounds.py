@@ -15,8 +15,8 @@ from layerweld.updates.proportion import Part
 from layerweld.updates.update import Update
 
 LARGEST_WEIGHT = 2.0**15
-"""No entry of an update, of its factors, or of anything that is added to a parameter is larger:
-half of what float16 can hold, so that what is written can be served in it."""
+"""No entry of an update, of its factors, or of anything that is added to a parameter is larger.
+This is half of what float16 can hold, so that a merge can be served in float16."""
 _CANCELLED = 100.0
 """How many times the norm of an update a bound on one of its entries may be."""
 _NOTHING = 1e-20
@@ -24,7 +24,7 @@ _NOTHING = 1e-20
 
 
 def largest(values: Tensor) -> float:
-    """The largest magnitude; infinite where an entry is not a number, 0 where there is none."""
+    """The largest magnitude; infinite if an entry is not a number, 0 if there is no entry."""
     if not values.numel():
         return 0.0
     top = float(values.abs().max())
@@ -47,7 +47,7 @@ def cancels(update: Update) -> bool:
 
 
 def out_of_bounds(updates: Mapping[str, Update]) -> str:
-    """The first layer, by name, whose update no model can use; empty where there is none."""
+    """The first layer, by name, whose update no model can use; empty if there is none."""
     return next(
         (k for k, u in sorted(updates.items()) if not largest_of_update(u) <= LARGEST_WEIGHT), ""
     )
@@ -64,11 +64,11 @@ def is_usable(values: Tensor) -> bool:
 
 
 def require_finite(tensors: Mapping[str, Tensor], where: str) -> None:
-    """Nothing is kept, sent or written that holds a number which is not finite.
+    """Refuse tensors with numbers that are not finite: none may be kept, sent or written.
 
     Args:
         tensors: by name.
-        where: they would go, for the message.
+        where: where they would go, for the message.
 
     Raises:
         UnusableMergeError: one of them does.

@@ -23,8 +23,8 @@ def updates_from(tensors: Mapping[str, Tensor]) -> dict[str, Update]:
     """Inverse of :func:`update_tensors`.
 
     Raises:
-        KeyError: half of an update is missing.
-        ValueError: two halves do not fit.
+        ValueError: half of an update is missing, two halves do not fit, or a tensor is no
+            part of an update.
     """
     by_layer: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():

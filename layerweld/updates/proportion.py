@@ -1,4 +1,4 @@
-"""Is one site many times as large as the others? Numbers in, names out: no tensors, no files."""
+"""Which sites are many times as large as the others. Numbers in, names out: no tensors."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class Part:
 def refuse_out_of_proportion(sizes: Mapping[str, float], most: float, what: str) -> None:
     """Raise an error that names the sites that are more than ``most`` times the others' median.
 
-    A size of 0 says nothing and is no measure for anybody: a site that was never trained, or that
-    did not change these layers. Where no other site has a size, none is out of proportion.
+    A size of 0 is not compared: the site was never trained, or did not change these layers. If no
+    other site has a size, none is out of proportion.
 
     Args:
         sizes: by site, ≥ 0.
@@ -137,6 +137,6 @@ def _root_mean_square(parts: Iterable[Part]) -> float:
 def _reason(what: str, times: float, most: float) -> str:
     return (
         f"{what} is {times:,.0f} times as large as the median of the other sites', and "
-        f"merge.max-size is {most:g}; look at the site's adapter (is its lora_alpha right?) and at "
-        f"the others' (were they hardly trained?), or raise merge.max-size if it is meant to be"
+        f"merge.max-size is {most:g}; check the site's adapter (is its lora_alpha right?) and "
+        f"the others' (were they hardly trained?), or raise merge.max-size if this is intended"
     )

@@ -38,12 +38,14 @@ def require_claimed_factors(claimed: str, updates: Mapping[str, Update]) -> None
     What draws an ``A`` says nothing about its bytes; see :func:`require_one_factor`.
 
     Raises:
-        RefusedReplyError: as said.
+        RefusedReplyError: it is not.
     """
     if not claimed or claimed.startswith(_DRAWN):
         return
     if digest_of_factors(updates) != claimed:
-        raise RefusedReplyError("the A of its LoRA is another than it introduced itself with")
+        raise RefusedReplyError(
+            "the A of its LoRA is not the one that it announced in the handshake"
+        )
 
 
 def require_one_factor(by_site: Mapping[str, Mapping[str, Update]]) -> None:
@@ -67,7 +69,7 @@ def require_one_factor(by_site: Mapping[str, Mapping[str, Update]]) -> None:
     if 2 * count <= len(factors):
         raise CohortError(
             f"the method needs one frozen A at all sites, and {', '.join(sorted(factors)[:8])} "
-            f"sent different ones; fine-tune them anew with finetune.freeze-a = true"
+            f"sent different ones; fine-tune again with finetune.freeze-a = true"
         )
     raise ForeignFactorError(
         dict.fromkeys(others, "its frozen A is another than that of most sites; train it anew")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from typing import ClassVar, TypeVar
 
 import torch
 from jaxtyping import Float, Float64
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from layerweld.updates.spectrum import Spectrum, spectrum_of
 
+U = TypeVar("U", bound="Update")
 Linear = Callable[[Tensor], Tensor]
 """A linear map of all columns, or of all rows, of a matrix."""
 
@@ -60,11 +61,11 @@ class Update(ABC):
         """The same as two factors; of a dense update the right one is the identity."""
 
     @abstractmethod
-    def map_columns(self, linear: Linear) -> Self:
+    def map_columns(self: U, linear: Linear) -> U:
         """``L(ΔW)`` for a linear map of columns, as ``X ↦ M X`` is."""
 
     @abstractmethod
-    def map_rows(self, linear: Linear) -> Self:
+    def map_rows(self: U, linear: Linear) -> U:
         """``L(ΔW)`` for a linear map of rows, as ``X ↦ X M`` is."""
 
     @abstractmethod
@@ -110,21 +111,21 @@ class Update(ABC):
         """``‖ΔW‖``, Frobenius."""
         return float(self.row_factor().norm())
 
-    def float64(self) -> Self:
+    def float64(self: U) -> U:
         """The same in float64."""
         return self.map_columns(Tensor.double).map_rows(Tensor.double)
 
-    def float32(self) -> Self:
+    def float32(self: U) -> U:
         """The same in float32."""
         return self.map_columns(Tensor.float).map_rows(Tensor.float)
 
-    def __matmul__(self, matrix: Float[Tensor, "d_in k"]) -> Self:
+    def __matmul__(self: U, matrix: Float[Tensor, "d_in k"]) -> U:
         return self.map_rows(lambda rows: rows @ matrix)
 
-    def __rmatmul__(self, matrix: Float[Tensor, "k d_out"]) -> Self:
+    def __rmatmul__(self: U, matrix: Float[Tensor, "k d_out"]) -> U:
         return self.map_columns(lambda columns: matrix @ columns)
 
-    def __mul__(self, factor: float) -> Self:
+    def __mul__(self: U, factor: float) -> U:
         return self.map_columns(lambda columns: columns * factor)
 
     def __sub__(self, other: Update) -> Update:
@@ -175,10 +176,10 @@ class LowRankUpdate(Update):
     def factored(self) -> LowRankUpdate:
         return self
 
-    def map_columns(self, linear: Linear) -> Self:
+    def map_columns(self, linear: Linear) -> LowRankUpdate:
         return replace(self, left=linear(self.left))
 
-    def map_rows(self, linear: Linear) -> Self:
+    def map_rows(self, linear: Linear) -> LowRankUpdate:
         return replace(self, right=linear(self.right))
 
     def inner(self, other: Update) -> float:
@@ -245,10 +246,10 @@ class DenseUpdate(Update):
     def factored(self) -> LowRankUpdate:
         return LowRankUpdate(self.weight, torch.eye(self.shape[1], dtype=self.weight.dtype))
 
-    def map_columns(self, linear: Linear) -> Self:
+    def map_columns(self, linear: Linear) -> DenseUpdate:
         return replace(self, weight=linear(self.weight))
 
-    def map_rows(self, linear: Linear) -> Self:
+    def map_rows(self, linear: Linear) -> DenseUpdate:
         return self.map_columns(linear)
 
     def inner(self, other: Update) -> float:
@@ -278,10 +279,12 @@ class DenseUpdate(Update):
 
 
 def update_from(tensors: Mapping[str, Tensor]) -> Update:
-    """Inverse of :meth:`Update.tensors`; a KeyError or ValueError where these are no update's."""
-    if "weight" in tensors:
+    """Inverse of :meth:`Update.tensors`; a ValueError where these are no update's."""
+    if tensors.keys() == {"weight"}:
         return DenseUpdate(tensors["weight"])
-    return LowRankUpdate(tensors["left"], tensors["right"])
+    if tensors.keys() == {"left", "right"}:
+        return LowRankUpdate(tensors["left"], tensors["right"])
+    raise ValueError(f"{', '.join(sorted(tensors))}: these are not the parts of one update")
 
 
 def all_low_rank(updates: Iterable[Update]) -> list[LowRankUpdate]:

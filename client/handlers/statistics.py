@@ -1,9 +1,8 @@
-"""Answer one question of the chain: catch up, propagate, measure."""
+"""Reply to one request for statistics: catch up, propagate, measure."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from torch import Tensor
 
@@ -15,46 +14,40 @@ from layerweld.model.replay import RecordedBatch
 from layerweld.model.schedule import schedule
 from layerweld.settings.methods import settings_for
 from layerweld.statistics.group import GroupStatistics
-from layerweld.transport.messages import Answer, Question
+from layerweld.transport.statistics import StatisticsReply, StatisticsRequest
 from layerweld.updates.update import Update
 
 
-def answer(state: SiteState, question: Question) -> Answer:
-    """The statistics that a question asks for, or what the site lacks to compute them.
+def reply_to(state: SiteState, request: StatisticsRequest) -> StatisticsReply:
+    """The statistics that a request asks for, or what the site lacks to compute them.
 
     Raises:
-        RefusedReplyError: the question's plan or prefix is not what this site computes from the
-            same model and the same merged updates.
+        RefusedReplyError: the request's plan or chain digest is not what this site computes from
+            the same model and the same merged updates.
     """
-    blank = Answer(
-        site=state.site.name,
-        run=question.run,
-        step=question.step,
-        plan=question.plan,
-        prefix=question.prefix,
-    )
     try:
-        return replace(blank, statistics=_ChainSite(state, question).statistics())
+        return StatisticsReply(_ChainSite(state, request).statistics())
     except LacksMerged as lack:
-        return replace(blank, need_from=lack.first)
+        return StatisticsReply(need_from=lack.first)
 
 
 class _ChainSite:
-    """One site's view of one question. Nothing survives it but the store's files."""
+    """One site's view of one request. Nothing survives it but the store's files."""
 
-    def __init__(self, state: SiteState, question: Question) -> None:
+    def __init__(self, state: SiteState, request: StatisticsRequest) -> None:
         self.state = state
-        self.question = question
-        self.plan = state.plan.restricted_to(question.layers)
-        self.settings = settings_for(question.method, state.settings)
+        self.context = request.context
+        self.form = request.form
+        self.plan = state.plan.restricted_to(self.context.layers)
+        self.settings = settings_for(self.context.method, state.settings)
         self.steps = schedule(self.plan, self.settings.merge)
-        self.step = step_of(question.step, self.steps)
+        self.step = step_of(self.context.step, self.steps)
         self.model = ReplayableModel(state.base.backbone, self.plan)
-        self.store = state.store(question.method)
+        self.store = state.store(self.context.method)
 
     def statistics(self) -> tuple[GroupStatistics, ...]:
         digest = self.settings.digest()
-        prefix = merged_prefix(self.question, self.steps, self.plan.digest, digest, self.store)
+        prefix = merged_prefix(self.context, self.steps, self.plan.digest, digest, self.store)
         own = dict(self.state.adapter.task_vector.remainder)
         if self.step.inside == "own" and self.step.restarts:
             with self.state.with_remainder(own):
@@ -83,5 +76,5 @@ class _ChainSite:
             merged,
             self.state.adapter.task_vector.updates,
             self.settings.merge,
-            self.question.form,
+            self.form,
         )

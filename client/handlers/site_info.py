@@ -13,11 +13,11 @@ from layerweld.errors import AdapterError, AdapterLostError, DataError
 from layerweld.model.base_model import tokenizer_fingerprint
 from layerweld.model.collect import ReplayableModel
 from layerweld.runtime.numerics import numeric_environment
-from layerweld.transport.messages import Introduction
+from layerweld.transport.site_info import SiteInfo
 from layerweld.updates.shared_factor import digest_of_draw, digest_of_factors
 
 
-def introduce(state: SiteState) -> Introduction:
+def site_info(state: SiteState) -> SiteInfo:
     """Read the model, the rows, the adapter and the head (if there are any) and describe them.
 
     Raises:
@@ -39,7 +39,7 @@ def introduce(state: SiteState) -> Introduction:
     if tokens == 0:
         raise DataError(f"{state.site.name}: no calibration token in {len(state.data.rows)} rows")
     here = numeric_environment(state.settings.calibration.device)
-    introduction = Introduction(
+    info = SiteInfo(
         site=state.site.name,
         base=state.base.fingerprint,
         tokenizer=tokenizer_fingerprint(state.base.folder),
@@ -48,10 +48,10 @@ def introduce(state: SiteState) -> Introduction:
         kind=kind,
         layers=layers,
         ranks=ranks,
-        prefix=prefix,
+        name_prefix=prefix,
         task="" if state.must_fine_tune else state.adapter.task,
-        rows=len(state.data.rows),
-        samples=len(state.data.calibration_rows),
+        samples=len(state.data.rows),
+        calibration_samples=len(state.data.calibration_rows),
         tokens=tokens,
         skipped=state.data.rows.skipped,
         evaluates=evaluates,
@@ -59,13 +59,13 @@ def introduce(state: SiteState) -> Introduction:
         labelled=bool(state.data.rows.classes) and {*state.data.rows.classes} <= {*classes},
         factors=_digest_of_factors(state),
         adapter="" if state.must_fine_tune else state.adapter.digest,
-        holdings=_digest_of_holdings(state),
+        dataset=_digest_of_dataset(state),
         versions=(f"layerweld={__version__}", *_versions("torch", "transformers", "peft", "flwr")),
         environment=tuple(f"{name}={value}" for name, value in here.items()),
     )
     if state.must_fine_tune != is_untrained:
         raise AdapterLostError(f"{state.site.name} lost its adapter while it introduced itself")
-    return introduction
+    return info
 
 
 def _check_head(state: SiteState) -> None:
@@ -112,7 +112,7 @@ def _digest_of_factors(state: SiteState) -> str:
     return "" if state.must_fine_tune else digest_of_factors(state.adapter.task_vector.updates)
 
 
-def _digest_of_holdings(state: SiteState) -> str:
+def _digest_of_dataset(state: SiteState) -> str:
     """SHA-256 over the rows, the held-out rows and the head.
 
     Another one means that what a run or a comparison found before does not hold any more. It needs

@@ -1,4 +1,4 @@
-"""Serve the coordinator's gateway: ``python -P -m layerweld.deploy.door FOLDER``."""
+"""Serve the coordinator's gateway: ``python -P -m layerweld.deploy.gateway FOLDER``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from layerweld.deploy.application import application_hash
 from layerweld.deploy.callers import RegisteredOnly
 from layerweld.deploy.connections import HEAD_SECONDS, IDLE_SECONDS, MOST, Connections, Listener
 from layerweld.deploy.coordinator import open_coordinator
-from layerweld.deploy.front import LARGEST_HEAD, App, Front
+from layerweld.deploy.fleet_proxy import LARGEST_HEAD, App, FleetProxy
 
 _LOOK = 1.0  # seconds between looks for connections past their deadline
 _GOODBYE = 5.0  # seconds for the end of TLS
@@ -97,10 +97,10 @@ async def _main(folder: Path) -> None:
         "torch": version("torch"),
         "transformers": version("transformers"),
     }
-    front = Front(f"https://{coordinator.superlink}", coordinator.inside_authority, about)
+    proxy = FleetProxy(f"https://{coordinator.superlink}", coordinator.inside_authority, about)
     connections = Connections()
     listener = Listener(coordinator.file.bind, coordinator.file.port, connections)
-    app = RegisteredOnly(front, coordinator.sites)
+    app = RegisteredOnly(proxy, coordinator.sites)
     certificates = coordinator.folder / "certificates"
     await _until_sigterm(asyncio.create_task(serve(app, listener, connections, certificates)))
 

@@ -46,7 +46,7 @@ _HOP_BY_HOP = frozenset({b"connection", b"host", b"keep-alive", b"transfer-encod
 _TO_THE_SUPERLINK = (b"flwr-", b"content-type", b"content-length", b"accept", b"user-agent")
 
 
-class Front:
+class FleetProxy:
     """The ASGI application.
 
     Args:

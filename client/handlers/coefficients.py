@@ -17,39 +17,39 @@ from layerweld.merging.one_round import SiteUpdates
 from layerweld.model.base_model import device_named
 from layerweld.model.collect import ReplayableModel
 from layerweld.model.weighted_layers import Addition, additions, weighted
-from layerweld.transport.descent_messages import CoefficientAnswer, CoefficientQuestion
+from layerweld.transport.coefficients import CoefficientsReply, CoefficientsRequest
 from layerweld.updates.digest import first_prefix, prefix_of_sites
 
 
-def answer(state: SiteState, question: CoefficientQuestion) -> CoefficientAnswer:
-    """The gradient that a question asks for, or that the site lacks the updates to compute it.
+def reply_to(state: SiteState, request: CoefficientsRequest) -> CoefficientsReply:
+    """The gradient that a request asks for, or that the site lacks the updates to compute it.
 
     Raises:
-        RefusedReplyError: the updates that came are not those of the question's hash.
+        RefusedReplyError: the updates that came are not those of the request's hash.
     """
-    store = state.store(question.method)
-    if question.updates:
-        _check(state, question)
-        if question.averaged:
-            store.save_remainder(question.remainder)
-        store.save_updates(question.held, question.updates)
-    remainder = store.load_remainder() if question.averaged else {}
-    gains = _gains_of(state, question, store)
+    store = state.store(request.method)
+    if request.updates:
+        _check(state, request)
+        if request.averaged:
+            store.save_remainder(request.other_params)
+        store.save_updates(request.chain_digest, request.updates)
+    remainder = store.load_remainder() if request.averaged else {}
+    gains = _gains_of(state, request, store)
     if remainder is None or gains is None:
-        return CoefficientAnswer(state.site.name, question.digest, True, 0.0, torch.empty(0))
+        return CoefficientsReply(lacks=True)
     with state.with_remainder(remainder):
-        entropy, gradient = _entropy_and_gradient(state, question, gains)
-    return CoefficientAnswer(state.site.name, question.digest, False, entropy, gradient)
+        entropy, gradient = _entropy_and_gradient(state, request, gains)
+    return CoefficientsReply(False, entropy, gradient)
 
 
-def _check(state: SiteState, question: CoefficientQuestion) -> None:
-    plan = state.plan.restricted_to(question.layers)
-    first = first_prefix(plan.digest, state.settings.digest(), question.remainder)
-    found = prefix_of_sites(first, question.updates)
-    if found != question.held:
+def _check(state: SiteState, request: CoefficientsRequest) -> None:
+    plan = state.plan.restricted_to(request.layers)
+    first = first_prefix(plan.digest, state.settings.digest(), request.other_params)
+    received = prefix_of_sites(first, request.updates)
+    if received != request.chain_digest:
         raise RefusedReplyError(
-            f"the server weighs updates of hash {question.held[:12]}, but sent {found[:12]}: do "
-            f"base model, settings and versions agree?"
+            f"the server weighs updates of hash {request.chain_digest[:12]}, but sent "
+            f"{received[:12]}: do base model, settings and versions agree?"
         )
 
 
@@ -68,9 +68,9 @@ class _LacksUpdates(Exception):
 
 
 def _gains_of(
-    state: SiteState, question: CoefficientQuestion, store: SiteStore
+    state: SiteState, request: CoefficientsRequest, store: SiteStore
 ) -> Mapping[str, Addition] | None:
-    held = _Held(question.held, question.method, question.layers, store)
+    held = _Held(request.chain_digest, request.method, request.layers, store)
     device = device_named(state.settings.calibration.device)
     try:
         return _gains(held, state.settings.table(AdaMerging), device)
@@ -93,20 +93,20 @@ def _gains(held: _Held, settings: AdaMerging, device: torch.device) -> Mapping[s
 
 
 def _entropy_and_gradient(
-    state: SiteState, question: CoefficientQuestion, gains: Mapping[str, Addition]
+    state: SiteState, request: CoefficientsRequest, gains: Mapping[str, Addition]
 ) -> tuple[float, Tensor]:
     """Mean entropy over the round's rows, and its gradient by the coefficients."""
     settings = state.settings.table(AdaMerging)
     # One seed per round: no two rounds of any two runs of small seeds draw alike.
-    rows = state.data.drawn(settings.rows, (settings.seed << 32) + question.round)
+    rows = state.data.drawn(settings.rows, (settings.seed << 32) + request.round)
     batches = state.model_inputs(rows)
-    model = ReplayableModel(state.base.backbone, state.plan.restricted_to(question.layers))
-    coefficients = question.coefficients.to(next(model.backbone.parameters()).device)
+    model = ReplayableModel(state.base.backbone, state.plan.restricted_to(request.layers))
+    coefficients = request.coefficients.to(next(model.backbone.parameters()).device)
     head = state.head.to(coefficients.device)
     entropy, gradient = 0.0, torch.zeros_like(coefficients)
     for batch in batches:
         free = coefficients.clone().requires_grad_()
-        columns = {layer: free[:, i] for i, layer in enumerate(question.layers)}
+        columns = {layer: free[:, i] for i, layer in enumerate(request.layers)}
         with weighted(model.layers, gains, columns):
             hidden = model.backbone(**batch).last_hidden_state
         logits = head(hidden, batch.get("attention_mask"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,25 +18,27 @@ from layerweld.model.collect import HiddenStates, ReplayableModel, propagate
 from layerweld.model.linear import is_transposed, updated
 from layerweld.model.replay import RecordedBatch, forward_block
 from layerweld.model.schedule import block_steps
-from layerweld.transport.descent_messages import BlockAnswer, BlockQuestion
+from layerweld.transport.block_gradients import BlockReply, BlockRequest
+from layerweld.transport.step_context import StepContext
+from layerweld.updates.update import Update
 
 
-def answer(state: SiteState, question: BlockQuestion) -> BlockAnswer:
-    """The gradients that a question asks for, or what the site lacks to compute them.
+def reply_to(state: SiteState, request: BlockRequest) -> BlockReply:
+    """The gradients that a request asks for, or what the site lacks to compute them.
 
     Raises:
-        RefusedReplyError: the question's plan or prefix is not what this site computes from the
-            same model and the same merged updates.
+        RefusedReplyError: the request's plan or chain digest is not what this site computes from
+            the same model and the same merged updates.
     """
-    plan = state.plan.restricted_to(question.layers)
+    plan = state.plan.restricted_to(request.context.layers)
     model = ReplayableModel(state.base.backbone, plan)
     try:
-        features = _memory(state).features(model, question)
+        features = _memory(state).features(model, request.context)
     except LacksMerged as lack:
-        return BlockAnswer(state.site.name, question.digest, need_from=lack.first)
+        return BlockReply(need_from=lack.first)
     with state.with_remainder(features.remainder):
-        distance, gradients = _distance_and_gradients(model, question, features)
-    return BlockAnswer(state.site.name, question.digest, None, distance, gradients)
+        distance, gradients = _distance_and_gradients(model, request.updates, features)
+    return BlockReply(None, distance, gradients)
 
 
 @dataclass(frozen=True)
@@ -63,20 +65,20 @@ class _Memory:
 
     def __init__(self, state: SiteState) -> None:
         self._state = state
-        self._about: tuple[str, int, str] | None = None
+        self._block: tuple[str, int, str] | None = None
         self._features: _Features | None = None
 
-    def features(self, model: ReplayableModel, question: BlockQuestion) -> _Features:
-        """Of the question's block.
+    def features(self, model: ReplayableModel, context: StepContext) -> _Features:
+        """Of the request's block.
 
         Raises:
             LacksMerged: they cannot be computed yet.
         """
-        about = (question.method, question.step, question.prefix)
-        if self._features is None or self._about != about:
+        block = (context.method, context.step, context.chain_digest)
+        if self._features is None or self._block != block:
             self._features = None  # the block before is done: let go of it first
-            self._features = _prepared(self._state, model, question)
-            self._about = about
+            self._features = _prepared(self._state, model, context)
+            self._block = block
         return self._features
 
 
@@ -86,15 +88,15 @@ def _memory(state: SiteState) -> _Memory:
     return _Memory(state)
 
 
-def _prepared(state: SiteState, model: ReplayableModel, question: BlockQuestion) -> _Features:
+def _prepared(state: SiteState, model: ReplayableModel, context: StepContext) -> _Features:
     steps = block_steps(model.plan)
-    store = state.store(question.method)
+    store = state.store(context.method)
     digest = state.settings.digest()
-    prefix = merged_prefix(question, steps, model.plan.digest, digest, store)
+    prefix = merged_prefix(context, steps, model.plan.digest, digest, store)
     with state.with_remainder(prefix.remainder):
         recording = state.recording(model, shifted_embeddings=bool(prefix.remainder))
         entering = prefix.hidden_before(model, recording)
-    block = step_of(question.step, steps).groups[0].block
+    block = step_of(context.step, steps).groups[0].block
     target = _own_output(state, model, block)
     return _Features(block, prefix.remainder, recording, entering, target)
 
@@ -118,29 +120,27 @@ def _own_output(state: SiteState, model: ReplayableModel, block: int) -> HiddenS
 
 
 def _distance_and_gradients(
-    model: ReplayableModel, question: BlockQuestion, features: _Features
+    model: ReplayableModel, updates: Mapping[str, Update], features: _Features
 ) -> tuple[float, dict[str, Tensor]]:
     """Both are means over the site's rows, so that every site has the same say."""
-    block, layers = model.blocks[features.block], [model.layers[n] for n in question.updates]
+    block, layers = model.blocks[features.block], [model.layers[n] for n in updates]
     rows = sum(len(states) for states in features.entering)
     distance = 0.0
     totals: list[Tensor] = []
-    with updated(model.layers, question.updates), _differentiable(layers) as weights:
+    with updated(model.layers, updates), _differentiable(layers) as weights:
         for entering, target, batch in zip(
             features.entering, features.target, features.recording, strict=True
         ):
             output = forward_block(block, entering, batch.calls[features.block])
             loss = squared_distance(output, target, batch.keep) / rows
-            found = torch.autograd.grad(loss, weights)
-            totals = [a + b for a, b in zip(totals, found, strict=True)] if totals else [*found]
+            new = torch.autograd.grad(loss, weights)
+            totals = [a + b for a, b in zip(totals, new, strict=True)] if totals else [*new]
             distance += float(loss.detach())
     in_layout = (
         total.T if is_transposed(layer) else total
         for layer, total in zip(layers, totals, strict=True)
     )
-    return distance, {
-        name: total.cpu() for name, total in zip(question.updates, in_layout, strict=True)
-    }
+    return distance, {name: total.cpu() for name, total in zip(updates, in_layout, strict=True)}
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The door as it listens: who gets in, how many, and for how long."""
+"""The gateway as it listens: who gets in, how many, and for how long."""
 
 import asyncio
 import base64
@@ -12,9 +12,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from random import Random
-from socket import socket
-from ssl import SSLSocket
 from typing import Any
 
 import pytest
@@ -34,8 +31,8 @@ from layerweld.deploy import callers, connections
 from layerweld.deploy.callers import RegisteredOnly
 from layerweld.deploy.certificates import make_authority, make_server
 from layerweld.deploy.connections import Connections, Listener
-from layerweld.deploy.door import serve
-from layerweld.deploy.front import FLEET_CALLS, Front
+from layerweld.deploy.fleet_proxy import FLEET_CALLS, FleetProxy
+from layerweld.deploy.gateway import serve
 from layerweld.deploy.keys import make_key
 from layerweld.deploy.ports import free_port
 
@@ -47,7 +44,7 @@ PULL = "/v1/fleet/pull-messages"
 
 
 class SuperLink:
-    """Stands in for Flower's behind the front: counts calls, and answers."""
+    """Stands in for Flower's behind the gateway: counts calls, and answers."""
 
     def __init__(self) -> None:
         self.bodies = []
@@ -66,7 +63,7 @@ class SuperLink:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("door")
+    folder = tmp_path_factory.mktemp("gateway")
     authority = make_authority("fed")
     server = make_server(authority, ["127.0.0.1"])
     (folder / "ca.crt").write_bytes(authority.certificate_pem)
@@ -96,7 +93,7 @@ def signed(folder: Path, name: str = "ash", seconds: float = 0.0, **changed: Any
 
 @contextmanager
 def listening(app: SuperLink | RegisteredOnly, folder: Path) -> Iterator[tuple[Any, ...]]:
-    """The port of an application that is served as the door is."""
+    """The port of an application that is served as the gateway is."""
     counted = Connections()
     listener = Listener("127.0.0.1", 0, counted)
     loop = asyncio.new_event_loop()
@@ -122,9 +119,11 @@ def superlink(folder: Path) -> Iterator[tuple[Any, ...]]:
 
 
 @pytest.fixture
-def door(folder: Path, superlink: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
-    front = Front(f"https://127.0.0.1:{superlink[1]}", folder / "ca.crt", {"application": "abc"})
-    with listening(RegisteredOnly(front, folder / "sites"), folder) as (port, counted):
+def gateway(folder: Path, superlink: SuperLink) -> Iterator[tuple[Any, ...]]:
+    proxy = FleetProxy(
+        f"https://127.0.0.1:{superlink[1]}", folder / "ca.crt", {"application": "abc"}
+    )
+    with listening(RegisteredOnly(proxy, folder / "sites"), folder) as (port, counted):
         yield port, counted
 
 
@@ -147,52 +146,52 @@ def ask(
 
 
 def test_a_registered_site_gets_through(
-    folder: Path, superlink: tuple[Any, ...], door: tuple[Any, ...]
+    folder: Path, superlink: SuperLink, gateway: tuple[Any, ...]
 ) -> None:
-    assert ask(folder, door[0], signed(folder)) == (200, b"answer")
+    assert ask(folder, gateway[0], signed(folder)) == (200, b"answer")
     assert superlink[0].bodies[-1] == b"asked"
 
 
 def test_a_signature_is_good_for_one_call(
-    folder: Path, superlink: tuple[Any, ...], door: tuple[Any, ...]
+    folder: Path, superlink: SuperLink, gateway: tuple[Any, ...]
 ) -> None:
     headers = signed(folder)
-    assert ask(folder, door[0], headers)[0] == 200
+    assert ask(folder, gateway[0], headers)[0] == 200
     before = len(superlink[0].bodies)
     r, s = decode_dss_signature(base64.b64decode(headers["flwr-signature"]))
     turned = base64.b64encode(encode_dss_signature(r, _ORDER - s)).decode()
     for replayed in (headers, headers | {"flwr-signature": turned}):
         for path in FLEET_CALLS:
-            assert ask(folder, door[0], replayed, path)[0] == 401
+            assert ask(folder, gateway[0], replayed, path)[0] == 401
     assert len(superlink[0].bodies) == before
 
 
 def test_a_key_that_is_not_registered_gets_nothing_through(
-    folder: Path, superlink: tuple[Any, ...], door: tuple[Any, ...]
+    folder: Path, superlink: SuperLink, gateway: tuple[Any, ...]
 ) -> None:
     before = len(superlink[0].bodies)
     for path in FLEET_CALLS:
         expected = 412 if path.endswith("/activate-node") else 401
         for headers in (signed(folder, "stranger"), {}):
-            assert ask(folder, door[0], headers, path)[0] == expected
+            assert ask(folder, gateway[0], headers, path)[0] == expected
     assert len(superlink[0].bodies) == before
 
 
 def test_a_site_that_was_removed_gets_nothing_through(
-    folder: Path, door: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
+    folder: Path, gateway: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(callers, "_LOOK", 0.0)
     file = folder / "sites/ash.pub"
     content = file.read_bytes()
-    assert ask(folder, door[0], signed(folder))[0] == 200
+    assert ask(folder, gateway[0], signed(folder))[0] == 200
     file.unlink()
     time.sleep(1.1)
-    assert ask(folder, door[0], signed(folder))[0] == 401
+    assert ask(folder, gateway[0], signed(folder))[0] == 401
     file.write_bytes(content)
-    assert ask(folder, door[0], signed(folder))[0] == 200
+    assert ask(folder, gateway[0], signed(folder))[0] == 200
 
 
-def wrong_headers(folder: Path, draw: Random) -> dict[Any, Any]:
+def wrong_headers(folder: Path, draw: random.Random) -> dict[Any, Any]:
     """Headers of a registered site with something wrong."""
     good, other = signed(folder), signed(folder, "stranger")
     name = draw.choice(list(good))
@@ -215,13 +214,13 @@ def wrong_headers(folder: Path, draw: Random) -> dict[Any, Any]:
 
 
 def test_no_wrong_header_gets_through(
-    folder: Path, superlink: tuple[Any, ...], door: tuple[Any, ...]
+    folder: Path, superlink: SuperLink, gateway: tuple[Any, ...]
 ) -> None:
     draw = random.Random(0)
     before = len(superlink[0].bodies)
     for _ in range(150):
         headers = wrong_headers(folder, draw)
-        status, _ = ask(folder, door[0], headers)
+        status, _ = ask(folder, gateway[0], headers)
         assert status in (400, 401), headers
     assert len(superlink[0].bodies) == before
 
@@ -246,15 +245,15 @@ def test_no_wrong_header_gets_through(
 )
 def test_no_head_is_an_error_of_the_door(
     folder: Path,
-    superlink: tuple[Any, ...],
-    door: tuple[Any, ...],
+    superlink: SuperLink,
+    gateway: tuple[Any, ...],
     head: Any,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     before = len(superlink[0].bodies)
     own = "\r\n".join(f"{name}: {value}" for name, value in signed(folder).items())
     asked = f"POST {PULL} HTTP/1.1\r\nHost: x\r\n{own}\r\n{head}\r\n\r\n5\r\nasked\r\n0\r\n\r\n"
-    with connected(folder, door[0]) as connection:
+    with connected(folder, gateway[0]) as connection:
         connection.sendall(asked.encode("latin-1"))
         said = connection.recv(4096)
     assert said[:12] in {b"HTTP/1.1 400", b"HTTP/1.1 413", b"HTTP/1.1 431"}, said
@@ -263,7 +262,7 @@ def test_no_head_is_an_error_of_the_door(
 
 
 @contextmanager
-def connected(folder: Path, port: int) -> Iterator[SSLSocket]:
+def connected(folder: Path, port: int) -> Iterator[ssl.SSLSocket]:
     context = ssl.create_default_context(cafile=folder / "ca.crt")
     with (
         socket.create_connection(("127.0.0.1", port), 20) as plain,
@@ -272,7 +271,7 @@ def connected(folder: Path, port: int) -> Iterator[SSLSocket]:
         yield connection
 
 
-def half_open(folder: Path, port: int, draw: Random) -> socket | SSLSocket:
+def half_open(folder: Path, port: int, draw: random.Random) -> socket.socket:
     """A connection that goes no further than this."""
     plain = socket.create_connection(("127.0.0.1", port), 20)
     plain.settimeout(20)
@@ -289,7 +288,7 @@ def half_open(folder: Path, port: int, draw: Random) -> socket | SSLSocket:
     return secure
 
 
-def takes(connection: SSLSocket, data: bytes) -> bool:
+def takes(connection: ssl.SSLSocket, data: bytes) -> bool:
     try:
         connection.sendall(data)
     except (ConnectionError, ssl.SSLError):
@@ -297,7 +296,7 @@ def takes(connection: SSLSocket, data: bytes) -> bool:
     return True
 
 
-def is_closed(connection: SSLSocket) -> bool:
+def is_closed(connection: ssl.SSLSocket) -> Any:
     try:
         return connection.recv(1) == b""
     except (ConnectionError, ssl.SSLError):
@@ -307,35 +306,35 @@ def is_closed(connection: SSLSocket) -> bool:
 
 
 def test_three_hundred_half_open_calls_keep_nobody_out_and_are_ended(
-    folder: Path, door: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
+    folder: Path, gateway: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connections, "HEAD_SECONDS", 4.0)
     draw = random.Random(0)
     held = []
     for number in range(300):
-        held.append(half_open(folder, door[0], draw))
-        assert len(door[1]) <= connections.MOST_FROM_ONE_PLACE
+        held.append(half_open(folder, gateway[0], draw))
+        assert len(gateway[1]) <= connections.MOST_FROM_ONE_PLACE
         if number % 50 == 49:
             began = time.monotonic()
-            assert ask(folder, door[0], signed(folder))[0] == 200
+            assert ask(folder, gateway[0], signed(folder))[0] == 200
             assert time.monotonic() - began < 3
     last = time.monotonic()
     assert all(map(is_closed, held))
     assert time.monotonic() - last < 4.0 + 4.0
-    assert ask(folder, door[0], signed(folder))[0] == 200
+    assert ask(folder, gateway[0], signed(folder))[0] == 200
     for connection in held:
         connection.close()
 
 
 def test_one_byte_at_a_time_is_ended_at_the_deadline(
-    folder: Path, door: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
+    folder: Path, gateway: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connections, "HEAD_SECONDS", 2.0)
     monkeypatch.setattr(connections, "CALL_SECONDS", 2.0)
     whole = "\r\n".join(f"{name}: {value}" for name, value in signed(folder).items())
     head = f"POST {PULL} HTTP/1.1\r\nHost: x\r\n{whole}\r\nContent-Length: 100000\r\n\r\n"
     for begin in (head[:10], head):
-        with connected(folder, door[0]) as connection:
+        with connected(folder, gateway[0]) as connection:
             connection.sendall(begin.encode())
             began = time.monotonic()
             while time.monotonic() - began < 10 and takes(connection, b"x"):
@@ -344,10 +343,10 @@ def test_one_byte_at_a_time_is_ended_at_the_deadline(
 
 
 def test_a_connection_that_asks_nothing_more_is_ended(
-    folder: Path, door: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
+    folder: Path, gateway: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connections, "IDLE_SECONDS", 1.0)
-    with connected(folder, door[0]) as connection:
+    with connected(folder, gateway[0]) as connection:
         connection.sendall(b"GET /layerweld HTTP/1.1\r\nHost: x\r\n\r\n")
         assert connection.recv(4096).startswith(b"HTTP/1.1 200")
         began = time.monotonic()
@@ -358,7 +357,7 @@ def test_a_connection_that_asks_nothing_more_is_ended(
         assert time.monotonic() - began < 5
 
 
-def odd_scope(folder: Path, draw: Random) -> dict[Any, Any]:
+def odd_scope(folder: Path, draw: random.Random) -> dict[Any, Any]:
     """A request as no SuperNode would make it."""
     names = [b"flwr-public-key", b"flwr-timestamp", b"flwr-signature", b"content-length", b"x",
              b"transfer-encoding", b"content-type", b"Content-Length", b"\xff"]  # fmt: skip
@@ -385,8 +384,10 @@ def odd_scope(folder: Path, draw: Random) -> dict[Any, Any]:
 )
 def test_no_request_is_an_error_of_the_application(folder: Path, seed: int, count: int) -> None:
     draw = random.Random(seed)
-    front = Front(f"https://127.0.0.1:{free_port()}", folder / "ca.crt", {"application": "abc"})
-    app = RegisteredOnly(front, folder / "sites")
+    proxy = FleetProxy(
+        f"https://127.0.0.1:{free_port()}", folder / "ca.crt", {"application": "abc"}
+    )
+    app = RegisteredOnly(proxy, folder / "sites")
 
     async def play(scope: dict[Any, Any]) -> Any:
         said = []

@@ -1,4 +1,4 @@
-"""Places at the door: how many connections there may be, and who keeps theirs."""
+"""Places at the gateway: how many connections there may be, and who keeps theirs."""
 
 import random
 from typing import Any

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 
 from client.app import app as client_app
 from client.guard import SiteApp
@@ -14,11 +14,12 @@ from layerweld.plan import MergePlan
 from layerweld.runtime.incidents import Code, parse_incident
 from layerweld.statistics.group import ProductForm
 from layerweld.transport.arrays import to_arrays
-from layerweld.transport.chain import encode_question
-from layerweld.transport.descent import encode_block, encode_coefficients
-from layerweld.transport.descent_messages import BlockQuestion, CoefficientQuestion
-from layerweld.transport.messages import ModelToMeasure, Question
-from layerweld.transport.model import encode_model
+from layerweld.transport.block_gradients import BlockRequest, encode_block_request
+from layerweld.transport.coefficients import CoefficientsRequest, encode_coefficients_request
+from layerweld.transport.identity import Identity, request_record
+from layerweld.transport.model import ModelToMeasure, encode_model
+from layerweld.transport.statistics import StatisticsRequest, encode_statistics_request
+from layerweld.transport.step_context import StepContext
 from layerweld.updates.update import DenseUpdate, LowRankUpdate
 from tests.mutations import NASTY_TEXTS, Mutator
 from tests.tiny_sites import make_labelled_sites
@@ -50,29 +51,28 @@ def asked(site: tuple[SiteApp, Context, MergePlan], kind: str, content: RecordDi
     return incident.code
 
 
-def questions(
+def requests(
     plan: MergePlan,
     updates: dict[Any, Any] | dict[Any, DenseUpdate],
-    remainder: dict[Any, Any],
+    other_params: dict[Any, Any],
     step: int = 0,
 ) -> dict[Any, Any]:
     """One of every kind that carries updates, about the same."""
     names = plan.layer_names
-    learnt = CoefficientQuestion(
-        RUN, "adamerging", 1, names, ("ash",), "h", False, torch.ones(1, len(names)),
-        {"ash": updates}, remainder,
+    learnt = CoefficientsRequest(
+        RUN, "adamerging", 1, names, ("ash",), plan.digest, "h", False, torch.ones(1, len(names)),
+        {"ash": updates}, other_params,
     )  # fmt: skip
-    merged = {step: updates}
-    chain = Question(RUN, "com", step + 1, names, plan.digest, "x", FORM, False, remainder, merged)
-    block = BlockQuestion(
-        RUN, "prodistill", step, 0, names, plan.digest, "x", False, updates, remainder
-    )
+    chain = StepContext(RUN, "com", step + 1, names, plan.digest, "x", False, other_params)
+    block = StepContext(RUN, "prodistill", step, names, plan.digest, "x", False, other_params)
+    chain = chain.with_merged(other_params, {step: updates})
+    model = ModelToMeasure(RUN, "merged", names, updates, other_params)
     return {
-        "train.statistics": encode_question(chain),
-        "train.entropy": encode_coefficients(learnt),
-        "train.distillation": encode_block(block),
-        "evaluate.model": encode_model(ModelToMeasure(RUN, "merged", names, updates, remainder)),
-        "query.shift": encode_model(ModelToMeasure(RUN, "merged", names, updates, remainder)),
+        "train.statistics": encode_statistics_request(StatisticsRequest(chain, FORM)),
+        "train.entropy": encode_coefficients_request(learnt),
+        "train.distillation": encode_block_request(BlockRequest(block, 0, updates)),
+        "evaluate.model": encode_model("evaluate.model", model),
+        "query.shift": encode_model("query.shift", model),
     }
 
 
@@ -101,7 +101,7 @@ def test_what_does_not_fit_the_sites_model_is_not_taken(
     name: str, site: tuple[SiteApp, Context, MergePlan]
 ) -> None:
     updates, remainder = misfits(site[2])[name]
-    for kind, content in questions(site[2], updates, remainder).items():
+    for kind, content in requests(site[2], updates, remainder).items():
         assert asked(site, kind, content) is Code.QUESTION, kind
 
 
@@ -110,7 +110,7 @@ def test_a_step_that_the_chain_does_not_have_is_refused(
 ) -> None:
     steps = len(site[2].groups)
     for step in (steps - 1, 2**16 - 1):
-        content = questions(site[2], {}, {}, step)
+        content = requests(site[2], {}, {}, step)
         assert asked(site, "train.statistics", content["train.statistics"]) is Code.QUESTION
 
 
@@ -122,7 +122,7 @@ def test_no_array_of_a_question_is_parsed(
     header = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': (4,), }}".encode()
     data = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + b"\0" * 16
     array = Array(dtype, (4,), stype, data)
-    for kind, content in questions(site[2], {}, {}).items():
+    for kind, content in requests(site[2], {}, {}).items():
         for name in content.array_records:
             changed = RecordDict(dict(content) | {name: ArrayRecord({"x/left": array})})
             assert asked(site, kind, changed) is Code.QUESTION, (kind, name)
@@ -135,7 +135,7 @@ def test_a_mutated_question_is_answered_or_is_an_incident(
     mutator, codes = Mutator(seed), set()
     layer = site[2].groups[0].layers[0].name
     updates = {layer: DenseUpdate(torch.ones(site[2].groups[0].layers[0].d_out, 3))}
-    for kind, content in questions(site[2], updates, {}).items():
+    for kind, content in requests(site[2], updates, {}).items():
         for _ in range(20):
             changed = mutated(mutator, content)
             codes.add(asked(site, kind, changed))
@@ -155,5 +155,5 @@ def mutated(mutator: Mutator, content: RecordDict) -> RecordDict:
 def test_a_run_whose_name_is_none_is_refused_and_what_it_says_is_cut(
     text: Any, site: tuple[SiteApp, Context, MergePlan]
 ) -> None:
-    content = RecordDict({"about": ConfigRecord({"run": f"{text}/"}), "x": to_arrays({})})
+    content = RecordDict({"about": request_record(Identity(f"{text}/", "id")), "x": to_arrays({})})
     assert asked(site, "query.handshake", content) is Code.QUESTION

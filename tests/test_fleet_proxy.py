@@ -1,4 +1,4 @@
-"""The coordinator's door: Fleet calls pass unchanged, and nothing else reaches the SuperLink."""
+"""The coordinator's gateway: Fleet calls pass unchanged, and nothing else reaches the SuperLink."""
 
 import asyncio
 import http.client
@@ -22,11 +22,10 @@ from typer.testing import CliRunner
 from uvicorn.server import Server
 
 from layerweld.cli import main as cli
-from layerweld.deploy import checks
-from layerweld.deploy import front as front_module
+from layerweld.deploy import checks, fleet_proxy
 from layerweld.deploy.certificates import make_authority, make_server
 from layerweld.deploy.checks import check_coordinator
-from layerweld.deploy.front import LARGEST_CALL, Front
+from layerweld.deploy.fleet_proxy import LARGEST_CALL, FleetProxy
 from layerweld.deploy.ports import free_port
 from layerweld.deploy.processes import Supervisor
 from layerweld.deploy.site import create
@@ -51,7 +50,7 @@ class SuperLink:
         await send({"type": "http.response.body", "body": body[::-1]})
 
 
-def serve(app: SuperLink | Front, folder: Path, port: int) -> tuple[Server, Thread]:
+def serve(app: SuperLink | FleetProxy, folder: Path, port: int) -> tuple[Server, Thread]:
     config = uvicorn.Config(
         app,
         port=port,
@@ -81,10 +80,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def door(folder: Path) -> Iterator[tuple[SuperLink, int]]:
+def gateway(folder: Path) -> Iterator[tuple[SuperLink, int]]:
     superlink, inside, outside = SuperLink(), free_port(), free_port()
-    front = Front(f"https://127.0.0.1:{inside}", folder / "ca.crt", {"application": "abc"})
-    started = [serve(superlink, folder, inside), serve(front, folder, outside)]
+    proxy = FleetProxy(f"https://127.0.0.1:{inside}", folder / "ca.crt", {"application": "abc"})
+    started = [serve(superlink, folder, inside), serve(proxy, folder, outside)]
     yield superlink, outside
     for server, thread in started:
         server.should_exit = server.force_exit = True
@@ -92,9 +91,9 @@ def door(folder: Path) -> Iterator[tuple[SuperLink, int]]:
 
 
 @pytest.fixture
-def ask(folder: Path, door: tuple[SuperLink, int]) -> Callable[..., Any]:
+def ask(folder: Path, gateway: tuple[SuperLink, int]) -> Callable[..., Any]:
     def ask(
-        method: Any, path: Path, body: bytes = b"", port: int = door[1], **headers: Any
+        method: Any, path: Path, body: bytes = b"", port: int = gateway[1], **headers: Any
     ) -> tuple[HTTPResponse, bytes]:
         context = ssl.create_default_context(cafile=folder / "ca.crt")
         connection = http.client.HTTPSConnection("127.0.0.1", port, context=context)
@@ -108,13 +107,13 @@ def ask(folder: Path, door: tuple[SuperLink, int]) -> Callable[..., Any]:
 
 
 def test_a_fleet_call_passes_with_its_signature_body_and_status(
-    door: tuple[SuperLink, int], ask: Callable[..., Any]
+    gateway: tuple[SuperLink, int], ask: Callable[..., Any]
 ) -> None:
     body = bytes(range(256)) * 20_000  # 5 MB, a piece of a tensor
     answer, content = ask("POST", "/v1/fleet/push-object", body, **{"flwr-signature": "s"})
     assert (answer.status, answer.headers["x-answer"]) == (207, "yes")
     assert content == body[::-1]
-    assert door[0].asked[-1] == ("/v1/fleet/push-object", b"s")
+    assert gateway[0].asked[-1] == ("/v1/fleet/push-object", b"s")
 
 
 @pytest.mark.parametrize(
@@ -134,21 +133,21 @@ def test_a_fleet_call_passes_with_its_signature_body_and_status(
     ],
 )
 def test_nothing_else_reaches_the_superlink(
-    door: tuple[SuperLink, int], ask: Callable[..., Any], method: str, path: str
+    gateway: tuple[SuperLink, int], ask: Callable[..., Any], method: str, path: str
 ) -> None:
-    before = list(door[0].asked)
+    before = list(gateway[0].asked)
     assert ask(method, path)[0].status == 404
-    assert door[0].asked == before
+    assert gateway[0].asked == before
 
 
 def test_a_call_larger_than_any_of_flowers_is_refused_unread(
-    door: tuple[SuperLink, int], ask: Callable[..., Any]
+    gateway: tuple[SuperLink, int], ask: Callable[..., Any]
 ) -> None:
-    before = list(door[0].asked)
+    before = list(gateway[0].asked)
     headers = {"Content-Length": str(LARGEST_CALL + 1)}
     assert ask("POST", "/v1/fleet/push-object", **headers)[0].status == 413
     assert ask("POST", "/v1/fleet/push-object", iter([b"x"]))[0].status == 413
-    assert door[0].asked == before
+    assert gateway[0].asked == before
 
 
 def test_anybody_may_know_versions_and_time(ask: Callable[..., Any]) -> None:
@@ -159,10 +158,10 @@ def test_anybody_may_know_versions_and_time(ask: Callable[..., Any]) -> None:
 
 @contextmanager
 def lone_door(folder: Path, about: dict[str, str] | tuple[Any, ...] = ()) -> Iterator[int]:
-    """The port of a door without a SuperLink."""
+    """The port of a gateway without a SuperLink."""
     port = free_port()
-    front = Front(f"https://127.0.0.1:{free_port()}", folder / "ca.crt", dict(about))
-    server, thread = serve(front, folder, port)
+    proxy = FleetProxy(f"https://127.0.0.1:{free_port()}", folder / "ca.crt", dict(about))
+    server, thread = serve(proxy, folder, port)
     try:
         yield port
     finally:
@@ -180,7 +179,7 @@ def door_whose_clock_is_off(
     folder: Path, seconds: int, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[str]:
     clock = SimpleNamespace(time=lambda: time.time() + seconds)
-    monkeypatch.setattr(front_module, "time", clock)
+    monkeypatch.setattr(fleet_proxy, "time", clock)
     about = {name: version(name) for name in ("layerweld", "flwr", "torch", "transformers")}
     with lone_door(folder, about | {"application": "abc"}) as port:
         yield f"127.0.0.1:{port}"
