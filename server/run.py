@@ -1,4 +1,4 @@
-"""Play one run from its settings to its output folder."""
+"""Run a federation, from its settings to its output folder."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from strategies.notices import notice
 _LABELS = {"base": "Base model", "individual": "Individual fine-tuning"}
 
 
-def play(grid: Grid, settings: RunSettings, base: str, output: Path) -> RunResults:
+def run(grid: Grid, settings: RunSettings, base: str, output: Path) -> RunResults:
     """Merge, evaluate where the sites can, and write the output folder.
 
     Args:
@@ -50,10 +50,10 @@ def play(grid: Grid, settings: RunSettings, base: str, output: Path) -> RunResul
     with only_here(lock_of(output), str(output)):
         check_output_folder(output)
         with recording(output) as recorder, naming_memory():
-            return _play(grid, settings, base, output, recorder)
+            return _run(grid, settings, base, output, recorder)
 
 
-def _play(
+def _run(
     grid: Grid, settings: RunSettings, base: str, output: Path, recorder: Recorder
 ) -> RunResults:
     use_threads(settings.calibration.threads)

@@ -10,25 +10,22 @@ import subprocess
 import sys
 import tomllib
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from subprocess import CompletedProcess, Popen
 from time import monotonic, sleep
-from typing import Any
 
 import tomli_w
 
-from server.run import play as play_run
-from tests.tiny_sites import TinySites
+from server.run import run as run_server
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 LONG = 1500  # seconds; two cores that others use, too, take that long
 
 
-def install_wheel(folder: Path) -> Path:
+def install_wheel(folder):
     """The wheel's content as `pip install` would lay it out, without this checkout."""
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
@@ -37,26 +34,26 @@ def install_wheel(folder: Path) -> Path:
     return folder / "site-packages"
 
 
-def environment(path: Path) -> dict[Any, Any]:
+def environment(path):
     """For commands that use the layerweld found in a folder."""
     return os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(path)}
 
 
-def wait_until(true: Callable[..., Any], what: str, pause: float = 3.0) -> None:
+def wait_until(true, what, pause=3.0):
     until = monotonic() + 400
     while not true():
         assert monotonic() < until, f"not in time: {what}"
         sleep(pause)
 
 
-def digest_in(output: Path) -> str:
+def digest_in(output):
     return hashlib.sha256((output / "manifest.json").read_bytes()).hexdigest()
 
 
-def digest_in_process(sites: Any, output: Path) -> str:
+def digest_in_process(sites, output):
     """Of the manifest that the same run makes within this process."""
     settings = sites.settings()
-    play_run(sites.grid(settings), settings, str(sites.base), output)
+    run_server(sites.grid(settings), settings, str(sites.base), output)
     return digest_in(output)
 
 
@@ -69,11 +66,11 @@ class Gateway:
     port: int
 
     @property
-    def address(self) -> str:
+    def address(self):
         return f"{self.host}:{self.port}"
 
 
-def gateway_on_loopback() -> Gateway:
+def gateway_on_loopback():
     """With two neighbouring ports that are free: the gateway's and the SuperLink's."""
     while True:
         with socket.socket() as first, socket.socket() as second:
@@ -107,13 +104,13 @@ class Federation:
     processes: dict[str, subprocess.Popen] = field(default_factory=dict)
 
     @property
-    def names(self) -> list[Any]:
+    def names(self):
         return [node["name"] for node in self.sites.nodes]
 
-    def command(self, name: str, *arguments: Any) -> list[Any]:
+    def command(self, name, *arguments):
         return [*self.inside.get(name, ()), BIN / "layerweld", *arguments]
 
-    def lw(self, *arguments: str, folder: str = "fed", check: bool = True) -> CompletedProcess[str]:
+    def lw(self, *arguments, folder="fed", check=True):
         return subprocess.run(
             [*self.command(folder, *arguments), "--folder", self.folder / folder],
             env=self.environment,
@@ -123,7 +120,7 @@ class Federation:
             timeout=LONG,
         )
 
-    def start(self, name: str, *arguments: str) -> None:
+    def start(self, name, *arguments):
         with (self.folder / f"{name}.log").open("w") as log:
             self.processes[name] = subprocess.Popen(
                 [*self.command(name, *arguments), "--folder", self.folder / name],
@@ -132,10 +129,10 @@ class Federation:
                 stderr=subprocess.STDOUT,
             )
 
-    def join(self, name: str) -> None:
+    def join(self, name):
         self.start(name, "site", "join", self.gateway.address)
 
-    def run(self, name: Any, run: str = "run") -> Popen[str]:
+    def run(self, name, run="run"):
         """``coordinator run`` or ``resume`` in the background."""
         command = ["coordinator", run, "--name", name, "--folder", self.folder / "fed"]
         return subprocess.Popen(
@@ -146,31 +143,31 @@ class Federation:
             text=True,
         )
 
-    def finish(self, run: Popen[Any]) -> Any:
+    def finish(self, run):
         """What a run in the background said, once it has ended well."""
         said, _ = run.communicate(timeout=LONG)
         assert run.returncode == 0, said
         return said
 
-    def output(self, run: str) -> Path:
+    def output(self, run):
         return self.folder / "fed/runs" / run
 
-    def digest(self, run: str) -> str:
+    def digest(self, run):
         return digest_in(self.output(run))
 
-    def child_of(self, name: str, program: str) -> int:
+    def child_of(self, name, program):
         """Process that a supervisor has started last."""
         text = (self.folder / f"{name}.log").read_text()
         return int(re.findall(rf"^{program} started \(process (\d+),", text, re.MULTILINE)[-1])
 
-    def wait_for_sites(self) -> None:
+    def wait_for_sites(self):
         count = len(self.names)
         wait_until(
             lambda: self.lw("coordinator", "status").stdout.count("  online  ") == count,
             f"{count} sites online",
         )
 
-    def wait_for_steps(self, run: str, count: int = 1) -> None:
+    def wait_for_steps(self, run, count=1):
         """Until a run has solved so many steps."""
         steps = self.output(run) / "journal"
         wait_until(
@@ -178,12 +175,12 @@ class Federation:
         )
         assert not (self.output(run) / "manifest.json").exists()
 
-    def registered(self) -> dict[Any, Any]:
+    def registered(self):
         """Node ids by site."""
         files = (self.folder / "fed/sites").glob("*.json")
         return {file.stem: json.loads(file.read_text())["node"] for file in files}
 
-    def init_site(self, name: str, *arguments: Any) -> None:
+    def init_site(self, name, *arguments):
         subprocess.run(
             [BIN / "layerweld", "site", "init", name, *arguments],
             cwd=self.folder,
@@ -194,7 +191,7 @@ class Federation:
         authority = self.folder / "fed/certificates/ca.crt"
         (self.folder / name / "ca.crt").write_bytes(authority.read_bytes())
 
-    def _init_coordinator(self) -> None:
+    def _init_coordinator(self):
         where = (
             "--host",
             self.gateway.host,
@@ -215,7 +212,7 @@ class Federation:
         small = {"min-sites": len(self.names), "calibration": calibration}
         file.write_text(tomli_w.dumps(tomllib.loads(file.read_text()) | small))
 
-    def begin(self) -> None:
+    def begin(self):
         """Make all folders, start everything, and wait until all sites are there."""
         self._init_coordinator()
         for node in self.sites.nodes:
@@ -231,7 +228,7 @@ class Federation:
             self.join(name)
         self.wait_for_sites()
 
-    def end(self) -> None:
+    def end(self):
         for process in self.processes.values():
             process.send_signal(signal.SIGCONT)
             process.terminate()
@@ -240,13 +237,7 @@ class Federation:
 
 
 @contextmanager
-def running(
-    folder: Path,
-    sites: TinySites,
-    gateway: Gateway,
-    path: Path,
-    inside: dict[str, tuple[Any, ...]] | None = None,
-) -> Iterator[Federation]:
+def running(folder, sites, gateway, path, inside=None):
     """A federation that is up; ``path`` is where its layerweld is found."""
     made = Federation(folder, sites, gateway, environment(path), inside or {})
     try:

@@ -13,15 +13,7 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
-
-from client.data.samples import Rows
-from layerweld.report.comparison.results import Entry
-from layerweld.settings.run import RunSettings
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -31,7 +23,7 @@ import torch
 from PIL import Image
 
 from client.data.batches import Preprocessor
-from client.data.samples import read_rows
+from client.data.samples import read_dataset
 from client.handlers.reference_scores import _read as read_score
 from client.store import MergedStep, SiteStore, StepHashes
 from client.training.heads import ClassifierHead, load_head
@@ -66,24 +58,24 @@ ROWS = [{"text": f"row {i}, with é", "label": "ab"[i % 2]} for i in range(20)]
 ANY = CalibrationSettings(max_unreadable=1.0)
 
 
-def rows(file: Path) -> Callable[..., Rows]:
-    return lambda: read_rows(file, ANY, reads_images=False)
+def rows(file):
+    return lambda: read_dataset(file, ANY, reads_images=False)
 
 
-def jsonl(folder: Path) -> tuple[Any, ...]:
+def jsonl(folder):
     file = folder / "rows.jsonl"
     file.write_text("\n".join(map(json.dumps, ROWS)))
     return file, damaged_bytes, rows(file)
 
 
-def csv(folder: Path) -> tuple[Any, ...]:
+def csv(folder):
     file = folder / "rows.csv"
     pd.DataFrame(ROWS).to_csv(file, index=False)
     return file, damaged_bytes, rows(file)
 
 
-def parquet(how: dict[Any, Any], kind: str | None = None) -> Callable[..., Any]:
-    def made(folder: Path) -> tuple[Any, ...]:
+def parquet(how, kind=None):
+    def made(folder):
         file = folder / "rows.parquet"
         frame = pd.DataFrame(ROWS)
         (frame.astype({"label": kind}) if kind else frame).to_parquet(file, **how)
@@ -92,8 +84,8 @@ def parquet(how: dict[Any, Any], kind: str | None = None) -> Callable[..., Any]:
     return made
 
 
-def saved_dataset(damage: Callable[..., bytes], of: str) -> Callable[..., Any]:
-    def made(folder: Path) -> tuple[Any, ...]:
+def saved_dataset(damage, of):
+    def made(folder):
         table = arrow.table({key: [row[key] for row in ROWS] for key in ROWS[0]})
         with arrow.ipc.new_stream(str(folder / "data.arrow"), table.schema) as stream:
             stream.write_table(table)
@@ -105,8 +97,8 @@ def saved_dataset(damage: Callable[..., bytes], of: str) -> Callable[..., Any]:
     return made
 
 
-def image(suffix: str, **how: Any) -> Callable[..., Any]:
-    def made(folder: Path) -> tuple[Any, ...]:
+def image(suffix, **how):
+    def made(folder):
         images = folder / "images"
         images.mkdir()
         noise = random.Random(1).randbytes(3 * 40 * 30)
@@ -114,16 +106,16 @@ def image(suffix: str, **how: Any) -> Callable[..., Any]:
         base = save_image_base(folder / "base")
         prepare = Preprocessor(base, 8)
 
-        def read() -> None:
-            prepare(read_rows(images, ANY, reads_images=True).inputs)
+        def read():
+            prepare(read_dataset(images, ANY, reads_images=True).inputs)
 
         return images / f"a.{suffix}", damaged_bytes, read
 
     return made
 
 
-def adapter(of: str, damage: Callable[..., bytes]) -> Callable[..., Any]:
-    def made(folder: Path) -> tuple[Any, ...]:
+def adapter(of, damage):
+    def made(folder):
         base = save_base("bert", folder / "base")
         patterns = {"rank_pattern": {"value": 2}, "alpha_pattern": {r"^.*\.0\..*query": 3}}
         train_adapter(new_model("bert"), folder / "a", r".*\.(query|value)", **patterns)
@@ -132,8 +124,8 @@ def adapter(of: str, damage: Callable[..., bytes]) -> Callable[..., Any]:
     return made
 
 
-def checkpoint(of: str, damage: Callable[..., bytes]) -> Callable[..., Any]:
-    def made(folder: Path) -> tuple[Any, ...]:
+def checkpoint(of, damage):
+    def made(folder):
         base = save_base("llama", folder / "base")
         model = new_model("llama")
         with torch.no_grad():
@@ -146,12 +138,12 @@ def checkpoint(of: str, damage: Callable[..., bytes]) -> Callable[..., Any]:
     return made
 
 
-def base_model(of: str, damage: Callable[..., bytes]) -> Callable[..., Any]:
-    def made(folder: Path) -> tuple[Any, ...]:
+def base_model(of, damage):
+    def made(folder):
         save_text_base(folder / "base")
         (folder / "base/generation_config.json").write_text('{"max_length": 20}')
 
-        def read() -> None:
+        def read():
             base = load_base(folder / "base")
             Preprocessor(base, 8)(["the red", "very very cold a"])
 
@@ -160,9 +152,7 @@ def base_model(of: str, damage: Callable[..., bytes]) -> Callable[..., Any]:
     return made
 
 
-def image_processor(
-    folder: Path,
-) -> tuple[Path, Callable[..., bytes], Callable[..., dict[str, Tensor]]]:
+def image_processor(folder):
     from transformers import BitImageProcessorPil
 
     base = save_image_base(folder / "base")
@@ -172,13 +162,13 @@ def image_processor(
     return base.folder / "preprocessor_config.json", damaged_json, read
 
 
-def head(folder: Path) -> tuple[Any, ...]:
+def head(folder):
     file = folder / "head.safetensors"
     ClassifierHead(4, ["a", "b"]).save(file)
     return file, damaged_tensors, lambda: load_head(file)
 
 
-def run_file(folder: Path) -> tuple[Any, ...]:
+def run_file(folder):
     file = folder / "run.toml"
     file.write_text(
         'base = "base"\nmin-sites = 2\n[merge]\nridge = 0.01\n[calibration]\nsamples = 50\n'
@@ -187,15 +177,13 @@ def run_file(folder: Path) -> tuple[Any, ...]:
     return file, damaged_toml, lambda: read_run_file(file)
 
 
-def site_file(folder: Path) -> tuple[Any, ...]:
+def site_file(folder):
     create_site(folder / "site", SiteEntry(name="ash", data="/rows.jsonl"), b"")
     return folder / "site/site.toml", damaged_toml, lambda: open_site(folder / "site")
 
 
-def coordinator(
-    of: str, damage: Callable[..., bytes], read: Callable[..., Any]
-) -> Callable[..., Any]:
-    def made(folder: Path) -> tuple[Any, ...]:
+def coordinator(of, damage, read):
+    def made(folder):
         file = check_file(name="hub", host="localhost", port=9000, superlink_port=9001)
         opened = create(folder, file, "/base")
         (opened.sites / "ash.json").write_text('{"name": "ash", "key": "SHA256:x", "node": "7"}')
@@ -204,54 +192,54 @@ def coordinator(
     return made
 
 
-def public_key(folder: Path) -> tuple[Any, ...]:
+def public_key(folder):
     make_key(folder / "key")
     return folder / "key.pub", damaged_bytes, lambda: read_public_key(folder / "key.pub")
 
 
-def state(folder: Path) -> tuple[Any, ...]:
+def state(folder):
     (folder / "out").mkdir()
     Recorder(folder / "out").write(RunState(notes=("a",)))
     return folder / "out/state.json", damaged_json, lambda: read_state(folder / "out")
 
 
-def site_store(of: str) -> Callable[..., Any]:
-    def made(folder: Path) -> tuple[Any, ...]:
+def site_store(of):
+    def made(folder):
         store = SiteStore(folder / "store")
         hashes = StepHashes("a", "b", "c")
         updates = {"layer": LowRankUpdate(torch.ones(2, 1), torch.ones(1, 2))}
         store.save_step(0, MergedStep(hashes, updates))
         store.save_hidden(1, "p", [torch.ones(2, 3)])
         store.save_updates("h", {"ash": updates})
-        store.save_remainder({"norm": torch.ones(3)})
+        store.save_other_params({"norm": torch.ones(3)})
 
-        def read() -> None:
+        def read():
             store.step_hashes(0)
             store.load_step(0, "c")
             store.load_hidden(1, "p")
             store.load_updates("h")
-            store.load_remainder()
+            store.load_other_params()
 
         return folder / "store" / f"{of}.safetensors", damaged_tensors, read
 
     return made
 
 
-def score(folder: Path) -> tuple[Any, ...]:
+def score(folder):
     file = folder / "score.json"
     file.write_text("[0.5, 20]")
     return file, damaged_json, lambda: read_score(file)
 
 
-def played(folder: Path) -> tuple[Path, Callable[..., bytes], Callable[..., Entry | None]]:
-    methods = KeptResults(folder / "played")
+def played(folder):
+    methods = KeptResults(folder / "results")
     file = methods._file("com", {})
     file.parent.mkdir()
     file.write_text('{"result": {"name": "com"}, "seed": 0}')
     return file, damaged_json, lambda: methods.find("com", {})
 
 
-def run_settings(folder: Path) -> RunSettings:
+def run_settings(folder):
     return open_coordinator(folder).settings()
 
 
@@ -303,13 +291,13 @@ READERS = {
     "site's step": site_store("step-0000"),
     "site's hidden states": site_store("hidden-0001"),
     "site's updates": site_store("updates"),
-    "site's remainder": site_store("remainder"),
+    "site's other parameters": site_store("other_params"),
     "site's score": score,
     "comparison, kept method": played,
 }  # fmt: skip
 
 
-def fault(error: BaseException, file: Path) -> str:
+def fault(error, file):
     """What is wrong with how a reader ended; empty where it refused the file as it should."""
     if not isinstance(error, LayerweldError):
         return f"{type(error).__name__}: {error}"[:300]
@@ -322,7 +310,7 @@ def fault(error: BaseException, file: Path) -> str:
     return "exit code 1" if error.exit_code == 1 else ""
 
 
-def fuzz(name: str, folder: Path, seed: str, count: int, trace: Path) -> dict[str, Any]:
+def fuzz(name, folder, seed, count, trace):
     folder.mkdir(parents=True)
     file, damage, read = READERS[name](folder)
     whole = file.read_bytes()
@@ -361,7 +349,7 @@ def fuzz(name: str, folder: Path, seed: str, count: int, trace: Path) -> dict[st
     return found
 
 
-def main() -> None:
+def main():
     folder, seed, count, *names = sys.argv[1:]
     report = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # libraries in C and Rust say what they think of a file

@@ -1,18 +1,15 @@
 """What is between rows and scores beside the model: batches, heads, accuracy."""
 
 import shutil
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
 from transformers import BitImageProcessorPil
 
 from client.data.batches import Preprocessor, batches, load_tokenizer
-from client.data.samples import make_rows
+from client.data.samples import make_dataset
 from client.training.evaluate import accuracy
 from client.training.heads import ClassifierHead, load_head
 from layerweld.errors import AdapterError, ConfigError, DataError
@@ -24,21 +21,21 @@ EVALUATE = EvaluateSettings(batch_size=5)
 
 
 @pytest.fixture(scope="module")
-def text_base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
+def text_base(tmp_path_factory) -> BaseModel:
     return save_text_base(tmp_path_factory.mktemp("bert"))
 
 
 @pytest.fixture(scope="module")
-def image_base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
+def image_base(tmp_path_factory) -> BaseModel:
     return save_image_base(tmp_path_factory.mktemp("vit"))
 
 
-def test_padding_and_batch_size_do_not_change_the_logits(text_base: BaseModel) -> None:
+def test_padding_and_batch_size_do_not_change_the_logits(text_base):
     torch.manual_seed(0)
     head = ClassifierHead(text_base.d_model, ROWS.classes)
-    rows = make_rows(["warm", "the cold is very blue", "a red"], None)
+    rows = make_dataset(["warm", "the cold is very blue", "a red"], None)
 
-    def logits(batch_size: int) -> Tensor:
+    def logits(batch_size):
         made = list(batches(rows, Preprocessor(text_base, 16), batch_size))
         states = [text_base.backbone(**batch).last_hidden_state for batch in made]
         pairs = zip(states, made, strict=True)
@@ -47,9 +44,7 @@ def test_padding_and_batch_size_do_not_change_the_logits(text_base: BaseModel) -
     torch.testing.assert_close(logits(3), logits(1))
 
 
-def test_batches_of_like_length_hold_every_text_once_and_little_padding(
-    text_base: BaseModel,
-) -> None:
+def test_batches_of_like_length_hold_every_text_once_and_little_padding(text_base):
     texts = ["a " * (1 + (7 * i) % 14) + "b" for i in range(40)]
     found = [*Preprocessor(text_base, 16).by_length(texts, batch_size=6)]
     assert sorted(place for places, _ in found for place in places) == list(range(40))
@@ -60,8 +55,8 @@ def test_batches_of_like_length_hold_every_text_once_and_little_padding(
         assert batch["input_ids"].shape[1] == lengths.max() <= 1.2 * lengths.min()
 
 
-def test_texts_are_cut_at_the_shorter_of_setting_and_model(text_base: BaseModel) -> None:
-    rows = make_rows(["a " * 40], None)
+def test_texts_are_cut_at_the_shorter_of_setting_and_model(text_base):
+    rows = make_dataset(["a " * 40], None)
     lengths = [
         next(batches(rows, Preprocessor(text_base, length), 1))["input_ids"].shape[1]
         for length in (4, 99)
@@ -69,9 +64,7 @@ def test_texts_are_cut_at_the_shorter_of_setting_and_model(text_base: BaseModel)
     assert lengths == [4, 16]
 
 
-def test_a_model_folder_without_a_tokenizer_says_how_to_get_one(
-    image_base: BaseModel, text_base: BaseModel, tmp_path: Path
-) -> None:
+def test_a_model_folder_without_a_tokenizer_says_how_to_get_one(image_base, text_base, tmp_path):
     base = BaseModel(tmp_path, text_base.backbone, "base")
     with pytest.raises(ConfigError, match=r"tokenizer\.save_pretrained"):
         Preprocessor(base, 16)
@@ -81,16 +74,14 @@ def test_a_model_folder_without_a_tokenizer_says_how_to_get_one(
     "content",
     ["", "{", "null", '{"size": "large"}', '{"image_processor_type": "NoneSuch"}'],
 )
-def test_an_image_processor_that_cannot_be_read_says_how_to_get_one(
-    image_base: BaseModel, tmp_path: Path, content: str
-) -> None:
+def test_an_image_processor_that_cannot_be_read_says_how_to_get_one(image_base, tmp_path, content):
     (tmp_path / "config.json").write_bytes((image_base.folder / "config.json").read_bytes())
     (tmp_path / "preprocessor_config.json").write_text(content)
     with pytest.raises(ConfigError, match=r"image_processor\.save_pretrained"):
         Preprocessor(BaseModel(tmp_path, image_base.backbone, "base"), 16)
 
 
-def test_a_head_is_read_back_as_it_was_saved(tmp_path: Path) -> None:
+def test_a_head_is_read_back_as_it_was_saved(tmp_path):
     head = ClassifierHead(4, ["ä", "b"])
     head.save(tmp_path / "head.safetensors")
     again = load_head(tmp_path / "head.safetensors")
@@ -99,7 +90,7 @@ def test_a_head_is_read_back_as_it_was_saved(tmp_path: Path) -> None:
     assert torch.equal(again(hidden), head(hidden))
 
 
-def test_a_head_that_is_missing_or_damaged_is_an_error(tmp_path: Path) -> None:
+def test_a_head_that_is_missing_or_damaged_is_an_error(tmp_path):
     with pytest.raises(AdapterError, match="let the site fine-tune, or name its file with `head`"):
         load_head(tmp_path / "head.safetensors")
     (tmp_path / "head.safetensors").write_bytes(b"damaged")
@@ -107,7 +98,7 @@ def test_a_head_that_is_missing_or_damaged_is_an_error(tmp_path: Path) -> None:
         load_head(tmp_path / "head.safetensors")
 
 
-def test_accuracy_matches_classes_by_name_not_by_position(text_base: BaseModel) -> None:
+def test_accuracy_matches_classes_by_name_not_by_position(text_base):
     head = ClassifierHead(text_base.d_model, ["air", *ROWS.classes])
     everything_is_ice = torch.tensor([0.0, 0.0, 99.0])
     head.linear.weight.data.zero_()
@@ -119,20 +110,16 @@ def test_accuracy_matches_classes_by_name_not_by_position(text_base: BaseModel) 
 @pytest.mark.parametrize(
     ("rows", "remedy"),
     [
-        (make_rows(["a"], None), r"evaluate\.enabled = false"),
-        (make_rows(["a"], ["steam"]), "train on such samples too"),
+        (make_dataset(["a"], None), r"evaluate\.enabled = false"),
+        (make_dataset(["a"], ["steam"]), "train on such samples too"),
     ],
 )
-def test_rows_that_cannot_be_scored_are_an_error(
-    text_base: BaseModel, rows: Any, remedy: str
-) -> None:
+def test_rows_that_cannot_be_scored_are_an_error(text_base, rows, remedy):
     with pytest.raises(DataError, match=remedy):
         accuracy(text_base, ClassifierHead(text_base.d_model, ROWS.classes), rows, EVALUATE)
 
 
-def test_a_token_without_an_embedding_is_named_and_never_looked_up(
-    text_base: BaseModel, tmp_path: Path
-) -> None:
+def test_a_token_without_an_embedding_is_named_and_never_looked_up(text_base, tmp_path):
     shutil.copytree(text_base.folder, tmp_path / "base")
     tokenizer = load_tokenizer(tmp_path / "base")
     tokenizer.add_special_tokens({"pad_token": "<new>"})
@@ -142,9 +129,7 @@ def test_a_token_without_an_embedding_is_named_and_never_looked_up(
         Preprocessor(base, 16)(["a red", "the warm red"])
 
 
-def test_images_one_by_one_are_the_batch_that_the_processor_makes(
-    image_base: BaseModel, tmp_path: Path
-) -> None:
+def test_images_one_by_one_are_the_batch_that_the_processor_makes(image_base, tmp_path):
     shutil.copytree(image_base.folder, tmp_path / "base")
     processor = BitImageProcessorPil(size={"shortest_edge": 32}, crop_size=28)
     processor.save_pretrained(tmp_path / "base")

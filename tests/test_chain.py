@@ -4,7 +4,6 @@ import json
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -18,25 +17,24 @@ from layerweld.formats.task_vectors import read_fine_tuned
 from layerweld.model.base_model import load_base
 from layerweld.model.discover import discover_plan
 from layerweld.model.linear import updated, weight_of
-from layerweld.plan import LayerGroup
 from layerweld.updates.named_tensors import update_tensors
 from layerweld.updates.update import DenseUpdate
 from server import federation
 from server.journal import RunJournal
-from server.run import play as play_run
+from server.run import run as run_server
 from strategies import ChainOfMerges
 from strategies.other_params import OtherParams
 from tests.dying_server import killed_after
 from tests.tiny_peft import new_model
-from tests.tiny_sites import BERT_LAYERS, TinySites, make_sites
+from tests.tiny_sites import BERT_LAYERS, make_sites
 
 
 @pytest.fixture(scope="module")
-def bert_sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
+def bert_sites(tmp_path_factory):
     return make_sites(tmp_path_factory.mktemp("bert"), BERT_LAYERS)
 
 
-def merged_updates(output: Path) -> dict[Any, Any]:
+def merged_updates(output):
     """ΔW of every layer of the written adapter, as PEFT itself reads it."""
     wrapped = PeftModel.from_pretrained(new_model("bert"), output / "adapter")
     return {
@@ -49,7 +47,7 @@ def merged_updates(output: Path) -> dict[Any, Any]:
 class Reference:
     """Algorithm 1 by the book: dense updates, float64, the whole model run again every time."""
 
-    def __init__(self, sites: TinySites) -> None:
+    def __init__(self, sites):
         self.base = load_base(sites.base)
         self.plan = discover_plan(self.base.backbone)
         self.layers = {n: self.base.backbone.get_submodule(n) for n in self.plan.layer_names}
@@ -67,7 +65,7 @@ class Reference:
                 texts, padding=True, truncation=True, max_length=12, return_tensors="pt"
             )
 
-    def inputs(self, site: str, group: LayerGroup, in_place: dict[Any, Any]) -> Any:
+    def inputs(self, site, group, in_place):
         """Kept tokens that reach the group in the whole model, with these updates in place."""
         batch, seen = self.batches[site], []
         layer = self.layers[group.layers[0].name]
@@ -78,7 +76,7 @@ class Reference:
         hook.remove()
         return seen[0][batch["attention_mask"].bool()].double()
 
-    def gram(self, x: Any, normalization: str) -> Any:
+    def gram(self, x, normalization):
         if normalization == "token":
             x = x / x.norm(dim=1, keepdim=True)
         gram = x.T @ x / len(x)
@@ -87,16 +85,7 @@ class Reference:
             gram = gram * scale * scale[:, None]
         return gram / gram.trace() if normalization == "trace" else gram
 
-    def solve(
-        self,
-        group: LayerGroup,
-        grams: dict[str, Any],
-        *,
-        importance: Any,
-        shrinkage: Any,
-        ridge: float,
-        anchor: Any,
-    ) -> dict[str, Any]:
+    def solve(self, group, grams, *, importance, shrinkage, ridge, anchor):
         d = group.d_in
         off = torch.ones(d, d, dtype=torch.float64).triu(1)
         omega = {s: float((g.abs() * off).sum()) for s, g in grams.items()}
@@ -121,13 +110,7 @@ class Reference:
             merged[layer] = torch.linalg.solve(s + lam * torch.eye(d), r.T).T
         return merged
 
-    def chain(
-        self,
-        granularity: str = "group",
-        rounds: int = 2,
-        normalization: str = "token",
-        **settings: Any,
-    ) -> dict[Any, Any]:
+    def chain(self, granularity="group", rounds=2, normalization="token", **settings):
         settings = {"importance": "off-diagonal", "shrinkage": 1.0, "ridge": 0.01} | settings
         settings = {"anchor": "base"} | settings
         groups = self.plan.groups
@@ -168,9 +151,7 @@ SETTINGS = [
 
 
 @pytest.mark.parametrize("merge", SETTINGS, ids=str)
-def test_the_merge_is_what_the_formulas_say(
-    bert_sites: TinySites, tmp_path: Path, merge: Any
-) -> None:
+def test_the_merge_is_what_the_formulas_say(bert_sites, tmp_path, merge):
     bert_sites.play(tmp_path / "out", **merge)
     reference = Reference(bert_sites)
     expected = reference.chain(**merge)
@@ -180,7 +161,7 @@ def test_the_merge_is_what_the_formulas_say(
         assert (got[layer] - update).norm() / update.norm() < 1e-4, layer
 
 
-def test_a_llama_with_grouped_query_attention_is_merged_too(tmp_path: Path) -> None:
+def test_a_llama_with_grouped_query_attention_is_merged_too(tmp_path):
     sites = make_sites(tmp_path, ["q_proj", "v_proj", "o_proj", "down_proj"], family="llama")
     sites.play(tmp_path / "out")
     with safe_open(tmp_path / "out/adapter/adapter_model.safetensors", "pt") as file:
@@ -191,9 +172,7 @@ def test_a_llama_with_grouped_query_attention_is_merged_too(tmp_path: Path) -> N
     assert not any("k_proj" in name for name in names)  # nobody fine-tuned it
 
 
-def test_dense_products_give_the_weights_of_factored_ones(
-    bert_sites: TinySites, tmp_path: Path
-) -> None:
+def test_dense_products_give_the_weights_of_factored_ones(bert_sites, tmp_path):
     bert_sites.play(tmp_path / "factored")
     bert_sites.play(tmp_path / "dense", products="dense")
     base = load_base(bert_sites.base)
@@ -206,7 +185,7 @@ def test_dense_products_give_the_weights_of_factored_ones(
         torch.testing.assert_close(difference.double(), update, rtol=1e-3, atol=2e-6)
 
 
-def fully_fine_tuned(sites: TinySites, folder: Path) -> tuple[Any, ...]:
+def fully_fine_tuned(sites, folder):
     """The sites with one and the same fully fine-tuned model, and that model."""
     tuned = load_base(sites.base).backbone
     torch.manual_seed(5)
@@ -218,9 +197,7 @@ def fully_fine_tuned(sites: TinySites, folder: Path) -> tuple[Any, ...]:
     return replace(sites, nodes=nodes), tuned
 
 
-def test_fully_fine_tuned_sites_that_agree_merge_to_themselves(
-    bert_sites: TinySites, tmp_path: Path
-) -> None:
+def test_fully_fine_tuned_sites_that_agree_merge_to_themselves(bert_sites, tmp_path):
     sites, tuned = fully_fine_tuned(bert_sites, tmp_path / "tuned")
     sites.play(tmp_path / "out", ridge=1e-9)
     merged = AutoModel.from_pretrained(tmp_path / "out/model", add_pooling_layer=False).eval()
@@ -233,9 +210,7 @@ def test_fully_fine_tuned_sites_that_agree_merge_to_themselves(
         torch.testing.assert_close(got[keep], expected[keep], rtol=0, atol=1e-3)
 
 
-def test_compressed_ranks_and_their_errors_are_in_the_manifest(
-    bert_sites: TinySites, tmp_path: Path
-) -> None:
+def test_compressed_ranks_and_their_errors_are_in_the_manifest(bert_sites, tmp_path):
     bert_sites.play(tmp_path / "out", rank=4)
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
     assert all(0 < group["compression_error"] < 1 for group in manifest["groups"])
@@ -244,9 +219,7 @@ def test_compressed_ranks_and_their_errors_are_in_the_manifest(
     assert ranks == {4}
 
 
-def test_the_order_of_the_sites_does_not_change_a_bit(
-    bert_sites: TinySites, tmp_path: Path
-) -> None:
+def test_the_order_of_the_sites_does_not_change_a_bit(bert_sites, tmp_path):
     first = bert_sites.play(tmp_path / "one")
     bert_sites.nodes.reverse()
     second = bert_sites.play(tmp_path / "two")
@@ -254,7 +227,7 @@ def test_the_order_of_the_sites_does_not_change_a_bit(
     assert first.manifest_hash == second.manifest_hash
 
 
-def test_flowers_own_start_plays_the_same_chain(bert_sites: TinySites, tmp_path: Path) -> None:
+def test_flowers_own_start_plays_the_same_chain(bert_sites, tmp_path):
     journal = RunJournal(tmp_path / "journal")
     settings = bert_sites.settings()
     grid = bert_sites.grid(settings)
@@ -284,16 +257,14 @@ def test_flowers_own_start_plays_the_same_chain(bert_sites: TinySites, tmp_path:
     assert resumed.rounds.outcome().groups[-1]["influence"] == outcome.groups[-1]["influence"]
 
 
-def test_an_output_folder_in_use_is_left_alone(bert_sites: TinySites, tmp_path: Path) -> None:
+def test_an_output_folder_in_use_is_left_alone(bert_sites, tmp_path):
     (tmp_path / "letter.txt").write_text("mine")
     with pytest.raises(OutputError, match=r"letter\.txt"):
         bert_sites.play(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["letter.txt"]
 
 
-def test_every_group_of_the_chain_measures_behind_the_one_before(
-    bert_sites: TinySites, tmp_path: Path
-) -> None:
+def test_every_group_of_the_chain_measures_behind_the_one_before(bert_sites, tmp_path):
     manifest_of = {}
     for name in ("one", "two"):
         bert_sites.play(tmp_path / name)
@@ -303,9 +274,9 @@ def test_every_group_of_the_chain_measures_behind_the_one_before(
     assert manifest_of["one"] == manifest_of["two"]
 
 
-def test_a_resumed_run_keeps_the_remainder_its_steps_were_measured_behind(
-    bert_sites: TinySites, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_resumed_run_keeps_the_other_params_its_steps_were_measured_behind(
+    bert_sites, tmp_path, monkeypatch
+):
     sites, _ = fully_fine_tuned(bert_sites, tmp_path / "tuned")
     whole = sites.play(tmp_path / "whole")
     with killed_after(2, monkeypatch):
@@ -314,7 +285,7 @@ def test_a_resumed_run_keeps_the_remainder_its_steps_were_measured_behind(
     assert sites.play(tmp_path / "out").manifest_hash == whole.manifest_hash
 
 
-def test_sites_without_adapters_fine_tune_first(bert_sites: TinySites, tmp_path: Path) -> None:
+def test_sites_without_adapters_fine_tune_first(bert_sites, tmp_path):
     nodes = []
     for node in bert_sites.nodes:
         rows = [json.loads(line) for line in Path(node["data"]).read_text().splitlines()]
@@ -326,15 +297,15 @@ def test_sites_without_adapters_fine_tune_first(bert_sites: TinySites, tmp_path:
     plain = sites.settings()
     finetune = plain.finetune.model_copy(update={"max_steps": 2, "logger": "none"})
     settings = plain.model_copy(update={"finetune": finetune, "methods": "com,mean"})
-    results = play_run(sites.grid(settings), settings, str(sites.base), tmp_path / "out")
+    results = run_server(sites.grid(settings), settings, str(sites.base), tmp_path / "out")
     scored = {m.name: set(m.scores) for m in results.methods}
     everybody = {"ash", "birch", "cedar"}
     assert scored == dict.fromkeys(("base", "individual", "com", "mean"), everybody)
-    again = play_run(sites.grid(settings), settings, str(sites.base), tmp_path / "again")
+    again = run_server(sites.grid(settings), settings, str(sites.base), tmp_path / "again")
     assert again.manifest_hash == results.manifest_hash
 
 
-def test_sites_forget_a_finished_run(bert_sites: TinySites, tmp_path: Path) -> None:
+def test_sites_forget_a_finished_run(bert_sites, tmp_path):
     before = {*(bert_sites.folder / "cache/runs").glob("*")}
     bert_sites.play(tmp_path / "out")
     assert {*(bert_sites.folder / "cache/runs").glob("*")} == before

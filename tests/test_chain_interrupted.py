@@ -13,7 +13,7 @@ from layerweld.deploy.runs import notices_in
 from layerweld.errors import JournalError
 from layerweld.report.results import RunResults
 from layerweld.transport.statistics import decode_statistics_request
-from server.run import play as play_run
+from server.run import run as run_server
 from strategies import notices, poll
 from tests.dying_server import after_keeping, killed_after
 from tests.faulty_grid import KINDS, Clock, Faults, FaultyGrid, from_the_node
@@ -76,7 +76,7 @@ def test_a_whole_run_on_a_faulty_network_ends_in_the_same_manifest(
     kinds = tuple(kind for kind in KINDS if kind != "corrupt")
     faults = Faults(seed, rate=0.3, kinds=kinds)
     grid = FaultyGrid(client_app, bert_sites.nodes, settings, faults, clock)
-    faulty = play_run(grid, settings, str(bert_sites.base), tmp_path / "faulty")
+    faulty = run_server(grid, settings, str(bert_sites.base), tmp_path / "faulty")
     assert len(faults.met) > 3
     assert faulty.manifest_hash == bert_sites.play(tmp_path / "whole").manifest_hash
 
@@ -106,7 +106,7 @@ def test_a_lost_site_is_named_wherever_the_merge_is_described_and_the_run_resume
 
     def play_with(nodes: list[dict[str, str]], output: Path) -> RunResults:
         grid = CedarFails(client_app, nodes, settings, Faults(0, rate=0.0), clock)
-        return play_run(grid, settings, str(bert_sites.base), output)
+        return run_server(grid, settings, str(bert_sites.base), output)
 
     whole = play_with(bert_sites.nodes, tmp_path / "whole")
     manifest = json.loads((tmp_path / "whole/manifest.json").read_text())

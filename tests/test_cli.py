@@ -129,7 +129,7 @@ def settings_of(
 ) -> Callable[..., Any]:
     """The settings that `layerweld merge` with these options would run."""
     made = []
-    monkeypatch.setattr(cli, "_play", lambda settings, *_rest: made.append(settings))
+    monkeypatch.setattr(cli, "_run", lambda settings, *_rest: made.append(settings))
     site = f"ash={sites.nodes[0]['adapter']}:{sites.nodes[0]['data']}"
 
     def settings_of(*options: Any) -> Any:

@@ -21,7 +21,7 @@ from layerweld.runtime.incidents import raising_here
 from layerweld.settings.merge import MergeSettings
 from layerweld.statistics.group import GroupStatistics, ProductForm
 from layerweld.updates.update import LowRankUpdate
-from server.run import play as play_run
+from server.run import run as run_server
 from tests.tiny_models import DECODERS, ENCODERS, EVERY_MODEL, make_batch, new_backbone
 from tests.tiny_sites import make_sites
 
@@ -117,7 +117,7 @@ def test_a_chain_costs_under_so_many_passes_over_the_model(
     settings = sites.settings(granularity=granularity)
     grid = sites.grid(settings)
     with counted_products() as chain:
-        play_run(grid, settings, str(sites.base), tmp_path / "out")
+        run_server(grid, settings, str(sites.base), tmp_path / "out")
     with counted_products() as once:
         for node in sites.nodes:
             with raising_here():

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from client.data.samples import read_rows
+from client.data.samples import read_dataset
 from client.site import site_of_node
 from layerweld.demo import federation
 from layerweld.demo.federation import demo_file, flower_config, prepared
@@ -127,7 +127,7 @@ def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Task:
 def test_a_site_reads_what_was_drawn_in_its_order(task: Task) -> None:
     _, (site,) = read_run_file(task.prepare(seed=3))
     for source, name in ((site.data, "data"), (site.held_out, "held-out")):
-        rows = read_rows(Path(source), CalibrationSettings(), reads_images=False)
+        rows = read_dataset(Path(source), CalibrationSettings(), reads_images=False)
         expected = drawn(task.examples("a"), name, 0, 3)
         assert rows.inputs == [example.text for example in expected]
         assert [rows.classes[i] for i in rows.labels] == [example.label for example in expected]

@@ -278,12 +278,7 @@ def test_an_update_in_directions_that_no_token_excites_is_bounded_where_the_anch
         statistics = statistics_of(site, chosen)
         if site.name == "b":
             silent = torch.linalg.eigh(statistics.gram.double())[1][:, 0].float()
-            lied = {
-                k: replace(
-                    p, update=p.update.map_rows(lambda rows, silent=silent: rows + 1e3 * silent)
-                )
-                for k, p in statistics.products.items()
-            }
+            lied = {k: replace(p, own=p.own + 1e3 * silent) for k, p in statistics.products.items()}
             statistics = replace(statistics, products=lied)
         pool.add(site.name, statistics)
     with pytest.raises(OutOfProportionError, match=r"^b: the update behind"):

@@ -12,7 +12,7 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-from client.data.samples import read_rows
+from client.data.samples import read_dataset
 from experiments import backbones, prepare
 from experiments.benchmark_runs import benchmark, fine_tuned_otherwise
 from experiments.onnx_weights import read_onnx
@@ -177,7 +177,9 @@ def test_images_become_folders_of_their_classes_and_their_splits_are_disjoint(
     for split in ("data", "held-out"):
         chosen = drawn(clothes, split, 0, 0)
         images.write_images(tmp_path / split, chosen)
-        rows = read[split] = read_rows(tmp_path / split, CalibrationSettings(), reads_images=True)
+        rows = read[split] = read_dataset(
+            tmp_path / split, CalibrationSettings(), reads_images=True
+        )
         names = sorted(rows.classes[i] for i in rows.labels)
         assert names == sorted(image.label for image in chosen)
     assert len(read["data"]) + len(read["held-out"]) == 80

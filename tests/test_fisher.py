@@ -1,13 +1,10 @@
 """Fisher averaging: gradients one row at a time, and the federation that adds them up."""
 
 import json
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoModel, AutoTokenizer
 
 from client.training.heads import ClassifierHead, load_head
@@ -16,17 +13,15 @@ from layerweld.formats.task_vectors import read_fine_tuned
 from layerweld.merging.fisher import FisherPool, normalised
 from layerweld.model.base_model import load_base
 from layerweld.model.linear import linear_layers, updated, weight_of
-from layerweld.report.results import RunResults
-from layerweld.updates.update import Update
-from server.run import play as play_run
+from server.run import run as run_server
 from tests.played_methods import settings_of
-from tests.tiny_sites import TinySites, make_sites
+from tests.tiny_sites import make_sites
 
 CLASSES = ("no", "yes")
 
 
 @pytest.fixture(scope="module")
-def labelled_sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
+def labelled_sites(tmp_path_factory):
     """Three sites whose rows have labels; one head serves all of them."""
     sites = make_sites(tmp_path_factory.mktemp("labelled"), ["query", "output.dense"])
     for node in sites.nodes:
@@ -39,9 +34,7 @@ def labelled_sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
     return sites
 
 
-def one_row_at_a_time(
-    sites: TinySites, node: dict[str, str]
-) -> tuple[dict[str, Tensor], Mapping[str, Update]]:
+def one_row_at_a_time(sites, node):
     """The mean squared gradient of each adapted weight, by plain backpropagation."""
     base = load_base(sites.base)
     head = load_head(sites.folder / "head.safetensors")
@@ -69,14 +62,12 @@ def one_row_at_a_time(
     return sums, own
 
 
-def play(sites: TinySites, output: Path, methods: str = "fisher") -> RunResults:
+def play(sites, output, methods="fisher"):
     settings = settings_of(sites, methods)
-    return play_run(sites.grid(settings), settings, str(sites.base), output)
+    return run_server(sites.grid(settings), settings, str(sites.base), output)
 
 
-def test_the_merge_weighs_every_entry_by_its_squared_gradients(
-    labelled_sites: TinySites, tmp_path: Path
-) -> None:
+def test_the_merge_weighs_every_entry_by_its_squared_gradients(labelled_sites, tmp_path):
     play(labelled_sites, tmp_path / "out")
     importance, products = {}, {}
     for node in labelled_sites.nodes:
@@ -93,9 +84,7 @@ def test_the_merge_weighs_every_entry_by_its_squared_gradients(
         assert (got - expected).norm() < 1e-3 * expected.norm(), layer
 
 
-def test_the_order_of_the_sites_does_not_change_a_bit(
-    labelled_sites: TinySites, tmp_path: Path
-) -> None:
+def test_the_order_of_the_sites_does_not_change_a_bit(labelled_sites, tmp_path):
     first = play(labelled_sites, tmp_path / "one")
     labelled_sites.nodes.reverse()
     second = play(labelled_sites, tmp_path / "two")
@@ -103,7 +92,7 @@ def test_the_order_of_the_sites_does_not_change_a_bit(
     assert first.manifest_hash == second.manifest_hash
 
 
-def test_sites_without_labels_are_refused_in_the_handshake(tmp_path: Path) -> None:
+def test_sites_without_labels_are_refused_in_the_handshake(tmp_path):
     sites = make_sites(tmp_path, ["query"])
     with pytest.raises(
         CohortError, match="fisher: it needs labelled rows and a head at every site"
@@ -111,7 +100,7 @@ def test_sites_without_labels_are_refused_in_the_handshake(tmp_path: Path) -> No
         play(sites, tmp_path / "out")
 
 
-def test_a_site_alone_is_given_back_and_equal_importance_gives_the_mean() -> None:
+def test_a_site_alone_is_given_back_and_equal_importance_gives_the_mean():
     one, other, even = torch.rand(3, 2), torch.rand(3, 2), torch.full((3, 2), 0.5)
     alone = FisherPool({"q": (3, 2)})
     alone.add("q", even, even * one)
@@ -123,13 +112,13 @@ def test_a_site_alone_is_given_back_and_equal_importance_gives_the_mean() -> Non
 
 
 @pytest.mark.parametrize("broken", [-1.0, float("nan"), float("inf")])
-def test_what_no_square_can_be_is_refused(broken: Any) -> None:
+def test_what_no_square_can_be_is_refused(broken):
     pool = FisherPool({"q": (3, 2)})
     with pytest.raises(ValueError, match=r"negative|not finite"):
         pool.add("q", torch.full((3, 2), broken), torch.zeros(3, 2))
 
 
-def test_a_site_that_fits_its_rows_well_has_as_much_to_say_as_one_that_does_not() -> None:
+def test_a_site_that_fits_its_rows_well_has_as_much_to_say_as_one_that_does_not():
     unsure = {"q": torch.rand(3, 2), "up": torch.rand(4, 3)}
     fitted = {layer: 1e-8 * values for layer, values in unsure.items()}
     for layer, values in normalised(fitted).items():

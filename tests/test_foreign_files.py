@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from client.data.samples import read_rows
+from client.data.samples import read_dataset
 from layerweld.errors import AdapterError, ConfigError, DataError, MemoryShortageError
 from layerweld.formats.task_vectors import read_fine_tuned
 from layerweld.model.base_model import load_base
@@ -38,7 +38,7 @@ def test_a_file_that_may_not_be_read_is_named_with_the_way_out(
     base = load_base(sites.base)
     for file, error, read in (
         (tmp_path / "ash.jsonl", DataError,
-         lambda: read_rows(tmp_path / "ash.jsonl", RunSettings().calibration, False)),
+         lambda: read_dataset(tmp_path / "ash.jsonl", RunSettings().calibration, False)),
         (tmp_path / "ash" / "adapter_model.safetensors", AdapterError,
          lambda: read_fine_tuned(tmp_path / "ash", base)),
         (sites.base / "model.safetensors", ConfigError, lambda: load_base(sites.base)),
@@ -55,7 +55,7 @@ def test_a_pointer_of_git_lfs_is_called_that(sites: TinySites, tmp_path: Path) -
     base = load_base(sites.base)
     for file, error, read in (
         (tmp_path / "ash.jsonl", DataError,
-         lambda: read_rows(tmp_path / "ash.jsonl", RunSettings().calibration, False)),
+         lambda: read_dataset(tmp_path / "ash.jsonl", RunSettings().calibration, False)),
         (tmp_path / "ash" / "adapter_model.safetensors", AdapterError,
          lambda: read_fine_tuned(tmp_path / "ash", base)),
         (sites.base / "model.safetensors", ConfigError, lambda: load_base(sites.base)),

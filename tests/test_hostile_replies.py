@@ -154,13 +154,13 @@ def test_a_reply_to_what_somebody_else_was_asked_is_nobodys(clock: "Clock") -> N
 def test_a_site_that_lacks_more_and_more_is_sent_it_three_times() -> None:
     encoded = []
     step = Step(1200, PLAN.groups[:1], "merged")
-    catch_up = catching_up.CatchUp(step, lambda steps, _remainder: encoded.append(steps), 1199)
+    catch_up = catching_up.CatchUp(step, lambda steps, _other_params: encoded.append(steps), 1199)
     for first in (1199, 700, -1):
         catch_up.note("birch", first)
         catch_up.content("birch")
     with pytest.raises(RefusedReplyError, match="still lacks"):
         catch_up.note("birch", -1)
-    fresh = catching_up.CatchUp(step, lambda steps, _remainder: encoded.append(steps), 1199)
+    fresh = catching_up.CatchUp(step, lambda steps, _other_params: encoded.append(steps), 1199)
     for first in (1199, 1198, 1197):
         fresh.note("birch", first)
     with pytest.raises(RefusedReplyError, match="lacks more each time"):

@@ -14,11 +14,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from client.data.batches import Preprocessor, load_tokenizer
 from client.data.parcels import in_parcels
-from client.data.samples import make_rows
+from client.data.samples import make_dataset
+from client.handlers.finetune import fine_tune_site
 from client.handlers.fisher import fisher_sums
 from client.handlers.measure import held_out_accuracy
 from client.site import cache_folder
-from client.state import SiteState, fine_tune_site
+from client.state import SiteState
 from client.training.evaluate import accuracy
 from client.training.finetune import fine_tune
 from client.training.label_words import LabelWordHead, label_word_head
@@ -30,7 +31,7 @@ from layerweld.transport.model import ModelToMeasure
 
 WORDS = ["[PAD]", "[UNK]", "is", "red", "warm", "blue", "cold", "very", "fire", "ice", "Kind"]
 TEXTS = [f"{b} is very {c}" for c in ("warm", "cold") for b in WORDS[2:] * 2]
-ROWS = make_rows(TEXTS, ["fire" if "warm" in text else "ice" for text in TEXTS])
+ROWS = make_dataset(TEXTS, ["fire" if "warm" in text else "ice" for text in TEXTS])
 END = " Kind"
 SETTINGS = FinetuneSettings(
     rank=4, epochs=6, batch_size=6, learning_rate=2e-2, accelerator="cpu", logger="none"
@@ -150,16 +151,16 @@ def test_a_site_with_label_words_evaluates_without_a_head_file(
     rows = str(tmp_path / "rows.jsonl")
     state = SiteState(SiteEntry(name="a", data=rows, held_out=rows), settings, "run")
     fine_tune_site(state)
-    assert not state.must_fine_tune
-    assert state.has_head
-    assert isinstance(state.head, LabelWordHead)
+    assert not state.files.must_fine_tune
+    assert state.head.exists
+    assert isinstance(state.head.load(), LabelWordHead)
     assert state.batches[0]["input_ids"][0, -1] in (0, WORDS.index("Kind"))
     layers = tuple(state.adapter.task_vector.updates)
     for kind in ("base", "individual"):
         _, samples = held_out_accuracy(state, ModelToMeasure("run", kind, layers))
         assert samples == len(TEXTS)
     assert all(bool((sums >= 0).all()) for sums in fisher_sums(state, layers).importance.values())
-    assert cache_folder(state.site, settings) in state.adapter_folder.parents
+    assert cache_folder(state.site, settings) in state.files.adapter_folder.parents
 
 
 def test_a_tokenizer_that_closes_texts_is_refused(base: BaseModel, tmp_path: Path) -> None:

@@ -31,8 +31,8 @@ def full_sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
 def test_lines_scales_a_merge_from_block_to_block(sites: TinySites, tmp_path: Path) -> None:
     play(sites, tmp_path / "plain", "mean")
     play(sites, tmp_path / "scaled", "mean+lines", **{"lines.slope": 0.5})
-    figures = json.loads((tmp_path / "scaled/manifest.json").read_text())["metrics"]
-    assert figures["scale of the first block"] == pytest.approx(1)  # of the mean it is ‖Σ‖/N‖mean‖
+    metrics = json.loads((tmp_path / "scaled/manifest.json").read_text())["metrics"]
+    assert metrics["scale of the first block"] == pytest.approx(1)  # of the mean it is ‖Σ‖/N‖mean‖
     plain, scaled = written(sites, tmp_path / "plain"), written(sites, tmp_path / "scaled")
     for layer, values in plain.items():
         factor = 1.5 if "layer.1." in layer else 1.0

@@ -1,7 +1,5 @@
 """The ways in which LoRAs are averaged in federated fine-tuning, and what each loses."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -19,11 +17,11 @@ SAMPLES = {"ash": 10, "birch": 40, "cedar": 50}
 SHARES = (0.1, 0.4, 0.5)
 
 
-def weighted_sites(ranks: tuple[int, int, int] = (2, 2, 2)) -> SiteUpdates:
+def weighted_sites(ranks=(2, 2, 2)):
     return side_by_side(by_site(random_sites(3, ranks=ranks)), SAMPLES)
 
 
-def sharing_sites() -> SiteUpdates:
+def sharing_sites():
     """The same A at every site."""
     sites = by_site(weighted_sites())
     shared = sites["ash"]
@@ -36,14 +34,14 @@ def sharing_sites() -> SiteUpdates:
     )
 
 
-def mean(sites: SiteUpdates, shares: tuple[float, float, float] = SHARES) -> dict[Any, Any]:
+def mean(sites, shares=SHARES):
     return {
         layer: sum(p * update for p, update in zip(shares, updates, strict=True))
         for layer, updates in dense(sites).items()
     }
 
 
-def apart(sites: SiteUpdates, shares: tuple[float, float, float] = SHARES) -> dict[Any, Any]:
+def apart(sites, shares=SHARES):
     result = {}
     for layer, of in sites.layers.items():
         pairs = list(zip(shares, of.values(), strict=True))
@@ -53,54 +51,54 @@ def apart(sites: SiteUpdates, shares: tuple[float, float, float] = SHARES) -> di
     return result
 
 
-def cut_to(matrix: Any, rank: int) -> Any:
+def cut_to(matrix, rank):
     u, s, vt = np.linalg.svd(matrix, full_matrices=False)
     return u[:, :rank] * s[:rank] @ vt[:rank]
 
 
-def distance(one: dict[Any, Any], other: dict[Any, Any]) -> Any:
+def distance(one, other):
     lost = sum(np.sum((one[k] - other[k]) ** 2) for k in other)
     return np.sqrt(lost / sum(np.sum(m**2) for m in other.values()))
 
 
-def test_fedit_averages_factors_and_says_how_far_that_is_from_the_mean() -> None:
+def test_fedit_averages_factors_and_says_how_far_that_is_from_the_mean():
     sites = weighted_sites()
     merged = FedIt().merge(sites)
     assert relative(merged, apart(sites)) < 1e-5
     assert merged.updates["q"].rank == 2
-    assert merged.figures[ERROR] == pytest.approx(distance(apart(sites), mean(sites)), rel=1e-4)
-    assert merged.figures[ERROR] > 0.1
+    assert merged.metrics[ERROR] == pytest.approx(distance(apart(sites), mean(sites)), rel=1e-4)
+    assert merged.metrics[ERROR] > 0.1
 
 
 @pytest.mark.parametrize("ranks", [(2, 2, 2), (1, 2, 3)])
-def test_flora_is_the_weighted_mean_whatever_the_ranks(ranks: tuple[int, int, int]) -> None:
+def test_flora_is_the_weighted_mean_whatever_the_ranks(ranks):
     sites = weighted_sites(ranks)
     merged = Flora().merge(sites)
     assert relative(merged, mean(sites)) < 1e-5
     assert merged.updates["q"].rank == sum(ranks)
-    assert merged.figures[ERROR] == 0
+    assert merged.metrics[ERROR] == 0
 
 
-def test_fedex_is_the_mean_and_says_how_much_of_it_is_residual() -> None:
+def test_fedex_is_the_mean_and_says_how_much_of_it_is_residual():
     sites = weighted_sites()
     merged = FedEx().merge(sites)
     third = (1 / 3,) * 3
     assert relative(merged, mean(sites, third)) < 1e-5
     expected = distance(apart(sites, third), mean(sites, third))
-    assert merged.figures["residual in the mean"] == pytest.approx(expected, rel=1e-4)
+    assert merged.metrics["residual in the mean"] == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("rank", [0, 1, 4])
-def test_flexlora_is_the_mean_cut_to_its_rank(rank: int) -> None:
+def test_flexlora_is_the_mean_cut_to_its_rank(rank):
     sites = weighted_sites((1, 2, 3))
     merged = FlexLora(rank=rank).merge(sites)
     expected = {layer: cut_to(matrix, rank or 3) for layer, matrix in mean(sites).items()}
     assert relative(merged, expected) < 1e-5
     assert merged.updates["up"].rank == (rank or 3)
-    assert merged.figures[ERROR] == pytest.approx(distance(expected, mean(sites)), rel=1e-4)
+    assert merged.metrics[ERROR] == pytest.approx(distance(expected, mean(sites)), rel=1e-4)
 
 
-def test_ffa_lora_is_the_mean_at_one_sites_rank_where_a_is_shared() -> None:
+def test_ffa_lora_is_the_mean_at_one_sites_rank_where_a_is_shared():
     sites = sharing_sites()
     merged = FfaLora().merge(sites)
     assert relative(merged, mean(sites)) < 1e-5
@@ -108,21 +106,21 @@ def test_ffa_lora_is_the_mean_at_one_sites_rank_where_a_is_shared() -> None:
     assert torch.equal(merged.updates["q"].right, sites.layers["q"]["ash"].right)
 
 
-def test_fedit_is_exact_where_a_is_shared() -> None:
-    assert FedIt().merge(sharing_sites()).figures[ERROR] < 1e-6
+def test_fedit_is_exact_where_a_is_shared():
+    assert FedIt().merge(sharing_sites()).metrics[ERROR] < 1e-6
 
 
 @pytest.mark.parametrize("method", [FedIt(), Flora(), FedEx(), FlexLora(), FfaLora()], ids=str)
-def test_one_site_and_sites_that_agree_are_given_back(method: Any) -> None:
+def test_one_site_and_sites_that_agree_are_given_back(method):
     one = by_site(random_sites(1))["ash"]
     expected = {layer: update.dense().double().numpy() for layer, update in one.items()}
     for names in (("ash",), ("ash", "birch", "cedar")):
         merged = method.merge(side_by_side(dict.fromkeys(names, one)))
         assert relative(merged, expected) < 1e-5
-        assert merged.figures[ERROR] < 1e-5
+        assert merged.metrics[ERROR] < 1e-5
 
 
-def test_samples_or_sites_decide_the_weights() -> None:
+def test_samples_or_sites_decide_the_weights():
     sites = weighted_sites()
     assert relative(Flora(weighting="uniform").merge(sites), mean(sites, (1 / 3,) * 3)) < 1e-5
     assert relative(FedEx(weighting="samples").merge(sites), mean(sites)) < 1e-5
@@ -131,9 +129,7 @@ def test_samples_or_sites_decide_the_weights() -> None:
 @given(
     st.lists(st.integers(1, 10**6), min_size=3, max_size=6), st.integers(1, 2**63 - 1), st.data()
 )
-def test_no_number_of_rows_that_a_site_claims_buys_more_than_half(
-    counts: Any, claimed: Any, data: Any
-) -> None:
+def test_no_number_of_rows_that_a_site_claims_buys_more_than_half(counts, claimed, data):
     liar = data.draw(st.integers(0, len(counts) - 1))
     said = {f"site-{i}": claimed if i == liar else n for i, n in enumerate(counts)}
     shares = SiteUpdates(said, {}).shares(by_samples=True)
@@ -145,13 +141,13 @@ def test_no_number_of_rows_that_a_site_claims_buys_more_than_half(
 
 
 @pytest.mark.parametrize("method", [FedIt(), Flora(), CoreSpace(), DoMerging()], ids=str)
-def test_methods_that_work_on_factors_refuse_a_dense_update_by_name(method: Any) -> None:
+def test_methods_that_work_on_factors_refuse_a_dense_update_by_name(method):
     sites = by_site(random_sites(2))
     sites["birch"]["q"] = DenseUpdate(sites["birch"]["q"].dense())
     with pytest.raises(ValueError, match="'birch' has a dense update"):
         method.merge(side_by_side(sites))
 
 
-def test_ffa_lora_refuses_sites_with_an_a_of_their_own() -> None:
+def test_ffa_lora_refuses_sites_with_an_a_of_their_own():
     with pytest.raises(ValueError, match="those of 'q' differ"):
         FfaLora().merge(random_sites(2, ranks=(2, 2)))

@@ -17,7 +17,7 @@ from layerweld.merging.ties import Ties
 from layerweld.merging.tsv import Tsv
 from layerweld.model.base_model import load_base
 from layerweld.settings.run import RunSettings
-from server.run import play as play_run
+from server.run import run as run_server
 from tests.played_methods import ONE_ROUND, TARGETS, by_the_kernel, play, settings_of, written
 from tests.tiny_peft import edit_tensors, new_model, train_adapter
 from tests.tiny_sites import TinySites, make_labelled_sites, make_sites, with_whole_models
@@ -95,11 +95,11 @@ def test_task_arithmetic_scales_norms_and_biases_and_others_average_them(
     full_sites: TinySites, tmp_path: Path
 ) -> None:
     base = load_base(full_sites.base)
-    remainders = [
-        read_fine_tuned(node["adapter"], base).task_vector.remainder for node in full_sites.nodes
+    other_params = [
+        read_fine_tuned(node["adapter"], base).task_vector.other_params for node in full_sites.nodes
     ]
-    name = next(name for name in remainders[0] if "LayerNorm" in name)
-    total = sum(remainder[name] for remainder in remainders)
+    name = next(name for name in other_params[0] if "LayerNorm" in name)
+    total = sum(other_params[name] for other_params in other_params)
     for method, factor in (("task-arithmetic", 0.3), ("ties", 1 / 3)):
         play(full_sites, tmp_path / method, method)
         merged = AutoModel.from_pretrained(tmp_path / method / "model").get_parameter(name)
@@ -131,13 +131,13 @@ def test_a_dense_merge_of_loras_is_compressed_to_an_adapter(
     sites: TinySites, tmp_path: Path
 ) -> None:
     play(sites, tmp_path / "out", "ties", **{"merge.rank": 4})
-    figures = json.loads((tmp_path / "out/manifest.json").read_text())["metrics"]
-    assert 0 < figures["compression error"] < 1
+    metrics = json.loads((tmp_path / "out/manifest.json").read_text())["metrics"]
+    assert 0 < metrics["compression error"] < 1
     exact = by_the_kernel(sites, RunSettings().table(Ties))
     got = written(sites, tmp_path / "out")
     lost = sum(float((got[k] - exact[k].dense()).square().sum()) for k in exact)
     whole = sum(float(exact[k].dense().square().sum()) for k in exact)
-    assert figures["compression error"] == pytest.approx((lost / whole) ** 0.5, rel=1e-3)
+    assert metrics["compression error"] == pytest.approx((lost / whole) ** 0.5, rel=1e-3)
 
 
 def test_what_fedit_loses_is_in_the_report_and_in_the_results(
@@ -177,7 +177,7 @@ def test_what_cannot_work_is_refused_before_any_site_computes(
         lambda messages: push(asked.append(m.metadata.message_type) or m for m in messages),
     )
     with pytest.raises(CohortError, match=says):
-        play_run(grid, settings, str(sites.base), tmp_path / "out")
+        run_server(grid, settings, str(sites.base), tmp_path / "out")
     assert set(asked) == {"query.handshake"}
 
 

@@ -7,17 +7,14 @@ import json
 import os
 import re
 import signal
-from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from time import sleep
-from typing import Any
 
 import pytest
 
-from server.run import play as play_run
-from tests.deployed import Federation, Gateway, install_wheel, running
-from tests.private_network import PrivateNetwork, private_network
+from server.run import run as run_server
+from tests.deployed import Gateway, install_wheel, running
+from tests.private_network import private_network
 from tests.tiny_sites import TinySites, make_sites
 
 pytestmark = pytest.mark.network
@@ -29,7 +26,7 @@ _MODEM = 7_000  # bytes a second: 56 kbit/s
 
 
 @pytest.fixture(scope="module")
-def network() -> Iterator[PrivateNetwork]:
+def network():
     with ExitStack() as stack:
         try:
             network = stack.enter_context(private_network(["fed", "ash", "birch"]))
@@ -39,15 +36,13 @@ def network() -> Iterator[PrivateNetwork]:
 
 
 @pytest.fixture(scope="module")
-def sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
+def sites(tmp_path_factory):
     three = make_sites(tmp_path_factory.mktemp("given"), ["query", "value"])
     return TinySites(three.base, three.nodes[:2], three.folder)
 
 
 @pytest.fixture(scope="module")
-def federation(
-    network: PrivateNetwork, sites: TinySites, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Federation]:
+def federation(network, sites, tmp_path_factory):
     installed = install_wheel(tmp_path_factory.mktemp("wheel"))
     gateway = Gateway(network.addresses["fed"], "0.0.0.0", _PORT)
     inside = {name: network.inside(name) for name in ("fed", "ash", "birch")}
@@ -56,18 +51,18 @@ def federation(
 
 
 @pytest.fixture(scope="module")
-def undisturbed(sites: TinySites, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed(sites, tmp_path_factory):
     """Output of the same run within one process."""
     output, settings = tmp_path_factory.mktemp("in-process") / "output", sites.settings()
-    play_run(sites.grid(settings), settings, str(sites.base), output)
+    run_server(sites.grid(settings), settings, str(sites.base), output)
     return output
 
 
-def read_results(output: Path) -> Any:
+def read_results(output):
     return json.loads((output / "results.json").read_text())
 
 
-def contributions(results: Any) -> list[Any]:
+def contributions(results):
     """Tokens by site, of every group of every step: a site that counted twice would show."""
     return [group["tokens"] for method in results["methods"] for group in method["groups"]]
 
@@ -80,20 +75,20 @@ class Disturbed:
         name: of the run.
     """
 
-    def __init__(self, federation: Federation, name: str) -> None:
+    def __init__(self, federation, name):
         self._federation, self._name = federation, name
         self.said = ""
 
-    def __enter__(self) -> "Disturbed":
+    def __enter__(self):
         self._run = self._federation.run(self._name)
         self._federation.wait_for_steps(self._name)
         return self
 
-    def end(self) -> None:
+    def end(self):
         """Wait until the run has ended well."""
         self.said = self._federation.finish(self._run)
 
-    def __exit__(self, kind: str, *_: Any) -> None:
+    def __exit__(self, kind, *_):
         if kind is None:
             if not self.said:
                 self.end()
@@ -103,16 +98,16 @@ class Disturbed:
         self._federation.lw("coordinator", "stop", check=False)
 
     @property
-    def output(self) -> Any:
+    def output(self):
         return self._federation.output(self._name)
 
     @property
-    def waited_for(self) -> set[Any]:
+    def waited_for(self):
         """Sites that the run has named."""
         lines = re.findall(r"^waiting for (.*) at the statistics of step 2: ", self.said, re.M)
         return {name for line in lines for name in line.split(", ")}
 
-    def is_as(self, undisturbed: Path) -> Any:
+    def is_as(self, undisturbed):
         manifest = (self.output / "manifest.json").read_bytes()
         results = read_results(self.output)
         return manifest == (undisturbed / "manifest.json").read_bytes() and (
@@ -121,8 +116,8 @@ class Disturbed:
 
 
 def test_a_link_as_slow_as_a_modem_that_loses_packets_changes_nothing(
-    federation: Federation, network: PrivateNetwork, undisturbed: Path
-) -> None:
+    federation, network, undisturbed
+):
     slow = network.slow("ash", delay=0.15, loss=0.02, rate=_MODEM)
     with Disturbed(federation, "slow") as run, slow:
         run.end()
@@ -130,9 +125,7 @@ def test_a_link_as_slow_as_a_modem_that_loses_packets_changes_nothing(
     assert read_results(run.output)["ignored"] == {}  # nobody was asked twice for being slow
 
 
-def test_a_link_that_is_cut_for_half_a_minute_changes_nothing(
-    federation: Federation, network: PrivateNetwork, undisturbed: Path
-) -> None:
+def test_a_link_that_is_cut_for_half_a_minute_changes_nothing(federation, network, undisturbed):
     with Disturbed(federation, "cut") as run, network.cut("ash"):
         sleep(30)
     assert run.is_as(undisturbed)
@@ -140,8 +133,8 @@ def test_a_link_that_is_cut_for_half_a_minute_changes_nothing(
 
 
 def test_a_link_that_comes_and_goes_every_five_seconds_changes_nothing(
-    federation: Federation, network: PrivateNetwork, undisturbed: Path
-) -> None:
+    federation, network, undisturbed
+):
     with Disturbed(federation, "flapping") as run:
         for _ in range(20):
             with network.cut("ash"):
@@ -150,18 +143,14 @@ def test_a_link_that_comes_and_goes_every_five_seconds_changes_nothing(
     assert run.is_as(undisturbed)
 
 
-def test_a_coordinator_that_is_out_of_reach_is_waited_for(
-    federation: Federation, network: PrivateNetwork, undisturbed: Path
-) -> None:
+def test_a_coordinator_that_is_out_of_reach_is_waited_for(federation, network, undisturbed):
     with Disturbed(federation, "gone") as run, network.cut("fed"):
         sleep(_AWAY)
     assert run.is_as(undisturbed)
     assert run.waited_for == {"ash", "birch"}
 
 
-def test_a_site_that_is_stopped_is_waited_for_by_name(
-    federation: Federation, undisturbed: Path
-) -> None:
+def test_a_site_that_is_stopped_is_waited_for_by_name(federation, undisturbed):
     with Disturbed(federation, "stopped") as run:
         group = federation.child_of("ash", "supernode")
         os.killpg(group, signal.SIGSTOP)

@@ -17,7 +17,7 @@ from layerweld.model.base_model import load_base
 from layerweld.report.results import RunResults
 from layerweld.settings.run import RunSettings
 from server import federation
-from server.run import play as play_run
+from server.run import run as run_server
 from tests.dying_server import killed_after
 from tests.faulty_grid import Clock, InProcessGrid
 from tests.tiny_sites import TinySites, make_sites
@@ -63,7 +63,7 @@ def play(sites: TinySites, clock: WallClock) -> Callable[..., Any]:
     def play(output: Path, comes_at: float = 0.0, **entries: Any) -> RunResults:
         chosen = sites.settings().model_copy(update={"min_sites": 2, "timeout": 60.0} | entries)
         grid = LateGrid(client_app, sites.nodes, chosen, clock, comes_at)
-        return play_run(grid, chosen, str(sites.base), output)
+        return run_server(grid, chosen, str(sites.base), output)
 
     return play
 

@@ -20,7 +20,7 @@ from layerweld.runtime.progress import listening, report_progress
 from layerweld.runtime.run_state import RunState, read_state, recording
 from server.app import app as server_app
 from server.in_process import InProcessGrid
-from server.run import play as play_run
+from server.run import run as run_server
 from strategies import poll
 from tests.faulty_grid import Clock, Faults, FaultyGrid, from_the_node
 from tests.stub_sites import step_of
@@ -42,7 +42,7 @@ def play(
     **changes: Any,
 ) -> RunResults:
     settings = sites.settings().model_copy(update=changes)
-    return play_run(grid or sites.grid(settings), settings, str(sites.base), output)
+    return run_server(grid or sites.grid(settings), settings, str(sites.base), output)
 
 
 def play_in_flower(

@@ -8,18 +8,15 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from subprocess import Popen
-from typing import Any
 
 import pytest
 
 from layerweld.runtime.app_path import app_folder
-from server.run import play as play_run
+from server.run import run as run_server
 from tests.played_methods import settings_of
 from tests.test_adamerging import with_heads
-from tests.tiny_sites import TinySites, make_sites
+from tests.tiny_sites import make_sites
 
 pytestmark = pytest.mark.slow
 
@@ -29,36 +26,36 @@ _DEADLINE = 300  # seconds; a loaded two-core machine needs about 90
 
 
 @pytest.fixture(scope="module")
-def sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
+def sites(tmp_path_factory):
     return with_run_file(make_sites(tmp_path_factory.mktemp("sites"), ["query", "value"]))
 
 
-def with_run_file(sites: TinySites) -> TinySites:
+def with_run_file(sites):
     tables = ["[[sites]]\n" + "".join(f'{k} = "{v}"\n' for k, v in n.items()) for n in sites.nodes]
     (sites.folder / "run.toml").write_text("\n".join(tables))
     return sites
 
 
 @pytest.fixture(scope="module")
-def in_process_manifest(sites: TinySites) -> str:
+def in_process_manifest(sites):
     settings = sites.settings()
     output = sites.folder / "in-process"
-    play_run(sites.grid(settings), settings, str(sites.base), output)
+    run_server(sites.grid(settings), settings, str(sites.base), output)
     return digest(output)
 
 
-def digest(output: Path) -> str:
+def digest(output):
     return hashlib.sha256((output / "manifest.json").read_bytes()).hexdigest()
 
 
-def free_port() -> Any:
+def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
 @pytest.fixture
-def flower(tmp_path: Path) -> Iterator[tuple[Callable[..., Any], Callable[..., Any]]]:
+def flower(tmp_path):
     """Starts processes of Flower with a home of their own, and ends all of them afterwards."""
     started = []
     environment = os.environ | {
@@ -71,7 +68,7 @@ def flower(tmp_path: Path) -> Iterator[tuple[Callable[..., Any], Callable[..., A
         "RAY_USAGE_STATS_ENABLED": "0",
     }
 
-    def start(*command: Any) -> Popen[bytes]:
+    def start(*command):
         process = subprocess.Popen(
             [str(_BIN / command[0]), *command[1:]],
             env=environment,
@@ -82,7 +79,7 @@ def flower(tmp_path: Path) -> Iterator[tuple[Callable[..., Any], Callable[..., A
         started.append(process)
         return process
 
-    def ask(*command: Any) -> str:
+    def ask(*command):
         return subprocess.run(
             [str(_BIN / "flwr"), *command, "--format", "json"],
             env=environment,
@@ -98,14 +95,7 @@ def flower(tmp_path: Path) -> Iterator[tuple[Callable[..., Any], Callable[..., A
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def play(
-    ask: Callable[..., Any],
-    superlink: str,
-    sites: TinySites,
-    output: Path,
-    *options: str,
-    **entries: Any,
-) -> None:
+def play(ask, superlink, sites, output, *options, **entries):
     """Run the app and wait for a final state: `flwr run` itself exits 0 whatever becomes of it."""
     settings = {
         "sites": f"'{sites.folder / 'run.toml'}'",
@@ -133,7 +123,7 @@ def play(
     pytest.fail(f"the run did not finish within {_DEADLINE} s")
 
 
-def superlink(start: Callable[..., Any], tmp_path: Path, *options: str) -> Any:
+def superlink(start, tmp_path, *options):
     port = free_port()
     start("flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(port), *options)
     (tmp_path / "flwr/config.toml").write_text(
@@ -149,12 +139,7 @@ def superlink(start: Callable[..., Any], tmp_path: Path, *options: str) -> Any:
     pytest.fail("the SuperLink does not listen")
 
 
-def test_flowers_simulation_gives_the_same_manifest(
-    flower: tuple[Callable[..., Any], Callable[..., Any]],
-    sites: TinySites,
-    in_process_manifest: str,
-    tmp_path: Path,
-) -> None:
+def test_flowers_simulation_gives_the_same_manifest(flower, sites, in_process_manifest, tmp_path):
     start, ask = flower
     superlink(start, tmp_path, "--simulation", NO_INSTALLATION)
     federation = "num-supernodes=3 client-resources-num-cpus=2"
@@ -162,7 +147,7 @@ def test_flowers_simulation_gives_the_same_manifest(
     assert digest(tmp_path / "out") == in_process_manifest
 
 
-def supernodes(start: Callable[..., Any], port: int, sites: TinySites) -> None:
+def supernodes(start, port, sites):
     for node in sites.on_their_own(sites.folder / "caches").nodes:
         node_config = " ".join(f"{key}={json.dumps(value)}" for key, value in node.items())
         own = ("--port", str(free_port()), "--node-config", node_config)
@@ -170,32 +155,27 @@ def supernodes(start: Callable[..., Any], port: int, sites: TinySites) -> None:
 
 
 def test_supernodes_on_loopback_give_the_same_manifest(
-    flower: tuple[Callable[..., Any], Callable[..., Any]],
-    sites: TinySites,
-    in_process_manifest: str,
-    tmp_path: Path,
-) -> None:
+    flower, sites, in_process_manifest, tmp_path
+):
     start, ask = flower
     supernodes(start, superlink(start, tmp_path, NO_INSTALLATION), sites)
     play(ask, "here", sites, tmp_path / "out")
     assert digest(tmp_path / "out") == in_process_manifest
 
 
-def test_coefficients_are_learnt_to_the_bit_with_a_process_per_message(
-    flower: tuple[Callable[..., Any], Callable[..., Any]], tmp_path: Path
-) -> None:
+def test_coefficients_are_learnt_to_the_bit_with_a_process_per_message(flower, tmp_path):
     sites = with_run_file(with_heads(make_sites(tmp_path / "sites", ["query"])))
     learning = {"adamerging.rounds": 2, "prodistill.steps": 1}
     settings = settings_of(sites, "prodistill,adamerging", **learning)
     here = tmp_path / "here"
-    play_run(sites.grid(settings), settings, str(sites.base), here)
+    run_server(sites.grid(settings), settings, str(sites.base), here)
     start, ask = flower
     supernodes(start, superlink(start, tmp_path, NO_INSTALLATION), sites)
     methods = {"methods": "'prodistill,adamerging'"}
     play(ask, "here", sites, tmp_path / "there", **methods, **learning)
     assert digest(tmp_path / "there") == digest(here)
-    assert figures(tmp_path / "there") == figures(here)
+    assert metrics(tmp_path / "there") == metrics(here)
 
 
-def figures(output: Path) -> list[Any]:
+def metrics(output):
     return [m["metrics"] for m in json.loads((output / "results.json").read_text())["methods"]]

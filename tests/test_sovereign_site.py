@@ -15,6 +15,7 @@ import pytest
 from flwr.app import Context, Message, RecordDict
 
 from client.app import app as client_app
+from client.handlers.finetune import training_settings
 from client.site import cache_folder, forget_run, site_of_node
 from client.state import SiteState
 from client.training.finetune import LabelledRows
@@ -85,10 +86,10 @@ class Chosen:
 
     def note(self, state: SiteState) -> None:
         for where, choose in (
-            (self.work, lambda: state.data.calibration_rows),
-            (self.work, lambda: state.data.training_rows.rows),
+            (self.work, lambda: state.data.calibration_samples),
+            (self.work, lambda: state.data.training_samples.dataset),
             (self.work, lambda: state.data.drawn(state.settings.table(AdaMerging).rows, 7)),
-            (self.held_out, lambda: state.data.evaluation_rows),
+            (self.held_out, lambda: state.data.evaluation_samples),
         ):
             try:
                 rows = choose()
@@ -102,7 +103,7 @@ class Chosen:
     def note_batches(self, state: SiteState) -> None:
         """The rows of each optimiser step of fine-tuning."""
         try:
-            parcels = state.data.training_rows
+            parcels = state.data.training_samples
         except (CohortError, ConfigError):
             self.refused += 1
             return
@@ -139,8 +140,8 @@ def test_no_setting_of_a_run_makes_a_site_obey_more_than_its_own_configuration(
                 chosen.note_batches(state)
             assert state.site.base == node["base"]
             assert cache_folder(site, settings) == Path(node["cache"])
-            assert state.adapter_folder == Path(node["adapter"])
-            assert state.finetune.logger == "tensorboard"
+            assert state.files.adapter_folder == Path(node["adapter"])
+            assert training_settings(state).logger == "tensorboard"
     assert tried > 900
     assert chosen.refused
     assert len(chosen.work) > 3
@@ -314,4 +315,4 @@ def test_rows_that_cannot_be_read_are_no_way_to_another_column(node: dict[Any, A
     settings = settings_with(**{"calibration.max-unreadable": 1.0})
     site = site_of_node(node | {"text-column": "absent"}, settings)
     with pytest.raises(DataError, match="no column 'absent'"):
-        _ = SiteState(site, settings, "0" * 16).data.rows
+        _ = SiteState(site, settings, "0" * 16).data.dataset

@@ -1,13 +1,13 @@
 """Every kind of reply: what honest sites send is what the server allows, to the byte."""
 
 from dataclasses import fields, is_dataclass
-from typing import Any
 
 import pytest
 import torch
 
 from layerweld.errors import RefusedReplyError
-from layerweld.statistics.group import ProductForm
+from layerweld.settings.merge import MergeSettings
+from layerweld.statistics.group import GroupAccumulator, ProductForm
 from layerweld.transport.arrays import num_bytes
 from layerweld.transport.block_gradients import (
     BlockReply,
@@ -40,7 +40,7 @@ from layerweld.transport.statistics import (
 )
 from layerweld.transport.updates import decode_updates, encode_updates, updates_layout
 from layerweld.updates.update import DenseUpdate
-from tests.stub_sites import NAMES, PLAN, introduction_of, statistics_of, updates_of
+from tests.stub_sites import NAMES, PLAN, introduction_of, updates_of
 
 IDENTITY = Identity("run", "id", node="1", site="ash")
 GROUPS = PLAN.groups[:2]
@@ -49,7 +49,7 @@ FORMS = [
 ]
 
 
-def equal(one: Any | StatisticsReply, other: Any) -> Any:
+def equal(one, other):
     """Of values with tensors in them."""
     if isinstance(one, torch.Tensor):
         return torch.equal(one, other)
@@ -65,7 +65,7 @@ def equal(one: Any | StatisticsReply, other: Any) -> Any:
     return one == other
 
 
-def numbers(shapes: dict[str, tuple[int, int]] | dict[Any, Any]) -> dict[Any, Any]:
+def numbers(shapes):
     return {name: torch.rand(shape) for name, shape in shapes.items()}
 
 
@@ -129,7 +129,7 @@ REPLIES = {
 
 
 @pytest.mark.parametrize("name", REPLIES)
-def test_a_reply_is_read_as_it_was_sent_and_is_as_large_as_its_layout_says(name: Any) -> None:
+def test_a_reply_is_read_as_it_was_sent_and_is_as_large_as_its_layout_says(name):
     value, encode, layout, decode = REPLIES[name]
     content = with_identity(encode(value), IDENTITY)
     layout.check(content)
@@ -140,24 +140,14 @@ def test_a_reply_is_read_as_it_was_sent_and_is_as_large_as_its_layout_says(name:
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("site", NAMES)
-def test_statistics_are_read_as_they_were_sent_whatever_their_form(site: Any, form: Any) -> None:
-    from layerweld.statistics.group import group_statistics
-
-    ranks = introduction_of(site).rank_of
-    sent = StatisticsReply(
-        tuple(
-            group_statistics(
-                group.name,
-                statistics_of(site, group.name).gram.double(),
-                20,
-                {s.name: updates_of(site)[s.name] for s in group.layers},
-                normalization="token",
-                shrinkage=1.0,
-                form=form,
-            )
-            for group in GROUPS
-        )
-    )
+def test_statistics_are_read_as_they_were_sent_whatever_their_form(site, form):
+    ranks, tokens = introduction_of(site).rank_of, torch.randn(1, 20, 4)
+    measured = []
+    for group in GROUPS:
+        accumulator = GroupAccumulator(group, MergeSettings())
+        accumulator.update(tokens[..., : group.d_in], torch.ones(1, 20, dtype=torch.bool))
+        measured.append(accumulator.statistics(updates_of(site), form))
+    sent = StatisticsReply(tuple(measured))
     content = with_identity(encode_statistics(sent), IDENTITY)
     layout = statistics_layout(GROUPS, ranks, form)
     layout.check(content)
@@ -169,7 +159,7 @@ def test_statistics_are_read_as_they_were_sent_whatever_their_form(site: Any, fo
 
 
 @pytest.mark.parametrize("need_from", [-1, 0, 7])
-def test_a_site_that_lacks_something_sends_nothing_else(need_from: int) -> None:
+def test_a_site_that_lacks_something_sends_nothing_else(need_from):
     ranks, form = introduction_of("ash").rank_of, FORMS[0]
     content = with_identity(encode_statistics(StatisticsReply(need_from=need_from)), IDENTITY)
     assert decode_statistics(content, GROUPS, ranks, form).need_from == need_from
@@ -182,6 +172,6 @@ def test_a_site_that_lacks_something_sends_nothing_else(need_from: int) -> None:
         decode_block_gradients(along, SHAPES)
 
 
-def test_site_info_is_read_as_it_was_sent() -> None:
+def test_site_info_is_read_as_it_was_sent():
     info = introduction_of("ash")
     assert decode_site_info(with_identity(encode_site_info(info), IDENTITY)) == info

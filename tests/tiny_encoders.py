@@ -13,12 +13,12 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from client.data.samples import make_rows
+from client.data.samples import make_dataset
 from layerweld.model.base_model import BaseModel, load_base
 
 WORDS = ["[PAD]", "[UNK]", "[END]", "the", "a", "is", "red", "warm", "blue", "cold", "very"]
 TEXTS = [f"{a} {b} is very {c}" for c in ("warm", "cold") for a in ("the", "a") for b in WORDS[3:]]
-ROWS = make_rows(TEXTS, ["fire" if "warm" in text[-4:] else "ice" for text in TEXTS])
+ROWS = make_dataset(TEXTS, ["fire" if "warm" in text[-4:] else "ice" for text in TEXTS])
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 

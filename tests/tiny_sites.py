@@ -16,7 +16,7 @@ from layerweld.model.base_model import load_base
 from layerweld.report.results import RunResults
 from layerweld.settings.run import RunSettings, validate_settings
 from server.in_process import InProcessGrid
-from server.run import play as play_run
+from server.run import run as run_server
 from tests.tiny_peft import new_model, save_base, train_adapter
 
 BERT_LAYERS = ["query", "key", "value", "output.dense", "intermediate.dense"]
@@ -47,7 +47,7 @@ class TinySites:
     def play(self, output: Path, **merge: Any) -> RunResults:
         """Play the chain in this process; what it came to."""
         settings = self.settings(**merge)
-        return play_run(self.grid(settings), settings, str(self.base), output)
+        return run_server(self.grid(settings), settings, str(self.base), output)
 
     def on_their_own(self, caches: Path) -> "TinySites":
         """The same sites as they are in deployment, where no run says where their things lie."""

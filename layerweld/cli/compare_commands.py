@@ -53,10 +53,10 @@ def compare(
     settings = settings.model_copy(update={"min_sites": len(sites), "methods": names})
     methods_of(settings)
     first = settings.calibration.seed
-    base = settings.require_base()
+    settings.require_base()
     with comparing_in(output), showing_progress():
         comparison = compare_in_process(
-            ComparisonSettings(settings, base, range(first, first + seeds), tune),
+            ComparisonSettings(settings, range(first, first + seeds), tune),
             [site.node_config() for site in sites],
             kept=output / KEPT,
             on_known=lambda known: write_comparison(known, output),
