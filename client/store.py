@@ -31,7 +31,7 @@ class StepHashes:
     """A step's place in the chain of hashes.
 
     Attributes:
-        first: before anything was merged: of the plan, the settings and the remainder.
+        first: before anything was merged: of the plan, the settings and the other parameters.
         before: of everything merged before the step.
         after: of everything merged, the step included.
     """
@@ -64,13 +64,13 @@ class SiteStore:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def save_remainder(self, remainder: Mapping[str, Tensor]) -> None:
-        """Keep the averaged remainder of full fine-tuning."""
-        self._write_hashed("remainder", dict(remainder))
+    def save_other_params(self, other_params: Mapping[str, Tensor]) -> None:
+        """Keep the averaged other parameters of full fine-tuning."""
+        self._write_hashed("other_params", dict(other_params))
 
-    def load_remainder(self) -> dict[str, Tensor] | None:
-        """The remainder, or None if it was never received."""
-        return self._read_hashed("remainder")
+    def load_other_params(self) -> dict[str, Tensor] | None:
+        """The other parameters, or None if it was never received."""
+        return self._read_hashed("other_params")
 
     def save_step(self, index: int, step: MergedStep) -> None:
         """Keep one step, which the caller has found to be what was merged."""
@@ -101,38 +101,43 @@ class SiteStore:
 
     def save_updates(self, held: str, updates: UpdatesBySite) -> None:
         """Keep all sites' updates under the hash by which the server asks for them."""
-        self._write_hashed("updates", site_tensors(updates), prefix=held)
+        self._write_hashed("updates", site_tensors(updates), chain_digest=held)
 
     def load_updates(self, held: str) -> dict[str, dict[str, Update]] | None:
         """All sites' updates with exactly this hash, or None."""
-        tensors = self._read_hashed("updates", prefix=held)
+        tensors = self._read_hashed("updates", chain_digest=held)
         return None if tensors is None else updates_by_site(tensors)
 
-    def save_hidden(self, block: int, prefix: str, hidden: list[Tensor]) -> None:
+    def save_hidden(self, block: int, chain_digest: str, hidden: list[Tensor]) -> None:
         """Keep the hidden states that enter a block, and forget those of blocks before the last."""
         self._write_hashed(
             f"hidden-{block:04d}",
             {f"{i:06d}": states.cpu() for i, states in enumerate(hidden)},
-            prefix=prefix,
+            chain_digest=chain_digest,
         )
         for file in self._folder.glob("hidden-*.safetensors"):
             if int(file.stem.split("-")[1]) < block - 1:
                 file.unlink(missing_ok=True)
 
-    def load_hidden(self, block: int, prefix: str) -> list[Tensor] | None:
-        """The hidden states that enter a block behind exactly this prefix, or None."""
-        tensors = self._read_hashed(f"hidden-{block:04d}", prefix=prefix)
+    def load_hidden(self, block: int, chain_digest: str) -> list[Tensor] | None:
+        """The hidden states that enter a block behind exactly this chain digest, or None."""
+        tensors = self._read_hashed(f"hidden-{block:04d}", chain_digest=chain_digest)
         return None if tensors is None else [tensors[key] for key in sorted(tensors)]
 
-    def _write_hashed(self, name: str, tensors: Mapping[str, Tensor], prefix: str = "") -> None:
-        self._write(name, tensors, {"digest": _digest(tensors), "prefix": prefix})
+    def _write_hashed(
+        self, name: str, tensors: Mapping[str, Tensor], chain_digest: str = ""
+    ) -> None:
+        self._write(name, tensors, {"digest": _digest(tensors), "chain_digest": chain_digest})
 
-    def _read_hashed(self, name: str, prefix: str = "") -> dict[str, Tensor] | None:
+    def _read_hashed(self, name: str, chain_digest: str = "") -> dict[str, Tensor] | None:
         opened = self._open(name)
         if opened is None:
             return None
         tensors, metadata = opened
-        intact = metadata.get("digest") == _digest(tensors) and metadata.get("prefix") == prefix
+        intact = (
+            metadata.get("digest") == _digest(tensors)
+            and metadata.get("chain_digest") == chain_digest
+        )
         return tensors if intact else None
 
     def _write(self, name: str, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:

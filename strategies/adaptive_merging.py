@@ -23,7 +23,7 @@ from layerweld.transport.coefficients import (
     encode_coefficients_request,
 )
 from layerweld.transport.layout import Budget
-from layerweld.updates.digest import first_prefix, prefix_of_sites
+from layerweld.updates.digest import digest_of_sites, first_digest
 from layerweld.updates.exact_sum import LIMIT, ExactSum
 from layerweld.updates.named_tensors import site_tensors, updates_by_site
 from strategies.cohort import Cohort
@@ -114,9 +114,9 @@ class AdaptiveMerging(Rounds):
         self._received = updates_by_site(kept.tensors)
         sites = side_by_side(self._plan, self._cohort, self._received)
         shape = (len(sites.sites), len(self._plan.layer_names))
-        first = first_prefix(self._plan.digest, self._settings.digest(), self._other_params)
+        first = first_digest(self._plan.digest, self._settings.digest(), self._other_params)
         self._weighed = weighed(self._method, sites, self._settings.table(AdaMerging))
-        self._digest = prefix_of_sites(first, self._received)
+        self._digest = digest_of_sites(first, self._received)
         self._coefficients = LayerCoefficients(shape, self._settings.table(AdaMerging))
 
     def outcome(self) -> Outcome:
@@ -127,7 +127,7 @@ class AdaptiveMerging(Rounds):
             "smallest coefficient": float(values.min()),
             "largest coefficient": float(values.max()),
         }
-        merge = replace(merge, figures={**self._metrics, **spread})
+        merge = replace(merge, metrics={**self._metrics, **spread})
         return Outcome.of(merge, self._other_params, self._settings.merge.rank)
 
     def _collect(self, received: Mapping[str, OfOneSite]) -> Kept:

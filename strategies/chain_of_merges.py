@@ -29,7 +29,7 @@ from layerweld.transport.statistics import (
     statistics_layout,
 )
 from layerweld.transport.step_context import StepContext
-from layerweld.updates.digest import extend_prefix, first_prefix
+from layerweld.updates.digest import extend_digest, first_digest
 from layerweld.updates.named_tensors import update_tensors, updates_from
 from layerweld.updates.ranks import all_within_ranks
 from layerweld.updates.update import Update
@@ -99,7 +99,7 @@ class ChainRounds(Rounds):
         self.count = len(self.steps)
         self.merged: list[dict[str, Update]] = []
         self.groups: list[list[dict[str, Any]]] = []
-        self.digests = [first_prefix(plan.digest, self.settings.digest(), other_params)]
+        self.digests = [first_digest(plan.digest, self.settings.digest(), other_params)]
         self._method = method
         self._plan = plan
         self._cohort = cohort
@@ -121,9 +121,8 @@ class ChainRounds(Rounds):
         asked = StatisticsRequest(context, self._form)
         # What the step before solved; before the first one, the other parameters.
         catch_up = CatchUp(step, partial(self._encoded, asked), index - 1)
-        iterations = iterations_of(self._method, self.settings)
-        merge = self.settings.merge
-        pools = {one.name: GroupPool(one, merge, iterations) for one in step.groups}
+        merge, iterations = self.settings.merge, iterations_of(self._method, self.settings)
+        pools = {group.name: GroupPool(group, merge, iterations) for group in step.groups}
         measured = _Step(step, asked, pools, self._cohort, catch_up)
         request = Request(
             STATISTICS,
@@ -139,7 +138,7 @@ class ChainRounds(Rounds):
         step, updates = self.steps[len(self.merged)], updates_from(kept.tensors)
         names = [layer.name for group in step.groups for layer in group.layers]
         solved = {name: updates[name] for name in names if name in updates}
-        self.digests.append(extend_prefix(self.digests[0 if step.restarts else -1], solved))
+        self.digests.append(extend_digest(self.digests[0 if step.restarts else -1], solved))
         self.merged.append(solved)
         self.groups.append(kept.metrics["groups"])
 

@@ -25,7 +25,7 @@ from layerweld.transport.block_gradients import (
     encode_block_request,
 )
 from layerweld.transport.step_context import StepContext
-from layerweld.updates.digest import extend_prefix, first_prefix
+from layerweld.updates.digest import extend_digest, first_digest
 from layerweld.updates.exact_sum import LIMIT, ExactSum
 from layerweld.updates.named_tensors import (
     site_tensors,
@@ -88,7 +88,7 @@ class ProgressiveDistillation(Rounds):
         self._settings = settings.table(ProDistill)
         self._rank = settings.merge.rank
         self._other_params = other_params
-        self._digest = first_prefix(plan.digest, settings.digest(), other_params)
+        self._digest = first_digest(plan.digest, settings.digest(), other_params)
         self._layers: Mapping[str, Mapping[str, Update]] = {}  # ΔW by layer, then by site
         self._done: list[Mapping[str, Update]] = []  # merged updates by step
         self._metrics: Mapping[str, float] = {}
@@ -181,7 +181,7 @@ class ProgressiveDistillation(Rounds):
 
     def _append(self, merged: Mapping[str, Update]) -> None:
         self._done.append(merged)
-        self._digest = extend_prefix(self._digest, merged)
+        self._digest = extend_digest(self._digest, merged)
         self._learning = None
 
 

@@ -61,7 +61,7 @@ class UpdateMerging(Rounds):
         if self._method.shares_factor:
             require_one_factor(by_site)
         sites = side_by_side(self._plan, self._cohort, by_site)
-        scale = self._method.remainder_scale(len(sites.sites))
+        scale = self._method.other_params_scale(len(sites.sites))
         self._other_params = {name: values * scale for name, values in self._other_params.items()}
         self._merge = self._method.merge(sites)
         if self._lines:
@@ -70,5 +70,5 @@ class UpdateMerging(Rounds):
     def _scaled_by_depth(self, lines: Lines, merged: Merge, sites: SiteUpdates) -> Merge:
         start, blocks = lines.start(merged, sites), self._plan.blocks
         block_of = {s.name: group.block for group in self._plan.groups for s in group.layers}
-        self._other_params = lines.scaled_remainder(self._other_params, start, blocks)
+        self._other_params = lines.scaled_other_params(self._other_params, start, blocks)
         return lines.scaled(merged, start, block_of, len(blocks))

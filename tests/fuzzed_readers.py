@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 
 from client.data.batches import Preprocessor
-from client.data.samples import read_rows
+from client.data.samples import read_dataset
 from client.handlers.reference_scores import _read as read_score
 from client.store import MergedStep, SiteStore, StepHashes
 from client.training.heads import ClassifierHead, load_head
@@ -59,7 +59,7 @@ ANY = CalibrationSettings(max_unreadable=1.0)
 
 
 def rows(file):
-    return lambda: read_rows(file, ANY, reads_images=False)
+    return lambda: read_dataset(file, ANY, reads_images=False)
 
 
 def jsonl(folder):
@@ -107,7 +107,7 @@ def image(suffix, **how):
         prepare = Preprocessor(base, 8)
 
         def read():
-            prepare(read_rows(images, ANY, reads_images=True).inputs)
+            prepare(read_dataset(images, ANY, reads_images=True).inputs)
 
         return images / f"a.{suffix}", damaged_bytes, read
 
@@ -211,14 +211,14 @@ def site_store(of):
         store.save_step(0, MergedStep(hashes, updates))
         store.save_hidden(1, "p", [torch.ones(2, 3)])
         store.save_updates("h", {"ash": updates})
-        store.save_remainder({"norm": torch.ones(3)})
+        store.save_other_params({"norm": torch.ones(3)})
 
         def read():
             store.step_hashes(0)
             store.load_step(0, "c")
             store.load_hidden(1, "p")
             store.load_updates("h")
-            store.load_remainder()
+            store.load_other_params()
 
         return folder / "store" / f"{of}.safetensors", damaged_tensors, read
 
@@ -232,7 +232,7 @@ def score(folder):
 
 
 def played(folder):
-    methods = KeptResults(folder / "played")
+    methods = KeptResults(folder / "results")
     file = methods._file("com", {})
     file.parent.mkdir()
     file.write_text('{"result": {"name": "com"}, "seed": 0}')
@@ -291,7 +291,7 @@ READERS = {
     "site's step": site_store("step-0000"),
     "site's hidden states": site_store("hidden-0001"),
     "site's updates": site_store("updates"),
-    "site's remainder": site_store("remainder"),
+    "site's other parameters": site_store("other_params"),
     "site's score": score,
     "comparison, kept method": played,
 }  # fmt: skip

@@ -141,7 +141,7 @@ def test_factors_are_float32_and_the_head_stays_at_the_site(folder, bases):
     task_vector = read_adapter(folder, bases["bert"]).task_vector
     assert {u.left.dtype for u in task_vector.updates.values()} == {torch.float32}
     assert len(task_vector.updates) == 4
-    assert not task_vector.remainder
+    assert not task_vector.other_params
     assert task_vector.is_low_rank
 
 
@@ -154,7 +154,7 @@ def test_the_digest_is_of_what_was_learnt_and_not_of_how_it_was_written(folder, 
     assert read_adapter(folder, bases["bert"]).digest != before
 
 
-def test_the_digest_tells_factors_dense_updates_and_remainders_apart():
+def test_the_digest_tells_factors_dense_updates_and_other_params_apart():
     eye = torch.eye(2)
     vectors = [
         TaskVector({"a": LowRankUpdate(eye, eye)}),

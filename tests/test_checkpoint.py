@@ -49,7 +49,7 @@ def test_base_plus_task_vector_is_the_fine_tuned_model(family, bases, tmp_path):
     vector = read_checkpoint(tmp_path, bases[family])
     backbone = deepcopy(bases[family].backbone)
     parameters = dict(backbone.named_parameters())
-    for name, difference in vector.remainder.items():
+    for name, difference in vector.other_params.items():
         parameters[name].data.add_(difference)
     with updated(linear_layers(backbone), vector.updates):
         ours = hidden_states(backbone)
@@ -57,7 +57,7 @@ def test_base_plus_task_vector_is_the_fine_tuned_model(family, bases, tmp_path):
 
 
 @pytest.mark.parametrize("family", TARGETS)
-def test_each_parameter_is_in_the_updates_or_in_the_remainder_but_not_in_both(
+def test_each_parameter_is_in_the_updates_or_in_the_other_params_but_not_in_both(
     family, bases, tmp_path
 ):
     train_fully(bases[family], tmp_path)
@@ -65,14 +65,14 @@ def test_each_parameter_is_in_the_updates_or_in_the_remainder_but_not_in_both(
     layers = linear_layers(bases[family].backbone)
     assert set(vector.updates) == set(layers)
     names = {name for name, _ in bases[family].backbone.named_parameters()}
-    assert set(vector.remainder) == names - {f"{layer}.weight" for layer in layers}
-    assert {t.dtype for t in vector.remainder.values()} == {torch.float32}
+    assert set(vector.other_params) == names - {f"{layer}.weight" for layer in layers}
+    assert {t.dtype for t in vector.other_params.values()} == {torch.float32}
 
 
 def test_what_did_not_change_is_left_out(folder, bases):
     vector = read_checkpoint(folder, bases["bert"])
     assert set(vector.updates) == {"encoder.layer.1.output.dense"}
-    assert not vector.remainder
+    assert not vector.other_params
 
 
 def test_transposed_layers_are_turned_to_the_layout_of_linear_ones(bases, tmp_path):

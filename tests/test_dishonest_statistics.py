@@ -88,8 +88,8 @@ def with_rows(product, change):
 
 def scaled(factor):
     def change(product):
-        update = product.update and product.update * factor
-        return Product(product.moments * factor, update)
+        own = None if product.own is None else (product.update * factor).rows
+        return Product(product.moments * factor, own)
 
     return lambda statistics, _draw: with_products(statistics, change)
 
@@ -229,7 +229,7 @@ def test_an_update_that_contradicts_its_product_is_refused():
         for factor in (0.9, -1.0, 1e3, 0.0):
 
             def change(product, factor=factor):
-                return replace(product, update=product.update * factor)
+                return replace(product, own=product.own * factor)
 
             liar = with_products(statistics["site-0"], change)
             with pytest.raises(RefusedReplyError, match="is not that of the update"):

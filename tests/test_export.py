@@ -203,19 +203,19 @@ def test_the_written_model_is_the_base_model_with_the_updates(family, bases, tmp
     assert load_base(base.folder).fingerprint == before
 
 
-def test_the_remainder_and_dense_updates_come_back_from_the_written_model(bases, tmp_path):
+def test_the_other_params_and_dense_updates_come_back_from_the_written_model(bases, tmp_path):
     base = bases["gpt2"]
     updates = {"h.1.mlp.c_fc": DenseUpdate(torch.randn(64, 16))}
-    remainder = {"h.0.ln_1.bias": torch.randn(16), "wte.weight": torch.randn(40, 16)}
-    write_model(tmp_path / "merged", updates, remainder, base)
+    other_params = {"h.0.ln_1.bias": torch.randn(16), "wte.weight": torch.randn(40, 16)}
+    write_model(tmp_path / "merged", updates, other_params, base)
     vector = read_checkpoint(tmp_path / "merged", base)
     assert set(vector.updates) == set(updates)
     torch.testing.assert_close(
         vector.updates["h.1.mlp.c_fc"].dense(), updates["h.1.mlp.c_fc"].dense()
     )
-    assert set(vector.remainder) == set(remainder)
-    for name, difference in remainder.items():
-        torch.testing.assert_close(vector.remainder[name], difference)
+    assert set(vector.other_params) == set(other_params)
+    for name, difference in other_params.items():
+        torch.testing.assert_close(vector.other_params[name], difference)
 
 
 def test_the_written_model_is_the_same_to_the_byte_each_time(bases, tmp_path):

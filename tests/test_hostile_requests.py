@@ -68,7 +68,7 @@ def requests(plan, updates, other_params, step=0):
 
 
 def misfits(plan):
-    """Updates and remainders that no model of this plan has."""
+    """Updates and other parameters that no model of this plan has."""
     group = plan.groups[0]
     layer, d_out, d_in = group.layers[0].name, group.layers[0].d_out, group.d_in
     huge = 20 * d_out * d_in // (d_out + d_in)
@@ -89,8 +89,8 @@ def misfits(plan):
                                   "a rank without end", "another parameter",
                                   "another parameter's shape"])  # fmt: skip
 def test_what_does_not_fit_the_sites_model_is_not_taken(name, site):
-    updates, remainder = misfits(site[2])[name]
-    for kind, content in requests(site[2], updates, remainder).items():
+    updates, other_params = misfits(site[2])[name]
+    for kind, content in requests(site[2], updates, other_params).items():
         assert asked(site, kind, content) is Code.QUESTION, kind
 
 

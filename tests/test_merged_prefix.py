@@ -7,6 +7,8 @@ from functools import partial
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from client import store as client_store
 from client.handlers.merged_prefix import merged_prefix
@@ -17,7 +19,7 @@ from layerweld.model.schedule import Step
 from layerweld.transport.step_context import StepContext
 from layerweld.untrusted import tensors
 from layerweld.updates import digest as layerweld_digest
-from layerweld.updates.digest import extend_prefix, first_prefix
+from layerweld.updates.digest import extend_digest, first_digest
 from layerweld.updates.update import LowRankUpdate
 from strategies.catching_up import CatchUp
 from tests.dying_server import after_keeping
@@ -94,17 +96,17 @@ class Server:
 
     def __init__(self, seed=0, settings="settings", like=None):
         self.settings = settings
-        self.remainder = {"norm.weight": torch.arange(3.0) + seed}
+        self.other_params = {"norm.weight": torch.arange(3.0) + seed}
         generator = torch.Generator().manual_seed(seed)
         self.merged = dict(like or {})
         for index in range(len(self.merged), len(STEPS)):
             left, right = torch.randn(2, 2, 2, generator=generator)
             self.merged[index] = {f"block.{index}": LowRankUpdate(left, right)}
 
-    def context(self, step, received, with_remainder):
-        digest = first_prefix("plan", self.settings, self.remainder)
+    def context(self, step, received, with_other_params):
+        digest = first_digest("plan", self.settings, self.other_params)
         for index in range(step):
-            digest = extend_prefix(digest, self.merged[index])
+            digest = extend_digest(digest, self.merged[index])
         return StepContext(
             run="run",
             method="com",
@@ -113,7 +115,7 @@ class Server:
             plan="plan",
             chain_digest=digest,
             averaged=True,
-            other_params=self.remainder if with_remainder else {},
+            other_params=self.other_params if with_other_params else {},
             merged={index: self.merged[index] for index in received},
         )
 
@@ -126,7 +128,7 @@ class Server:
             try:
                 context = catch_up.content("ash")
                 prefix = merged_prefix(context, STEPS, "plan", self.settings, store)
-                return prefix.remainder, prefix.merged.updates_since(0), lacked
+                return prefix.other_params, prefix.merged.updates_since(0), lacked
             except LacksMerged as lack:
                 catch_up.note("ash", lack.first)
                 lacked.append(lack.first)
@@ -166,26 +168,26 @@ def test_a_site_asks_for_what_was_merged_from_its_first_bad_file_on(index, damag
     server = Server()
     store = server.played(tmp_path)
     damage(tmp_path / f"step-{index:04d}.safetensors")
-    remainder, updates, lacked = server.caught_up(5, store)
-    # Behind a foreign first step it may be the remainder that is another one.
+    other_params, updates, lacked = server.caught_up(5, store)
+    # Behind a foreign first step it may be the other parameters that differ.
     assert lacked == [-1 if index == 0 and damage is DAMAGE["the next step"] else index]
     expected = {layer: u for i in range(5) for layer, u in server.merged[i].items()}
     assert updates.keys() == expected.keys()
     for layer, update in updates.items():
         assert torch.equal(update.dense(), expected[layer].dense())
-    assert torch.equal(remainder["norm.weight"], server.remainder["norm.weight"])
+    assert torch.equal(other_params["norm.weight"], server.other_params["norm.weight"])
     assert server.caught_up(5, store)[-1] == []  # all is in order again
 
 
 FOREIGN = {
     "of other settings": Server(settings="others"),
-    "of another remainder": Server(seed=1),
+    "of different other parameters": Server(seed=1),
     "of other updates": Server(seed=2, like={0: Server().merged[0]}),
 }
 
 
 @pytest.mark.parametrize("other", FOREIGN.values(), ids=FOREIGN)
-@pytest.mark.parametrize("files", ["remainder*", "step-0001*", "step-000[23]*", "step*", "*"])
+@pytest.mark.parametrize("files", ["other_params*", "step-0001*", "step-000[23]*", "step*", "*"])
 @pytest.mark.parametrize("usual", [4, 5])
 def test_files_of_another_run_are_never_used(usual, files, other, tmp_path):
     server = Server()
@@ -193,12 +195,12 @@ def test_files_of_another_run_are_never_used(usual, files, other, tmp_path):
     other.played(tmp_path / "other", 6)
     for file in (tmp_path / "other").glob(files):
         shutil.copy(file, tmp_path / "own")
-    remainder, updates, lacked = server.caught_up(5, store, usual)
+    other_params, updates, lacked = server.caught_up(5, store, usual)
     assert lacked == sorted({*lacked}, reverse=True)
     for index in range(5):
         for layer, update in server.merged[index].items():
             assert torch.equal(update.dense(), updates[layer].dense())
-    assert torch.equal(remainder["norm.weight"], server.remainder["norm.weight"])
+    assert torch.equal(other_params["norm.weight"], server.other_params["norm.weight"])
 
 
 def test_a_request_whose_own_updates_do_not_give_its_digest_is_refused_and_not_kept(tmp_path):
@@ -233,3 +235,14 @@ def test_a_run_whose_sites_find_a_damaged_file_in_the_middle_ends_in_the_same_by
     with after_keeping(monkeypatch, spoil):
         assert sites.play(tmp_path / "out").manifest_hash == whole
     assert sorted(noted) == [("ash", 2), ("birch", 2), ("cedar", 2)]
+
+
+def test_hidden_states_in_the_format_of_the_version_before_are_made_again(tmp_path):
+    store, file = SiteStore(tmp_path), tmp_path / "hidden-0001.safetensors"
+    store.save_hidden(1, "digest", [torch.ones(2)])
+    assert store.load_hidden(1, "digest") is not None
+    with safe_open(file, framework="pt") as opened:
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        metadata = opened.metadata()
+    save_file(tensors, file, metadata={"digest": metadata["digest"], "prefix": "digest"})
+    assert store.load_hidden(1, "digest") is None

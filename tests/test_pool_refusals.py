@@ -83,12 +83,13 @@ def test_products_of_impossible_form_are_refused_and_nothing_is_added(change, me
     same_as_alone(pool, chosen, other)
 
 
-@pytest.mark.parametrize("entry", ["moments", "update"])
+@pytest.mark.parametrize("entry", ["moments", "own"])
 def test_dense_numbers_beyond_the_exact_sum_are_refused_and_nothing_is_added(entry):
     chosen, one, other = honest(products="dense", anchor="mean")
     pool = GroupPool(GROUP, chosen)
-    huge = {entry: DenseUpdate(torch.full((3, D_IN), 1e20))}
-    huge = dataclasses.replace(one.products["v"], **huge)
+    huge = torch.full((3, D_IN), 1e20)
+    change = {entry: DenseUpdate(huge) if entry == "moments" else huge}
+    huge = dataclasses.replace(one.products["v"], **change)
     broken = dataclasses.replace(one, products={**one.products, "v": huge})
     refuse(
         pool,
@@ -159,7 +160,7 @@ def test_a_site_whose_rows_excite_nothing_is_refused(normalization, importance):
     chosen, _, other = honest(normalization=normalization, importance=importance)
     dead = dataclasses.replace(new_sites(1, seed=0)[0], tokens=torch.zeros(9, D_IN))
     pool = GroupPool(GROUP, chosen)
-    refuse(pool, "a", statistics_of(dead, chosen), "is all zero: .* give the site other rows")
+    refuse(pool, "a", statistics_of(dead, chosen), "is all zero: .* give the site other samples")
     same_as_alone(pool, chosen, other)
 
 

@@ -40,15 +40,15 @@ def merged(sites, site):
     """Another site's fine-tuning stands for a merge."""
     other = read_fine_tuned(sites.nodes[1]["adapter"], site.base).task_vector
     layers = tuple(name for name in site.plan.layer_names if name in other.updates)
-    return ModelToMeasure("run", "merged", layers, other.updates, other.remainder)
+    return ModelToMeasure("run", "merged", layers, other.updates, other.other_params)
 
 
-def moments_of_all(site, plan, updates, remainder):
+def moments_of_all(site, plan, updates, other_params):
     """Of every group at once, in plain forward passes of the whole model."""
     layers = {shape.name: site.base.backbone.get_submodule(shape.name) for shape in shapes_of(plan)}
     found = {group.name: MomentAccumulator(group.d_in) for group in plan.groups}
     with ExitStack() as stack:
-        stack.enter_context(shifted(site.base.backbone, remainder))
+        stack.enter_context(shifted(site.base.backbone, other_params))
         stack.enter_context(updated(layers, updates))
         for batch in site.batches:
             keep = batch["attention_mask"].bool()
@@ -71,8 +71,8 @@ def shapes_of(plan):
 
 def test_it_is_that_of_the_whole_models_to_the_bit(site, merged):
     own, plan = site.adapter.task_vector, site.plan.restricted_to(merged.layers)
-    there = moments_of_all(site, plan, merged.updates, merged.remainder)
-    here = moments_of_all(site, plan, own.updates, own.remainder)
+    there = moments_of_all(site, plan, merged.updates, merged.other_params)
+    here = moments_of_all(site, plan, own.updates, own.other_params)
     expected = {name: squared_wasserstein(*there[name], *here[name]) for name in there}
     assert shift_per_group(site, merged) == expected
     assert max(expected.values()) > 1e-4

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from layerweld.errors import RefusedReplyError
-from layerweld.statistics.group import ProductForm
+from layerweld.settings.merge import MergeSettings
+from layerweld.statistics.group import GroupAccumulator, ProductForm
 from layerweld.transport.arrays import num_bytes
 from layerweld.transport.block_gradients import (
     BlockReply,
@@ -39,7 +40,7 @@ from layerweld.transport.statistics import (
 )
 from layerweld.transport.updates import decode_updates, encode_updates, updates_layout
 from layerweld.updates.update import DenseUpdate
-from tests.stub_sites import NAMES, PLAN, introduction_of, statistics_of, updates_of
+from tests.stub_sites import NAMES, PLAN, introduction_of, updates_of
 
 IDENTITY = Identity("run", "id", node="1", site="ash")
 GROUPS = PLAN.groups[:2]
@@ -140,23 +141,13 @@ def test_a_reply_is_read_as_it_was_sent_and_is_as_large_as_its_layout_says(name)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("site", NAMES)
 def test_statistics_are_read_as_they_were_sent_whatever_their_form(site, form):
-    from layerweld.statistics.group import group_statistics
-
-    ranks = introduction_of(site).rank_of
-    sent = StatisticsReply(
-        tuple(
-            group_statistics(
-                group.name,
-                statistics_of(site, group.name).gram.double(),
-                20,
-                {s.name: updates_of(site)[s.name] for s in group.layers},
-                normalization="token",
-                shrinkage=1.0,
-                form=form,
-            )
-            for group in GROUPS
-        )
-    )
+    ranks, tokens = introduction_of(site).rank_of, torch.randn(1, 20, 4)
+    measured = []
+    for group in GROUPS:
+        accumulator = GroupAccumulator(group, MergeSettings())
+        accumulator.update(tokens[..., : group.d_in], torch.ones(1, 20, dtype=torch.bool))
+        measured.append(accumulator.statistics(updates_of(site), form))
+    sent = StatisticsReply(tuple(measured))
     content = with_identity(encode_statistics(sent), IDENTITY)
     layout = statistics_layout(GROUPS, ranks, form)
     layout.check(content)

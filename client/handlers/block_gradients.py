@@ -36,7 +36,7 @@ def reply_to(state: SiteState, request: BlockRequest) -> BlockReply:
         features = _memory(state).features(model, request.context)
     except LacksMerged as lack:
         return BlockReply(need_from=lack.first)
-    with state.with_remainder(features.remainder):
+    with state.with_other_params(features.other_params):
         distance, gradients = _distance_and_gradients(model, request.updates, features)
     return BlockReply(None, distance, gradients)
 
@@ -47,14 +47,14 @@ class _Features:
 
     Attributes:
         block: index of the block.
-        remainder: the averaged one; empty for LoRA.
+        other_params: the averaged ones; empty for LoRA.
         recording: the calibration batches, as the averaged embeddings see them.
         entering: features behind the merged blocks, that enter this one.
         target: what the site's own block makes of its own features.
     """
 
     block: int
-    remainder: dict[str, Tensor]
+    other_params: dict[str, Tensor]
     recording: list[RecordedBatch]
     entering: HiddenStates
     target: HiddenStates
@@ -93,18 +93,18 @@ def _prepared(state: SiteState, model: ReplayableModel, context: StepContext) ->
     store = state.store(context.method)
     digest = state.settings.digest()
     prefix = merged_prefix(context, steps, model.plan.digest, digest, store)
-    with state.with_remainder(prefix.remainder):
-        recording = state.recording(model, shifted_embeddings=bool(prefix.remainder))
+    with state.with_other_params(prefix.other_params):
+        recording = state.recording(model, shifted_embeddings=bool(prefix.other_params))
         entering = prefix.hidden_before(model, recording)
     block = step_of(context.step, steps).groups[0].block
     target = _own_output(state, model, block)
-    return _Features(block, prefix.remainder, recording, entering, target)
+    return _Features(block, prefix.other_params, recording, entering, target)
 
 
 def _own_output(state: SiteState, model: ReplayableModel, block: int) -> HiddenStates:
     """What the site's own model puts out of a block: kept, or computed from what is."""
     store, own = state.store("own"), state.adapter.task_vector
-    with state.with_remainder(dict(own.remainder)):
+    with state.with_other_params(dict(own.other_params)):
         recording = model.record(state.batches)
         hidden, done = [batch.entry for batch in recording], 0
         for candidate in range(block + 1, 0, -1):
@@ -122,9 +122,9 @@ def _own_output(state: SiteState, model: ReplayableModel, block: int) -> HiddenS
 def _distance_and_gradients(
     model: ReplayableModel, updates: Mapping[str, Update], features: _Features
 ) -> tuple[float, dict[str, Tensor]]:
-    """Both are means over the site's rows, so that every site has the same say."""
+    """Both are means over the site's samples, so that every site has the same say."""
     block, layers = model.blocks[features.block], [model.layers[n] for n in updates]
-    rows = sum(len(states) for states in features.entering)
+    samples = sum(len(states) for states in features.entering)
     distance = 0.0
     totals: list[Tensor] = []
     with updated(model.layers, updates), _differentiable(layers) as weights:
@@ -132,7 +132,7 @@ def _distance_and_gradients(
             features.entering, features.target, features.recording, strict=True
         ):
             output = forward_block(block, entering, batch.calls[features.block])
-            loss = squared_distance(output, target, batch.keep) / rows
+            loss = squared_distance(output, target, batch.keep) / samples
             new = torch.autograd.grad(loss, weights)
             totals = [a + b for a, b in zip(totals, new, strict=True)] if totals else [*new]
             distance += float(loss.detach())

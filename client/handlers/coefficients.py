@@ -1,4 +1,4 @@
-"""How sure a site's own head is of its rows, and the gradient of that by every coefficient."""
+"""How sure a site's own head is of its samples, and the gradient of that by every coefficient."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from layerweld.model.base_model import device_named
 from layerweld.model.collect import ReplayableModel
 from layerweld.model.weighted_layers import Addition, additions, weighted
 from layerweld.transport.coefficients import CoefficientsReply, CoefficientsRequest
-from layerweld.updates.digest import first_prefix, prefix_of_sites
+from layerweld.updates.digest import digest_of_sites, first_digest
 
 
 def reply_to(state: SiteState, request: CoefficientsRequest) -> CoefficientsReply:
@@ -31,21 +31,21 @@ def reply_to(state: SiteState, request: CoefficientsRequest) -> CoefficientsRepl
     if request.updates:
         _check(state, request)
         if request.averaged:
-            store.save_remainder(request.other_params)
+            store.save_other_params(request.other_params)
         store.save_updates(request.chain_digest, request.updates)
-    remainder = store.load_remainder() if request.averaged else {}
+    other_params = store.load_other_params() if request.averaged else {}
     gains = _gains_of(state, request, store)
-    if remainder is None or gains is None:
+    if other_params is None or gains is None:
         return CoefficientsReply(lacks=True)
-    with state.with_remainder(remainder):
+    with state.with_other_params(other_params):
         entropy, gradient = _entropy_and_gradient(state, request, gains)
     return CoefficientsReply(False, entropy, gradient)
 
 
 def _check(state: SiteState, request: CoefficientsRequest) -> None:
     plan = state.plan.restricted_to(request.layers)
-    first = first_prefix(plan.digest, state.settings.digest(), request.other_params)
-    received = prefix_of_sites(first, request.updates)
+    first = first_digest(plan.digest, state.settings.digest(), request.other_params)
+    received = digest_of_sites(first, request.updates)
     if received != request.chain_digest:
         raise RefusedReplyError(
             f"the server weighs updates of hash {request.chain_digest[:12]}, but sent "
@@ -95,14 +95,14 @@ def _gains(held: _Held, settings: AdaMerging, device: torch.device) -> Mapping[s
 def _entropy_and_gradient(
     state: SiteState, request: CoefficientsRequest, gains: Mapping[str, Addition]
 ) -> tuple[float, Tensor]:
-    """Mean entropy over the round's rows, and its gradient by the coefficients."""
+    """Mean entropy over the round's samples, and its gradient by the coefficients."""
     settings = state.settings.table(AdaMerging)
     # One seed per round: no two rounds of any two runs of small seeds draw alike.
-    rows = state.data.drawn(settings.rows, (settings.seed << 32) + request.round)
-    batches = state.model_inputs(rows)
+    dataset = state.data.drawn(settings.rows, (settings.seed << 32) + request.round)
+    batches = state.model_inputs(dataset)
     model = ReplayableModel(state.base.backbone, state.plan.restricted_to(request.layers))
     coefficients = request.coefficients.to(next(model.backbone.parameters()).device)
-    head = state.head.to(coefficients.device)
+    head = state.head.load().to(coefficients.device)
     entropy, gradient = 0.0, torch.zeros_like(coefficients)
     for batch in batches:
         free = coefficients.clone().requires_grad_()
@@ -110,7 +110,7 @@ def _entropy_and_gradient(
         with weighted(model.layers, gains, columns):
             hidden = model.backbone(**batch).last_hidden_state
         logits = head(hidden, batch.get("attention_mask"))
-        loss = mean_entropy(logits) * (len(logits) / len(rows))
+        loss = mean_entropy(logits) * (len(logits) / len(dataset))
         gradient += torch.autograd.grad(loss, free)[0]
         entropy += float(loss.detach())
     return entropy, gradient.cpu()

@@ -1,4 +1,4 @@
-"""Measure a model on a site's own rows: held-out accuracy, and the merging covariate shift."""
+"""Measure a model on a site's own samples: held-out accuracy, and the merging covariate shift."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from client.data.samples import Rows
+from client.data.samples import Dataset
 from client.handlers.reference_scores import kept_or_measured
 from client.state import SiteState
 from client.training.evaluate import accuracy
@@ -24,29 +24,29 @@ from layerweld.updates.update import Update
 @dataclass(frozen=True)
 class _Parts:
     updates: Mapping[str, Update]
-    remainder: Mapping[str, Tensor]
+    other_params: Mapping[str, Tensor]
 
 
 def held_out_accuracy(state: SiteState, model: ModelToMeasure) -> tuple[float, int]:
-    """Share of the held-out rows that the model gets right, and how many rows there are.
+    """Share of the held-out samples that the model gets right, and how many samples there are.
 
     Raises:
-        DataError: the site has no labelled held-out rows.
+        DataError: the site has no labelled held-out samples.
     """
-    held_out = state.data.evaluation_rows
+    held_out = state.data.evaluation_samples
     if held_out is None:
-        raise DataError(f"{state.site.name} has no held-out rows to evaluate on")
+        raise DataError(f"{state.site.name} has no held-out samples to evaluate on")
     if model.kind == "merged":
         return _measured(state, model, held_out)
     return kept_or_measured(state, model.kind, lambda: _measured(state, model, held_out))
 
 
-def _measured(state: SiteState, model: ModelToMeasure, held_out: Rows) -> tuple[float, int]:
-    head = state.head
+def _measured(state: SiteState, model: ModelToMeasure, held_out: Dataset) -> tuple[float, int]:
+    head = state.head.load()
     parts = _parts(state, model)
     replayable = ReplayableModel(state.base.backbone, state.plan)
     with (
-        state.with_remainder(dict(parts.remainder)),
+        state.with_other_params(dict(parts.other_params)),
         updated(replayable.layers, parts.updates),
     ):
         return accuracy(
@@ -67,7 +67,7 @@ def shift_per_group(state: SiteState, model: ModelToMeasure) -> dict[str, float]
     own = state.adapter.task_vector
     plan = state.plan.restricted_to(model.layers)
     there = _Walk(state, plan, _parts(state, model))
-    here = _Walk(state, plan, _Parts(own.updates, own.remainder))
+    here = _Walk(state, plan, _Parts(own.updates, own.other_params))
     shifts: dict[str, float] = {}
     for block in range(plan.groups[-1].block + 1):
         shifts |= _shifts_of_block(there.moments(block), here.moments(block))
@@ -85,7 +85,7 @@ def _shifts_of_block(
 
 
 class _Walk:
-    """One model on its way through the site's calibration rows, a block at a time.
+    """One model on its way through the site's calibration samples, a block at a time.
 
     Between blocks the base model is as it was: another walk may use it.
 
@@ -99,8 +99,8 @@ class _Walk:
         self._state = state
         self._model = ReplayableModel(state.base.backbone, plan)
         self._parts = parts
-        with self._with_remainder():
-            if parts.remainder:
+        with self._with_other_params():
+            if parts.other_params:
                 self._recording = self._model.record(state.batches)
             else:  # as the chain has recorded them already
                 self._recording = state.recording(self._model, shifted_embeddings=False)
@@ -108,14 +108,14 @@ class _Walk:
 
     def moments(self, block: int) -> dict[str, MomentAccumulator]:
         """Of the inputs of one block's groups; blocks are asked for in forward order."""
-        with self._with_remainder():
+        with self._with_other_params():
             moments, self._hidden = input_moments(
                 self._model, self._recording, self._hidden, block, self._parts.updates
             )
         return moments
 
-    def _with_remainder(self) -> AbstractContextManager[None]:
-        return self._state.with_remainder(dict(self._parts.remainder))
+    def _with_other_params(self) -> AbstractContextManager[None]:
+        return self._state.with_other_params(dict(self._parts.other_params))
 
 
 def _parts(state: SiteState, model: ModelToMeasure) -> _Parts:
@@ -123,5 +123,5 @@ def _parts(state: SiteState, model: ModelToMeasure) -> _Parts:
         return _Parts({}, {})
     if model.kind == "individual":
         own = state.adapter.task_vector
-        return _Parts(own.updates, own.remainder)
+        return _Parts(own.updates, own.other_params)
     return _Parts(model.updates, model.other_params)

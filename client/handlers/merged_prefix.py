@@ -14,7 +14,7 @@ from layerweld.model.collect import HiddenStates, ReplayableModel, entering_firs
 from layerweld.model.replay import RecordedBatch
 from layerweld.model.schedule import Step
 from layerweld.transport.step_context import StepContext
-from layerweld.updates.digest import first_prefix
+from layerweld.updates.digest import first_digest
 from layerweld.updates.update import Update
 
 
@@ -23,14 +23,14 @@ class MergedPrefix:
     """Everything merged before a step, as the server has it to the bit.
 
     Attributes:
-        remainder: the averaged one; empty for LoRA.
+        other_params: the averaged ones; empty for LoRA.
         step: the one that is asked about.
         steps: of its chain.
         merged: the steps that it needs.
         store: keeps hidden states.
     """
 
-    remainder: dict[str, Tensor]
+    other_params: dict[str, Tensor]
     step: Step
     steps: Sequence[Step]
     merged: MergedSteps
@@ -119,26 +119,26 @@ def merged_prefix(
             f"{plan[:12]}: the models differ"
         )
     step = step_of(context.step, steps)
-    remainder = _remainder(context, store)
-    first = first_prefix(plan, settings, remainder)
+    other_params = _other_params(context, store)
+    first = first_digest(plan, settings, other_params)
     merged = MergedSteps(step.needs, first, context.merged, store)
-    if merged.prefix != context.chain_digest:
+    if merged.digest != context.chain_digest:
         if merged.kept or (context.averaged and not context.other_params):
             raise merged.lacking()  # what is on disk is not what was merged
         raise RefusedReplyError(
             f"step {context.step} is asked for behind {context.chain_digest[:12]}, but the merged "
-            f"updates received give {merged.prefix[:12]}"
+            f"updates received give {merged.digest[:12]}"
         )
     if context.other_params:
-        store.save_remainder(context.other_params)
+        store.save_other_params(context.other_params)
     merged.save_received()
-    return MergedPrefix(remainder, step, steps, merged, store)
+    return MergedPrefix(other_params, step, steps, merged, store)
 
 
-def _remainder(context: StepContext, store: SiteStore) -> dict[str, Tensor]:
+def _other_params(context: StepContext, store: SiteStore) -> dict[str, Tensor]:
     if not context.averaged:
         return {}
-    remainder = dict(context.other_params) or store.load_remainder()
-    if remainder is None:
+    other_params = dict(context.other_params) or store.load_other_params()
+    if other_params is None:
         raise LacksMerged(-1)
-    return remainder
+    return other_params

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from client.store import MergedStep, SiteStore, StepHashes
-from layerweld.updates.digest import extend_prefix
+from layerweld.updates.digest import extend_digest
 from layerweld.updates.update import Update
 
 
 class LacksMerged(Exception):
-    """The site must be sent what was merged from a step on (-1: the remainder too)."""
+    """The site must be sent what was merged from a step on (-1: the other parameters too)."""
 
     def __init__(self, first: int) -> None:
         super().__init__(first)
@@ -33,7 +33,7 @@ class MergedSteps:
 
     Attributes:
         kept: the steps that the store must have.
-        prefix: the hash after the last step, by what the kept ones say that they end in; nothing
+        digest: the hash after the last step, by what the kept ones say that they end in; nothing
             is proven before the caller has compared it.
 
     Raises:
@@ -52,15 +52,15 @@ class MergedSteps:
         self._store = store
         self._merged: dict[int, MergedStep] = {}
         self.kept = _before(received, needs)
-        self.prefix = self._end_of_kept()
+        self.digest = self._end_of_kept()
         for index in range(self.kept.stop, needs.stop):
-            after = extend_prefix(self.prefix, received[index])
-            hashes = StepHashes(first, self.prefix, after)
+            after = extend_digest(self.digest, received[index])
+            hashes = StepHashes(first, self.digest, after)
             self._merged[index] = MergedStep(hashes, received[index])
-            self.prefix = after
+            self.digest = after
 
     def save_received(self) -> None:
-        """Keep the steps that a message brought, once the prefix is what the server has."""
+        """Keep the steps that a message brought, once the digest is what the server has."""
         for index in range(self.kept.stop, self._needs.stop):
             self._store.save_step(index, self._merged[index])
 
@@ -81,7 +81,7 @@ class MergedSteps:
             LacksMerged: the step or a later one is missing or damaged.
         """
         if index == self._needs.stop:
-            return self.prefix
+            return self.digest
         self._read_back_to(index)
         return self._merged[index].hashes.before
 
@@ -93,7 +93,7 @@ class MergedSteps:
             if hashes is None or self._store.load_step(index, hashes.after) is None:
                 return LacksMerged(index)
             if (hashes.first, hashes.before) != (self._first, before):
-                return LacksMerged(index or -1)  # before step 0 the remainder may be another one
+                return LacksMerged(index or -1)  # before step 0 other parameters may differ
             before = hashes.after
         return LacksMerged(-1)
 

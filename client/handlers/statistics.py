@@ -48,22 +48,22 @@ class _ChainSite:
     def statistics(self) -> tuple[GroupStatistics, ...]:
         digest = self.settings.digest()
         prefix = merged_prefix(self.context, self.steps, self.plan.digest, digest, self.store)
-        own = dict(self.state.adapter.task_vector.remainder)
+        own = dict(self.state.adapter.task_vector.other_params)
         if self.step.inside == "own" and self.step.restarts:
-            with self.state.with_remainder(own):
+            with self.state.with_other_params(own):
                 recording = self.model.record(self.state.batches) if own else self._recording(own)
                 hidden = entering_first(self.model, recording, self.step)
                 return self._collect(recording, hidden, {})
-        with self.state.with_remainder(prefix.remainder):
-            recording = self._recording(prefix.remainder)
+        with self.state.with_other_params(prefix.other_params):
+            recording = self._recording(prefix.other_params)
             hidden = prefix.hidden_before(self.model, recording)
             if self.step.inside == "merged":
                 return self._collect(recording, hidden, prefix.updates)
-        with self.state.with_remainder(own):
+        with self.state.with_other_params(own):
             return self._collect(recording, hidden, prefix.updates)
 
-    def _recording(self, remainder: Mapping[str, Tensor]) -> list[RecordedBatch]:
-        return self.state.recording(self.model, shifted_embeddings=bool(remainder))
+    def _recording(self, other_params: Mapping[str, Tensor]) -> list[RecordedBatch]:
+        return self.state.recording(self.model, shifted_embeddings=bool(other_params))
 
     def _collect(
         self, recording: list[RecordedBatch], hidden: HiddenStates, merged: Mapping[str, Update]

@@ -111,8 +111,8 @@ def _named_tensors(task_vector: TaskVector) -> Iterator[tuple[str, Tensor]]:
     for name, update in task_vector.updates.items():
         for part, tensor in update.tensors().items():
             yield f"{name}.{part}", tensor
-    for name, difference in task_vector.remainder.items():
-        yield f"{name}.remainder", difference
+    for name, difference in task_vector.other_params.items():
+        yield f"{name}.other_params", difference
 
 
 def _weights_of(folder: Path) -> Path:

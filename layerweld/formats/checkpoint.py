@@ -25,8 +25,8 @@ from layerweld.updates.update import DenseUpdate
 def read_checkpoint(folder: Path, base: BaseModel) -> TaskVector:
     """The task vector of a transformers model folder; its task head is ignored.
 
-    Weights of linear layers become dense updates in ``nn.Linear`` layout, all other parameters
-    go into the remainder; what did not change is left out. A weight that two modules share is
+    Weights of linear layers become dense updates in ``nn.Linear`` layout, all others go
+    into the other parameters; what did not change is left out. A weight that two modules share is
     counted once, under the name of the first.
 
     Raises:
@@ -41,7 +41,7 @@ def read_checkpoint(folder: Path, base: BaseModel) -> TaskVector:
         _check_parameter(folder, name, tuned, parameter)
     layers = linear_layers(base.backbone)
     updates: dict[str, DenseUpdate] = {}
-    remainder: dict[str, Tensor] = {}
+    other_params: dict[str, Tensor] = {}
     for name, parameter in original.items():
         difference = tuned[name].detach().float() - parameter.detach().float().cpu()
         if not difference.any():
@@ -51,13 +51,13 @@ def read_checkpoint(folder: Path, base: BaseModel) -> TaskVector:
             turned = difference.T if is_transposed(layers[layer]) else difference
             updates[layer] = DenseUpdate(turned.contiguous())
         else:
-            remainder[name] = difference
+            other_params[name] = difference
     if not updates:
         raise AdapterError(
             f"{folder} changes no linear layer of the base model; was its backbone trained, or "
             f"is this the base model itself?"
         )
-    return TaskVector(updates, remainder)
+    return TaskVector(updates, other_params)
 
 
 def _check_config(folder: Path, base_config: Mapping[str, Any]) -> None:

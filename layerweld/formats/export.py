@@ -75,7 +75,7 @@ def write_adapter(
 
 
 def write_model(
-    folder: Path, updates: Mapping[str, Update], remainder: Mapping[str, Tensor], base: BaseModel
+    folder: Path, updates: Mapping[str, Update], other_params: Mapping[str, Tensor], base: BaseModel
 ) -> None:
     """Write the merged backbone in float32, with the base model's tokenizer or image processor.
 
@@ -85,7 +85,7 @@ def write_model(
     Args:
         folder: to be created; its parents are created as well.
         updates: ``ΔW`` by the layer's name in the backbone.
-        remainder: what to add to other parameters, by parameter name.
+        other_params: what to add to parameters outside of the layers, by name.
         base: the base model.
 
     Raises:
@@ -95,12 +95,12 @@ def write_model(
             use.
     """
     _require_usable(updates)
-    require_finite(remainder, "the merged model")
+    require_finite(other_params, "the merged model")
     model = _second_copy(base)
     layers, parameters = linear_layers(model), dict(model.named_parameters())
     for name, update in updates.items():
         weight_of(layers[name]).add_(update.dense().to("cpu", torch.float32))
-    for name, difference in remainder.items():
+    for name, difference in other_params.items():
         parameters[name].data.add_(difference.to("cpu", torch.float32))
     require_finite(parameters, "the merged model")
     _must_be_free(folder)

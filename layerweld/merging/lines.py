@@ -29,20 +29,20 @@ class Lines(Settings):
         """``α + β · block / (blocks - 1)``."""
         return start + self.slope * block / max(1, blocks - 1)
 
-    def scaled_remainder(
-        self, remainder: Mapping[str, Tensor], start: float, blocks: Sequence[str]
+    def scaled_other_params(
+        self, other_params: Mapping[str, Tensor], start: float, blocks: Sequence[str]
     ) -> dict[str, Tensor]:
         """Scale norms and biases by their block; what lies outside of blocks as the first one.
 
         Args:
-            remainder: by parameter name.
+            other_params: by parameter name.
             start: α.
             blocks: module names of the blocks, in forward order.
         """
         scales = {f"{name}.": self.scale(start, i, len(blocks)) for i, name in enumerate(blocks)}
         return {
             name: values * next((s for b, s in scales.items() if name.startswith(b)), start)
-            for name, values in remainder.items()
+            for name, values in other_params.items()
         }
 
     def scaled(self, merge: Merge, start: float, block_of: Mapping[str, int], blocks: int) -> Merge:
@@ -58,7 +58,7 @@ class Lines(Settings):
             layer: update * self.scale(start, block_of[layer], blocks)
             for layer, update in merge.updates.items()
         }
-        return Merge(updates, {**merge.figures, "scale of the first block": start})
+        return Merge(updates, {**merge.metrics, "scale of the first block": start})
 
 
 def _sizes(updates: Iterable[Update]) -> float:

@@ -65,11 +65,11 @@ class Merge:
 
     Attributes:
         updates: the merged ``ΔW``, float32, by layer.
-        figures: what the method has to say about itself on this input, by a name for humans.
+        metrics: what the method has to say about itself on this input, by a name for humans.
     """
 
     updates: Mapping[str, Update]
-    figures: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 class MergeMethod(Settings):
@@ -95,7 +95,7 @@ class MergeMethod(Settings):
         has_scaling = "scaling" in type(self).model_fields
         return self.model_copy(update={"scaling": 1.0}) if has_scaling else self
 
-    def remainder_scale(self, num_sites: int) -> float:
+    def other_params_scale(self, num_sites: int) -> float:
         """Factor on the mean of what fine-tuning changed outside of the linear layers."""
         return 1.0
 

@@ -44,7 +44,7 @@ class TaskArithmetic(MergeMethod):
     scaling: Positive = 0.3
     """λ. It multiplies the sum: 1 / N would be the mean."""
 
-    def remainder_scale(self, num_sites: int) -> float:
+    def other_params_scale(self, num_sites: int) -> float:
         """The sum is scaled there as well."""
         return self.scaling * num_sites
 

@@ -50,12 +50,12 @@ def updated(layers: Mapping[str, nn.Module], updates: Mapping[str, Update]) -> I
 
 
 @contextmanager
-def shifted(model: nn.Module, remainder: Mapping[str, Tensor]) -> Iterator[None]:
-    """Run with ``remainder`` added to the named parameters (norms, biases, embeddings)."""
+def shifted(model: nn.Module, other_params: Mapping[str, Tensor]) -> Iterator[None]:
+    """Run with ``other_params`` added to the named parameters (norms, biases, embeddings)."""
     parameters = dict(model.named_parameters())
-    base = {name: parameters[name].data for name in remainder}
+    base = {name: parameters[name].data for name in other_params}
     try:
-        for name, values in remainder.items():
+        for name, values in other_params.items():
             parameters[name].data = base[name] + values.to(base[name])
         yield
     finally:

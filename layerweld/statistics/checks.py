@@ -156,8 +156,10 @@ def check_product(
         RefusedReplyError: a tensor has another shape, or numbers that are not finite or larger
             than a model's weights can be; or the update that is sent along has another product.
     """
-    if product.moments.shape != shape or (product.update and product.update.shape != shape):
+    if product.moments.shape != shape:
         raise RefusedReplyError(f"{where}: a product of {product.moments.shape}, not {shape}")
+    if product.own is not None and product.own.shape != product.moments.rows.shape:
+        raise RefusedReplyError(f"{where}: an update of another shape than its product")
     for name, tensor in product.tensors().items():
         if not bool(torch.isfinite(tensor).all()):
             raise RefusedReplyError(f"{where}: {name} holds a number that is not finite")
@@ -171,9 +173,9 @@ def check_product(
 
 def _check_consistency(product: Product, gram: Tensor, shrinkage: float, where: str) -> None:
     """``A`` and ``A G``, or ``ΔW`` and ``ΔW G``, where both are sent."""
-    if product.update is None:
+    if product.own is None:
         return
-    expected = product.update.rows.double() @ shrink(gram, shrinkage)
+    expected = product.own.double() @ shrink(gram, shrinkage)
     error = float((product.moments.rows.double() - expected).norm())
     if not error <= _CONTRADICTION * float(expected.norm()) + _UNDERFLOW:
         raise RefusedReplyError(

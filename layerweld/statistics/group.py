@@ -20,9 +20,9 @@ from layerweld.statistics.gram import (
 from layerweld.updates.named_tensors import blank_update
 from layerweld.updates.update import DenseUpdate, Update, update_from
 
-_MOMENTS = {"left": "left", "right": "right", "weight": "product"}
-_OWN = {"right": "factor", "weight": "update"}
-"""Names on the wire of the parts of a product, and of those of the update that are not in it."""
+_PARTS = {"left": "left", "right": "right", "weight": "product"}
+_OWN = {True: "factor", False: "update"}
+"""Names on the wire of a product's parts, and of what is sent along: with factors or without."""
 
 
 @dataclass(frozen=True)
@@ -31,24 +31,29 @@ class Product:
 
     Attributes:
         moments: ``ΔW G`` in float32; of a LoRA ``B`` and ``A G``.
-        update: ``ΔW`` itself, with the same left factor; sent only if the anchor is the mean.
+        own: the rows of ``ΔW`` itself, which has the same left factor: of a LoRA ``A``; sent only
+            if the anchor is the mean.
     """
 
     moments: Update
-    update: Update | None = None
+    own: Tensor | None = None
+
+    @property
+    def update(self) -> Update | None:
+        """``ΔW``, where all of it is sent."""
+        own = self.own
+        return None if own is None else self.moments.map_rows(lambda _: own)
 
     def tensors(self) -> dict[str, Tensor]:
         """What travels, by name."""
-        sent = {_MOMENTS[part]: tensor for part, tensor in self.moments.tensors().items()}
-        own = self.update.tensors() if self.update else {}
-        return sent | {_OWN[part]: tensor for part, tensor in own.items() if part in _OWN}
+        sent = {_PARTS[part]: tensor for part, tensor in self.moments.tensors().items()}
+        return sent if self.own is None else sent | {_OWN[self.moments.is_low_rank]: self.own}
 
     @staticmethod
     def from_tensors(sent: Mapping[str, Tensor]) -> Product:
         """Inverse of :meth:`tensors`; a ValueError where these are no product's."""
-        moments = {part: sent[name] for part, name in _MOMENTS.items() if name in sent}
-        own = {part: sent[name] for part, name in _OWN.items() if name in sent}
-        return Product(update_from(moments), update_from(moments | own) if own else None)
+        moments = update_from({part: sent[name] for part, name in _PARTS.items() if name in sent})
+        return Product(moments, sent.get(_OWN[moments.is_low_rank]))
 
 
 @dataclass(frozen=True)
@@ -155,10 +160,11 @@ def blank_statistics(
         if layer.name in ranks:
             rank = 0 if form.dense else ranks[layer.name]
             update = blank_update((layer.d_out, group.d_in), rank)
-            products[layer.name] = Product(update, update if form.with_updates else None)
+            products[layer.name] = Product(update, update.rows if form.with_updates else None)
     return GroupStatistics(group.name, gram, products, 0)
 
 
 def _product(update: Update, gram: Tensor, form: ProductForm) -> Product:
     own = DenseUpdate(update.dense()) if form.dense else update
-    return Product((own.float64() @ gram).float32(), own.float32() if form.with_updates else None)
+    moments = (own.float64() @ gram).float32()
+    return Product(moments, own.rows.float() if form.with_updates else None)

@@ -142,9 +142,8 @@ class LowRankPool(LayerPool):
         moments = stack([_weighted_moments(weight, product) for weight, product in parts])
         if not equations.anchored:
             return Sums(moments, torch.zeros_like(moments.right))
-        updates = [product.update for _, product in parts if product.update]
-        anchor = torch.cat([update.factored().right.double() for update in updates])
-        return Sums(moments, anchor / equations.sites)
+        own = [product.own.double() for _, product in parts if product.own is not None]
+        return Sums(moments, torch.cat(own) / equations.sites)
 
     def _weighted(self, scales: Mapping[str, float]) -> list[tuple[float, Product]]:
         """The sites that are left, in the order of their names."""

@@ -26,7 +26,7 @@ from layerweld.transport.step_context import (
     step_context,
 )
 from layerweld.transport.untrusted import read, read_list, refusing_malformed
-from layerweld.updates.digest import extend_prefix
+from layerweld.updates.digest import extend_digest
 from layerweld.updates.named_tensors import update_tensors, updates_from
 from layerweld.updates.update import Update
 
@@ -56,7 +56,7 @@ class BlockRequest:
     @cached_property
     def identity(self) -> Identity:
         """What the reply must be about."""
-        return self.context.identity(BLOCK_GRADIENTS, self.round, extend_prefix("", self.updates))
+        return self.context.identity(BLOCK_GRADIENTS, self.round, extend_digest("", self.updates))
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

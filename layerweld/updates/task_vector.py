@@ -18,12 +18,12 @@ class TaskVector:
         updates: ``ΔW`` of each linear layer, by the layer's name in the backbone
             (``encoder.layer.0.attention.self.query``), float32. A layer that is absent did not
             change.
-        remainder: what fine-tuning added to everything that is not such a layer (norms, biases,
+        other_params: what fine-tuning added to everything that is not such a layer (norms, biases,
             embeddings), by parameter name, float32. Empty for LoRA.
     """
 
     updates: Mapping[str, Update]
-    remainder: Mapping[str, Tensor] = field(default_factory=dict)
+    other_params: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def is_low_rank(self) -> bool:

@@ -125,7 +125,7 @@ class Update(ABC):
     def __rmatmul__(self: U, matrix: Float[Tensor, "k d_out"]) -> U:
         return self.map_columns(lambda columns: matrix @ columns)
 
-    def __mul__(self: U, factor: float) -> U:
+    def __mul__(self: U, factor: float | int) -> U:
         return self.map_columns(lambda columns: columns * factor)
 
     def __sub__(self, other: Update) -> Update:
