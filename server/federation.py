@@ -100,7 +100,7 @@ class Federation:
         unnamed = Cohort(nodes, {}, self.run, patience, self.waiting)
         self.cohort = unnamed
         came: dict[str, SiteInfo] = {}
-        answers = poll(
+        replies = poll(
             self.grid,
             unnamed,
             HANDSHAKE,
@@ -109,7 +109,7 @@ class Federation:
             read_site_info,
             SITE_INFO_BUDGET,
         )
-        for node, info in answers:
+        for node, info in replies:
             came[node] = info
             report_progress("handshake", len(came), len(nodes))
         check_cohort(
@@ -149,7 +149,7 @@ class Federation:
         """Let the sites that have no adapter yet train one."""
         if all(info.kind != "none" for info in self.site_infos):
             return
-        answers = poll(
+        replies = poll(
             self.grid,
             self.cohort,
             FINE_TUNING,
@@ -158,7 +158,7 @@ class Federation:
             self._trained,
             SITE_INFO_BUDGET,
         )
-        trained = dict(answers)
+        trained = dict(replies)
         self.cohort.site_infos |= trained
         self.site_infos = _sorted(trained.get(info.site, info) for info in self.site_infos)
 
@@ -229,7 +229,7 @@ class Federation:
         content = encode_model(SHIFT, self._model("merged", merged))
         groups = by_group.keys()
         what = f"covariate shift, {merged.method.label}"
-        answers = poll(
+        replies = poll(
             self.grid,
             self.cohort,
             SHIFT,
@@ -238,7 +238,7 @@ class Federation:
             lambda _site, found: decode_shifts(found, groups),
             shifts_layout(groups).budget,
         )
-        for done, (site, shifts) in enumerate(answers, start=1):
+        for done, (site, shifts) in enumerate(replies, start=1):
             for group, value in shifts.items():
                 by_group[group][site] = value
             report_progress(what, done, len(self.cohort.names))
