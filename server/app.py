@@ -11,7 +11,7 @@ def main(grid: Grid, context: Context) -> None:
     """Read the run's configuration, run it, and say where its output is.
 
     Raises:
-        LayerweldError: the run failed, and Flower lists it as such; the log's last lines are the
+        LayerweldError: the run failed, and Flower lists it as such. The log's last lines are the
             cause and what to do.
     """
     from pathlib import Path
@@ -27,7 +27,7 @@ def main(grid: Grid, context: Context) -> None:
     try:
         settings = read_run_settings(context.run_config)
         output = Path(settings.output or f"runs/{settings.name}")
-        with reported(output):  # state.json begins here: nobody sees what this process says
+        with reported(output):  # state.json begins here: nobody sees what this process prints
             make_folder(output)
         results = run(grid, settings, settings.require_base(), output)
     except LayerweldError as error:

@@ -277,7 +277,7 @@ def test_whole_models_are_weighed_as_well(tmp_path: Path) -> None:
 def test_label_words_are_a_head_once_rows_name_the_classes(tmp_path: Path) -> None:
     sites = make_sites(tmp_path, ["q_proj", "down_proj"], "llama")
     words = {"calibration.prompt-end": " w3"}
-    with pytest.raises(CohortError, match="label words need labelled rows"):
+    with pytest.raises(CohortError, match="label words need labelled samples"):
         play(sites, tmp_path / "bare", "adamerging", **FEW | words)
     for node in sites.nodes:
         rows = [json.loads(line) for line in Path(node["data"]).read_text().splitlines()]

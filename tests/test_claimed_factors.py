@@ -205,5 +205,5 @@ def content_of(introduction: SiteInfo) -> RecordDict:
 def test_what_fine_tuning_makes_is_what_the_methods_were_chosen_for(changes: Any) -> None:
     before, trained = replace(introduction_of("ash"), kind="none"), introduction_of("ash")
     assert read_trained(content_of(trained), before) == trained
-    with pytest.raises(RefusedReplyError, match="no LoRA of the layers and ranks"):
+    with pytest.raises(RefusedReplyError, match="not have a LoRA of the layers and ranks"):
         read_trained(content_of(replace(trained, **changes)), before)

@@ -42,7 +42,7 @@ def test_two_sites_with_one_adapter_are_named() -> None:
 def test_rows_that_were_passed_over_are_counted() -> None:
     one, *others = sites()
     (found,) = warnings_of([replace(one, skipped=3), *others], PLAN, {})
-    assert found.startswith("ash has 3 rows that cannot be read")
+    assert found.startswith("ash has 3 samples that cannot be read")
 
 
 @pytest.mark.parametrize("field", ["name_prefix", "task"])

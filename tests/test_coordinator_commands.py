@@ -162,9 +162,9 @@ def test_a_runs_log_tells_for_whom_it_waits() -> None:
     log = (
         "\x1b[93mWARNING \x1b[0m:   waiting for birch at the handshake: its process died\n"
         "\x1b[92mINFO \x1b[0m:      Starting logstream\n"
-        "going on without birch: it never answered\x1b[0m\n"
+        "going on without birch: it never replied\x1b[0m\n"
     )
     assert notices_in(log) == [
         "waiting for birch at the handshake: its process died",
-        "going on without birch: it never answered",
+        "going on without birch: it never replied",
     ]

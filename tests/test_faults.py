@@ -174,7 +174,7 @@ def test_a_site_that_takes_long_is_named_while_the_others_have_answered(
     faults = Faults(seed=0, rate=1.0, most=1, kinds=("late",))
     chain = new_chain(chosen)
     chain.run(FaultyGrid(StubApp(), NODES, chosen, faults, clock))
-    waiting = "waiting for ash at the statistics of step 1: no answer for"
+    waiting = "waiting for ash at the statistics of step 1: no reply for"
     assert said == [f"{waiting} 15 s", f"{waiting} 30 s"]
     assert digest_of(chain) == digest_of(play(none(), clock))
 

@@ -106,7 +106,7 @@ def test_the_order_of_the_sites_does_not_change_a_bit(
 def test_sites_without_labels_are_refused_in_the_handshake(tmp_path: Path) -> None:
     sites = make_sites(tmp_path, ["query"])
     with pytest.raises(
-        CohortError, match="fisher: it needs labelled rows and a head at every site"
+        CohortError, match="fisher: it needs labelled samples and a head at every site"
     ):
         play(sites, tmp_path / "out")
 

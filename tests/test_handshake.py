@@ -23,34 +23,34 @@ REFUSED = {
     "task": ({"task": "SEQ_CLS"}, f"task: 'SEQ_CLS' is unknown; {SAME_APP}"),
     "prefix": (
         {"name_prefix": "model.evil."},
-        r"prefix: 'model\.evil\.' before its layers' names, where this base model has 'bert\.' or",
+        r"prefix: 'model\.evil\.' before its layers' names, and this base model has 'bert\.' or",
     ),
     "rank missing": ({"ranks": (1,)}, f"ranks: 1 for {len(PLAN.layer_names)} layers; {SAME_APP}"),
     "rank below": (
         {"layers": (FIRST,), "ranks": (-1,)},
-        f"ranks: -1 for '{FIRST}', for which it is at most 4; give the site an adapter of a rank",
+        f"ranks: -1 for '{FIRST}', but there it is at most 4; give the site an adapter of a rank",
     ),
     "rank above": (
         {"layers": (FIRST,), "ranks": (5,)},
-        f"ranks: 5 for '{FIRST}', for which it is at most 4; give the site an adapter of a rank",
+        f"ranks: 5 for '{FIRST}', but there it is at most 4; give the site an adapter of a rank",
     ),
     "lora of rank 0": (
         {"ranks": (0,) * len(PLAN.layer_names)},
-        f"ranks: 0 for '{FIRST}', for which it is at most 4; give the site an adapter",
+        f"ranks: 0 for '{FIRST}', but there it is at most 4; give the site an adapter",
     ),
     "one of rank 0": (
         {"ranks": (1, 1, 0, 1, 1)},
-        f"ranks: 0 for '{PLAN.layer_names[2]}', for which it is at most 4",
+        f"ranks: 0 for '{PLAN.layer_names[2]}', but there it is at most 4",
     ),
     "to be trained with rank 0": (
         {"kind": "none", "ranks": (0,) * len(PLAN.layer_names)},
-        f"ranks: 0 for '{FIRST}', for which it is at most 4",
+        f"ranks: 0 for '{FIRST}', but there it is at most 4",
     ),
     "whole model with ranks": (
         {"kind": "full"},
-        f"ranks: [12] for '{FIRST}', where a whole model has 0; {SAME_APP}",
+        f"ranks: [12] for '{FIRST}', but a whole model has 0; {SAME_APP}",
     ),
-    "no layers": ({"layers": (), "ranks": ()}, f"layers: none, and every .*; {SAME_APP}"),
+    "no layers": ({"layers": (), "ranks": ()}, f"layers: none, but every .*; {SAME_APP}"),
     "a layer twice": ({"layers": (FIRST, FIRST), "ranks": (1, 1)}, "layers: one comes twice"),
     "layer": (
         {"layers": ("lm_head",), "ranks": (1,)},
@@ -135,12 +135,12 @@ def test_whatever_one_site_claims_of_itself_no_other_is_named(seed: int) -> None
 
 @pytest.mark.parametrize("name", ["", "../birch", "birch tree", "-birch", "b" * 64, "birch\n"])
 def test_a_name_that_is_no_folders_is_refused(name: Any) -> None:
-    with pytest.raises(CohortError, match="is no site's name: give it a `name` of at most 63"):
+    with pytest.raises(CohortError, match="cannot name a site: give it a `name` of at most 63"):
         check(sites(site=name))
 
 
 def test_two_sites_of_one_name_are_refused() -> None:
-    with pytest.raises(CohortError, match=r"call themselves 'ash'; .*change one's `name`"):
+    with pytest.raises(CohortError, match=r"call themselves 'ash'; .*change one `name`"):
         check(sites(site="ash"))
 
 

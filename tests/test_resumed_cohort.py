@@ -83,7 +83,7 @@ def test_without_one_that_stays_away_the_run_stops_by_name_and_can_go_on_without
 ) -> None:
     with killed_after(0, monkeypatch):
         play(tmp_path / "out")
-    with pytest.raises(LostSiteError, match=r"cedar: it did not come within 60 s .* lost-site"):
+    with pytest.raises(LostSiteError, match=r"cedar: it did not connect within 60 s .* lost-site"):
         play(tmp_path / "out", comes_at=float("inf"))
     assert not (tmp_path / "out/manifest.json").exists()
     resumed = play(tmp_path / "out", comes_at=float("inf"), lost_site="continue")
