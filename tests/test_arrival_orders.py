@@ -15,7 +15,7 @@ from layerweld.settings.run import RunSettings
 from layerweld.transport.statistics import StatisticsReply
 from server import in_process
 from strategies import notices, poll
-from strategies.chain_of_merges import ChainOfMerges
+from strategies.merge_strategy import MergeStrategy
 from tests.faulty_grid import Clock, InProcessGrid, handing_over, with_content
 from tests.stub_sites import NAMES, RUN, RecordedApp, StubApp, digest_of, new_chain, settings
 
@@ -96,11 +96,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
 
 def play(
     grid: ShufflingGrid | InProcessGrid, chosen: RunSettings, method: str, run: str = RUN
-) -> ChainOfMerges:
+) -> MergeStrategy:
     chain = new_chain(chosen, method)
     chain.cohort.run = run
     chain.run(grid)
-    return chain  # type: ignore[return-value]
+    return chain
 
 
 class ElsewhereApp(StubApp):

@@ -24,7 +24,6 @@ from layerweld.transport.updates import encode_updates
 from layerweld.updates.update import LowRankUpdate
 from server import in_process
 from strategies import notices
-from strategies.chain_of_merges import ChainOfMerges
 from strategies.merge_strategy import MergeStrategy
 from strategies.update_merging import UpdateMerging
 from tests import faulty_grid
@@ -68,12 +67,12 @@ def no_wire(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def play(
     faults: Faults, clock: Clock, method: str = "com", app: Any = None, **entries: Any
-) -> ChainOfMerges:
+) -> MergeStrategy:
     chosen = settings(**entries)
     grid = FaultyGrid(app or StubApp(), NODES, chosen, faults, clock)
     chain = new_chain(chosen, method)
     chain.run(grid)
-    return chain  # type: ignore[return-value]
+    return chain
 
 
 @pytest.mark.parametrize("method", ["com", "regmean++"])
