@@ -1,155 +1,149 @@
-"""Flower entry point of a site. Handlers translate; the work is done elsewhere."""
+"""Flower entry point of a site: a handler for each kind of message.
+
+Handlers translate; the work is done elsewhere. They import it when they are called, since torch and
+transformers take seconds.
+"""
+
+from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from flwr.app import Context, Message, RecordDict
+from flwr.app import RecordDict
 
 from client.guard import SiteApp
 
 if TYPE_CHECKING:
+    from client.site import SiteRun
     from client.state import SiteState
 
 app = SiteApp()
 
 
-@app.query("handshake")
-def handshake(message: Message, context: Context) -> Message:
+@app.handles("query.handshake")
+def handshake(at: SiteRun, _content: RecordDict) -> RecordDict:
     """Say who this site is, what it holds and what it would compute with."""
-    return _with_site_info(_state(message, context), message)
+    return _site_info(_state(at))
 
 
-@app.train("finetune")
-def finetune(message: Message, context: Context) -> Message:
+@app.handles("train.finetune")
+def finetune(at: SiteRun, _content: RecordDict) -> RecordDict:
     """Train this site's adapter where it has none, and say again what the site is."""
-    from client.state import fine_tune_site
+    from client.handlers.finetune import fine_tune_site
     from layerweld.runtime.progress import report_progress
 
-    state = _state(message, context)
+    state = _state(at)
     what = f"fine-tuning {state.site.name}"
     fine_tune_site(state, lambda done, total: report_progress(what, done, total))
-    reply = _with_site_info(state, message)
-    state.require_trained()  # nobody has taken it away meanwhile
+    reply = _site_info(state)
+    state.files.require_trained()  # nobody has taken it away meanwhile
     return reply
 
 
-@app.train("remainder")
-def other_params(message: Message, context: Context) -> Message:
+@app.handles("train.remainder")
+def other_params(at: SiteRun, _content: RecordDict) -> RecordDict:
     """Send the other parameters: what full fine-tuning changed outside of the linear layers."""
     from layerweld.transport.other_params import encode_other_params
 
-    state = _state(message, context)
-    return Message(encode_other_params(state.adapter.task_vector.other_params), reply_to=message)
+    return encode_other_params(_state(at).adapter.task_vector.other_params)
 
 
-@app.train("adapter")
-def adapter(message: Message, context: Context) -> Message:
+@app.handles("train.adapter")
+def adapter(at: SiteRun, _content: RecordDict) -> RecordDict:
     """Send this site's updates as they are: for methods that need no statistics."""
     from layerweld.transport.updates import encode_updates
 
-    state = _state(message, context)
-    return Message(encode_updates(state.adapter.task_vector.updates), reply_to=message)
+    return encode_updates(_state(at).adapter.task_vector.updates)
 
 
-@app.train("fisher")
-def fisher(message: Message, context: Context) -> Message:
+@app.handles("train.fisher")
+def fisher(at: SiteRun, content: RecordDict) -> RecordDict:
     """Send the diagonal Fisher information of this site's own model, and its product with ΔW."""
     from client.handlers.fisher import fisher_sums
     from client.handlers.requests import model_to_measure
     from layerweld.transport.fisher import FISHER, encode_fisher
 
-    state = _state(message, context)
-    sums = fisher_sums(state, model_to_measure(FISHER, state, message.content).layers)
-    return Message(encode_fisher(sums), reply_to=message)
+    state = _state(at)
+    sums = fisher_sums(state, model_to_measure(FISHER, state, content).layers)
+    return encode_fisher(sums)
 
 
-@app.train("entropy")
-def entropy(message: Message, context: Context) -> Message:
+@app.handles("train.entropy")
+def entropy(at: SiteRun, content: RecordDict) -> RecordDict:
     """Send the gradient, by every coefficient, of the entropy of this site's own head."""
     from client.handlers.coefficients import reply_to
     from client.handlers.requests import coefficients_request
     from layerweld.transport.coefficients import encode_coefficients
 
-    state = _state(message, context)
-    reply = reply_to(state, coefficients_request(state, message.content))
-    return Message(encode_coefficients(reply), reply_to=message)
+    state = _state(at)
+    reply = reply_to(state, coefficients_request(state, content))
+    return encode_coefficients(reply)
 
 
-@app.train("distillation")
-def distillation(message: Message, context: Context) -> Message:
+@app.handles("train.distillation")
+def distillation(at: SiteRun, content: RecordDict) -> RecordDict:
     """Send the gradient, by one block's weights, of its distance to this site's own block."""
     from client.handlers.block_gradients import reply_to
     from client.handlers.requests import block_request
     from layerweld.transport.block_gradients import encode_block_gradients
 
-    state = _state(message, context)
-    reply = reply_to(state, block_request(state, message.content))
-    return Message(encode_block_gradients(reply), reply_to=message)
+    state = _state(at)
+    reply = reply_to(state, block_request(state, content))
+    return encode_block_gradients(reply)
 
 
-@app.train("statistics")
-def statistics(message: Message, context: Context) -> Message:
+@app.handles("train.statistics")
+def statistics(at: SiteRun, content: RecordDict) -> RecordDict:
     """Send the Gram matrices and products of one step's groups."""
     from client.handlers.requests import statistics_request
     from client.handlers.statistics import reply_to
     from layerweld.transport.statistics import encode_statistics
 
-    state = _state(message, context)
-    reply = reply_to(state, statistics_request(state, message.content))
-    return Message(encode_statistics(reply), reply_to=message)
+    state = _state(at)
+    reply = reply_to(state, statistics_request(state, content))
+    return encode_statistics(reply)
 
 
-@app.evaluate("model")
-def evaluate(message: Message, context: Context) -> Message:
-    """Measure one model's accuracy on this site's held-out rows, with this site's own head."""
+@app.handles("evaluate.model")
+def evaluate(at: SiteRun, content: RecordDict) -> RecordDict:
+    """Measure one model's accuracy on this site's held-out samples, with this site's own head."""
     from client.handlers.measure import held_out_accuracy
     from client.handlers.requests import model_to_measure
     from layerweld.transport.evaluation import EVALUATION, encode_accuracy
 
-    state = _state(message, context)
-    model = model_to_measure(EVALUATION, state, message.content)
-    return Message(encode_accuracy(*held_out_accuracy(state, model)), reply_to=message)
+    state = _state(at)
+    model = model_to_measure(EVALUATION, state, content)
+    return encode_accuracy(*held_out_accuracy(state, model))
 
 
-@app.query("shift")
-def shift(message: Message, context: Context) -> Message:
+@app.handles("query.shift")
+def shift(at: SiteRun, content: RecordDict) -> RecordDict:
     """Measure eq. 8 of one merged model per layer group, and send that one number each."""
     from client.handlers.measure import shift_per_group
     from client.handlers.requests import model_to_measure
     from layerweld.transport.shift import SHIFT, encode_shifts
 
-    state = _state(message, context)
-    shifts = shift_per_group(state, model_to_measure(SHIFT, state, message.content))
-    return Message(encode_shifts(shifts), reply_to=message)
+    state = _state(at)
+    shifts = shift_per_group(state, model_to_measure(SHIFT, state, content))
+    return encode_shifts(shifts)
 
 
-@app.query("finished")
-def finished(message: Message, context: Context) -> Message:
+@app.handles("query.finished")
+def finished(at: SiteRun, _content: RecordDict) -> RecordDict:
     """Forget a finished run; the adapter and its scores stay."""
-    from client.site import forget_run
-    from layerweld.settings.run import read_run_settings
-    from layerweld.transport.identity import identity_of
-
-    settings = read_run_settings(context.run_config)
-    forget_run([context.node_config], settings, identity_of(message.content).run)
-    return Message(RecordDict(), reply_to=message)
+    at.forget()
+    return RecordDict()
 
 
-def _with_site_info(state: "SiteState", message: Message) -> Message:
+def _site_info(state: SiteState) -> RecordDict:
     from client.handlers.site_info import site_info
     from layerweld.transport.site_info import encode_site_info
 
-    return Message(encode_site_info(site_info(state)), reply_to=message)
+    return encode_site_info(site_info(state))
 
 
-def _state(message: Message, context: Context) -> "SiteState":
-    """The site's state; torch and transformers take seconds to import: not at start-up."""
-    from client.site import site_of_node
+def _state(at: SiteRun) -> SiteState:
     from client.state import site_state
     from layerweld.runtime.numerics import use_threads
-    from layerweld.settings.run import read_run_settings
-    from layerweld.transport.identity import identity_of
 
-    settings = read_run_settings(context.run_config)
-    use_threads(settings.calibration.threads)
-    site = site_of_node(context.node_config, settings)
-    return site_state(site, settings, identity_of(message.content).run)
+    use_threads(at.settings.calibration.threads)
+    return site_state(*at)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from pydantic import ValidationError
 
@@ -17,13 +18,13 @@ from layerweld.untrusted.names import below
 
 
 def site_of_node(node_config: Mapping[str, Scalar], settings: RunSettings) -> SiteEntry:
-    """The site that a node plays.
+    """The site that a node is.
 
     A node that says ``name="hospital-a" data="…"`` in its node configuration is that site, and its
-    own: no run decides its paths, columns, logs or least rows. (Not so in the process of the person
-    who started the run, ``layerweld.runtime.incidents.raising_here``: there they are one person's.)
-    A node that only has a ``partition-id``, as Flower's simulation gives it, takes that number in
-    the run's file: it belongs to who runs it.
+    own: no run decides its paths, columns, logs or fewest samples. (Not so in the process of the
+    person who started the run, ``layerweld.runtime.incidents.raising_here``: there they are one
+    person's.) A node that only has a ``partition-id``, as Flower's simulation gives it, takes that
+    number in the run's file: it belongs to who runs it.
 
     Raises:
         ConfigError: neither is there, the run has no file, or the number is larger than its list;
@@ -64,14 +65,41 @@ def _sovereign(entry: SiteEntry) -> SiteEntry:
     return on_its_own(entry).model_copy(update={"cache": entry.cache or str(user_cache())})
 
 
-def forget_run(nodes: Iterable[Mapping[str, Scalar]], settings: RunSettings, run: str) -> None:
-    """Remove what the nodes remembered of one finished run; their adapters stay."""
-    for node in nodes:
-        folder = below(cache_folder(site_of_node(node, settings), settings), "runs", run)
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def cache_folder(site: SiteEntry, settings: RunSettings) -> Path:
     """Where this site keeps adapters it trained and the state of runs."""
     chosen = site.cache or settings.cache
     return Path(chosen).expanduser() if chosen else user_cache()
+
+
+class SiteRun(NamedTuple):
+    """One site in one run.
+
+    Attributes:
+        site: who it is and where its things lie.
+        settings: of the run.
+        run: identifies the run.
+    """
+
+    site: SiteEntry
+    settings: RunSettings
+    run: str
+
+    @property
+    def cache(self) -> Path:
+        """As :func:`cache_folder`."""
+        return cache_folder(self.site, self.settings)
+
+    @property
+    def folder(self) -> Path:
+        """What the site remembers of the run."""
+        return below(self.cache, "runs", self.run)
+
+    def forget(self) -> None:
+        """Remove what the site remembered of the run; its adapters stay."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def forget_run(nodes: Iterable[Mapping[str, Scalar]], settings: RunSettings, run: str) -> None:
+    """Let all sites of one process forget a finished run."""
+    for node in nodes:
+        SiteRun(site_of_node(node, settings), settings, run).forget()

@@ -76,10 +76,10 @@ def compare_methods(
         with raising_here():
             forget_run(nodes, seeded, run)
 
-    comparison = ComparisonSettings(settings, settings.base, seeds, tune)
+    comparison = ComparisonSettings(settings, seeds, tune)
     with showing_progress():
         return compare(
-            comparison, open_grid, KeptResults(user_cache() / "played"), forget, on_known
+            comparison, open_grid, KeptResults(user_cache() / "results"), forget, on_known
         )
 
 

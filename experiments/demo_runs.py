@@ -32,7 +32,7 @@ def run_demo(seed: int, methods: str, merge: Mapping[str, Any], samples: int) ->
     settings = settings.model_copy(update=changes | {"min_sites": len(sites)})
     nodes = [site.node_config() for site in sites]
     with tempfile.TemporaryDirectory() as folder:
-        return run_in_process(settings, nodes, settings.base, Path(folder) / "out")
+        return run_in_process(settings, nodes, Path(folder) / "out")
 
 
 def summary_rows(results: RunResults) -> list[Row]:

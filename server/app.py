@@ -8,10 +8,10 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Read the run's configuration, play the run, and say where its output is.
+    """Read the run's configuration, run it, and say where its output is.
 
     Raises:
-        LayerweldError: the run failed, and Flower lists it as such; the log's last lines are the
+        LayerweldError: the run failed, and Flower lists it as such. The log's last lines are the
             cause and what to do.
     """
     from pathlib import Path
@@ -22,14 +22,14 @@ def main(grid: Grid, context: Context) -> None:
     from layerweld.runtime.disk import make_folder, reported
     from layerweld.settings.run import read_run_settings
     from layerweld.untrusted.text import shown
-    from server.run import play
+    from server.run import run
 
     try:
         settings = read_run_settings(context.run_config)
         output = Path(settings.output or f"runs/{settings.name}")
-        with reported(output):  # state.json begins here: nobody sees what this process says
+        with reported(output):  # state.json begins here: nobody sees what this process prints
             make_folder(output)
-        results = play(grid, settings, settings.require_base(), output)
+        results = run(grid, settings, settings.require_base(), output)
     except LayerweldError as error:
         log(40, "failed with exit code %d: %s", error.exit_code, shown(error, 4000))
         log(40, "next: %s", error.next_step)

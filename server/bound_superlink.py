@@ -1,10 +1,10 @@
 """Flower's ``flower-superlink``, with each Fleet call bound to the node that makes it.
 
 Run as a program, with Flower's own command line as its arguments. Flower verifies which node
-calls, and then takes that node's word for the rest: who sent the message that it pushes and to
-whom, and whose objects it pulls and deletes. One site could so instruct another in the
-coordinator's name. Here a node pushes replies of its own to what it was asked, pulls what belongs
-to what it was asked, and deletes nothing else.
+calls, and then believes that node in everything else: who sent the message that it pushes and to
+whom, and whose objects it pulls and deletes. So one site could instruct another in the
+coordinator's name. Here a node pushes its own replies to its requests, pulls what belongs to its
+requests, and deletes nothing else.
 """
 
 import importlib
@@ -29,7 +29,7 @@ _DEEPEST = 16  # objects inside objects; Flower nests message, record, array and
 
 
 def bind_calls() -> None:
-    """From now on the Fleet handlers of this process answer only what a node may ask.
+    """Make the Fleet handlers of this process answer only what a node may ask.
 
     Raises:
         AttributeError: this version of Flower works in another way; nothing may run.
@@ -54,7 +54,7 @@ def _bound(handle: Callable[..., Any], require: Callable[[Any, Any], None]) -> C
 def _own_reply(request: Any, _state: Any) -> None:
     """One message from the caller to the SuperLink, in reply to one, with its objects.
 
-    That the message which it replies to was sent to the caller in the same run, Flower checks.
+    Flower checks that the message which it replies to was sent to the caller in the same run.
     """
     if (len(request.messages_list), len(request.message_object_trees)) != (1, 1):
         raise HTTPException(400, "a SuperNode pushes one message at a time")
@@ -68,14 +68,14 @@ def _own_reply(request: Any, _state: Any) -> None:
     if not about.reply_to_message_id or about.message_id != root:
         raise HTTPException(403, "a SuperNode sends replies only, each with its own objects")
     if not all(map(math.isfinite, (about.ttl, about.created_at, *request.clientapp_runtime_list))):
-        raise HTTPException(400, "a time that is no number")
+        raise HTTPException(400, "a time that is not a number")
 
 
 def _own_session(request: Any, _state: Any) -> None:
     """Objects of a reply that the caller has just announced.
 
-    Flower gave the session's name, 122 random bits, to nobody else; without one it would look
-    for whoever waits for such an object.
+    Flower gave the session's name, 122 random bits, to the caller alone. Without a name it would
+    look for anyone who waits for such an object.
     """
     if not request.session_id:
         raise HTTPException(403, "an object comes with the session of its reply")
@@ -83,7 +83,7 @@ def _own_session(request: Any, _state: Any) -> None:
 
 
 def _named_by_hash(request: Any, _state: Any) -> None:
-    """A bundle; what is asked for goes into the SuperLink's log as it is."""
+    """A bundle; its name goes into the SuperLink's log as it is."""
     _require_hash(request.hash_str)
 
 

@@ -1,4 +1,4 @@
-"""What the handshake lets pass, and what whoever runs it should know before the sites compute."""
+"""Warnings about a cohort that the handshake accepts, before the sites compute."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def warnings_of(
             yield found
     yield from _names_that_differ(site_infos)
     yield from _twins(site_infos)
-    yield from _passed_over(site_infos)
+    yield from _skipped(site_infos)
     yield from _other_kinds(site_infos, here)
 
 
 def _too_few_tokens(site_infos: Sequence[SiteInfo], plan: MergePlan) -> str | None:
-    """Where all sites' tokens together are fewer than a group's features.
+    """Warn if all sites' tokens together are fewer than a group's features.
 
-    The statistics are then singular and the ridge alone decides the rest; near equality the
+    The statistics are then singular, and the ridge alone decides the rest. Near equality the
     solution is at its worst (double descent).
     """
     tokens = sum(one.tokens for one in site_infos)
@@ -43,26 +43,26 @@ def _too_few_tokens(site_infos: Sequence[SiteInfo], plan: MergePlan) -> str | No
         return None
     return (
         f"{tokens} calibration tokens over all sites for {widest.d_in} features of {widest.name}: "
-        f"the ridge decides what the tokens do not. Give the sites more rows, or raise merge.ridge "
-        f"(0.1 is safe here)"
+        f"the ridge decides what the tokens do not. Give the sites more samples, or raise "
+        f"merge.ridge (0.1 is safe here)"
     )
 
 
 def _not_evaluated(site_infos: Sequence[SiteInfo]) -> str | None:
-    """Where some sites could be evaluated at, and some could not."""
+    """Warn if some sites could evaluate, and some could not."""
     bare = [one.site for one in site_infos if not one.evaluates]
     if not bare or len(bare) == len(site_infos):
         return None
     return (
         f"no accuracy will be measured, since {', '.join(bare)} cannot: a site needs labelled "
-        f"rows in `held-out`, and a head (`head`, or one that it trains itself)"
+        f"samples in `held-out`, and a head (`head`, or one that it trains itself)"
     )
 
 
 def of_most(names: Iterable[str]) -> str:
-    """What more than half of the sites' adapters call it; empty where no name has as many.
+    """The name that more than half of the sites' adapters use; empty if there is none.
 
-    One site alone could otherwise change what the merged adapter's layers are called.
+    Otherwise one site alone could change the names of the merged adapter's layers.
     """
     counted = Counter(names)
     name, sites = max(counted.items(), key=lambda item: item[1])
@@ -70,7 +70,7 @@ def of_most(names: Iterable[str]) -> str:
 
 
 def _names_that_differ(site_infos: Sequence[SiteInfo]) -> Iterator[str]:
-    """Adapters that were trained on the base model inside of another class, or for another task."""
+    """Warn of adapters that were trained inside another class of model, or for another task."""
     bring = [one for one in site_infos if one.kind == "lora"]
     for field, what in (("name_prefix", "beginning of layer names is"), ("task", "PEFT task is")):
         by_site = {one.site: getattr(one, field) for one in bring}
@@ -84,29 +84,29 @@ def _names_that_differ(site_infos: Sequence[SiteInfo]) -> Iterator[str]:
 
 
 def _twins(site_infos: Sequence[SiteInfo]) -> Iterator[str]:
-    """Sites that bring the same adapter: what they share counts twice."""
+    """Warn of sites that bring the same adapter: it counts twice."""
     for one, other in combinations(sorted(site_infos, key=lambda found: found.site), 2):
         if one.adapter and one.adapter == other.adapter:
             yield (
-                f"{one.site} and {other.site} bring the same adapter, which counts twice: look at "
+                f"{one.site} and {other.site} bring the same adapter, which counts twice: check "
                 f"their `adapter` paths, or leave one of them out"
             )
 
 
-def _passed_over(site_infos: Sequence[SiteInfo]) -> Iterator[str]:
-    """Sites with rows that could not be read, as many as ``calibration.max-unreadable`` allows."""
+def _skipped(site_infos: Sequence[SiteInfo]) -> Iterator[str]:
+    """Warn of samples that could not be read, which ``calibration.max-unreadable`` allows."""
     for one in site_infos:
         if one.skipped:
             yield (
-                f"{one.site} has {one.skipped} rows that cannot be read and were passed over; "
+                f"{one.site} has {one.skipped} samples that cannot be read and were skipped; "
                 f"calibration.max-unreadable = 0 makes it an error that names the first"
             )
 
 
 def _other_kinds(site_infos: Sequence[SiteInfo], here: Mapping[str, str]) -> Iterator[str]:
-    """Sites whose machine rounds otherwise than the coordinator's: no fault, but other last digits.
+    """Warn of sites that round differently from the coordinator: no fault, but other last digits.
 
-    What a site's variables are called is its own text, and stays out of the sentence.
+    The names of a site's variables are its own text, and stay out of the sentence.
     """
     for one in site_infos:
         there = dict(entry.partition("=")[::2] for entry in one.environment)
@@ -117,6 +117,6 @@ def _other_kinds(site_infos: Sequence[SiteInfo], here: Mapping[str, str]) -> Ite
         if there and others:
             yield (
                 f"{one.site} computes with another {', '.join(others)} than the coordinator: the "
-                f"merge is as good, but its last digits are others than on machines of one kind; "
-                f"environment.json will have both, `layerweld compare-runs` compares"
+                f"merge is as good, but its last digits differ from those on machines of one "
+                f"kind; environment.json will have both, and `layerweld compare-runs` compares"
             )

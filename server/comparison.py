@@ -73,7 +73,7 @@ def _known(settings: ComparisonSettings, latest: _Seed, entries: Sequence[Entry]
     in_order = sorted(entries, key=lambda e: (seeds.index(e.seed), order.index(e.result.name)))
     return Comparison(
         name=settings.run.name,
-        base=Path(settings.base).resolve().name,
+        base=Path(settings.run.require_base()).resolve().name,
         sites=latest.sites,
         seeds=seeds,
         budget=settings.budget,
@@ -95,7 +95,7 @@ class _Seed:
         forget: Forget,
     ) -> None:
         self.settings = comparison.with_seed(seed)
-        self.base = comparison.base
+        self.base = comparison.run.require_base()
         self.budget = comparison.budget
         self.seed = seed
         self.open_grid = open_grid

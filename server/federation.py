@@ -63,7 +63,7 @@ class Federation:
         self.run = journal.run_id()
         self.patience = Patience.of(settings)
         self.waiting: dict[str, str] = {}
-        """Who has not replied to the request that is out, each with its last failure."""
+        """The sites that have not replied to the current request, each with its last failure."""
         self.cohort = Cohort({}, {}, self.run, self.patience)
         self.site_infos: tuple[SiteInfo, ...] = ()
 
@@ -74,7 +74,7 @@ class Federation:
 
     @property
     def lost(self) -> Mapping[str, str]:
-        """Why each site that the run goes on without was given up."""
+        """Why each site that the run continues without was given up."""
         return dict(sorted(self.cohort.lost.items()))
 
     @property
@@ -84,12 +84,12 @@ class Federation:
 
     @property
     def sites_can_evaluate(self) -> bool:
-        """Whether every site has a head and labelled held-out rows."""
+        """Whether every site has a head and labelled held-out samples."""
         return not self.bare_sites
 
     @property
     def bare_sites(self) -> list[str]:
-        """Names of those that have no head, or no held-out rows."""
+        """Names of the sites that have no head, or no held-out samples."""
         return [one.site for one in self.site_infos if not one.evaluates]
 
     def introduce(self) -> None:
@@ -131,16 +131,16 @@ class Federation:
             self._do_without(site)
 
     def _do_without(self, site: str) -> None:
-        """A resumed run lacks a site that it was begun with: the policy says whether it goes on.
+        """A resumed run lacks a site that it began with: the policy says whether it continues.
 
         Raises:
             LostSiteError: it does not, or too few sites would be left.
         """
-        why = f"it did not come within {self.settings.timeout:.0f} s of the run being resumed"
+        why = f"it did not connect within {self.settings.timeout:.0f} s after the run was resumed"
         if self.patience.lost_site != "continue":
             raise LostSiteError(
-                f"{site}: {why}, and the run was begun with it. With lost-site = continue the "
-                f"run goes on without it"
+                f"{site}: {why}, and the run began with it. With lost-site = continue the run "
+                f"continues without it"
             )
         self.cohort.lose(site, why)
         notice(f"going on without {site}: {why}")
@@ -163,7 +163,7 @@ class Federation:
         self.site_infos = _sorted(trained.get(info.site, info) for info in self.site_infos)
 
     def begin_journal(self) -> None:
-        """From here on, what is finished is kept."""
+        """Keep what is finished from here on."""
         in_rounds = (m for m in self.methods if m.kind is CHAIN or m.kind.learns)
         own = {table for method in in_rounds for table in method.tables}
         self.journal.open(
@@ -185,8 +185,8 @@ class Federation:
     def average_other_params(self) -> Mapping[str, Tensor]:
         """What full fine-tuning changed outside of the linear layers, averaged over the sites.
 
-        It must be known before the chain starts, since the chain's inputs depend on it; and it is
-        kept, since a run that is resumed without a site would get another mean.
+        It must be known before the chain starts, because the chain's inputs depend on it. It is
+        kept, because a run that is resumed without a site would get another mean.
         """
         if all(info.kind == "lora" for info in self.site_infos):
             return {}
@@ -253,7 +253,7 @@ class Federation:
         info = read_trained(content, self.cohort.site_infos[site])
         try:
             check_layers(info, self.whole_plan, self.base.prefix)
-        except CohortError as error:  # of one reply: it is asked for again before that is the end
+        except CohortError as error:  # about one reply: it is asked for again before the run ends
             raise RefusedReplyError(str(error)) from error
         begun = self.journal.introduction_of(site)
         if begun is not None:
@@ -261,7 +261,7 @@ class Federation:
         return info
 
     def _wait_for_nodes(self, begun_with: int) -> list[int]:
-        """Nodes, once there are enough: for a resumed run as many as it goes on with, if they come.
+        """Nodes, once there are enough; for a resumed run as many as it had, if they come.
 
         Raises:
             CohortError: too few came in time.

@@ -1,4 +1,4 @@
-"""Do the sites belong together? Decided from their site_infos, before anything is computed."""
+"""Whether the sites belong together: decided from their site infos, before anything is computed."""
 
 from __future__ import annotations
 
@@ -38,23 +38,23 @@ def check_cohort(
         plan: of the whole model.
         settings: digest of the settings.
         prefix: what a head class puts before the names of the base model's layers.
-        versions: the server's own, by package. Like all else that must be equal they are compared
-            with the server's, since a site that lies would have the others named.
+        versions: the server's own, by package. Everything that must be equal is compared with the
+            server's: compared with each other, a site that lies could get an honest one named.
 
     Raises:
-        CohortError: two sites of one name, or one that differs in anything that must be equal.
+        CohortError: two sites have one name, or a site differs in something that must be equal.
     """
     for info in site_infos:
         if not re.fullmatch(SITE_NAME, info.site):
             raise CohortError(
-                f"a node calls itself {info.site!r}, which is no site's name: give it a "
+                f"a node calls itself {info.site!r}, which cannot name a site: give it a "
                 f"`name` of at most 63 letters, digits and ._-"
             )
     names = [info.site for info in site_infos]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
         raise CohortError(
-            f"two nodes call themselves {twice!r}; every site needs its own: change one's `name`"
+            f"two nodes call themselves {twice!r}; every site needs its own name: change one `name`"
         )
     expected = {"base": base, "tokenizer": tokenizer, "plan": plan.digest, "settings": settings}
     means = {
@@ -82,7 +82,7 @@ def check_cohort(
 def check_layers(info: SiteInfo, plan: MergePlan, prefix: str) -> None:
     """Refuse layers that the model does not have, ranks that no LoRA needs, and foreign names.
 
-    They decide how much a site may send later, and what the merged adapter's layers are called.
+    These decide how much a site may send later, and the names of the merged adapter's layers.
 
     Args:
         info: of the site.
@@ -90,7 +90,7 @@ def check_layers(info: SiteInfo, plan: MergePlan, prefix: str) -> None:
         prefix: what a head class puts before the names of its layers.
 
     Raises:
-        CohortError: as said.
+        CohortError: the site says such a thing.
     """
     if info.kind not in ("lora", "full", "none"):
         raise CohortError(f"site {info.site}, kind: {info.kind!r} is unknown; {_SAME_APP}")
@@ -99,7 +99,7 @@ def check_layers(info: SiteInfo, plan: MergePlan, prefix: str) -> None:
     if info.name_prefix not in ("", prefix):
         raise CohortError(
             f"site {info.site}, prefix: {info.name_prefix!r} before its layers' "
-            f"names, where this base model has {prefix!r} or nothing; give the site an adapter of "
+            f"names, and this base model has {prefix!r} or nothing; give the site an adapter of "
             f"this base model"
         )
     if len(info.layers) != len(info.ranks):
@@ -112,19 +112,19 @@ def check_layers(info: SiteInfo, plan: MergePlan, prefix: str) -> None:
 def _check_ranks(info: SiteInfo, plan: MergePlan) -> None:
     """Refuse layers that the model does not have or that come twice, and ranks of another kind.
 
-    A rank of 0 is that of a layer that changed as a whole: all are in a whole model, none is in
-    an adapter. The merge relies on it, since factored and dense products cannot be summed.
+    Rank 0 means that a layer changed as a whole: in a whole model all do, in an adapter none does.
+    The merge relies on this, because factored and dense products cannot be summed.
     """
     site, kind, layers = info.site, info.kind, info.layers
     most = {s.name: most_claimed(s.d_out, g.d_in) for g in plan.groups for s in g.layers}
     if not layers:
         raise CohortError(
-            f"site {site}, layers: none, and every adapter or model has some; {_SAME_APP}"
+            f"site {site}, layers: none, but every adapter or model has some; {_SAME_APP}"
         )
-    stranger = next((layer for layer in layers if layer not in most), None)
-    if stranger is not None:
+    unknown = next((layer for layer in layers if layer not in most), None)
+    if unknown is not None:
         raise CohortError(
-            f"site {site}, layers: the model has no {quoted(stranger)} inside its blocks; "
+            f"site {site}, layers: the model has no {quoted(unknown)} inside its blocks; "
             f"give the site an adapter of the layers that `layerweld plan BASE` lists"
         )
     if len({*layers}) < len(layers):
@@ -132,17 +132,17 @@ def _check_ranks(info: SiteInfo, plan: MergePlan) -> None:
     for layer, rank in zip(layers, info.ranks, strict=True):
         if kind == "full" and rank != 0:
             raise CohortError(
-                f"site {site}, ranks: {rank} for {layer!r}, where a whole model has 0; {_SAME_APP}"
+                f"site {site}, ranks: {rank} for {layer!r}, but a whole model has 0; {_SAME_APP}"
             )
         if kind != "full" and not 1 <= rank <= most[layer]:
             raise CohortError(
-                f"site {site}, ranks: {rank} for {layer!r}, for which it is at most "
-                f"{most[layer]}; give the site an adapter of a rank from 1 to that"
+                f"site {site}, ranks: {rank} for {layer!r}, but there it is at most "
+                f"{most[layer]}; give the site an adapter of a rank from 1 to {most[layer]}"
             )
 
 
 def own_versions() -> dict[str, str]:
-    """Of the packages that must be the same everywhere, at the server."""
+    """The server's versions of the packages that must be the same everywhere."""
     others = _SAME_VERSIONS[1:]
     return {"layerweld": __version__, **{package: version(package) for package in others}}
 

@@ -20,10 +20,10 @@ _ANY_SIZE = Budget(2**62, 2**31)  # it is in this process's memory already
 
 
 class InProcessGrid(Grid):
-    """Plays every node of a federation with one ClientApp, one message at a time.
+    """Runs every node of a federation with one ClientApp, one message at a time.
 
     Messages and replies go through Flower's own serialisation, so what would break on the wire
-    breaks here. A node runs when its reply is pulled, not when its message is pushed: only one
+    breaks here, too. A node runs when its reply is pulled, not when its message is pushed: only one
     reply is in memory at a time. Errors of the ClientApp are raised as they are, with a note that
     names the node, since there is nobody to hide them from.
 
@@ -116,7 +116,7 @@ def _through_the_wire(message: Message) -> Message:
     """What the other side would receive: serialised object by object, and put together again.
 
     Raises:
-        UnreadableReplyError: it is no message that could be sent.
+        UnreadableReplyError: it is not a message that could be sent.
     """
     object_id = message.object_id
     contents = {key: part.deflate() for key, part in get_all_nested_objects(message).items()}

@@ -1,4 +1,4 @@
-"""A run's folder on disk: what a killed server goes on from."""
+"""A run's folder on disk: what a killed server resumes from."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from layerweld.untrusted.names import below
 from server.kept_rounds import RoundFiles
 
 FINISHED = "journal.finished"
-"""What the journal is called while it is being removed."""
+"""The journal's name while it is being removed."""
 
 _FORMAT = 2  # of all files here; 1 had files of steps and files of rounds
 _HEADER = "run.json"
-_LARGEST_HEADER = 256 * 2**20  # bytes: it has what every site said of itself
+_LARGEST_HEADER = 256 * 2**20  # bytes: it has every site's info
 _OTHER_PARAMS = "other-params"
 
 
@@ -53,7 +53,9 @@ class RunJournal:
         methods, sites = self._facts.get("methods", []), self._facts.get("sites", {})
         named = [run, *methods] if isinstance(methods, list) else [None]
         if not all(map(_is_name, named)) or not isinstance(sites, dict):
-            raise JournalError(f"{header} is damaged: it names no run, methods or sites; {remedy}")
+            raise JournalError(
+                f"{header} is damaged: it does not name a run, methods and sites; {remedy}"
+            )
         if self._facts.get("format") != _FORMAT:
             raise JournalError(
                 f"{self._folder} holds an interrupted run of another version of layerweld: finish "
@@ -65,16 +67,16 @@ class RunJournal:
         """Sites that the interrupted run began with and that have not come again.
 
         Raises:
-            JournalError: what the journal says of them cannot be read.
+            JournalError: their entries in the journal cannot be read.
         """
         sites = {*self._facts.get("sites", {})}
         return [self._introduction_of(name) for name in sorted(sites - {*came})]
 
     def introduction_of(self, site: str) -> SiteInfo | None:
-        """What a site said of itself when the interrupted run began; None where it was not there.
+        """A site's info when the interrupted run began; None if the site was not there.
 
         Raises:
-            JournalError: what the journal says of it cannot be read.
+            JournalError: its entry in the journal cannot be read.
         """
         return self._introduction_of(site) if site in self._facts.get("sites", {}) else None
 
@@ -84,7 +86,7 @@ class RunJournal:
             return site_info_from(self._facts["sites"][site])
 
     def remaining(self) -> set[str]:
-        """Names of the sites that the interrupted run goes on with; nobody for a new run."""
+        """Names of the sites that the interrupted run still had; none for a new run."""
         methods = self._facts.get("methods", ())
         rounds = [self.of_other_params(), *map(self.of_method, methods)]
         lost = {site for files in rounds for site in files.lost()}
@@ -114,7 +116,7 @@ class RunJournal:
             )
 
     def of_other_params(self) -> RoundFiles:
-        """The round that averages what lies outside of the layers."""
+        """The round that averages the other parameters."""
         return RoundFiles(self._folder / _OTHER_PARAMS)
 
     def of_method(self, method: str) -> RoundFiles:
@@ -133,7 +135,7 @@ class RunJournal:
 
 
 def _is_name(value: object) -> bool:
-    """Of a run or method: what may be a folder's."""
+    """Whether a run's or method's name may be a folder's."""
     return (
         isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", value) is not None
     )

@@ -1,4 +1,4 @@
-"""Finished rounds on disk, one checked file each: what a killed server goes on from."""
+"""Finished rounds on disk, one checked file each: what a killed server resumes from."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class RoundFiles:
         self._folder = folder
 
     def load(self) -> Sequence[KeptRound]:
-        """All that were kept, in order.
+        """All rounds that were kept, in order.
 
-        A last file that does not match its hash was being written when the power went: it is left
-        out, and the round is run again.
+        If the last file does not match its hash, it was being written when the power failed: it is
+        left out, and the round is run again.
 
         Raises:
             JournalError: an earlier file is damaged or missing.
@@ -46,7 +46,7 @@ class RoundFiles:
         for place, kept in enumerate(rounds):
             if kept.index != place:
                 raise JournalError(
-                    f"{self._folder} lacks round {place}; remove the later files to go on from it"
+                    f"{self._folder} lacks round {place}; remove the later files to resume there"
                 )
         return rounds
 
@@ -57,14 +57,14 @@ class RoundFiles:
         Those before it are once they are loaded.
 
         Raises:
-            JournalError: what an earlier file says of itself cannot be read.
+            JournalError: the metadata of an earlier file cannot be read.
         """
         files = self._files
         last = {site for kept in _whole(files[-1:]) for site in kept.lost}
         return last.union(*map(_lost, files[:-1]))
 
     def keep(self, round_: KeptRound) -> None:
-        """Write one: it is whole or not there.
+        """Write one round: whole or not at all.
 
         Raises:
             StorageError: it cannot be written; those before it are untouched.
@@ -81,7 +81,7 @@ class RoundFiles:
 
 
 def _whole(files: Sequence[Path]) -> list[KeptRound]:
-    """What they hold; without the last one where that is damaged."""
+    """The rounds in the files, without the last one if that is damaged."""
     rounds = []
     for file in files:
         try:
@@ -109,7 +109,7 @@ def _read(file: Path) -> KeptRound:
 
 
 def _lost(file: Path) -> list[str]:
-    """What a file says; its tensors are not read, nor is it compared with its hash."""
+    """The sites that a file says are lost; neither tensors nor hash are looked at."""
     with opened_tensors(file, _AGAIN, JournalError) as opened:
         metadata = opened.metadata() or {}
     with _reading(file):
@@ -117,7 +117,7 @@ def _lost(file: Path) -> list[str]:
 
 
 def _write(file: Path, tensors: Mapping[str, Tensor], facts: str) -> None:
-    """Tensors and facts in one file, and beside it the file's hash."""
+    """Write tensors and facts into one file, and the file's hash beside it."""
     require_finite(tensors, file.name)  # a resumed run would fail for ever
     contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
     with writing(file) as partial:

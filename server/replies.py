@@ -1,4 +1,4 @@
-"""What a site's answer to the server's own questions must hold; anything else is refused."""
+"""What a site's reply to the server's own requests must hold; anything else is refused."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def read_site_info(_site: str, content: RecordDict) -> SiteInfo:
 
 
 def read_trained(content: RecordDict, before: SiteInfo) -> SiteInfo:
-    """Who the site is once it has an adapter: the same as before, but for what training decides.
+    """Who the site is once it has an adapter: the same as before, except for what training decides.
 
     Raises:
-        RefusedReplyError: it is another one, or has no adapter still.
+        RefusedReplyError: it is another site, or still has no adapter.
     """
     info = decode_site_info(content)
     others = [field for field in differing(before, info) if field not in FOUND_OUT_BY_TRAINING]
@@ -36,12 +36,12 @@ def read_trained(content: RecordDict, before: SiteInfo) -> SiteInfo:
 
 
 def _require_planned(before: SiteInfo, info: SiteInfo) -> None:
-    """What training makes is the LoRA that was announced: the run's methods were chosen for it."""
+    """Require the LoRA that was announced: the run's methods were checked against it."""
     planned = dict(zip(before.layers, before.ranks, strict=True))
     trained = list(zip(info.layers, info.ranks, strict=False))
     if info.kind != "lora" or len(trained) != len(planned) or dict(trained) != planned:
         raise RefusedReplyError(
-            "after fine-tuning it has no LoRA of the layers and ranks that it began with"
+            "after fine-tuning it does not have a LoRA of the layers and ranks that it announced"
         )
 
 
@@ -49,6 +49,6 @@ def read_score(_site: str, content: RecordDict) -> Score:
     """Held-out accuracy at one site.
 
     Raises:
-        RefusedReplyError: no share, or no number of rows.
+        RefusedReplyError: it is not a share, or not a number of samples.
     """
     return Score(*decode_accuracy(content))

@@ -1,4 +1,4 @@
-"""Can the methods of a run work on these sites' models? Decided before anything is computed."""
+"""Whether the methods of a run can work on these sites' models: decided before computing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _NAMED = 8  # sites in one sentence
 
 
 def check_methods(methods: Sequence[Method], settings: RunSettings, sites: Sites) -> None:
-    """Refuse a run of which one method could not work, by name of the method and of the site.
+    """Refuse a run with a method that could not work, by name of the method and of the site.
 
     Raises:
         CohortError: too few sites, or sites without what the method needs.
@@ -30,7 +30,7 @@ def check_methods(methods: Sequence[Method], settings: RunSettings, sites: Sites
 
 
 def problem_with(method: Method, settings: RunSettings, sites: Sites) -> str | None:
-    """Why a method cannot work on these sites' models; None where it can."""
+    """Why a method cannot work on these sites' models; None if it can."""
     problems = (_CHECKS[need](sites) for need in method.needs)
     return _too_few(method, settings, sites) or next((p for p in problems if p), None)
 
@@ -66,7 +66,7 @@ def _shared_factor(sites: Sites) -> str | None:
     for one in sites:
         if not one.factors:
             return (
-                f"it needs one frozen A at all sites, and {one.site} trains one of its own: "
+                f"it needs one frozen A at all sites, and {one.site} trains its own: "
                 f"fine-tune with finetune.freeze-a = true"
             )
     # The hash has no shapes in it: the ranks are part of what must be the same.
@@ -79,9 +79,9 @@ def _ranks(one: SiteInfo) -> tuple[tuple[str, int], ...]:
 
 
 def _unlike(facts: Mapping[str, Hashable], others: str) -> str | None:
-    """Who has another fact than more than half of the sites; all, where no fact is that of so many.
+    """The sites that differ from more than half of all; every site if there is no such majority.
 
-    No single site is the yardstick: one that lies would have an honest one named.
+    No single site is the yardstick: one that lies would get an honest one named.
     """
     fact, count = Counter(facts.values()).most_common(1)[0]
     if count == len(facts):
@@ -98,7 +98,9 @@ def _some(sites: Iterable[str]) -> str:
 
 def _labels(sites: Sites) -> str | None:
     bare = [one.site for one in sites if not one.labelled]
-    return f"it needs labelled rows and a head at every site; {bare[0]} lacks one" if bare else None
+    return (
+        f"it needs labelled samples and a head at every site; {bare[0]} lacks one" if bare else None
+    )
 
 
 def _head(sites: Sites) -> str | None:
@@ -107,7 +109,7 @@ def _head(sites: Sites) -> str | None:
         return None
     return (
         f"it needs a head at every site, and {bare[0]} has none: let the site fine-tune, or put "
-        f"its head beside its adapter; label words need labelled rows that name the classes"
+        f"its head beside its adapter; label words need labelled samples that name the classes"
     )
 
 

@@ -1,4 +1,4 @@
-"""Play one run from its settings to its output folder."""
+"""Run a federation, from its settings to its output folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from layerweld.runtime.run_state import Recorder, recording
 from layerweld.settings.methods import measuring_shift
 from layerweld.settings.run import RunSettings
 from server.cohort_warnings import warnings_of
-from server.farewell import dismiss
+from server.end_of_run import end_run
 from server.federation import Federation
 from server.journal import RunJournal
 from server.merged_model import MergedModel
@@ -29,7 +29,7 @@ from strategies.notices import notice
 _LABELS = {"base": "Base model", "individual": "Individual fine-tuning"}
 
 
-def play(grid: Grid, settings: RunSettings, base: str, output: Path) -> RunResults:
+def run(grid: Grid, settings: RunSettings, base: str, output: Path) -> RunResults:
     """Merge, evaluate where the sites can, and write the output folder.
 
     Args:
@@ -38,22 +38,22 @@ def play(grid: Grid, settings: RunSettings, base: str, output: Path) -> RunResul
         base: folder of the base model at the server.
         output: folder to create; one that holds the journal of an interrupted run is resumed.
 
-    ``state.json`` in the output folder says meanwhile how far it is, and how it ended afterwards.
+    ``state.json`` in the output folder says how far the run is, and later how it ended.
 
     Returns:
         What the report shows.
 
     Raises:
-        InUseError: another run works in the output folder.
-        LayerweldError: as the class says. What was solved is in the journal; the same call resumes.
+        InUseError: another run is using the output folder.
+        LayerweldError: the run failed. What was solved is in the journal; the same call resumes.
     """
     with only_here(lock_of(output), str(output)):
         check_output_folder(output)
         with recording(output) as recorder, naming_memory():
-            return _play(grid, settings, base, output, recorder)
+            return _run(grid, settings, base, output, recorder)
 
 
-def _play(
+def _run(
     grid: Grid, settings: RunSettings, base: str, output: Path, recorder: Recorder
 ) -> RunResults:
     use_threads(settings.calibration.threads)
@@ -73,7 +73,7 @@ def _play(
     results = write_output(output, federation, merges[0][0], methods)
     recorder.complete()
     journal.remove()
-    dismiss(federation.grid, federation.cohort)
+    end_run(federation.grid, federation.cohort)
     return results
 
 
@@ -94,14 +94,14 @@ def _merge_all(federation: Federation) -> list[tuple[MergedModel, MethodResult]]
 
 
 def reference_results(federation: Federation) -> list[MethodResult]:
-    """The base model and each site's own: what merges are measured against."""
+    """Scores of the base model and each site's own: what merges are compared with."""
     if not federation.sites_can_evaluate:
         return []
     return [reference_result(federation, kind) for kind in REFERENCES]
 
 
 def reference_result(federation: Federation, kind: str) -> MethodResult:
-    """What the base model, or each site's own, scores at the sites.
+    """The scores of the base model, or of each site's own model, at the sites.
 
     Args:
         federation: whose sites can evaluate.

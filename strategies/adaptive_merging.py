@@ -127,7 +127,7 @@ class AdaptiveMerging(Rounds):
             "smallest coefficient": float(values.min()),
             "largest coefficient": float(values.max()),
         }
-        merge = replace(merge, figures={**self._metrics, **spread})
+        merge = replace(merge, metrics={**self._metrics, **spread})
         return Outcome.of(merge, self._other_params, self._settings.merge.rank)
 
     def _collect(self, received: Mapping[str, OfOneSite]) -> Kept:

@@ -1,4 +1,4 @@
-"""What sites may lack of what was merged before a step, and which of it to send them."""
+"""What sites lack of what was merged before a step, and what of it to send them."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from flwr.app import RecordDict
 from layerweld.errors import RefusedReplyError
 from layerweld.model.schedule import Step
 
-_MOST = 3  # times that a site is sent what it lacks of one step; honest ones need two at most
+_MOST = 3  # times that a site is sent what it lacks at one step; honest ones need at most two
 
 
 class CatchUp:
-    """One request about one step, with more of what was merged before for sites that are behind.
+    """One request about one step, with more merged updates for sites that are behind.
 
     Args:
-        step: what is asked about.
+        step: the step of the request.
         encode: the request with the updates of these earlier steps, and with the other parameters
             if so.
         usual: the first of the earlier steps to send to a site that has not said what it lacks.
@@ -31,7 +31,7 @@ class CatchUp:
         self._times: Counter[str] = Counter()  # that each one was sent it
 
     def content(self, site: str) -> RecordDict:
-        """The usual, or all from the step that the site has named."""
+        """The usual content, or everything from the step that the site has named."""
         if site not in self._behind:
             return self._usual
         first = self._behind[site]
@@ -41,7 +41,7 @@ class CatchUp:
         """A site lacks the updates of this step and later ones (-1: the other parameters too).
 
         Raises:
-            RefusedReplyError: it was sent these before, or something else it lacked too often.
+            RefusedReplyError: it was sent these before, or was sent too often what it lacked.
         """
         if self._behind.get(site, self._step.index) <= first:
             raise RefusedReplyError(
@@ -50,7 +50,7 @@ class CatchUp:
             )
         if self._times[site] == _MOST:
             raise RefusedReplyError(
-                f"it lacks more each time that it is sent what it lacked, {_MOST} times by now; is "
+                f"each time that it is sent what it lacked it lacks more, {_MOST} times by now; is "
                 f"its cache folder its own, and its disk in order?"
             )
         self._times[site] += 1

@@ -15,15 +15,15 @@ from strategies.notices import notice
 
 @dataclass(frozen=True)
 class Patience:
-    """What is borne of a site: how long it is waited for, how large what it sends may be.
+    """What is tolerated from a site: how long it is waited for, and how large its numbers may be.
 
     Attributes:
-        timeout: seconds a site may take for one message.
-        deadline: seconds after which a round waits for nobody any more.
+        timeout: seconds that a site may take for one message.
+        deadline: seconds after which a round no longer waits.
         lost_site: the policy, as in :attr:`layerweld.settings.run.RunSettings.lost_site`.
-        min_sites: fewer than these never go on.
+        min_sites: with fewer no run continues.
         fails_fast: whether a failure that somebody at the site must fix ends the run at once:
-            in the handshake, when nothing is computed yet that waiting would save.
+            in the handshake, when nothing has been computed yet that waiting would save.
         max_size: how many times the median of the others' a site's numbers may be.
     """
 
@@ -47,24 +47,24 @@ class Patience:
 
     @classmethod
     def of_handshake(cls, settings: RunSettings) -> Patience:
-        """A handshake is over after one message's time, and leaves nobody out."""
+        """Of the handshake: it is over after one message's time, and leaves no site out."""
         return cls(settings.timeout, settings.timeout, "wait", settings.min_sites, fails_fast=True)
 
 
 class Cohort:
     """The sites being merged.
 
-    Flower's node ids change when a site restarts without a registered key; names do not. A node
-    that nobody knows is a site that came back if it introduces itself exactly as that site did.
+    Flower's node ids change when a site restarts without a registered key; names do not. An unknown
+    node is a returning site if its site info is exactly that site's.
 
     Args:
         nodes: Flower's node id of each site, by the site's name.
-        site_infos: what each site said of itself, by name; a site without one cannot come back
-            under another node id.
+        site_infos: each site's info, by name; a site without one cannot return under another node
+            id.
         run: identifies the run.
         patience: how long sites are waited for.
         waiting: kept up to date: why each site that has not replied yet is asked again, by name;
-            an empty text where it has said nothing so far.
+            an empty text if it has said nothing so far.
     """
 
     def __init__(
@@ -97,15 +97,15 @@ class Cohort:
         return tuple(sorted(self._nodes.keys() - self.lost.keys()))
 
     def node_of(self, site: str) -> int:
-        """Where a site was seen last."""
+        """The node where a site was seen last."""
         return self._nodes[site]
 
     def site_at(self, node: int) -> str | None:
-        """Who is at a node."""
+        """The site at a node."""
         return next((site for site in self.names if self._nodes[site] == node), None)
 
     def unknown_among(self, nodes: set[int]) -> set[int]:
-        """Nodes that are no site's, and that were not turned away before."""
+        """Nodes that belong to no site, and were not turned away before."""
         known = {*self._nodes.values(), *self._returned.values()}
         return nodes - known - self._turned_away
 
@@ -115,12 +115,12 @@ class Cohort:
         self.ignored["unknown site"] += 1
 
     def recognise(self, info: SiteInfo) -> str:
-        """Which site a node is that says this of itself.
+        """The site of a node with this info.
 
-        A site that has lost the adapter that it trained is recognised by all else.
+        A site that has lost the adapter that it trained is recognised by everything else.
 
         Raises:
-            RefusedReplyError: nobody's, or a site of that name said something else at first.
+            RefusedReplyError: it is no site's, or that site's info was another at first.
         """
         known = self.site_infos.get(info.site)
         if known is None or info.site in self.lost:
@@ -132,18 +132,18 @@ class Cohort:
         others = differing(known, info)
         if others:
             raise RefusedReplyError(
-                f"{info.site} came back with another {', '.join(others)} than it began "
-                f"with; start it with the same model, rows, adapter and versions"
+                f"{info.site} returned with another {', '.join(others)} than it began "
+                f"with; start it with the same model, data, adapter and versions"
             )
         return info.site
 
     def lost_adapter(self, site: str) -> None:
-        """A site says so. Before it has trained it for the first time, it is asked to anyway."""
+        """Note that a site has lost its adapter, if it had trained one: it must train again."""
         if self._has_trained(site):
             self.untrained.add(self.node_of(site))
 
     def trained_again(self, info: SiteInfo, site: str, node: int) -> None:
-        """A site has trained the adapter anew that it had lost: it must be the same, to the bit.
+        """Accept the adapter that a site has trained again: it must be the same, to the bit.
 
         Raises:
             RefusedReplyError: it is another one.
@@ -152,9 +152,9 @@ class Cohort:
         self.untrained.discard(node)
 
     def note(self, info: SiteInfo, node: int) -> None:
-        """A site introduced itself at another node than the one it was at.
+        """Note that a site has said who it is at a new node.
 
-        Where it has lost the adapter that it trained, the node is one of the :attr:`untrained`.
+        If it has lost the adapter that it trained, the node is one of the :attr:`untrained`.
         """
         self._returned[info.site] = node
         if info.kind == "none" and self._has_trained(info.site):
@@ -165,7 +165,7 @@ class Cohort:
         return known is not None and known.kind != "none"
 
     def move(self, site: str) -> bool:
-        """Use the node that :meth:`note` has noted from now on, if there is one."""
+        """From now on use the node that :meth:`note` has noted, if there is one."""
         if site not in self._returned:
             return False
         self._nodes[site] = self._returned.pop(site)
@@ -185,7 +185,7 @@ class Cohort:
             )
 
     def require_proportion(self, sites: Mapping[str, Mapping[str, Part]], what: str) -> None:
-        """No site has sent a part that is many times as large as the others'.
+        """Refuse parts that are many times as large as the other sites'.
 
         Raises:
             OutOfProportionError: one has; the message names the site and the part.
@@ -193,12 +193,12 @@ class Cohort:
         refuse_parts_out_of_proportion(sites, self.patience.max_size, what)
 
     def part_with(self, error: OutOfProportionError) -> None:
-        """Go on without the sites that an error names, where the policy lets the run do that.
+        """Continue without the sites that an error names, if the policy allows that.
 
         They would send the same again, so nothing is asked again.
 
         Raises:
-            OutOfProportionError: the policy is another.
+            OutOfProportionError: the policy does not allow it.
             LostSiteError: too few sites would be left.
         """
         if self.patience.lost_site != "continue":
@@ -209,10 +209,10 @@ class Cohort:
 
 
 def require_same_training(begun: SiteInfo, now: SiteInfo) -> None:
-    """Refuse a site that lost the adapter which it had trained, and has trained another one.
+    """Refuse a site that lost the adapter that it had trained, and has trained another one.
 
     Raises:
-        RefusedReplyError: as said; the message says what to do.
+        RefusedReplyError: it has; the message says what to do.
     """
     others = differing(begun, now)
     if others:

@@ -1,4 +1,4 @@
-"""Why a site failed, in words of ours, and what becomes of it."""
+"""Why a site failed, in our own words, and what happens to it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from strategies.notices import notice
 _FLOWER_ERRORS = {
     1: "it cannot load this application, or has another one installed: see `layerweld site check`",
     2: "its app raised an error",
-    3: "the message expired before it was answered",
+    3: "the message expired before the reply came",
     4: "its reply was lost",
     5: "its node is not reachable",
     7: "it refused the app bundle",
     8: "its process died",
 }
-_LASTING = (1, 7)  # of these: nothing changes until somebody at the site acts
+_LASTING = (1, 7)  # nothing changes until somebody at the site acts
 
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 60.0  # seconds before a failed site is asked again, doubling
 _STRIKES = 3  # refused replies after which asking again is pointless
@@ -57,8 +57,8 @@ class Failures:
         cohort: the sites, with the policy.
         what: the request, for humans.
         open: the sites that have not replied.
-        close: called to wait for a site no more.
-        now: in seconds; this knows no clock.
+        close: called to stop waiting for a site.
+        now: in seconds; this class has no clock.
     """
 
     cohort: Cohort
@@ -72,7 +72,7 @@ class Failures:
         incident = parse_incident(error.reason)
         if incident is not None and incident.code is Code.ADAPTER_LOST:
             self.cohort.lost_adapter(site)
-            self.ask_later(site, f"{incident.code.meaning} ({incident}): it trains it again")
+            self.ask_later(site, f"{incident.code.meaning} ({incident}); it trains it again")
             return
         why, is_lasting = why_it_failed(error)
         if self.cohort.patience.fails_fast and is_lasting:
@@ -80,7 +80,7 @@ class Failures:
         self.pause(site, why)
 
     def pause(self, site: str, why: str) -> None:
-        """Ask again after a while, unless the policy says that this is the end."""
+        """Ask again after a while, unless the policy ends the run."""
         if self.cohort.patience.lost_site == "abort":
             raise LostSiteError(f"{site} failed at the {self.what}: {why}")
         self.ask_later(site, why)
@@ -88,7 +88,7 @@ class Failures:
             self.open[site].until = 0.0
 
     def refused(self, site: str, error: RefusedReplyError) -> None:
-        """A reply was refused; after a few the policy says what becomes of the site."""
+        """A reply was refused; after a few the policy says what happens to the site."""
         self.cohort.ignored["refused"] += 1
         asked = self.open[site]
         asked.strikes += 1
@@ -112,15 +112,15 @@ class Failures:
         asked.why = why
 
     def give_up(self) -> None:
-        """The deadline is over for all that have not replied."""
-        whys = {site: one.why or "it never answered" for site, one in sorted(self.open.items())}
+        """The deadline is over for all sites that have not replied."""
+        whys = {site: one.why or "it never replied" for site, one in sorted(self.open.items())}
         if self.cohort.patience.lost_site == "continue":
             for site, why in whys.items():
                 self._lose(site, why)
             return
         reasons = "; ".join(f"{site}: {why}" for site, why in whys.items())
         raise LostSiteError(
-            f"no answer to the {self.what} within {self.cohort.patience.deadline:.0f} s from "
+            f"no reply to the {self.what} within {self.cohort.patience.deadline:.0f} s from "
             f"{reasons}. Merging without a site would silently drop its task: start it again and "
             f"type the same command, and the run resumes here"
         )
@@ -134,7 +134,7 @@ class Failures:
 def why_it_failed(error: Error) -> tuple[str, bool]:
     """The reason, and whether nothing changes until somebody at the site acts.
 
-    Flower's own texts may quote an exception, and a site may write what it likes; neither is shown.
+    Flower's own texts may quote an exception, and a site may write anything. Neither is shown.
     """
     incident = parse_incident(error.reason)
     if incident is None:

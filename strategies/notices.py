@@ -1,4 +1,4 @@
-"""What a run says: how far it is, and why it stands still."""
+"""What a run says: how far it is, and why it waits."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from rich.filesize import decimal
 from layerweld.runtime.progress import report_progress
 from layerweld.untrusted.text import shown
 
-_LONGEST = 2000  # characters; sites and Flower have a say in them
-_REMEMBERED = 8  # rounds whose duration says how long the others will take
+_LONGEST = 2000  # characters; part of the text is from sites and Flower
+_REMEMBERED = 8  # rounds that the remaining time is estimated from
 
 
 def notice(text: str) -> None:
-    """To whoever shows progress, and to Flower's log, which is all that a deployment has."""
+    """Say it to the progress listener and to Flower's log, which is all that a deployment has."""
     report_progress(text, 0, 0)
     log(logging.WARNING, shown(text, _LONGEST))
 
 
 def tell(text: str) -> None:
-    """To Flower's log alone: whoever watches progress sees how far it is."""
+    """Say it to Flower's log alone: progress shows how far the run is."""
     log(logging.INFO, shown(text, _LONGEST))
 
 
 class RoundProgress:
-    """Say of each solved group who is in it, its condition, what was sent, and what is left.
+    """Say for each solved group its sites, its condition, what was sent, and the time left.
 
     Args:
         label: of the method.

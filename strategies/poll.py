@@ -38,9 +38,9 @@ class Request(Generic[T]):
         content: what to send to a site; called each time it is asked.
         read: a checked value from what a site sent. None: ask it again at once (``content`` knows
             more now). It raises ``StaleReplyError`` for a reply to something else, and
-            ``RefusedReplyError`` for one that must not be used; so is one at which it raises
-            anything that is no :class:`~layerweld.errors.LayerweldError`.
-        budget: what a site's reply may take; it is weighed before it is decoded.
+            ``RefusedReplyError`` for one that must not be used. Anything else that it raises, and
+            is not a :class:`~layerweld.errors.LayerweldError`, means the same.
+        budget: what a site's reply may take; it is measured before it is decoded.
     """
 
     message_type: str
@@ -60,7 +60,7 @@ class _Sent:
 
 
 class _Stall:
-    """The time since a poll's last reply, so that somebody who watches learns for whom it waits.
+    """The time since a poll's last reply, so that people learn which sites it waits for.
 
     Args:
         now: when the poll began, in seconds.
@@ -75,7 +75,7 @@ class _Stall:
         self._next = _FIRST_STALL
 
     def to_report(self, now: float) -> float:
-        """How many seconds it has lasted, where that should be reported now; otherwise 0."""
+        """How many seconds it has lasted, if that should be reported now; otherwise 0."""
         lasted = now - self._since
         if lasted < self._next:
             return 0.0
@@ -89,12 +89,12 @@ class Poll(Generic[T]):
     A site that fails, dies, becomes unreachable or lets its message's time pass is asked again,
     after a pause that doubles from 1 to 60 seconds, with one message out at a time. Replies that
     nobody waits for, or to another request, are dropped and counted. A reply that is refused, or
-    cannot even be put together, is asked for again twice. What happens to a site that never sends
-    a good one is the cohort's :class:`~strategies.cohort.Patience`.
+    cannot even be put together, is requested again twice. The cohort's
+    :class:`~strategies.cohort.Patience` says what happens to a site that never sends a good one.
 
     Args:
         grid: Flower's grid.
-        cohort: the sites; who is lost or has moved is noted there.
+        cohort: the sites; which are lost or have moved is noted there.
         request: what they are asked.
     """
 
@@ -141,7 +141,7 @@ class Poll(Generic[T]):
             if self._open and (seconds := stall.to_report(time.monotonic())):
                 names = ", ".join(sorted(self._open))
                 what = self._request.what
-                notice(f"waiting for {names} at the {what}: no answer for {seconds:.0f} s")
+                notice(f"waiting for {names} at the {what}: no reply for {seconds:.0f} s")
             if self._open and time.monotonic() > until:
                 self._failures.give_up()
             if self._open and all(asked.until > time.monotonic() for asked in self._open.values()):
@@ -161,7 +161,7 @@ class Poll(Generic[T]):
                 yield from self._sort(reply)
 
     def _pull(self, message_id: str) -> list[Message]:
-        """The reply, if there is one; what cannot be put together is its site's refusal."""
+        """The reply, if there is one; a reply that cannot be put together is refused."""
         sent = self._sent[message_id]
         try:
             return self._receiver.pull(
@@ -200,7 +200,7 @@ class Poll(Generic[T]):
         return ""
 
     def _take(self, site: str, reply: Message) -> Iterator[tuple[str, T]]:
-        """The site's reply, if it is one to the request and may be used."""
+        """The site's reply, if it is to this request and may be used."""
         asked, node = self._open[site], reply.metadata.src_node_id
         sent = self._sent.get(reply.metadata.reply_to_message_id)
         trains = sent is not None and sent.trains
@@ -244,7 +244,7 @@ class Poll(Generic[T]):
                 continue
             if asked.message:
                 timeout = self._cohort.patience.timeout
-                self._failures.pause(site, f"it did not answer within {timeout:.0f} s")
+                self._failures.pause(site, f"it did not reply within {timeout:.0f} s")
             else:
                 self._ask(site)
 
@@ -276,7 +276,7 @@ class Poll(Generic[T]):
         return encode_plain(FINE_TUNING, self._cohort.run, _AGAIN)
 
     def _welcome(self, site: str) -> None:
-        """A site is back at another node: ask it there, unless its old one may still reply."""
+        """A site is back at another node: ask it there, unless its old node may still reply."""
         asked = self._open.get(site)
         if asked is None:
             return

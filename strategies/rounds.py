@@ -72,7 +72,7 @@ class Outcome:
     def of(cls, merge: Merge, other_params: Mapping[str, Tensor], rank: int) -> Outcome:
         """A merge with every update cut to one rank; 0 leaves it as it is."""
         at_rank = compressed(merge, rank)
-        return cls(at_rank.updates, other_params, at_rank.figures)
+        return cls(at_rank.updates, other_params, at_rank.metrics)
 
 
 class Rounds(ABC):

@@ -1,4 +1,4 @@
-"""Nodes that nobody knows: a site that failed may return as one of them."""
+"""Unknown nodes: a site that failed may return as one of them."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from layerweld.transport.site_info import HANDSHAKE, SITE_INFO_BUDGET, decode_si
 from strategies.cohort import Cohort
 from strategies.notices import notice
 
-_EVERY = 2.0  # seconds between two looks at which nodes are there
+_EVERY = 2.0  # seconds between two looks at the connected nodes
 
 
 class UnknownNodes:
-    """Shakes hands with unknown nodes for one poll. Knows no clock: it is told the time.
+    """Shakes hands with unknown nodes for one poll. It has no clock: it is told the time.
 
     Args:
         grid: Flower's grid.
-        cohort: the sites; who is at which node is noted there.
+        cohort: the sites; which node each is at is noted there.
     """
 
     def __init__(self, grid: Grid, cohort: Cohort) -> None:
@@ -34,7 +34,7 @@ class UnknownNodes:
         self._request = encode_plain(HANDSHAKE, cohort.run)
 
     def look_around(self, now: float) -> None:
-        """Ask whoever is new who it is, if the last look was some time ago."""
+        """Ask new nodes who they are, if the last look was some time ago."""
         if now < self._next_look:
             return
         self._next_look = now + _EVERY
@@ -47,7 +47,7 @@ class UnknownNodes:
             self._ask(node, now)
 
     def returned(self, receiver: Receiver) -> Iterator[str]:
-        """Sites that have introduced themselves at another node since the last call."""
+        """Sites that have returned at another node since the last call."""
         for message_id in [*self._asked]:
             for reply in self._pull(receiver, message_id):
                 site = self._site_of(reply)
@@ -62,7 +62,7 @@ class UnknownNodes:
             return []
 
     def _site_of(self, reply: Message) -> str | None:
-        """The site whose node a handshake's reply is from, noted as such; None for nobody's."""
+        """The site that a handshake's reply is from, noted at its node; None if it is no site's."""
         node, _ = self._asked.pop(reply.metadata.reply_to_message_id, (None, 0.0))
         if node is None:
             self._cohort.ignored["foreign"] += 1

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from client.data.batches import Preprocessor
 from client.data.images import read_image
 from client.data.records import LONGEST_ROW
-from client.data.samples import read_rows
+from client.data.samples import read_dataset
 from client.training.heads import load_head
 from layerweld.errors import ConfigError
 from layerweld.formats import layer_patterns
@@ -39,7 +39,7 @@ ROW = b'{"text": "a"}\n'
 
 
 def rows(file):
-    return file, lambda: read_rows(file, ANY, reads_images=False)
+    return file, lambda: read_dataset(file, ANY, reads_images=False)
 
 
 def sparse(file, start, size, end=b""):

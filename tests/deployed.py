@@ -18,7 +18,7 @@ from time import monotonic, sleep
 
 import tomli_w
 
-from server.run import play as play_run
+from server.run import run as run_server
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -53,7 +53,7 @@ def digest_in(output):
 def digest_in_process(sites, output):
     """Of the manifest that the same run makes within this process."""
     settings = sites.settings()
-    play_run(sites.grid(settings), settings, str(sites.base), output)
+    run_server(sites.grid(settings), settings, str(sites.base), output)
     return digest_in(output)
 
 

@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 
 from client.data.batches import Preprocessor
-from client.data.samples import read_rows
+from client.data.samples import read_dataset
 from client.handlers.reference_scores import _read as read_score
 from client.store import MergedStep, SiteStore, StepHashes
 from client.training.heads import ClassifierHead, load_head
@@ -59,7 +59,7 @@ ANY = CalibrationSettings(max_unreadable=1.0)
 
 
 def rows(file):
-    return lambda: read_rows(file, ANY, reads_images=False)
+    return lambda: read_dataset(file, ANY, reads_images=False)
 
 
 def jsonl(folder):
@@ -107,7 +107,7 @@ def image(suffix, **how):
         prepare = Preprocessor(base, 8)
 
         def read():
-            prepare(read_rows(images, ANY, reads_images=True).inputs)
+            prepare(read_dataset(images, ANY, reads_images=True).inputs)
 
         return images / f"a.{suffix}", damaged_bytes, read
 
@@ -232,7 +232,7 @@ def score(folder):
 
 
 def played(folder):
-    methods = KeptResults(folder / "played")
+    methods = KeptResults(folder / "results")
     file = methods._file("com", {})
     file.parent.mkdir()
     file.write_text('{"result": {"name": "com"}, "seed": 0}')

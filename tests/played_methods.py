@@ -10,7 +10,7 @@ from layerweld.model.base_model import load_base
 from layerweld.model.discover import discover_plan
 from layerweld.model.linear import weight_of
 from layerweld.settings.run import read_run_settings
-from server.run import play as play_run
+from server.run import run as run_server
 from tests.random_updates import side_by_side
 from tests.tiny_peft import new_model
 
@@ -25,7 +25,7 @@ def settings_of(sites, methods, **entries):
 
 def play(sites, output, methods, **entries):
     settings = settings_of(sites, methods, **entries)
-    return play_run(sites.grid(settings), settings, str(sites.base), output)
+    return run_server(sites.grid(settings), settings, str(sites.base), output)
 
 
 def written(sites, output):

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoTokenizer
 
 from client.data.parcels import in_parcels
-from client.data.samples import read_rows
+from client.data.samples import read_dataset
 from client.handlers import coefficients
 from client.site import site_of_node
 from client.state import site_state
@@ -24,7 +24,7 @@ from layerweld.model.linear import weight_of
 from layerweld.runtime.incidents import raising_here
 from layerweld.transport.coefficients import CoefficientsRequest
 from layerweld.updates.digest import digest_of_sites, first_digest
-from server.run import play as play_run
+from server.run import run as run_server
 from tests.dying_server import killed_after
 from tests.played_methods import play, settings_of, written
 from tests.random_updates import side_by_side
@@ -85,7 +85,7 @@ def in_one_place(sites, method, settings):
             f"{k}.weight": weight_of(base.backbone.get_submodule(k)) + v for k, v in merged.items()
         }
         for node in sites.nodes:
-            rows = read_rows(Path(node["data"]), settings.calibration, reads_images=False)
+            rows = read_dataset(Path(node["data"]), settings.calibration, reads_images=False)
             of_round = (settings.table(AdaMerging).seed << 32) + round_
             rows = in_parcels(rows, 1).draw(settings.table(AdaMerging).rows, of_round).rows
             inputs = tokenizer(
@@ -124,8 +124,8 @@ def test_the_federation_learns_what_one_process_with_all_rows_would(sites, tmp_p
     assert (free - 0.3).abs().max() > 0.1
     merged = next(m for m in results.methods if m.name == method)
     assert merged.rounds == 6
-    assert merged.figures["largest coefficient"] == pytest.approx(float(free.clamp(0, 1).max()))
-    first, last = (merged.figures[f"mean entropy in the {n} round"] for n in ("first", "last"))
+    assert merged.metrics["largest coefficient"] == pytest.approx(float(free.clamp(0, 1).max()))
+    first, last = (merged.metrics[f"mean entropy in the {n} round"] for n in ("first", "last"))
     assert last < first
 
 
@@ -221,7 +221,7 @@ def test_a_site_that_lost_its_cache_gets_the_updates_again(sites, whole, tmp_pat
         return answer(message)
 
     monkeypatch.setattr(grid, "_answer", forget)
-    results = play_run(grid, chosen, str(sites.base), tmp_path / "out")
+    results = run_server(grid, chosen, str(sites.base), tmp_path / "out")
     assert results.manifest_hash == whole[0].manifest_hash
     assert len(rounds) == 15 + 2  # that site, and the one after it in the same folder
     assert results.methods[-1].bytes_down > whole[0].methods[-1].bytes_down
@@ -250,12 +250,12 @@ def test_whole_models_are_weighed_as_well(tmp_path):
 def test_label_words_are_a_head_once_rows_name_the_classes(tmp_path):
     sites = make_sites(tmp_path, ["q_proj", "down_proj"], "llama")
     words = {"calibration.prompt-end": " w3"}
-    with pytest.raises(CohortError, match="label words need labelled rows"):
+    with pytest.raises(CohortError, match="label words need labelled samples"):
         play(sites, tmp_path / "bare", "adamerging", **FEW | words)
     for node in sites.nodes:
         rows = [json.loads(line) for line in Path(node["data"]).read_text().splitlines()]
         labelled = [row | {"label": f"w{i % 3}"} for i, row in enumerate(rows)]
         Path(node["data"]).write_text("\n".join(json.dumps(row) for row in labelled) + "\n")
     results = play(sites, tmp_path / "out", "adamerging", **FEW | words)
-    figures = results.methods[-1].metrics
-    assert figures["mean entropy in the last round"] < figures["mean entropy in the first round"]
+    metrics = results.methods[-1].metrics
+    assert metrics["mean entropy in the last round"] < metrics["mean entropy in the first round"]

@@ -9,7 +9,7 @@ from PIL import Image
 from transformers import BitImageProcessorPil
 
 from client.data.batches import Preprocessor, batches, load_tokenizer
-from client.data.samples import make_rows
+from client.data.samples import make_dataset
 from client.training.evaluate import accuracy
 from client.training.heads import ClassifierHead, load_head
 from layerweld.errors import AdapterError, ConfigError, DataError
@@ -33,7 +33,7 @@ def image_base(tmp_path_factory) -> BaseModel:
 def test_padding_and_batch_size_do_not_change_the_logits(text_base):
     torch.manual_seed(0)
     head = ClassifierHead(text_base.d_model, ROWS.classes)
-    rows = make_rows(["warm", "the cold is very blue", "a red"], None)
+    rows = make_dataset(["warm", "the cold is very blue", "a red"], None)
 
     def logits(batch_size):
         made = list(batches(rows, Preprocessor(text_base, 16), batch_size))
@@ -56,7 +56,7 @@ def test_batches_of_like_length_hold_every_text_once_and_little_padding(text_bas
 
 
 def test_texts_are_cut_at_the_shorter_of_setting_and_model(text_base):
-    rows = make_rows(["a " * 40], None)
+    rows = make_dataset(["a " * 40], None)
     lengths = [
         next(batches(rows, Preprocessor(text_base, length), 1))["input_ids"].shape[1]
         for length in (4, 99)
@@ -110,8 +110,8 @@ def test_accuracy_matches_classes_by_name_not_by_position(text_base):
 @pytest.mark.parametrize(
     ("rows", "remedy"),
     [
-        (make_rows(["a"], None), r"evaluate\.enabled = false"),
-        (make_rows(["a"], ["steam"]), "train on such samples too"),
+        (make_dataset(["a"], None), r"evaluate\.enabled = false"),
+        (make_dataset(["a"], ["steam"]), "train on such samples too"),
     ],
 )
 def test_rows_that_cannot_be_scored_are_an_error(text_base, rows, remedy):

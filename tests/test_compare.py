@@ -115,15 +115,15 @@ def test_the_sites_forget_the_runs_of_a_comparison(sites, compared):
 
 @pytest.fixture
 def merges(monkeypatch):
-    """Names of the methods that are really played."""
-    played, merge = [], Federation.merge
+    """Names of the methods that are really run."""
+    names, merge = [], Federation.merge
 
     def noted(self, method, other_params):
-        played.append(method.name)
+        names.append(method.name)
         return merge(self, method, other_params)
 
     monkeypatch.setattr(Federation, "merge", noted)
-    return played
+    return names
 
 
 def test_a_comparison_goes_on_where_it_stopped_and_only_adds(sites, tmp_path, merges):
@@ -180,7 +180,7 @@ def test_a_kept_result_that_was_cut_short_is_played_again(sites, tmp_path, merge
     file, output = run_file(sites, tmp_path), tmp_path / "out"
     compare(file, output, "--methods", "mean")
     before = (output / "sites.csv").read_bytes()
-    (kept,) = (output / "played").glob("mean-*.json")
+    (kept,) = (output / "results").glob("mean-*.json")
     kept.write_bytes(kept.read_bytes()[:40])
     compare(file, output, "--methods", "mean")
     assert merges == ["mean", "mean"]
@@ -281,7 +281,7 @@ def test_figures_are_normalised_at_each_seed_and_then_averaged():
 def test_what_the_run_sets_otherwise_than_published_is_told():
     given = {"ties.density": 0.1, "merge.influence": True, "dare.drop": 0.5, "merge.ridge": 0.01}
     settings = read_run_settings({"methods": "com,ties", **given})
-    found = ComparisonSettings(settings, "base", [0]).differences()
+    found = ComparisonSettings(settings, [0]).differences()
     assert found == {"ties.density": 0.1}
     told = budget_text(replace(comparison([result("mean", "Mean", a=0.4)]), given=found))
     assert told.endswith("but for ties.density = 0.1, as the run's file has it.")

@@ -13,7 +13,7 @@ from PIL import Image
 
 from client.data.images import read_image
 from client.data.packed_sizes import unpacked_pages
-from client.data.samples import make_rows, read_rows
+from client.data.samples import make_dataset, read_dataset
 from layerweld.errors import DataError
 from layerweld.settings.run import CalibrationSettings
 
@@ -72,29 +72,31 @@ def jsonl(folder: Path, *lines: str) -> Path:
     ],
 )
 def test_the_same_rows_are_the_same_in_every_format(tmp_path, name, write):
-    rows = read_rows(write(tmp_path / name), STRICT, reads_images=False)
-    assert rows == make_rows(TEXTS, LABELS)
+    rows = read_dataset(write(tmp_path / name), STRICT, reads_images=False)
+    assert rows == make_dataset(TEXTS, LABELS)
     assert rows.classes == ("a", "b", "c")
     assert rows.labels == (1, 0, 1, 2, 0)
 
 
 def test_rows_without_the_label_column_have_no_labels(tmp_path):
-    rows = read_rows(jsonl(tmp_path, '{"text": "a"}', '{"text": "b"}'), STRICT, reads_images=False)
+    rows = read_dataset(
+        jsonl(tmp_path, '{"text": "a"}', '{"text": "b"}'), STRICT, reads_images=False
+    )
     assert (rows.labels, rows.classes) == (None, ())
 
 
 def test_a_number_names_the_same_class_in_every_format(tmp_path):
     lines = [json.dumps({"text": "a", "label": label}) for label in (1, 1.0, "1")]
-    assert read_rows(jsonl(tmp_path, *lines), STRICT, reads_images=False).classes == ("1",)
+    assert read_dataset(jsonl(tmp_path, *lines), STRICT, reads_images=False).classes == ("1",)
 
 
 def test_the_digest_sees_inputs_labels_and_order():
     versions = [
-        make_rows(["a", "b"], None),
-        make_rows(["b", "a"], None),
-        make_rows(["ab", ""], None),
-        make_rows(["a", "b"], ["x", "y"]),
-        make_rows(["a", "b"], ["x", "x"]),
+        make_dataset(["a", "b"], None),
+        make_dataset(["b", "a"], None),
+        make_dataset(["ab", ""], None),
+        make_dataset(["a", "b"], ["x", "y"]),
+        make_dataset(["a", "b"], ["x", "x"]),
     ]
     assert len({rows.digest for rows in versions}) == len(versions)
 
@@ -105,22 +107,22 @@ BROKEN = ['{"text": ', "[1]", "{}", '{"text": ""}', '{"text": 3}', '{"text": "\\
 @pytest.mark.parametrize("line", BROKEN)
 def test_an_unreadable_row_is_counted_and_skipped(tmp_path, line):
     source = jsonl(tmp_path, '{"text": "first"}', line, '{"text": "last"}')
-    rows = read_rows(source, LENIENT, reads_images=False)
+    rows = read_dataset(source, LENIENT, reads_images=False)
     assert (list(rows.inputs), rows.skipped) == (["first", "last"], 1)
 
 
 def test_more_unreadable_rows_than_allowed_are_an_error(tmp_path):
     source = jsonl(tmp_path, '{"text": "first"}', "", *BROKEN)
     with pytest.raises(DataError, match=r"6 of 7 .* line 3: .*`calibration.max-unreadable`"):
-        read_rows(source, LENIENT, reads_images=False)
+        read_dataset(source, LENIENT, reads_images=False)
 
 
 @pytest.mark.parametrize("lines", [BROKEN, BROKEN[:1], ['{"text": ""}', '{"text": null}']])
 def test_rows_that_are_all_unreadable_are_an_error_whatever_is_allowed(tmp_path, lines):
     anything_goes = CalibrationSettings(max_unreadable=1.0)
     with pytest.raises(DataError, match=rf"{len(lines)} of {len(lines)} .* line 1: .*fix them$"):
-        read_rows(jsonl(tmp_path, *lines), anything_goes, reads_images=False)
-    one = read_rows(jsonl(tmp_path, *lines, '{"text": "a"}'), anything_goes, reads_images=False)
+        read_dataset(jsonl(tmp_path, *lines), anything_goes, reads_images=False)
+    one = read_dataset(jsonl(tmp_path, *lines, '{"text": "a"}'), anything_goes, reads_images=False)
     assert (list(one.inputs), one.skipped) == (["a"], len(lines))
 
 
@@ -146,7 +148,7 @@ def test_the_first_unreadable_row_says_why_and_shows_nothing(tmp_path, name, con
     with pytest.raises(
         DataError, match=rf"1 of 2 .*, the first is line \d: {reason}; fix"
     ) as error:
-        read_rows(tmp_path / name, STRICT, reads_images=False)
+        read_dataset(tmp_path / name, STRICT, reads_images=False)
     assert "secret" not in str(error.value)
 
 
@@ -155,9 +157,9 @@ def test_a_file_that_is_one_json_array_is_told_from_lines(tmp_path, indent):
     source = tmp_path / "rows.json"
     source.write_text(json.dumps([{"text": "a"}, {"text": "b"}], indent=indent))
     with pytest.raises(DataError, match=r"is a JSON array; write one object per line$"):
-        read_rows(source, CalibrationSettings(max_unreadable=1.0), reads_images=False)
+        read_dataset(source, CalibrationSettings(max_unreadable=1.0), reads_images=False)
     lines = jsonl(tmp_path, "[1]", '{"text": "a"}')
-    assert read_rows(lines, LENIENT, reads_images=False).skipped == 1
+    assert read_dataset(lines, LENIENT, reads_images=False).skipped == 1
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
@@ -170,33 +172,33 @@ def test_a_row_of_a_million_characters_is_read_whole(tmp_path, suffix):
         "parquet": lambda: table.to_parquet(file),
     }
     write[suffix]()
-    assert list(read_rows(file, STRICT, reads_images=False).inputs) == texts
+    assert list(read_dataset(file, STRICT, reads_images=False).inputs) == texts
 
 
 def test_an_open_quote_in_a_csv_costs_every_line_it_swallows(tmp_path):
     source = tmp_path / "rows.csv"
     source.write_text('text\nfine\n"never closed\nlost\nlost too\n')
     with pytest.raises(DataError, match=r"3 of 4 samples .* line 3: its quotes are"):
-        read_rows(source, LENIENT, reads_images=False)
+        read_dataset(source, LENIENT, reads_images=False)
 
 
 def test_text_that_is_not_utf8_is_unreadable(tmp_path):
     source = tmp_path / "rows.csv"
     source.write_bytes("text\nfine\nna\xefve\n".encode("latin-1"))
-    assert read_rows(source, LENIENT, reads_images=False).skipped == 1
+    assert read_dataset(source, LENIENT, reads_images=False).skipped == 1
 
 
 def test_a_missing_column_lists_those_that_exist(tmp_path):
     source = jsonl(tmp_path, '{"body": "a", "label": 1}')
     with pytest.raises(DataError, match=r"has body, label: set `calibration.text-column`"):
-        read_rows(source, STRICT, reads_images=False)
+        read_dataset(source, STRICT, reads_images=False)
 
 
 @pytest.mark.parametrize("column", ["Text", "TEXT", " text"])
 def test_a_missing_column_names_the_one_that_is_spelt_nearly_so(tmp_path, column):
     source = jsonl(tmp_path, json.dumps({column: "a", "label": 1}))
     with pytest.raises(DataError, match=rf"set `calibration.text-column` to '{column}', or "):
-        read_rows(source, STRICT, reads_images=False)
+        read_dataset(source, STRICT, reads_images=False)
 
 
 LATIN = r"the header is not UTF-8; convert the file \(iconv -f latin1 -t utf8\)$"
@@ -213,14 +215,14 @@ def test_a_header_that_is_not_utf8_is_an_error_where_a_column_is_missing(
     source.write_bytes(f"{header}\na,b\n".encode("latin-1"))
     settings = CalibrationSettings(text_column=text_column, label_column=label_column)
     with pytest.raises(DataError, match=LATIN):
-        read_rows(source, settings, reads_images=False)
+        read_dataset(source, settings, reads_images=False)
 
 
 @pytest.mark.parametrize("header", ["text,label,état", "text,état,x"])
 def test_a_header_that_nobody_reads_may_be_in_any_encoding(tmp_path, header):
     source = tmp_path / "rows.csv"
     source.write_bytes(f"{header}\na,b,c\n".encode("latin-1"))
-    assert list(read_rows(source, STRICT, reads_images=False).inputs) == ["a"]
+    assert list(read_dataset(source, STRICT, reads_images=False).inputs) == ["a"]
 
 
 @pytest.mark.parametrize(("separator", "name"), [(";", "';'"), ("\t", "tabs")])
@@ -231,10 +233,10 @@ def test_a_csv_with_another_separator_is_told_so(tmp_path, separator, name, text
     with pytest.raises(
         DataError, match=rf"seems to use {name} as its separator; convert it to commas$"
     ):
-        read_rows(source, STRICT, reads_images=False)
+        read_dataset(source, STRICT, reads_images=False)
     source.write_text(f'text{separator}\n"{text}"\n')
     one = CalibrationSettings(text_column=f"text{separator}")
-    assert list(read_rows(source, one, reads_images=False).inputs) == [text]
+    assert list(read_dataset(source, one, reads_images=False).inputs) == [text]
 
 
 @pytest.mark.parametrize(
@@ -249,23 +251,23 @@ def test_a_csv_with_another_separator_is_told_so(tmp_path, separator, name, text
 def test_a_source_that_cannot_be_read_is_an_error(tmp_path, name, content, remedy):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=remedy):
-        read_rows(tmp_path / name, STRICT, reads_images=False)
+        read_dataset(tmp_path / name, STRICT, reads_images=False)
 
 
 @pytest.mark.parametrize("reads_images", [False, True])
 def test_a_missing_source_is_an_error(tmp_path, reads_images):
     with pytest.raises(DataError, match="check the site's `data` path"):
-        read_rows(tmp_path / "absent", STRICT, reads_images)
+        read_dataset(tmp_path / "absent", STRICT, reads_images)
 
 
 def test_a_folder_without_a_saved_dataset_is_an_error(tmp_path):
     with pytest.raises(DataError, match="name one of its splits"):
-        read_rows(tmp_path, STRICT, reads_images=False)
+        read_dataset(tmp_path, STRICT, reads_images=False)
 
 
 def test_sub_folders_of_images_are_classes(tmp_path):
     files = [write_image(tmp_path / name) for name in ("cat/b.png", "cat/a.jpg", "dog/c.webp")]
-    rows = read_rows(tmp_path, STRICT, reads_images=True)
+    rows = read_dataset(tmp_path, STRICT, reads_images=True)
     assert list(rows.inputs) == sorted(files)
     assert (rows.classes, rows.labels) == (("cat", "dog"), (0, 0, 1))
 
@@ -273,35 +275,37 @@ def test_sub_folders_of_images_are_classes(tmp_path):
 def test_a_flat_folder_of_images_has_no_labels(tmp_path):
     files = [write_image(tmp_path / name) for name in ("b.bmp", "a.png")]
     (tmp_path / "notes.txt").write_text("not an image")
-    rows = read_rows(tmp_path, STRICT, reads_images=True)
+    rows = read_dataset(tmp_path, STRICT, reads_images=True)
     assert (list(rows.inputs), rows.labels) == (sorted(files), None)
 
 
 def test_the_digest_of_images_is_over_their_bytes(tmp_path):
     colours = ("red", "blue", "red")
     folders = [write_image(tmp_path / str(i) / "a.png", c).parent for i, c in enumerate(colours)]
-    red, blue, again = (read_rows(folder, STRICT, reads_images=True).digest for folder in folders)
+    red, blue, again = (
+        read_dataset(folder, STRICT, reads_images=True).digest for folder in folders
+    )
     assert red == again != blue
 
 
 def test_an_image_that_cannot_be_decoded_is_counted_and_skipped(tmp_path):
     whole = write_image(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(whole.read_bytes()[:-30])
-    assert read_rows(tmp_path, LENIENT, reads_images=True).skipped == 1
+    assert read_dataset(tmp_path, LENIENT, reads_images=True).skipped == 1
     with pytest.raises(DataError, match=r"1 of 2 .*file b.png: .*`calibration.max-unreadable`"):
-        read_rows(tmp_path, STRICT, reads_images=True)
+        read_dataset(tmp_path, STRICT, reads_images=True)
 
 
 def test_images_beside_class_folders_are_an_error(tmp_path):
     write_image(tmp_path / "a.png")
     write_image(tmp_path / "cat" / "b.png")
     with pytest.raises(DataError, match="move the images into a sub-folder"):
-        read_rows(tmp_path, STRICT, reads_images=True)
+        read_dataset(tmp_path, STRICT, reads_images=True)
 
 
 def test_a_model_that_reads_images_wants_a_folder(tmp_path):
     with pytest.raises(DataError, match="give a folder of images"):
-        read_rows(write_jsonl(tmp_path / "rows.jsonl"), STRICT, reads_images=True)
+        read_dataset(write_jsonl(tmp_path / "rows.jsonl"), STRICT, reads_images=True)
 
 
 @pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl"])
@@ -311,7 +315,7 @@ def test_utf16_is_called_that_with_the_way_out(tmp_path, name, encoding):
     (tmp_path / name).write_bytes(("\ufeff" if encoding != "utf-16" else "").encode(encoding) +
                                   content.encode(encoding))  # fmt: skip
     with pytest.raises(DataError, match=r"is UTF-16; convert it \(iconv -f utf-16 -t utf-8\)"):
-        read_rows(tmp_path / name, LENIENT, reads_images=False)
+        read_dataset(tmp_path / name, LENIENT, reads_images=False)
 
 
 @pytest.mark.parametrize("kind", ["date", "list", "decimal"])
@@ -323,33 +327,33 @@ def test_a_column_that_nobody_reads_may_hold_what_python_cannot(tmp_path, kind):
     }[kind]
     table = pa.table({"text": ["a", "b"], "until": other})
     pa.parquet.write_table(table, tmp_path / "rows.parquet")
-    rows = read_rows(tmp_path / "rows.parquet", STRICT, reads_images=False)
+    rows = read_dataset(tmp_path / "rows.parquet", STRICT, reads_images=False)
     assert (list(rows.inputs), rows.labels) == (["a", "b"], None)
 
 
 def test_text_that_is_no_text_names_its_column(tmp_path):
     pd.DataFrame({"text": [["a"], ["b"]]}).to_parquet(tmp_path / "rows.parquet")
     with pytest.raises(DataError, match=r"rows\.parquet: column 'text' holds 'list<.*, not text"):
-        read_rows(tmp_path / "rows.parquet", STRICT, reads_images=False)
+        read_dataset(tmp_path / "rows.parquet", STRICT, reads_images=False)
 
 
 def test_labels_of_every_parquet_kind_name_the_same_classes(tmp_path):
     for number, labels in enumerate((["1", "0"], [1, 0], [1.0, 0.0], pd.Categorical(["1", "0"]))):
         file = tmp_path / f"{number}.parquet"
         pd.DataFrame({"text": ["a", "b"], "label": labels}).to_parquet(file)
-        assert read_rows(file, STRICT, reads_images=False).classes == ("0", "1")
+        assert read_dataset(file, STRICT, reads_images=False).classes == ("0", "1")
 
 
 def test_the_first_unreadable_row_is_the_first_whatever_it_lacks(tmp_path):
     source = jsonl(tmp_path, '{"text": "a", "label": 1}', '{"text": "a"}', '{"label": 1}')
     with pytest.raises(DataError, match=r"2 of 3 .* line 2: no label in column 'label'"):
-        read_rows(source, STRICT, reads_images=False)
+        read_dataset(source, STRICT, reads_images=False)
 
 
 def test_a_message_shows_few_columns_and_never_what_a_terminal_obeys(tmp_path):
     keys = {f"key {i:04}": 1 for i in range(5000)} | {"\x1b[2J": 1, "a" * 999: 1}
     with pytest.raises(DataError, match="and 980 more: set `calibration") as error:
-        read_rows(jsonl(tmp_path, json.dumps(keys)), STRICT, reads_images=False)
+        read_dataset(jsonl(tmp_path, json.dumps(keys)), STRICT, reads_images=False)
     assert len(str(error.value)) < 1000
     assert str(error.value).isprintable()
 
@@ -358,15 +362,15 @@ def test_images_of_other_kinds_are_counted_and_named(tmp_path):
     write_image(tmp_path / "a.png")
     write_image(tmp_path / "b.tif")
     with pytest.raises(DataError, match=r"1 of 2 .* file b.tif: .tif is not supported; convert"):
-        read_rows(tmp_path, STRICT, reads_images=True)
-    assert read_rows(tmp_path, LENIENT, reads_images=True).skipped == 1
+        read_dataset(tmp_path, STRICT, reads_images=True)
+    assert read_dataset(tmp_path, LENIENT, reads_images=True).skipped == 1
 
 
 def test_an_animation_is_no_image(tmp_path):
     frames = [Image.new("RGB", (9, 7), colour) for colour in ("red", "blue")]
     frames[0].save(tmp_path / "a.webp", save_all=True, append_images=frames[1:])
     with pytest.raises(DataError, match=r"file a.webp: holds an animation"):
-        read_rows(tmp_path, STRICT, reads_images=True)
+        read_dataset(tmp_path, STRICT, reads_images=True)
 
 
 def test_grey_values_of_16_bits_are_those_of_8(tmp_path):
@@ -380,7 +384,7 @@ def test_a_name_in_a_saved_dataset_does_not_lead_out_of_its_folder(tmp_path):
     (tmp_path / "outside.arrow").write_bytes((folder / "data-00000-of-00001.arrow").read_bytes())
     (folder / "state.json").write_text('{"_data_files": [{"filename": "../outside.arrow"}]}')
     with pytest.raises(DataError, match=r"names '\.\./outside\.arrow', not a file beside it"):
-        read_rows(folder, STRICT, reads_images=False)
+        read_dataset(folder, STRICT, reads_images=False)
 
 
 @pytest.mark.parametrize("version", ["1.0", "2.0"])

@@ -4,10 +4,10 @@ from collections import Counter
 
 import pytest
 
-from layerweld.deploy.egress import lines, measure
+from layerweld.deploy.egress import egress_lines, measure
 from layerweld.settings.run import read_run_settings
 from layerweld.settings.sites import SiteEntry
-from server.run import play as play_run
+from server.run import run as run_server
 from tests.tiny_sites import make_labelled_sites, with_whole_models
 
 METHODS = ["com", "jacobi", "mats", "fisher", "adamerging", "prodistill", "ties"]
@@ -52,7 +52,7 @@ def play(sites, settings, output):
         return arrived
 
     grid.pull_messages = listening
-    results = play_run(grid, settings, str(sites.base), output)
+    results = run_server(grid, settings, str(sites.base), output)
     return results, +sent, replies
 
 
@@ -102,9 +102,9 @@ def test_figures_that_go_along_are_counted(lora_sites, tmp_path):
 def test_a_whole_model_and_figures_have_lines_of_their_own(whole_sites):
     entry = SiteEntry.model_validate(whole_sites.nodes[0])
     settings = settings_of(whole_sites, "com,fisher", **{"merge.covariate-shift": "first"})
-    said = "\n".join(lines(measure(entry, settings), entry))
+    said = "\n".join(egress_lines(measure(entry, settings), entry))
     assert "fisher: " in said
     assert "to the server alone: F, F⊙ΔW" in said
     assert "of norms, biases and embeddings" in said
-    assert "accuracy of 4 models on 18 held-out rows" in said
+    assert "accuracy of 4 models on 18 held-out samples" in said
     assert "covariate shift: 8 numbers" in said

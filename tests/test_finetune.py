@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from client.data.parcels import in_parcels
-from client.data.samples import make_rows, read_rows
+from client.data.samples import make_dataset, read_dataset
 from client.training.evaluate import accuracy
 from client.training.finetune import fine_tune
 from client.training.heads import ClassifierHead, load_head
@@ -155,7 +155,7 @@ def test_only_the_chosen_layers_are_adapted(text_base, tmp_path):
 
 def test_a_frozen_a_is_the_same_whatever_the_rows_and_b_is_trained(text_base, tmp_path):
     settings = SETTINGS.model_copy(update={"freeze_a": True})
-    others = make_rows(ROWS.inputs[::-1], [ROWS.classes[label] for label in ROWS.labels])
+    others = make_dataset(ROWS.inputs[::-1], [ROWS.classes[label] for label in ROWS.labels])
     found = {}
     for name, rows in (("one", ROWS), ("other", others)):
         fine_tune(
@@ -203,7 +203,7 @@ def test_images_work_end_to_end(image_base, tmp_path):
         for name, colour in {"dark": (10 * i, 9, 0), "light": (255 - 10 * i, 220, 240)}.items():
             (tmp_path / "images" / name).mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (30 + i, 40), colour).save(tmp_path / "images" / name / f"{i}.png")
-    rows = read_rows(tmp_path / "images", CalibrationSettings(), reads_images=True)
+    rows = read_dataset(tmp_path / "images", CalibrationSettings(), reads_images=True)
     folder = trained(image_base, tmp_path / "site", rows=rows)
     head = load_head(folder / "head.safetensors")
     assert accuracy(adapted(image_base, folder), head, rows, EVALUATE) == (1.0, 16)
@@ -255,12 +255,12 @@ def test_an_interrupted_run_leaves_no_result_and_does_not_block_the_next(text_ba
 
 def test_rows_without_labels_cannot_be_trained_on(text_base, tmp_path):
     with pytest.raises(DataError, match=r"`calibration\.label-column`, or bring an adapter"):
-        trained(text_base, tmp_path / "site", rows=make_rows(TEXTS, None))
+        trained(text_base, tmp_path / "site", rows=make_dataset(TEXTS, None))
 
 
 def test_a_single_class_cannot_be_trained_on(text_base, tmp_path):
     with pytest.raises(DataError, match="add samples of another class"):
-        trained(text_base, tmp_path / "site", rows=make_rows(["a", "is"], ["x", "x"], ["y"]))
+        trained(text_base, tmp_path / "site", rows=make_dataset(["a", "is"], ["x", "x"], ["y"]))
 
 
 @pytest.mark.parametrize("targets", [[], ["encoder.layer.9.query"]])

@@ -13,7 +13,7 @@ from layerweld.formats.task_vectors import read_fine_tuned
 from layerweld.merging.fisher import FisherPool, normalised
 from layerweld.model.base_model import load_base
 from layerweld.model.linear import linear_layers, updated, weight_of
-from server.run import play as play_run
+from server.run import run as run_server
 from tests.played_methods import settings_of
 from tests.tiny_sites import make_sites
 
@@ -64,7 +64,7 @@ def one_row_at_a_time(sites, node):
 
 def play(sites, output, methods="fisher"):
     settings = settings_of(sites, methods)
-    return play_run(sites.grid(settings), settings, str(sites.base), output)
+    return run_server(sites.grid(settings), settings, str(sites.base), output)
 
 
 def test_the_merge_weighs_every_entry_by_its_squared_gradients(labelled_sites, tmp_path):
@@ -95,7 +95,7 @@ def test_the_order_of_the_sites_does_not_change_a_bit(labelled_sites, tmp_path):
 def test_sites_without_labels_are_refused_in_the_handshake(tmp_path):
     sites = make_sites(tmp_path, ["query"])
     with pytest.raises(
-        CohortError, match="fisher: it needs labelled rows and a head at every site"
+        CohortError, match="fisher: it needs labelled samples and a head at every site"
     ):
         play(sites, tmp_path / "out")
 

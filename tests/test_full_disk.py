@@ -8,7 +8,7 @@ import pytest
 
 from client.app import app as client_app
 from layerweld.errors import LostSiteError, StorageError
-from server.run import play as play_run
+from server.run import run as run_server
 from strategies import notices, poll
 from tests.faulty_grid import Clock, InProcessGrid
 from tests.tiny_sites import make_sites
@@ -71,7 +71,7 @@ def sites(tmp_path_factory):
 
 def play(sites, output):
     chosen = sites.settings()
-    play_run(sites.grid(chosen), chosen, str(sites.base), output)
+    run_server(sites.grid(chosen), chosen, str(sites.base), output)
     return (output / "manifest.json").read_bytes()
 
 
@@ -123,7 +123,7 @@ class Birch:
         """The manifest; afterwards ``most`` is what the site had on its disk at one time."""
         chosen = self.sites.settings().model_copy(update=entries)
         grid = DeployedGrid(client_app, self.nodes, chosen, self._measure)
-        play_run(grid, chosen, str(self.sites.base), output)
+        run_server(grid, chosen, str(self.sites.base), output)
         return (output / "manifest.json").read_bytes()
 
     def _measure(self):

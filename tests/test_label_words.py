@@ -1,6 +1,9 @@
 """A causal language model that classifies by its next word, behind a prompt that is never cut."""
 
 import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,11 +14,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from client.data.batches import Preprocessor, load_tokenizer
 from client.data.parcels import in_parcels
-from client.data.samples import make_rows
+from client.data.samples import make_dataset
+from client.handlers.finetune import fine_tune_site
 from client.handlers.fisher import fisher_sums
 from client.handlers.measure import held_out_accuracy
 from client.site import cache_folder
-from client.state import SiteState, fine_tune_site
+from client.state import SiteState
 from client.training.evaluate import accuracy
 from client.training.finetune import fine_tune
 from client.training.label_words import LabelWordHead, label_word_head
@@ -27,7 +31,7 @@ from layerweld.transport.model import ModelToMeasure
 
 WORDS = ["[PAD]", "[UNK]", "is", "red", "warm", "blue", "cold", "very", "fire", "ice", "Kind"]
 TEXTS = [f"{b} is very {c}" for c in ("warm", "cold") for b in WORDS[2:] * 2]
-ROWS = make_rows(TEXTS, ["fire" if "warm" in text else "ice" for text in TEXTS])
+ROWS = make_dataset(TEXTS, ["fire" if "warm" in text else "ice" for text in TEXTS])
 END = " Kind"
 SETTINGS = FinetuneSettings(
     rank=4, epochs=6, batch_size=6, learning_rate=2e-2, accelerator="cpu", logger="none"
@@ -35,7 +39,7 @@ SETTINGS = FinetuneSettings(
 EVALUATE = EvaluateSettings(batch_size=5)
 
 
-def saved_llama(folder, **config) -> BaseModel:
+def saved_llama(folder: Path, **config: Any) -> BaseModel:
     words = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="[UNK]"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(
@@ -50,19 +54,19 @@ def saved_llama(folder, **config) -> BaseModel:
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
-def base(request, tmp_path_factory):
+def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
     return saved_llama(tmp_path_factory.mktemp("llama"), tie_word_embeddings=request.param)
 
 
 @pytest.fixture(autouse=True, scope="module")
-def one_thread():
+def one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
 
 
-def test_its_scores_are_those_of_the_language_model(base):
+def test_its_scores_are_those_of_the_language_model(base: BaseModel) -> None:
     whole = LlamaForCausalLM.from_pretrained(base.folder, dtype=torch.float32).eval()
     batch = Preprocessor(base, 16, END)(["red is warm", "blue"])
     head = label_word_head(base, ("fire", "ice"))
@@ -74,23 +78,23 @@ def test_its_scores_are_those_of_the_language_model(base):
     torch.testing.assert_close(found, logits[:, [WORDS.index("fire"), WORDS.index("ice")]])
 
 
-def test_the_end_of_the_prompt_is_never_cut(base):
+def test_the_end_of_the_prompt_is_never_cut(base: BaseModel) -> None:
     batch = Preprocessor(base, 3, END)(["red is very warm", "blue"])
     assert batch["input_ids"][0].tolist() == [WORDS.index(w) for w in ("red", "is", "Kind")]
     assert batch["input_ids"][1].tolist() == [WORDS.index(w) for w in ("blue", "Kind", "[PAD]")]
 
 
-def test_an_end_that_leaves_no_room_is_refused(base):
+def test_an_end_that_leaves_no_room_is_refused(base: BaseModel) -> None:
     with pytest.raises(ConfigError, match="leaves none of 1"):
         Preprocessor(base, 1, END)
 
 
-def test_classes_that_begin_alike_are_named(base):
+def test_classes_that_begin_alike_are_named(base: BaseModel) -> None:
     with pytest.raises(ConfigError, match=r"'fire' and 'fire red' begin with the same token"):
         label_word_head(base, ("fire", "fire red"))
 
 
-def test_classes_whose_words_the_tokenizer_does_not_know_are_named(base):
+def test_classes_whose_words_the_tokenizer_does_not_know_are_named(base: BaseModel) -> None:
     with pytest.raises(ConfigError, match=r"'snow' and 'rain' are words unknown to the token"):
         label_word_head(base, ("fire", "snow", "rain"))
     assert label_word_head(base, ("fire", "snow")).classes == ("fire", "snow")
@@ -98,7 +102,9 @@ def test_classes_whose_words_the_tokenizer_does_not_know_are_named(base):
 
 @pytest.mark.parametrize("classes", [("fire", "ice"), ("fire", "fire red"), ("snow", "rain")])
 @pytest.mark.parametrize("closes", [True, False])
-def test_a_model_that_does_not_go_on_is_refused_before_its_words(base, tmp_path, classes, closes):
+def test_a_model_that_does_not_go_on_is_refused_before_its_words(
+    base: BaseModel, tmp_path: Path, classes: tuple[str, str], closes: bool
+) -> None:
     tokenizer = load_tokenizer(base.folder)
     load_base(base.folder).backbone.save_pretrained(tmp_path)
     words = tokenizer.backend_tokenizer
@@ -114,7 +120,7 @@ def test_a_model_that_does_not_go_on_is_refused_before_its_words(base, tmp_path,
         label_word_head(load_base(tmp_path), classes)
 
 
-def test_training_moves_the_next_word_and_writes_no_head(base, tmp_path):
+def test_training_moves_the_next_word_and_writes_no_head(base: BaseModel, tmp_path: Path) -> None:
     targets = [f"layers.{i}.self_attn.{p}_proj" for i in range(2) for p in "qkvo"]
     head = label_word_head(base, ROWS.classes)
     before, _ = accuracy(base, head, ROWS, EVALUATE, END)
@@ -127,7 +133,9 @@ def test_training_moves_the_next_word_and_writes_no_head(base, tmp_path):
     assert {file.name for file in (tmp_path / "site").iterdir()} == {"adapter", "hashes.json"}
 
 
-def test_a_site_with_label_words_evaluates_without_a_head_file(base, tmp_path):
+def test_a_site_with_label_words_evaluates_without_a_head_file(
+    base: BaseModel, tmp_path: Path
+) -> None:
     records = [
         {"text": t, "label": ROWS.classes[k]} for t, k in zip(TEXTS, ROWS.labels, strict=True)
     ]
@@ -143,19 +151,19 @@ def test_a_site_with_label_words_evaluates_without_a_head_file(base, tmp_path):
     rows = str(tmp_path / "rows.jsonl")
     state = SiteState(SiteEntry(name="a", data=rows, held_out=rows), settings, "run")
     fine_tune_site(state)
-    assert not state.must_fine_tune
-    assert state.has_head
-    assert isinstance(state.head, LabelWordHead)
+    assert not state.files.must_fine_tune
+    assert state.head.exists
+    assert isinstance(state.head.load(), LabelWordHead)
     assert state.batches[0]["input_ids"][0, -1] in (0, WORDS.index("Kind"))
     layers = tuple(state.adapter.task_vector.updates)
     for kind in ("base", "individual"):
         _, samples = held_out_accuracy(state, ModelToMeasure("run", kind, layers))
         assert samples == len(TEXTS)
     assert all(bool((sums >= 0).all()) for sums in fisher_sums(state, layers).importance.values())
-    assert cache_folder(state.site, settings) in state.adapter_folder.parents
+    assert cache_folder(state.site, settings) in state.files.adapter_folder.parents
 
 
-def test_a_tokenizer_that_closes_texts_is_refused(base, tmp_path):
+def test_a_tokenizer_that_closes_texts_is_refused(base: BaseModel, tmp_path: Path) -> None:
     tokenizer = Preprocessor(base, 8)._tokenizer
     folder = tmp_path / "closing"
     load_base(base.folder).backbone.save_pretrained(folder)

@@ -66,8 +66,8 @@ def test_fedit_averages_factors_and_says_how_far_that_is_from_the_mean():
     merged = FedIt().merge(sites)
     assert relative(merged, apart(sites)) < 1e-5
     assert merged.updates["q"].rank == 2
-    assert merged.figures[ERROR] == pytest.approx(distance(apart(sites), mean(sites)), rel=1e-4)
-    assert merged.figures[ERROR] > 0.1
+    assert merged.metrics[ERROR] == pytest.approx(distance(apart(sites), mean(sites)), rel=1e-4)
+    assert merged.metrics[ERROR] > 0.1
 
 
 @pytest.mark.parametrize("ranks", [(2, 2, 2), (1, 2, 3)])
@@ -76,7 +76,7 @@ def test_flora_is_the_weighted_mean_whatever_the_ranks(ranks):
     merged = Flora().merge(sites)
     assert relative(merged, mean(sites)) < 1e-5
     assert merged.updates["q"].rank == sum(ranks)
-    assert merged.figures[ERROR] == 0
+    assert merged.metrics[ERROR] == 0
 
 
 def test_fedex_is_the_mean_and_says_how_much_of_it_is_residual():
@@ -85,7 +85,7 @@ def test_fedex_is_the_mean_and_says_how_much_of_it_is_residual():
     third = (1 / 3,) * 3
     assert relative(merged, mean(sites, third)) < 1e-5
     expected = distance(apart(sites, third), mean(sites, third))
-    assert merged.figures["residual in the mean"] == pytest.approx(expected, rel=1e-4)
+    assert merged.metrics["residual in the mean"] == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("rank", [0, 1, 4])
@@ -95,7 +95,7 @@ def test_flexlora_is_the_mean_cut_to_its_rank(rank):
     expected = {layer: cut_to(matrix, rank or 3) for layer, matrix in mean(sites).items()}
     assert relative(merged, expected) < 1e-5
     assert merged.updates["up"].rank == (rank or 3)
-    assert merged.figures[ERROR] == pytest.approx(distance(expected, mean(sites)), rel=1e-4)
+    assert merged.metrics[ERROR] == pytest.approx(distance(expected, mean(sites)), rel=1e-4)
 
 
 def test_ffa_lora_is_the_mean_at_one_sites_rank_where_a_is_shared():
@@ -107,7 +107,7 @@ def test_ffa_lora_is_the_mean_at_one_sites_rank_where_a_is_shared():
 
 
 def test_fedit_is_exact_where_a_is_shared():
-    assert FedIt().merge(sharing_sites()).figures[ERROR] < 1e-6
+    assert FedIt().merge(sharing_sites()).metrics[ERROR] < 1e-6
 
 
 @pytest.mark.parametrize("method", [FedIt(), Flora(), FedEx(), FlexLora(), FfaLora()], ids=str)
@@ -117,7 +117,7 @@ def test_one_site_and_sites_that_agree_are_given_back(method):
     for names in (("ash",), ("ash", "birch", "cedar")):
         merged = method.merge(side_by_side(dict.fromkeys(names, one)))
         assert relative(merged, expected) < 1e-5
-        assert merged.figures[ERROR] < 1e-5
+        assert merged.metrics[ERROR] < 1e-5
 
 
 def test_samples_or_sites_decide_the_weights():

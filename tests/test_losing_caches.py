@@ -10,7 +10,7 @@ from flwr.app import Error, Message
 
 from client import state as site_states
 from layerweld.errors import LostSiteError, RefusedReplyError
-from server.run import play as play_run
+from server.run import run as run_server
 from strategies.cohort import Cohort
 from tests.deployed import digest_in
 from tests.dying_server import killed_after
@@ -48,7 +48,7 @@ def play(sites, settings, tmp_path):
 
     def play(loses, output=tmp_path / "out", chosen=settings):
         grid = LosingGrid(sites.nodes, chosen, loses)
-        play_run(grid, chosen, str(sites.base), output)
+        run_server(grid, chosen, str(sites.base), output)
         return grid, digest_in(output)
 
     return play
@@ -59,7 +59,7 @@ def whole(sites, settings, tmp_path_factory):
     """Of the manifest of a run in which nothing is lost."""
     output = tmp_path_factory.mktemp("whole") / "out"
     grid = LosingGrid(sites.nodes, settings, nothing)
-    play_run(grid, settings, str(sites.base), output)
+    run_server(grid, settings, str(sites.base), output)
     assert {*grid.asked} == QUESTIONS
     return digest_in(output)
 
@@ -126,7 +126,7 @@ def test_a_site_that_says_so_for_ever_is_asked_ever_less_often_and_ends_the_run_
     chosen = training_settings(sites, deadline=600.0)
     grid = LiesAboutIt(sites.nodes, chosen, nothing)
     with pytest.raises(LostSiteError, match=r"ash: the adapter that it trained is gone .*E204"):
-        play_run(grid, chosen, str(sites.base), tmp_path / "out")
+        run_server(grid, chosen, str(sites.base), tmp_path / "out")
     assert clock.now < 700
     assert 3 * 5 < grid.asked.count("train.statistics") < 3 * 20
     assert grid.asked.count("train.finetune") < 3 * 20

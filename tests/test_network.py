@@ -12,7 +12,7 @@ from time import sleep
 
 import pytest
 
-from server.run import play as play_run
+from server.run import run as run_server
 from tests.deployed import Gateway, install_wheel, running
 from tests.private_network import private_network
 from tests.tiny_sites import TinySites, make_sites
@@ -54,7 +54,7 @@ def federation(network, sites, tmp_path_factory):
 def undisturbed(sites, tmp_path_factory):
     """Output of the same run within one process."""
     output, settings = tmp_path_factory.mktemp("in-process") / "output", sites.settings()
-    play_run(sites.grid(settings), settings, str(sites.base), output)
+    run_server(sites.grid(settings), settings, str(sites.base), output)
     return output
 
 

@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from client.data.parcels import in_parcels
-from client.data.samples import make_rows
+from client.data.samples import make_dataset
 
 
 def made(total):
-    return make_rows(
+    return make_dataset(
         [f"text {i:03}" for i in range(total)], [f"class {i % 3}" for i in range(total)]
     )
 
@@ -20,13 +20,13 @@ def made(total):
 @given(total=st.integers(1, 30), samples=st.integers(0, 40), seed=st.integers(0, 99))
 def test_a_draw_of_single_rows_keeps_number_order_and_labels(total, samples, seed):
     rows = made(total)
-    drawn = in_parcels(rows, 1).draw(samples, seed).rows
+    drawn = in_parcels(rows, 1).draw(samples, seed).dataset
     assert len(drawn) == (min(samples, total) or total)
     assert list(drawn.inputs) == sorted(set(drawn.inputs))
     pairs = dict(zip(rows.inputs, rows.labels, strict=True))
     assert [pairs[text] for text in drawn.inputs] == list(drawn.labels)
     assert drawn.classes == rows.classes
-    assert drawn == in_parcels(rows, 1).draw(samples, seed).rows
+    assert drawn == in_parcels(rows, 1).draw(samples, seed).dataset
 
 
 @given(st.integers(1, 40), st.sampled_from([0.0, 0.2, 0.5]), st.integers(0, 3), st.integers(1, 7))
@@ -34,8 +34,8 @@ def test_setting_aside_splits_rows_without_loss_or_overlap(count, share, seed, l
     rows = made(count)
     kept, aside = in_parcels(rows, least).set_aside(share, seed)
     assert least > 1 or len(aside) == round(share * count)
-    assert sorted([*kept.rows.inputs, *aside.rows.inputs]) == sorted(rows.inputs)
-    assert kept.rows.classes == aside.rows.classes == rows.classes
+    assert sorted([*kept.dataset.inputs, *aside.dataset.inputs]) == sorted(rows.inputs)
+    assert kept.dataset.classes == aside.dataset.classes == rows.classes
     assert in_parcels(rows, least).set_aside(share, seed) == (kept, aside)
 
 
@@ -58,15 +58,15 @@ def test_a_draw_of_parcels_holds_about_as_many_rows_as_were_asked_for():
 def test_whatever_a_run_draws_two_sets_differ_by_nothing_or_by_a_parcel_and_more(total, least):
     rng = random.Random(total)
     whole = in_parcels(made(total), least)
-    chosen = [{*whole.rows.inputs}]
+    chosen = [{*whole.dataset.inputs}]
     for _ in range(60):
         kept, aside = whole.set_aside(rng.choice([0, 0.01, 0.2, 0.5, 0.99]), rng.randrange(9))
         drawn = kept.draw(rng.randrange(total + 2), rng.randrange(9))
         again = drawn.draw(rng.randrange(total + 2), rng.randrange(9))
         batch = kept.together(rng.randrange(1, 40)) if kept.places else 0
         numbers = rng.sample(range(len(kept.places)), min(batch, len(kept.places)))
-        chosen += [{*part.rows.inputs} for part in (kept, aside, drawn, again)]
-        chosen += [{kept.rows.inputs[place] for place in kept.places_of(numbers)}]
+        chosen += [{*part.dataset.inputs} for part in (kept, aside, drawn, again)]
+        chosen += [{kept.dataset.inputs[place] for place in kept.places_of(numbers)}]
     assert all(not rows or len(rows) >= least for rows in chosen)
     assert len({frozenset(rows) for rows in chosen}) > 10 or len(whole.places) < 4
     for one, other in combinations({frozenset(rows) for rows in chosen}, 2):

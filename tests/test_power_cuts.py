@@ -12,7 +12,7 @@ from layerweld.demo.texts import LabelledText, write_texts
 from layerweld.deploy.site import open_site
 from layerweld.runtime.disk import new_folder, writing
 from server.journal import FINISHED, RunJournal
-from server.run import play as play_run
+from server.run import run as run_server
 from tests.tiny_sites import make_labelled_sites
 from tests.typed_commands import init_coordinator, init_site, lw
 
@@ -62,7 +62,7 @@ def sites(tmp_path_factory):
 
 def play(sites, output, **changes):
     settings = sites.settings(granularity="model").model_copy(update=changes)
-    play_run(sites.grid(settings), settings, str(sites.base), output)
+    run_server(sites.grid(settings), settings, str(sites.base), output)
 
 
 def test_the_folders_that_were_made_for_a_file_or_folder_are_on_the_disk_too(disk, tmp_path):

@@ -7,14 +7,14 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from client.data.samples import read_rows
+from client.data.samples import read_dataset
 from client.handlers import block_gradients
 from layerweld.formats.task_vectors import read_fine_tuned
 from layerweld.merging.prodistill import ProDistill
 from layerweld.model.base_model import load_base
 from layerweld.model.discover import discover_plan
 from layerweld.model.linear import weight_of
-from server.run import play as play_run
+from server.run import run as run_server
 from tests.dying_server import killed_after
 from tests.played_methods import play, settings_of, written
 from tests.tiny_sites import make_sites, with_whole_models
@@ -67,7 +67,7 @@ def in_one_place(sites, settings):
 
 
 def inputs_of(sites, node, settings):
-    rows = read_rows(Path(node["data"]), settings.calibration, reads_images=False)
+    rows = read_dataset(Path(node["data"]), settings.calibration, reads_images=False)
     tokenizer = AutoTokenizer.from_pretrained(sites.base)
     encoded = tokenizer(
         list(rows.inputs), truncation=True, max_length=12, padding=True, return_tensors="pt"
@@ -141,7 +141,7 @@ def test_a_site_in_a_new_process_without_a_cache_catches_up(
         return answer(message)
 
     monkeypatch.setattr(grid, "_answer", forget)
-    results = play_run(grid, chosen, str(sites.base), tmp_path / "out")
+    results = run_server(grid, chosen, str(sites.base), tmp_path / "out")
     assert results.manifest_hash == whole[0].manifest_hash
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from layerweld.runtime.app_path import app_folder
-from server.run import play as play_run
+from server.run import run as run_server
 from tests.played_methods import settings_of
 from tests.test_adamerging import with_heads
 from tests.tiny_sites import make_sites
@@ -40,7 +40,7 @@ def with_run_file(sites):
 def in_process_manifest(sites):
     settings = sites.settings()
     output = sites.folder / "in-process"
-    play_run(sites.grid(settings), settings, str(sites.base), output)
+    run_server(sites.grid(settings), settings, str(sites.base), output)
     return digest(output)
 
 
@@ -168,14 +168,14 @@ def test_coefficients_are_learnt_to_the_bit_with_a_process_per_message(flower, t
     learning = {"adamerging.rounds": 2, "prodistill.steps": 1}
     settings = settings_of(sites, "prodistill,adamerging", **learning)
     here = tmp_path / "here"
-    play_run(sites.grid(settings), settings, str(sites.base), here)
+    run_server(sites.grid(settings), settings, str(sites.base), here)
     start, ask = flower
     supernodes(start, superlink(start, tmp_path, NO_INSTALLATION), sites)
     methods = {"methods": "'prodistill,adamerging'"}
     play(ask, "here", sites, tmp_path / "there", **methods, **learning)
     assert digest(tmp_path / "there") == digest(here)
-    assert figures(tmp_path / "there") == figures(here)
+    assert metrics(tmp_path / "there") == metrics(here)
 
 
-def figures(output):
+def metrics(output):
     return [m["metrics"] for m in json.loads((output / "results.json").read_text())["methods"]]

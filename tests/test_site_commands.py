@@ -24,7 +24,7 @@ def test_a_site_says_what_it_would_send(here, sites):
     result = init_site(sites)
     assert result.exit_code == 0, result.output
     assert "LoRA, rank 2, 4 layers" in result.output
-    assert "18 rows, " in result.output
+    assert "18 samples, " in result.output
     # d_in 16: two groups of 16 * 17 / 2 floats; two layers each of rank 2 with 16 + 16 values.
     assert "com: 2 layer groups, 1.0 KiB the largest, 2.1 KiB a merge, 2 rounds;" in result.output
     assert "a run's own settings may send more" in result.output
@@ -41,12 +41,12 @@ def test_a_site_says_of_each_method_of_the_run_what_goes_where(here, sites):
     # Once the update; nine times 4 bytes for each of 2 sites and 4 layers.
     assert "adamerging: 1.3 KiB a merge among 2 sites, 10 rounds; to the server: ΔW, H" in said
     assert "; to every other site: ΔW" in said
-    assert "counts of rows and tokens" in said
+    assert "counts of samples and tokens" in said
     assert "own settings may send more" not in said
 
 
 def test_a_site_has_its_own_say_on_how_few_rows_are_measured(here, sites):
-    with pytest.raises(CohortError, match=r"18 rows would be measured, .* min-rows is 19"):
+    with pytest.raises(CohortError, match=r"18 samples would be measured, .* min-rows is 19"):
         init_site(sites, *things_of(sites), "--min-rows", "19")
     assert not (here / "hospital-a").exists()
     init_site(sites)
@@ -71,7 +71,7 @@ def test_a_site_calls_its_columns_what_it_likes(here, sites):
     with pytest.raises(DataError, match="or the site's own `text-column`"):
         init_site(sites, *things)
     made = init_site(sites, *things, "--text-column", "note of the day")
-    assert "18 rows, " in made.output
+    assert "18 samples, " in made.output
     parsed = parse_config_args([node_config(open_site(here / "hospital-a").entry)])
     assert site_of_node(parsed, RunSettings()).text_column == "note of the day"
 

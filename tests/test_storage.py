@@ -23,7 +23,7 @@ from layerweld.runtime.disk import only_here, writing
 from server import journal as server_journal
 from server import kept_rounds
 from server.journal import RunJournal
-from server.run import play as play_run
+from server.run import run as run_server
 from tests.faulty_grid import InProcessGrid
 from tests.stub_sites import NAMES, StubApp, digest_of, new_chain, settings
 from tests.tiny_sites import make_sites
@@ -50,7 +50,7 @@ def play_chain(folder):
 
 def play(sites, output, **merge):
     chosen = sites.settings(**merge)
-    return play_run(sites.grid(chosen), chosen, str(sites.base), output)
+    return run_server(sites.grid(chosen), chosen, str(sites.base), output)
 
 
 class Points:

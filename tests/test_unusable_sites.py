@@ -8,7 +8,7 @@ import pytest
 from client.app import app as client_app
 from client.training.heads import ClassifierHead
 from layerweld.errors import LostSiteError
-from server.run import play as play_run
+from server.run import run as run_server
 from tests.faulty_grid import InProcessGrid
 from tests.tiny_sites import make_labelled_sites
 
@@ -76,6 +76,6 @@ def test_nothing_is_computed_before_a_site_is_named_that_could_not_go_through_wi
     settings = sites.settings()
     grid = AskedGrid(sites.nodes, settings)
     with pytest.raises(LostSiteError, match=rf"node 2 failed at the handshake: .*{code} incident"):
-        play_run(grid, settings, str(sites.base), tmp_path / "out")
+        run_server(grid, settings, str(sites.base), tmp_path / "out")
     assert grid.asked == {"query.handshake"}
     assert not (tmp_path / "out").exists()

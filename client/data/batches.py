@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from client.data.images import read_image
-from client.data.samples import Rows
+from client.data.samples import Dataset
 from layerweld.errors import ConfigError
 from layerweld.model.base_model import BaseModel, tokenizer_files
 from layerweld.model.families import image_size
@@ -139,10 +139,12 @@ class Preprocessor:
         return pixels
 
 
-def batches(rows: Rows, preprocess: Preprocessor, batch_size: int) -> Iterator[dict[str, Tensor]]:
+def batches(
+    dataset: Dataset, preprocess: Preprocessor, batch_size: int
+) -> Iterator[dict[str, Tensor]]:
     """All samples as model inputs, in order, ``batch_size`` at a time; the last may be fewer."""
-    for start in range(0, len(rows), batch_size):
-        yield preprocess(rows.inputs[start : start + batch_size])
+    for start in range(0, len(dataset), batch_size):
+        yield preprocess(dataset.inputs[start : start + batch_size])
 
 
 def _alike(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:

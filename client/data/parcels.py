@@ -12,7 +12,7 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from client.data.samples import Rows, chosen_rows
+from client.data.samples import Dataset, subset
 
 Places = Sequence[int]
 
@@ -22,15 +22,15 @@ class Parcels:
     """Some samples, and which of them belong together.
 
     Attributes:
-        rows: all of them, in the order of their file.
+        dataset: all of them, in the order of their file.
         places: of each parcel's samples among them, in order; parcels by their first sample.
     """
 
-    rows: Rows
+    dataset: Dataset
     places: tuple[Places, ...]
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.dataset)
 
     def draw(self, samples: int, seed: int) -> Parcels:
         """A random subset without replacement. Parcels of one sample give exactly ``samples``.
@@ -40,9 +40,9 @@ class Parcels:
                 than there are, keeps all.
             seed: the same seed draws the same parcels.
         """
-        if not samples or samples >= len(self.rows):
+        if not samples or samples >= len(self.dataset):
             return self
-        wanted = -(-samples * len(self.places) // len(self.rows))
+        wanted = -(-samples * len(self.places) // len(self.dataset))
         return self._of(random.Random(seed).sample(range(len(self.places)), wanted))
 
     def set_aside(self, share: float, seed: int) -> tuple[Parcels, Parcels]:
@@ -59,7 +59,7 @@ class Parcels:
 
     def together(self, batch_size: int) -> int:
         """How many whole parcels make a batch of at most so many samples; at least one."""
-        return max(1, batch_size * len(self.places) // len(self.rows))
+        return max(1, batch_size * len(self.places) // len(self.dataset))
 
     def places_of(self, numbers: Iterable[int]) -> list[int]:
         """Places of the samples of some parcels, by the parcels' numbers."""
@@ -70,22 +70,22 @@ class Parcels:
         kept = sorted(self.places_of(numbers))
         now_at = {place: i for i, place in enumerate(kept)}
         places = (tuple(now_at[p] for p in self.places[number]) for number in sorted(numbers))
-        return Parcels(chosen_rows(self.rows, kept), tuple(places))
+        return Parcels(subset(self.dataset, kept), tuple(places))
 
 
-def in_parcels(rows: Rows, at_least: int) -> Parcels:
+def in_parcels(dataset: Dataset, at_least: int) -> Parcels:
     """Cut samples into parcels whose sizes differ by at most one.
 
     Files are often sorted by class or date, and a parcel should not be of one class. So samples are
     shuffled before they are cut, by a seed that is their number.
 
     Args:
-        rows: of one file; fewer than a parcel needs are one parcel.
+        dataset: of one file; fewer than a parcel needs are one parcel.
         at_least: samples of a parcel.
     """
-    count = max(1, len(rows) // at_least)
-    places = list(range(len(rows)))
+    count = max(1, len(dataset) // at_least)
+    places = list(range(len(dataset)))
     if at_least > 1:
-        random.Random(len(rows)).shuffle(places)
+        random.Random(len(dataset)).shuffle(places)
     parcels = sorted(sorted(places[number::count]) for number in range(count))
-    return Parcels(rows, tuple(tuple(parcel) for parcel in parcels))
+    return Parcels(dataset, tuple(tuple(parcel) for parcel in parcels))

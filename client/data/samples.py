@@ -21,7 +21,7 @@ _LONGEST_SHOWN = 80  # characters
 
 
 @dataclass(frozen=True)
-class Rows:
+class Dataset:
     """What a site reads: inputs in the order of their file, and their classes.
 
     Attributes:
@@ -42,12 +42,12 @@ class Rows:
         return len(self.inputs)
 
 
-def make_rows(
+def make_dataset(
     inputs: Sequence[str] | Sequence[Path],
     names: Sequence[str] | None,
     classes: Iterable[str] = (),
     skipped: int = 0,
-) -> Rows:
+) -> Dataset:
     """Samples from inputs and the class name of each.
 
     Args:
@@ -59,18 +59,18 @@ def make_rows(
     known = tuple(sorted({*classes, *(names or ())}))
     index = {name: i for i, name in enumerate(known)}
     labels = None if names is None else tuple(index[name] for name in names)
-    return Rows(inputs, labels, known, skipped, _digest(inputs, names))
+    return Dataset(inputs, labels, known, skipped, _digest(inputs, names))
 
 
-def chosen_rows(rows: Rows, places: Sequence[int]) -> Rows:
+def subset(dataset: Dataset, places: Sequence[int]) -> Dataset:
     """Some of the samples, by their places; classes without a sample stay."""
-    labels = rows.labels
-    names = None if labels is None else [rows.classes[labels[i]] for i in places]
-    inputs = [rows.inputs[i] for i in places]
-    return make_rows(inputs, names, rows.classes, rows.skipped)  # type: ignore[arg-type]
+    labels = dataset.labels
+    names = None if labels is None else [dataset.classes[labels[i]] for i in places]
+    inputs = [dataset.inputs[i] for i in places]
+    return make_dataset(inputs, names, dataset.classes, dataset.skipped)  # type: ignore[arg-type]
 
 
-def read_rows(source: Path, settings: CalibrationSettings, reads_images: bool) -> Rows:
+def read_dataset(source: Path, settings: CalibrationSettings, reads_images: bool) -> Dataset:
     """Read every sample of a file or folder.
 
     Args:
@@ -87,11 +87,11 @@ def read_rows(source: Path, settings: CalibrationSettings, reads_images: bool) -
     if not source.exists():
         raise DataError(f"there is no data at {source}; check the site's `data` path")
     if reads_images:
-        rows, broken = _read_images(source)
+        dataset, broken = _read_images(source)
     else:
-        rows, broken = _read_texts(source, settings)
-    _refuse_too_many_unreadable(source, rows, broken, settings)
-    return rows
+        dataset, broken = _read_texts(source, settings)
+    _refuse_too_many_unreadable(source, dataset, broken, settings)
+    return dataset
 
 
 class _Unreadable:
@@ -121,41 +121,41 @@ class _Unreadable:
 
 
 def _refuse_too_many_unreadable(
-    source: Path, rows: Rows, broken: _Unreadable, settings: CalibrationSettings
+    source: Path, dataset: Dataset, broken: _Unreadable, settings: CalibrationSettings
 ) -> None:
-    total = len(rows) + broken.count
+    total = len(dataset) + broken.count
     if not total:
         raise DataError(f"{source} holds no samples")
-    if broken.count > settings.max_unreadable * total or not len(rows):
+    if broken.count > settings.max_unreadable * total or not len(dataset):
         # If no sample is readable, no share helps.
         or_raise = f", or raise `calibration.max-unreadable` (now {settings.max_unreadable:g})"
         raise DataError(
             f"{broken.count} of {total} samples in {source} are unreadable, the first is "
-            f"{broken.first}; fix them{or_raise if len(rows) else ''}"
+            f"{broken.first}; fix them{or_raise if len(dataset) else ''}"
         )
 
 
-def _read_texts(source: Path, settings: CalibrationSettings) -> tuple[Rows, _Unreadable]:
+def _read_texts(source: Path, settings: CalibrationSettings) -> tuple[Dataset, _Unreadable]:
     columns = Columns(settings.text_column, settings.label_column)
     texts: list[str] = []
     names: list[str | None] = []
     broken, unlabelled = _Unreadable(), _Unreadable()
     for place, (where, record) in enumerate(records_of(source, columns)):
-        row = _readable(record, columns)
-        if isinstance(row, str):
-            broken.add(place, where, row)
+        sample = _readable(record, columns)
+        if isinstance(sample, str):
+            broken.add(place, where, sample)
             continue
-        texts.append(row[0])
-        names.append(row[1])
-        if row[1] is None:
+        texts.append(sample[0])
+        names.append(sample[1])
+        if sample[1] is None:
             unlabelled.add(place, where, f"no label in column {columns.label!r}")
     _require_column(source, columns, any_rows=bool(texts or broken.count))
     if columns.label not in columns.met:
-        return make_rows(texts, None, skipped=broken.count), broken
+        return make_dataset(texts, None, skipped=broken.count), broken
     broken.join(unlabelled)
     texts = [text for text, name in zip(texts, names, strict=True) if name is not None]
     named = [name for name in names if name is not None]
-    return make_rows(texts, named, skipped=broken.count), broken
+    return make_dataset(texts, named, skipped=broken.count), broken
 
 
 def _readable(record: Record | str, columns: Columns) -> tuple[str, str | None] | str:
@@ -207,7 +207,7 @@ def _class_name(value: Any) -> str | None:
     return _text(value)
 
 
-def _read_images(folder: Path) -> tuple[Rows, _Unreadable]:
+def _read_images(folder: Path) -> tuple[Dataset, _Unreadable]:
     if not folder.is_dir():
         raise DataError(
             f"{folder} is a file, but the base model reads images: give a folder of images, or "
@@ -229,7 +229,7 @@ def _read_images(folder: Path) -> tuple[Rows, _Unreadable]:
         else:
             kept.append(file)
     names = None if flat or not kept else [file.relative_to(folder).parts[0] for file in kept]
-    return make_rows(kept, names, skipped=broken.count), broken
+    return make_dataset(kept, names, skipped=broken.count), broken
 
 
 def _digest(inputs: Sequence[str] | Sequence[Path], names: Sequence[str] | None) -> str:

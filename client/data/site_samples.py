@@ -1,7 +1,7 @@
-"""Which of a site's rows are for what: to work with, to take statistics over, to evaluate on.
+"""Which of a site's samples are for what: to work with, to take statistics over, to evaluate on.
 
-A run's settings say how many and draw them; the site says how few are too few, and which rows stay
-together (:mod:`client.data.parcels`).
+A run's settings say how many and draw them; the site says how few are too few, and which samples
+stay together (:mod:`client.data.parcels`).
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from functools import cached_property
 from pathlib import Path
 
 from client.data.parcels import Parcels, in_parcels
-from client.data.samples import Rows, read_rows
+from client.data.samples import Dataset, read_dataset
 from layerweld.errors import CohortError
 from layerweld.settings.run import RunSettings
 from layerweld.settings.sites import SiteEntry
 
 
-class SiteRows:
-    """One site's rows in one run, read when they are first asked for.
+class SiteSamples:
+    """One site's samples in one run, read when they are first asked for.
 
     Args:
         site: where its files lie, and what their columns are called.
@@ -31,27 +31,27 @@ class SiteRows:
         self._reads_images = reads_images
 
     @property
-    def rows(self) -> Rows:
+    def dataset(self) -> Dataset:
         """What the site fine-tunes and calibrates on."""
-        return self._divided[0].rows
+        return self._divided[0].dataset
 
     @cached_property
-    def training_rows(self) -> Parcels:
+    def training_samples(self) -> Parcels:
         """What an adapter is trained on, a batch of whole parcels a step.
 
         Raises:
             CohortError: they are fewer than the site's own policy allows.
         """
-        self._require(len(self.rows), "trained on", "calibration.validation")
+        self._require(len(self.dataset), "trained on", "calibration.validation")
         return self._divided[0]
 
     @property
-    def held_out(self) -> Rows | None:
-        """Labelled rows to evaluate on, if the site has any; perhaps too few of them."""
-        return None if self._held_out is None else self._held_out.rows
+    def held_out(self) -> Dataset | None:
+        """Labelled samples to evaluate on, if the site has any; perhaps too few of them."""
+        return None if self._held_out is None else self._held_out.dataset
 
     @property
-    def evaluation_rows(self) -> Rows | None:
+    def evaluation_samples(self) -> Dataset | None:
         """As :attr:`held_out`, for an accuracy that will leave the site.
 
         Raises:
@@ -64,16 +64,16 @@ class SiteRows:
         return self.held_out
 
     @property
-    def calibration_rows(self) -> Rows:
-        """The rows that statistics are taken over.
+    def calibration_samples(self) -> Dataset:
+        """The samples that statistics are taken over.
 
         Raises:
             CohortError: they are fewer than the site's own policy allows.
         """
-        return self._calibration.rows
+        return self._calibration.dataset
 
-    def drawn(self, samples: int, seed: int) -> Rows:
-        """Some of the rows that statistics are taken over, for something that will leave the site.
+    def drawn(self, samples: int, seed: int) -> Dataset:
+        """Some of the samples that statistics are taken over, for what will leave the site.
 
         Args:
             samples: about how many; 0 for all.
@@ -83,7 +83,7 @@ class SiteRows:
             CohortError: they are fewer than the site's own policy allows.
         """
         self._require(samples or self._site.min_rows, "measured", "adamerging.rows")
-        return self._calibration.draw(samples, seed).rows
+        return self._calibration.draw(samples, seed).dataset
 
     @cached_property
     def _calibration(self) -> Parcels:
@@ -99,20 +99,20 @@ class SiteRows:
         seed = self._settings.calibration.seed
         return None if parcels is None else parcels.draw(evaluate.samples, seed)
 
-    def _require(self, rows: int, what: str, keys: str) -> None:
+    def _require(self, samples: int, what: str, keys: str) -> None:
         least = self._site.min_rows
-        if rows < least:
+        if samples < least:
             raise CohortError(
-                f"{rows} rows would be {what}, and the site's min-rows is {least}: the run must "
-                f"ask for more ({keys}), or the site must have more"
+                f"{samples} samples would be {what}, and the site's min-rows is {least}: the run "
+                f"must ask for more ({keys}), or the site must have more"
             )
 
     @cached_property
     def _divided(self) -> tuple[Parcels, Parcels]:
-        """The rows to work with, and those set aside to choose settings on."""
+        """The samples to work with, and those set aside to choose settings on."""
         calibration = self._settings.calibration
-        rows = self._read(self._site.data)
-        return in_parcels(rows, self._site.min_rows).set_aside(
+        dataset = self._read(self._site.data)
+        return in_parcels(dataset, self._site.min_rows).set_aside(
             calibration.validation, calibration.seed
         )
 
@@ -122,9 +122,9 @@ class SiteRows:
             return None
         return in_parcels(self._read(self._site.held_out), self._site.min_rows)
 
-    def _read(self, source: str) -> Rows:
+    def _read(self, source: str) -> Dataset:
         calibration = self._settings.calibration
         own = {"text_column": self._site.text_column, "label_column": self._site.label_column}
         named = {column: name for column, name in own.items() if name}
         calibration = calibration.model_copy(update=named)
-        return read_rows(Path(source), calibration, reads_images=self._reads_images)
+        return read_dataset(Path(source), calibration, reads_images=self._reads_images)

@@ -122,9 +122,9 @@ def _own_output(state: SiteState, model: ReplayableModel, block: int) -> HiddenS
 def _distance_and_gradients(
     model: ReplayableModel, updates: Mapping[str, Update], features: _Features
 ) -> tuple[float, dict[str, Tensor]]:
-    """Both are means over the site's rows, so that every site has the same say."""
+    """Both are means over the site's samples, so that every site has the same say."""
     block, layers = model.blocks[features.block], [model.layers[n] for n in updates]
-    rows = sum(len(states) for states in features.entering)
+    samples = sum(len(states) for states in features.entering)
     distance = 0.0
     totals: list[Tensor] = []
     with updated(model.layers, updates), _differentiable(layers) as weights:
@@ -132,7 +132,7 @@ def _distance_and_gradients(
             features.entering, features.target, features.recording, strict=True
         ):
             output = forward_block(block, entering, batch.calls[features.block])
-            loss = squared_distance(output, target, batch.keep) / rows
+            loss = squared_distance(output, target, batch.keep) / samples
             new = torch.autograd.grad(loss, weights)
             totals = [a + b for a, b in zip(totals, new, strict=True)] if totals else [*new]
             distance += float(loss.detach())

@@ -1,4 +1,4 @@
-"""How sure a site's own head is of its rows, and the gradient of that by every coefficient."""
+"""How sure a site's own head is of its samples, and the gradient of that by every coefficient."""
 
 from __future__ import annotations
 
@@ -95,14 +95,14 @@ def _gains(held: _Held, settings: AdaMerging, device: torch.device) -> Mapping[s
 def _entropy_and_gradient(
     state: SiteState, request: CoefficientsRequest, gains: Mapping[str, Addition]
 ) -> tuple[float, Tensor]:
-    """Mean entropy over the round's rows, and its gradient by the coefficients."""
+    """Mean entropy over the round's samples, and its gradient by the coefficients."""
     settings = state.settings.table(AdaMerging)
     # One seed per round: no two rounds of any two runs of small seeds draw alike.
-    rows = state.data.drawn(settings.rows, (settings.seed << 32) + request.round)
-    batches = state.model_inputs(rows)
+    dataset = state.data.drawn(settings.rows, (settings.seed << 32) + request.round)
+    batches = state.model_inputs(dataset)
     model = ReplayableModel(state.base.backbone, state.plan.restricted_to(request.layers))
     coefficients = request.coefficients.to(next(model.backbone.parameters()).device)
-    head = state.head.to(coefficients.device)
+    head = state.head.load().to(coefficients.device)
     entropy, gradient = 0.0, torch.zeros_like(coefficients)
     for batch in batches:
         free = coefficients.clone().requires_grad_()
@@ -110,7 +110,7 @@ def _entropy_and_gradient(
         with weighted(model.layers, gains, columns):
             hidden = model.backbone(**batch).last_hidden_state
         logits = head(hidden, batch.get("attention_mask"))
-        loss = mean_entropy(logits) * (len(logits) / len(rows))
+        loss = mean_entropy(logits) * (len(logits) / len(dataset))
         gradient += torch.autograd.grad(loss, free)[0]
         entropy += float(loss.detach())
     return entropy, gradient.cpu()

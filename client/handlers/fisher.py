@@ -1,4 +1,4 @@
-"""The diagonal empirical Fisher information of a site's own model, from its labelled rows."""
+"""The diagonal empirical Fisher information of a site's own model, from its labelled samples."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from layerweld.transport.fisher import FisherSums
 def fisher_sums(state: SiteState, layers: tuple[str, ...]) -> FisherSums:
     """``F`` and ``F ⊙ ΔW`` of the site's own fine-tuned model.
 
-    ``F`` is the mean over the calibration rows of the squared gradient of ``log p(label | row)``,
-    with the site's own head, on the scale of :func:`layerweld.merging.fisher.normalised`, and at
-    least ``fisher.floor``. A layer that the site did not change has an importance all the same: it
-    speaks for the base model's weights.
+    ``F`` is the mean over the calibration samples of the squared gradient of
+    ``log p(label | sample)``, with the site's own head, on the scale of
+    :func:`layerweld.merging.fisher.normalised`, and at least ``fisher.floor``. A layer that
+    the site did not change has an importance all the same: it speaks for the base model's weights.
 
     Args:
         state: of the site.
@@ -44,8 +44,8 @@ def fisher_sums(state: SiteState, layers: tuple[str, ...]) -> FisherSums:
 
 
 def _mean_squared_gradients(state: SiteState, model: ReplayableModel) -> dict[str, Tensor]:
-    head = state.head
-    labels = labels_of(state.data.calibration_rows, head.classes)
+    head = state.head.load()
+    labels = labels_of(state.data.calibration_samples, head.classes)
     sums: dict[str, Tensor] = {}
     seen = 0
     for batch in state.batches:

@@ -1,4 +1,4 @@
-"""Measure a model on a site's own rows: held-out accuracy, and the merging covariate shift."""
+"""Measure a model on a site's own samples: held-out accuracy, and the merging covariate shift."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from client.data.samples import Rows
+from client.data.samples import Dataset
 from client.handlers.reference_scores import kept_or_measured
 from client.state import SiteState
 from client.training.evaluate import accuracy
@@ -28,21 +28,21 @@ class _Parts:
 
 
 def held_out_accuracy(state: SiteState, model: ModelToMeasure) -> tuple[float, int]:
-    """Share of the held-out rows that the model gets right, and how many rows there are.
+    """Share of the held-out samples that the model gets right, and how many samples there are.
 
     Raises:
-        DataError: the site has no labelled held-out rows.
+        DataError: the site has no labelled held-out samples.
     """
-    held_out = state.data.evaluation_rows
+    held_out = state.data.evaluation_samples
     if held_out is None:
-        raise DataError(f"{state.site.name} has no held-out rows to evaluate on")
+        raise DataError(f"{state.site.name} has no held-out samples to evaluate on")
     if model.kind == "merged":
         return _measured(state, model, held_out)
     return kept_or_measured(state, model.kind, lambda: _measured(state, model, held_out))
 
 
-def _measured(state: SiteState, model: ModelToMeasure, held_out: Rows) -> tuple[float, int]:
-    head = state.head
+def _measured(state: SiteState, model: ModelToMeasure, held_out: Dataset) -> tuple[float, int]:
+    head = state.head.load()
     parts = _parts(state, model)
     replayable = ReplayableModel(state.base.backbone, state.plan)
     with (
@@ -85,7 +85,7 @@ def _shifts_of_block(
 
 
 class _Walk:
-    """One model on its way through the site's calibration rows, a block at a time.
+    """One model on its way through the site's calibration samples, a block at a time.
 
     Between blocks the base model is as it was: another walk may use it.
 

@@ -20,10 +20,10 @@ _LARGEST = 1024  # bytes
 def kept_or_measured(
     state: SiteState, kind: str, measure: Callable[[], tuple[float, int]]
 ) -> tuple[float, int]:
-    """The kept accuracy and number of rows, or the measured ones, which are then kept.
+    """The kept accuracy and number of samples, or the measured ones, which are then kept.
 
     Args:
-        state: the site; its base model, adapter, head and held-out rows decide the score.
+        state: the site; its base model, adapter, head and held-out samples decide the score.
         kind: ``base`` or ``individual``.
         measure: takes the measurement where none is kept.
     """
@@ -50,7 +50,7 @@ def _read(file: Path) -> tuple[float, int] | None:
 
 
 def _file(state: SiteState, kind: str) -> Path:
-    digest = hashlib.sha256(state.decides_head)
+    digest = hashlib.sha256(state.head.content)
     decides = (
         state.base.fingerprint,
         state.adapter.digest if kind == "individual" else "",

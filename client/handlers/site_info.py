@@ -6,6 +6,7 @@ import hashlib
 from importlib.metadata import version
 
 from client.data.labels import check_trainable, labels_of
+from client.handlers.finetune import targets
 from client.state import SiteState
 from client.training.heads import load_head
 from layerweld import __version__
@@ -18,17 +19,17 @@ from layerweld.updates.shared_factor import digest_of_draw, digest_of_factors
 
 
 def site_info(state: SiteState) -> SiteInfo:
-    """Read the model, the rows, the adapter and the head (if there are any) and describe them.
+    """Read the model, the samples, the adapter and the head (if there are any) and describe them.
 
     Raises:
         LayerweldError: one of them cannot be used for what the run will ask of it. It is said here,
             before anything is computed, and not once everything is merged.
     """
-    is_untrained = state.must_fine_tune
+    is_untrained = state.files.must_fine_tune
     if is_untrained:
-        check_trainable(state.data.training_rows.rows)
+        check_trainable(state.data.training_samples.dataset)
     _check_head(state)
-    classes = state.classes
+    classes = state.head.classes
     evaluates = _can_evaluate(state)
     if evaluates and state.data.held_out is not None:
         labels_of(state.data.held_out, classes)
@@ -37,7 +38,9 @@ def site_info(state: SiteState) -> SiteInfo:
     recording = state.recording(model, shifted_embeddings=False)
     tokens = sum(int(batch.keep.sum()) for batch in recording)
     if tokens == 0:
-        raise DataError(f"{state.site.name}: no calibration token in {len(state.data.rows)} rows")
+        raise DataError(
+            f"{state.site.name}: no calibration token in {len(state.data.dataset)} samples"
+        )
     here = numeric_environment(state.settings.calibration.device)
     info = SiteInfo(
         site=state.site.name,
@@ -49,21 +52,21 @@ def site_info(state: SiteState) -> SiteInfo:
         layers=layers,
         ranks=ranks,
         name_prefix=prefix,
-        task="" if state.must_fine_tune else state.adapter.task,
-        samples=len(state.data.rows),
-        calibration_samples=len(state.data.calibration_rows),
+        task="" if state.files.must_fine_tune else state.adapter.task,
+        samples=len(state.data.dataset),
+        calibration_samples=len(state.data.calibration_samples),
         tokens=tokens,
-        skipped=state.data.rows.skipped,
+        skipped=state.data.dataset.skipped,
         evaluates=evaluates,
         classifies=bool(classes),
-        labelled=bool(state.data.rows.classes) and {*state.data.rows.classes} <= {*classes},
+        labelled=bool(state.data.dataset.classes) and {*state.data.dataset.classes} <= {*classes},
         factors=_digest_of_factors(state),
-        adapter="" if state.must_fine_tune else state.adapter.digest,
+        adapter="" if state.files.must_fine_tune else state.adapter.digest,
         dataset=_digest_of_dataset(state),
         versions=(f"layerweld={__version__}", *_versions("torch", "transformers", "peft", "flwr")),
         environment=tuple(f"{name}={value}" for name, value in here.items()),
     )
-    if state.must_fine_tune != is_untrained:
+    if state.files.must_fine_tune != is_untrained:
         raise AdapterLostError(f"{state.site.name} lost its adapter while it introduced itself")
     return info
 
@@ -74,22 +77,23 @@ def _check_head(state: SiteState) -> None:
     Raises:
         AdapterError: it is missing, is no head, or reads another number of features.
     """
-    if state.settings.calibration.prompt_end or state.must_fine_tune:
+    if state.settings.calibration.prompt_end or state.files.must_fine_tune:
         return
-    if state.site.head or state.has_head:
-        head, width = load_head(state.head_file), state.base.d_model
+    if state.site.head or state.head.exists:
+        head, width = load_head(state.files.head_file), state.base.d_model
         if head.linear.in_features != width:
             raise AdapterError(
-                f"{state.head_file} reads {head.linear.in_features} features, and the base model "
-                f"has {width}: give {state.site.name} the head that was trained on this model"
+                f"{state.files.head_file} reads {head.linear.in_features} features, and the base "
+                f"model has {width}: give {state.site.name} the head that was trained on this model"
             )
 
 
 def _adapter_facts(
     state: SiteState,
 ) -> tuple[str, tuple[str, ...], tuple[int, ...], str]:
-    if state.must_fine_tune:
-        return "none", state.targets, (state.settings.finetune.rank,) * len(state.targets), ""
+    if state.files.must_fine_tune:
+        layers = targets(state)
+        return "none", layers, (state.settings.finetune.rank,) * len(layers), ""
     adapter = state.adapter
     updates = adapter.task_vector.updates
     layers = tuple(name for name in state.plan.layer_names if name in updates)
@@ -99,30 +103,32 @@ def _adapter_facts(
 
 
 def _can_evaluate(state: SiteState) -> bool:
-    if not state.settings.evaluate.enabled or not state.has_head:
+    if not state.settings.evaluate.enabled or not state.head.exists:
         return False
-    return state.data.evaluation_rows is not None
+    return state.data.evaluation_samples is not None
 
 
 def _digest_of_factors(state: SiteState) -> str:
     """Of the site's own adapter, or of what draws the ``A`` that it will freeze."""
     finetune = state.settings.finetune
     if finetune.freeze_a and not state.site.adapter:
-        return digest_of_draw(state.settings.calibration.seed, finetune.rank, state.targets)
-    return "" if state.must_fine_tune else digest_of_factors(state.adapter.task_vector.updates)
+        return digest_of_draw(state.settings.calibration.seed, finetune.rank, targets(state))
+    return (
+        "" if state.files.must_fine_tune else digest_of_factors(state.adapter.task_vector.updates)
+    )
 
 
 def _digest_of_dataset(state: SiteState) -> str:
-    """SHA-256 over the rows, the held-out rows and the head.
+    """SHA-256 over the samples, the held-out samples and the head.
 
     Another one means that what a run or a comparison found before does not hold any more. It needs
-    no secret: it tells something only to who knows every single row already.
+    no secret: it tells something only to who knows every single sample already.
     """
     held_out = state.data.held_out
     parts = [
-        state.data.rows.digest.encode(),
+        state.data.dataset.digest.encode(),
         held_out.digest.encode() if held_out else b"",
-        b"" if state.must_fine_tune or not state.has_head else state.decides_head,
+        b"" if state.files.must_fine_tune or not state.head.exists else state.head.content,
     ]
     return hashlib.sha256(b"\n".join(parts)).hexdigest()
 

@@ -7,7 +7,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from client.data.batches import Preprocessor
 from client.data.labels import labels_of
-from client.data.samples import Rows
+from client.data.samples import Dataset
 from client.training.heads import ClassifierHead
 from client.training.label_words import LabelWordHead
 from layerweld.model.base_model import BaseModel
@@ -18,7 +18,7 @@ from layerweld.settings.run import EvaluateSettings
 def accuracy(
     base: BaseModel,
     head: ClassifierHead | LabelWordHead,
-    rows: Rows,
+    dataset: Dataset,
     settings: EvaluateSettings,
     prompt_end: str = "",
 ) -> tuple[float, int]:
@@ -28,7 +28,7 @@ def accuracy(
         base: its backbone is used as it is; to evaluate a merge, call this within
             :func:`layerweld.model.linear.updated`.
         head: the site's own.
-        rows: labelled samples that were not trained on.
+        dataset: labelled samples that were not trained on.
         settings: batch size and length.
         prompt_end: put after every text.
 
@@ -36,13 +36,13 @@ def accuracy(
         DataError: the samples have no labels, or one of a class that the head does not know.
     """
     device = next(base.backbone.parameters()).device
-    labels = labels_of(rows, head.classes).to(device)
+    labels = labels_of(dataset, head.classes).to(device)
     head = head.to(device).eval()
     metric = MulticlassAccuracy(len(head.classes), average="micro").to(device)
     preprocess = Preprocessor(base, settings.max_length, prompt_end)
-    for places, batch in preprocess.by_length(rows.inputs, settings.batch_size):
+    for places, batch in preprocess.by_length(dataset.inputs, settings.batch_size):
         inputs = {key: value.to(device) for key, value in batch.items()}
         hidden = base.backbone(**inputs).last_hidden_state
         logits = head(hidden, inputs.get("attention_mask"))
         metric.update(logits, labels[places])
-    return float(metric.compute()), len(rows)
+    return float(metric.compute()), len(dataset)

@@ -21,7 +21,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from client.data.batches import Preprocessor
 from client.data.labels import check_trainable
 from client.data.parcels import Parcels
-from client.data.samples import Rows
+from client.data.samples import Dataset
 from client.training.heads import ClassifierHead
 from client.training.label_words import LabelWordHead, label_word_head
 from client.training.logger import training_logger
@@ -76,23 +76,23 @@ class LoraFineTuner(L.LightningModule):
 
 
 class LabelledRows(L.LightningDataModule):
-    """A site's training rows, shuffled anew in each epoch, the same way for the same seed."""
+    """A site's training samples, shuffled anew in each epoch, the same way for the same seed."""
 
     def __init__(
         self, parcels: Parcels, preprocess: Preprocessor, batch_size: int, seed: int
     ) -> None:
-        """Hold the rows; they are tokenised or decoded when their batch is due."""
+        """Hold the samples; they are tokenised or decoded when their batch is due."""
         super().__init__()
         self._parcels = parcels
-        self._rows = parcels.rows
-        self._labels = torch.tensor(parcels.rows.labels)
+        self._dataset = parcels.dataset
+        self._labels = torch.tensor(parcels.dataset.labels)
         self._preprocess = preprocess
         self._batch_size = batch_size
         self._seed = seed
 
     def train_dataloader(self) -> DataLoader[int]:
         """Batches of model inputs with ``labels``."""
-        indices: Any = range(len(self._rows))
+        indices: Any = range(len(self._dataset))
         generator = torch.Generator().manual_seed(self._seed)
         return DataLoader(
             indices,
@@ -102,12 +102,12 @@ class LabelledRows(L.LightningDataModule):
         )
 
     def _collate(self, indices: list[int]) -> dict[str, Tensor]:
-        inputs: Any = [self._rows.inputs[i] for i in indices]
+        inputs: Any = [self._dataset.inputs[i] for i in indices]
         return {**self._preprocess(inputs), "labels": self._labels[indices]}
 
 
 class _WholeParcels(Sampler[list[int]]):
-    """Batches of whole parcels: no step shows what a single row would have it learn."""
+    """Batches of whole parcels: no step shows what a single sample would have it learn."""
 
     def __init__(self, parcels: Parcels, batch_size: int, generator: torch.Generator) -> None:
         self._parcels = parcels
@@ -139,7 +139,7 @@ def fine_tune(
     on_step: OnStep | None = None,
     prompt_end: str = "",
 ) -> None:
-    """Train a LoRA and a head on a site's rows, and write both.
+    """Train a LoRA and a head on a site's samples, and write both.
 
     The folder holds ``adapter`` (as PEFT saves it), ``head.safetensors``, which label words do
     without, and the hashes of all; it appears complete or not at all. Training curves go to
@@ -149,9 +149,9 @@ def fine_tune(
     Args:
         base: the model to adapt.
         targets: names in the backbone of the layers to adapt.
-        parcels: labelled rows.
+        parcels: labelled samples.
         settings: rank, steps, learning rate and whereon to train.
-        seed: of the initial weights, of dropout and of the order of the rows.
+        seed: of the initial weights, of dropout and of the order of the samples.
         folder: folder to create.
         on_step: called after each optimiser step with the steps done and all steps.
         prompt_end: put after every text; with it classes are label words.
@@ -159,18 +159,18 @@ def fine_tune(
     Raises:
         ConfigError: no target is given, or one is not a linear layer of the base model; or the
             machine lacks the accelerator or precision; or the training curves have nowhere to go.
-        DataError: the rows have no labels, or only one class.
+        DataError: the samples have no labels, or only one class.
         OutputError: the folder exists already.
         StorageError: the folder cannot be written.
     """
-    rows = parcels.rows
-    _check(base, targets, rows, folder)
+    dataset = parcels.dataset
+    _check(base, targets, dataset, folder)
     with _quiet(), _reproducible(seed):
         model = _with_lora(base, targets, settings)
         head = (
-            label_word_head(base, rows.classes)
+            label_word_head(base, dataset.classes)
             if prompt_end
-            else ClassifierHead(base.d_model, rows.classes)
+            else ClassifierHead(base.d_model, dataset.classes)
         )
         tuner = LoraFineTuner(model, head, settings.learning_rate)
         preprocess = Preprocessor(base, settings.max_length, prompt_end)
@@ -180,12 +180,12 @@ def fine_tune(
         _write(tuner.cpu().float(), folder)
 
 
-def _check(base: BaseModel, targets: Sequence[str], rows: Rows, folder: Path) -> None:
+def _check(base: BaseModel, targets: Sequence[str], dataset: Dataset, folder: Path) -> None:
     unknown = sorted(set(targets) - set(linear_layers(base.backbone)))
     if unknown or not targets:
         what = f"{unknown[0]!r} is no linear layer of" if unknown else "no layer is chosen in"
         raise ConfigError(f"{what} the model in {base.folder}; change `finetune.targets`")
-    check_trainable(rows)
+    check_trainable(dataset)
     if folder.exists():
         raise OutputError(f"{folder} exists already; remove it to fine-tune again")
 

@@ -16,21 +16,21 @@ Nodes = Sequence[Mapping[str, Scalar]]
 """One node configuration per site."""
 
 
-def run_in_process(settings: RunSettings, nodes: Nodes, base: str, output: Path) -> RunResults:
+def run_in_process(settings: RunSettings, nodes: Nodes, output: Path) -> RunResults:
     """Merge, evaluate where the sites can, and write the output folder.
 
     Args:
         settings: of the run.
         nodes: the sites.
-        base: folder of the base model.
         output: folder to create; one that holds the journal of an interrupted run is resumed.
     """
     add_app_to_path()
     from client.app import app
     from server.in_process import InProcessGrid
-    from server.run import play
+    from server.run import run
 
-    return play(InProcessGrid(app, nodes, settings), settings, base, output)
+    grid = InProcessGrid(app, nodes, settings)
+    return run(grid, settings, settings.require_base(), output)
 
 
 def compare_in_process(

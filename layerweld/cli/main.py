@@ -147,7 +147,7 @@ def merge(
     settings = read_run_settings(own | typed)
     given = {key: f"--{key.partition('.')[2]}" for key in typed if "." in key}
     settings = with_overrides(settings, settings.methods, set_ or [], given)
-    _play(settings, _nodes(site), str(base.expanduser()), output)
+    _run(settings, _nodes(site), output)
 
 
 @app.command()
@@ -208,24 +208,22 @@ def _simulate(config: Path, output: Path | None, methods: str = "") -> None:
     settings, sites = read_run_file(config)
     changes = {"min_sites": len(sites), "methods": methods or settings.methods}
     settings = settings.model_copy(update=changes)
-    folder = output or Path(settings.output or f"runs/{settings.name}")
     nodes = [site.node_config() for site in sites]
-    _play(settings, nodes, settings.require_base(), folder)
+    _run(settings, nodes, output or Path(settings.output or f"runs/{settings.name}"))
 
 
-def _play(settings: RunSettings, nodes: Nodes, base: str, output: Path) -> None:
+def _run(settings: RunSettings, nodes: Nodes, output: Path) -> None:
     from layerweld.cli.in_process import run_in_process
     from layerweld.report.run.tables import site_accuracy_table
     from layerweld.runtime.terminal import console, showing_progress
 
     with showing_progress():
-        results = run_in_process(settings, nodes, base, output)
+        results = run_in_process(settings, nodes, output)
     if any(method.scores for method in results.methods):
         console.print(site_accuracy_table(results))
     for method in results.methods:
         for name, value in method.metrics.items():
             console.print(f"{method.label}: {name} {value:.3g}", highlight=False)
-    made = next(name for name in ("adapter", "model") if (output / name).is_dir())
-    console.print(f"merged {made}  {output / made}", highlight=False)
+    console.print(f"merged {results.form}  {output / results.form}", highlight=False)
     console.print(f"report         {output / 'report.html'}", highlight=False)
     console.print(f"manifest       {results.manifest_hash}", highlight=False)

@@ -28,16 +28,16 @@ class Egress:
 
     Attributes:
         base: fingerprint of its base model.
-        kind: ``lora``, ``full``, or ``none`` where it must fine-tune first.
+        kind: ``lora``, ``full``, or ``none`` if it must fine-tune first.
         ranks: LoRA ranks, each once.
         layers: number of fine-tuned layers.
-        rows: rows that statistics are taken over.
+        samples: how many samples statistics are taken over.
         tokens: tokens in them.
-        unreadable: rows that were passed over.
+        unreadable: how many samples were skipped.
         uploads: one for each method of the run.
-        other_params_bytes: of norms, biases and embeddings of a whole model, sent once.
-        held_out: rows that accuracy is measured on; 0 where the site cannot.
-        models_evaluated: how many accuracies it sends, if all sites can.
+            other_params_bytes: of norms, biases and embeddings of a whole model, sent once.
+        held_out: how many samples accuracy is measured on; 0 if the site cannot measure it.
+            models_evaluated: how many accuracies it sends, if all sites can.
         shifts: how many numbers of eq. 8 it sends.
         sites: how many are taken to be in the run.
         cache_bytes: what the site would keep on disk meanwhile.
@@ -47,7 +47,7 @@ class Egress:
     kind: str
     ranks: tuple[int, ...]
     layers: int
-    rows: int
+    samples: int
     tokens: int
     unreadable: int
     uploads: tuple[Upload, ...]
@@ -60,7 +60,7 @@ class Egress:
 
 
 def measure(entry: SiteEntry, settings: RunSettings) -> Egress:
-    """Read a site's model, adapter and rows as the handshake of a run would.
+    """Read a site's model, adapter and data as the handshake of a run would.
 
     Raises:
         LayerweldError: one of them cannot be read, or they do not belong together.
@@ -81,7 +81,7 @@ def measure(entry: SiteEntry, settings: RunSettings) -> Egress:
         kind=said.kind,
         ranks=tuple(sorted({rank for rank in said.ranks if rank})),
         layers=len(said.layers),
-        rows=said.calibration_samples,
+        samples=said.calibration_samples,
         tokens=said.tokens,
         unreadable=said.skipped,
         uploads=tuple(upload_of(method, settings, plan, ranks) for method in methods),
@@ -94,14 +94,14 @@ def measure(entry: SiteEntry, settings: RunSettings) -> Egress:
     )
 
 
-def lines(egress: Egress, entry: SiteEntry) -> Sequence[str]:
-    """As a person reads it."""
+def egress_lines(egress: Egress, entry: SiteEntry) -> Sequence[str]:
+    """The same as lines for people."""
     ranks = f", rank {', '.join(map(str, egress.ranks))}" if egress.ranks else ""
     kinds = {"lora": "LoRA", "full": "fully fine-tuned model", "none": "to be trained here"}
     return (
         f"base model   {Path(entry.base).name}  fingerprint {egress.base[:12]}",
         f"adapter      {kinds[egress.kind]}{ranks}, {egress.layers} layers",
-        f"data         {egress.rows:,} rows, {egress.tokens:,} tokens, "
+        f"data         {egress.samples:,} samples, {egress.tokens:,} tokens, "
         f"{egress.unreadable} unreadable",
         *(f"would send   {_of_method(upload, egress.sites)}" for upload in egress.uploads),
         *(f"besides      {what}" for what in _besides(egress)),
@@ -129,8 +129,8 @@ def _besides(egress: Egress) -> Iterator[str]:
         yield f"once: {_size(egress.other_params_bytes)} of norms, biases and embeddings"
     if egress.models_evaluated:
         yield (
-            f"accuracy of {egress.models_evaluated} models on {egress.held_out:,} held-out rows, "
-            f"if all sites can evaluate"
+            f"accuracy of {egress.models_evaluated} models on {egress.held_out:,} held-out "
+            f"samples, if all sites can evaluate"
         )
     if egress.shifts:
         yield f"covariate shift: {egress.shifts:,} numbers"

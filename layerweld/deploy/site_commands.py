@@ -65,7 +65,7 @@ def init(
 
     Example: `layerweld site init hospital-a --model models/b --adapter lora --data notes.jsonl`
     """
-    from layerweld.deploy.egress import lines, measure
+    from layerweld.deploy.egress import egress_lines, measure
     from layerweld.deploy.site import create, site_entry
     from layerweld.deploy.speak import say
     from layerweld.errors import DeployError
@@ -85,7 +85,7 @@ def init(
         egress = measure(entry, _settings(settings))
     run_file = contents(settings, DeployError, MOST_BYTES) if settings else b""
     made, fingerprint = create(folder, entry, run_file)
-    for line in lines(egress, entry):
+    for line in egress_lines(egress, entry):
         say(line)
     if settings is None:
         say("note         a run's own settings may send more: give its run.toml as --settings")

@@ -10,4 +10,4 @@ def compressed(merge: Merge, rank: int) -> Merge:
         return merge
     updates = {layer: truncated(update, rank) for layer, update in merge.updates.items()}
     error = relative_distance(updates.values(), merge.updates.values())
-    return Merge(updates, {**merge.figures, "compression error": error})
+    return Merge(updates, {**merge.metrics, "compression error": error})

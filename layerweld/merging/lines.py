@@ -58,7 +58,7 @@ class Lines(Settings):
             layer: update * self.scale(start, block_of[layer], blocks)
             for layer, update in merge.updates.items()
         }
-        return Merge(updates, {**merge.figures, "scale of the first block": start})
+        return Merge(updates, {**merge.metrics, "scale of the first block": start})
 
 
 def _sizes(updates: Iterable[Update]) -> float:

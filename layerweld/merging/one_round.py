@@ -65,11 +65,11 @@ class Merge:
 
     Attributes:
         updates: the merged ``ΔW``, float32, by layer.
-        figures: what the method has to say about itself on this input, by a name for humans.
+        metrics: what the method has to say about itself on this input, by a name for humans.
     """
 
     updates: Mapping[str, Update]
-    figures: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 class MergeMethod(Settings):

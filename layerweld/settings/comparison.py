@@ -18,7 +18,6 @@ class ComparisonSettings:
 
     Attributes:
         run: settings; ``methods`` says what is compared.
-        base: folder of the base model.
         seeds: each replaces ``calibration.seed`` and every method's own seed.
         budget: candidates per method. With more than 1 each site sets a fifth of its samples
             aside, and trains and calibrates on the others. The candidate with the best mean
@@ -26,7 +25,6 @@ class ComparisonSettings:
     """
 
     run: RunSettings
-    base: str
     seeds: Sequence[int]
     budget: int = 1
 

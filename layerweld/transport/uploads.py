@@ -20,8 +20,8 @@ from layerweld.transport.statistics import statistics_layout
 from layerweld.transport.updates import updates_layout
 
 IN_THE_HANDSHAKE = (
-    "in the handshake: name, hashes, layers, ranks, versions, counts of rows and tokens, whether "
-    "it has labels and a head"
+    "in the handshake: name, hashes, layers, ranks, versions, counts of samples and tokens, "
+    "whether it has labels and a head"
 )
 """What a site says of itself in any run: its :class:`layerweld.transport.site_info.SiteInfo`."""
 

@@ -14,7 +14,7 @@ from layerweld.report.comparison.tables import comparison_markdown, write_csv_fi
 from layerweld.report.output_folder import check_output_folder
 from layerweld.runtime.disk import lock_of, only_here, writing
 
-KEPT = "played"
+KEPT = "results"
 """Where in the output folder results are kept as they come."""
 
 

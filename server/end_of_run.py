@@ -1,4 +1,4 @@
-"""Tell the sites that a run is finished, so that they forget it."""
+"""Tell the sites that a run has ended, so that they forget it."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ _SECONDS = 30.0
 _POLL_SECONDS = 0.2
 
 
-def dismiss(grid: Grid, cohort: Cohort) -> None:
-    """Nobody waits long for an answer: a site that is away keeps its files until it is purged."""
+def end_run(grid: Grid, cohort: Cohort) -> None:
+    """Tell every site, without a long wait: a site that is away keeps its files until purged."""
     waiting = {
         message_id
         for site in cohort.names
-        for message_id in grid.push_messages([_goodbye(cohort, site)])
+        for message_id in grid.push_messages([_message(cohort, site)])
         if message_id
     }
     receiver, until = Receiver(grid), time.monotonic() + _SECONDS
     while waiting and time.monotonic() < until:
         for message_id in tuple(waiting):
-            if _has_answered(receiver, message_id):
+            if _has_replied(receiver, message_id):
                 waiting.remove(message_id)
         if waiting:
             time.sleep(_POLL_SECONDS)
 
 
-def _has_answered(receiver: Receiver, message_id: str) -> bool:
+def _has_replied(receiver: Receiver, message_id: str) -> bool:
     try:
         return bool(receiver.pull(message_id, lambda: END_OF_RUN_BUDGET))
-    except UnreadableReplyError:  # the run is over: whatever it was, nobody needs it
+    except UnreadableReplyError:  # the run is over, and nothing needs the reply
         return True
 
 
-def _goodbye(cohort: Cohort, site: str) -> Message:
+def _message(cohort: Cohort, site: str) -> Message:
     request, node = encode_plain(END_OF_RUN, cohort.run), cohort.node_of(site)
     return Message(request, node, END_OF_RUN, ttl=_SECONDS, group_id="finished")
