@@ -87,7 +87,7 @@ def in_one_place(sites, method, settings):
         for node in sites.nodes:
             rows = read_dataset(Path(node["data"]), settings.calibration, reads_images=False)
             of_round = (settings.table(AdaMerging).seed << 32) + round_
-            rows = in_parcels(rows, 1).draw(settings.table(AdaMerging).rows, of_round).rows
+            rows = in_parcels(rows, 1).draw(settings.table(AdaMerging).rows, of_round).dataset
             inputs = tokenizer(
                 list(rows.inputs),
                 truncation=True,

@@ -160,7 +160,7 @@ def test_a_site_whose_rows_excite_nothing_is_refused(normalization, importance):
     chosen, _, other = honest(normalization=normalization, importance=importance)
     dead = dataclasses.replace(new_sites(1, seed=0)[0], tokens=torch.zeros(9, D_IN))
     pool = GroupPool(GROUP, chosen)
-    refuse(pool, "a", statistics_of(dead, chosen), "is all zero: .* give the site other samples")
+    refuse(pool, "a", statistics_of(dead, chosen), "is all zero: .* give it other samples")
     same_as_alone(pool, chosen, other)
 
 
