@@ -1,6 +1,9 @@
 """Set-up for all tests."""
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: no test needs the network
 
@@ -8,6 +11,9 @@ import pytest
 import torch
 from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import settings
+
+if TYPE_CHECKING:  # pytest hooks kernels after this file: nothing of the project may come in before
+    from tests.faulty_grid import Clock
 
 # No deadline: a process's first torch call may take 300 ms.
 settings.register_profile("layerweld", deadline=None, max_examples=30)
@@ -17,21 +23,21 @@ torch.set_num_threads(2)
 
 
 @pytest.fixture(autouse=True)
-def flower_task(monkeypatch):
+def flower_task(monkeypatch: pytest.MonkeyPatch) -> None:
     """Flower >= 1.41 builds messages only inside a task; give every test a fake one."""
     for name in ("_task_id", "_run_id", "_node_id"):
         monkeypatch.setattr(TaskIdentity, name, 1)
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The test's own folder, as the working directory."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 @pytest.fixture
-def one_thread():
+def one_thread() -> Iterator[None]:
     """Two threads on a 4 x 4 matrix wait for each other a hundred times longer than they work."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -40,7 +46,7 @@ def one_thread():
 
 
 @pytest.fixture
-def clock(monkeypatch):
+def clock(monkeypatch: pytest.MonkeyPatch) -> "Clock":
     """Waiting sites take no time; what the poll says of them is not printed."""
     from strategies import notices, poll
     from tests.faulty_grid import Clock

@@ -5,6 +5,12 @@ import os
 import random
 import socket
 import struct
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from flwr.app import RecordDict
 
 DEEP = 3000
 NUMBERS = (-1, 0, 1, 10**9, 2**63, 10**30, -(2**31), 1e300, 0.5)
@@ -15,7 +21,7 @@ TEXTS = (
 STRUCTURES = (None, True, False, [], {}, [1], {"a": 1}, [[[]]], ["x"] * 300)
 
 
-def put_something_else(file, draw):
+def put_something_else(file: Path, draw: Random) -> None:
     """No file at all in its place; opening some of these would never end."""
     file.unlink(missing_ok=True)
     match draw.choice(("folder", "pipe", "socket", "device", "loop", "nowhere", "pointer")):
@@ -97,12 +103,12 @@ def damaged_tensors(whole: bytes, draw: random.Random) -> bytes:
     return struct.pack("<Q", claimed) + text + values
 
 
-def other_value(draw: random.Random):
+def other_value(draw: random.Random) -> Any:
     """A value of any kind."""
     return draw.choice((draw.choice(NUMBERS), draw.choice(TEXTS), draw.choice(STRUCTURES), "DEEP"))
 
 
-def _places(content):
+def _places(content: RecordDict) -> Iterator[tuple[Any, ...]]:
     """Every container with every key or index in it."""
     waiting = [content]
     while waiting:
@@ -114,32 +120,32 @@ def _places(content):
                 waiting.append(holder[key])
 
 
-def _cut(whole, draw):
+def _cut(whole: Any, draw: Any) -> Any:
     return whole[: draw.randrange(len(whole))]
 
 
-def _flipped(whole, draw):
+def _flipped(whole: Any, draw: Any) -> bytes:
     made = bytearray(whole)
     for _ in range(draw.choice((1, 1, 2, 8, 64))):
         made[draw.randrange(len(made))] ^= 1 << draw.randrange(8)
     return bytes(made)
 
 
-def _spliced(whole, draw):
+def _spliced(whole: Any, draw: Any) -> Any:
     a, b, size = draw.randrange(len(whole)), draw.randrange(len(whole)), draw.randrange(1, 64)
     return whole[:a] + whole[b : b + size] + whole[a + draw.choice((0, size)) :]
 
 
-def _filled(whole, draw):
+def _filled(whole: Any, draw: Any) -> Any:
     a, size = draw.randrange(len(whole)), draw.choice((1, 2, 4, 8))
     return whole[:a] + bytes([draw.choice((0, 255, 127, 128))]) * size + whole[a + size :]
 
 
-def _doubled(whole, draw):
+def _doubled(whole: Any, draw: Any) -> Any:
     return whole + whole[draw.randrange(len(whole)) :]
 
 
-def _recoded(whole, draw):
+def _recoded(whole: Any, draw: Any) -> Any:
     try:
         text = whole.decode()
     except UnicodeDecodeError:
@@ -147,11 +153,11 @@ def _recoded(whole, draw):
     return text.encode(draw.choice(("utf-16", "utf-16-le", "utf-32", "utf-8-sig", "cp037")))
 
 
-def _replaced(_whole, draw):
+def _replaced(_whole: Any, draw: Any) -> Any:
     return draw.choice((b"", b"\0" * 64, b"\xff" * 64, b"\n", b"null", b"{}", b"PK", b"[" * 99999))
 
 
-def _garbled(whole, draw):
+def _garbled(whole: Any, draw: Any) -> Any:
     a = draw.randrange(len(whole))
     return whole[:a] + draw.choice((b"\xff\xfe", b"\xed\xa0\x80", b"\0", b"\x1b[2J")) + whole[a:]
 

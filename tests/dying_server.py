@@ -1,6 +1,8 @@
 """A server that dies, or that something else befalls, once it has kept a round."""
 
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -12,11 +14,11 @@ class Killed(BaseException):
 
 
 @contextmanager
-def after_keeping(monkeypatch, act):
+def after_keeping(monkeypatch: pytest.MonkeyPatch, act: Callable[..., None]) -> Iterator[None]:
     """Within, ``act(index)`` is called each time that a round has been made durable."""
     keep = RoundFiles.keep
 
-    def keep_and_act(self, kept):
+    def keep_and_act(self: Any, kept: Any) -> None:
         keep(self, kept)
         act(kept.index)
 
@@ -26,10 +28,10 @@ def after_keeping(monkeypatch, act):
 
 
 @contextmanager
-def killed_after(last, monkeypatch):
+def killed_after(last: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What is run in here dies once it has kept the round of this index."""
 
-    def die(index):
+    def die(index: Any) -> None:
         if index == last:
             raise Killed
 

@@ -1,12 +1,17 @@
 """Flower's Grid with everything that goes wrong on the way, at random but repeatably."""
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import count
+from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Error, Message, RecordDict
+from numpy import float64, signedinteger
+from numpy.typing import NDArray
 
+from layerweld.settings.run import RunSettings
 from server.in_process import InProcessGrid
 
 ERRORS = (0, 2, 3, 5, 8)
@@ -20,24 +25,24 @@ KINDS = (
 class Clock:
     """Stands in for :mod:`time`: nobody really waits."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.now = 0.0
 
-    def monotonic(self):
+    def monotonic(self) -> float:
         return self.now
 
-    def sleep(self, seconds):
+    def sleep(self, seconds: Any) -> None:
         self.now += seconds
 
 
-def handing_over():
+def handing_over() -> Callable[..., Any]:
     """In place of Flower's serialisation, which takes most of the time of a run without models.
 
     Contents are handed over as they are: whoever changes one has to copy it first.
     """
     numbers = count(1)
 
-    def carried(message):
+    def carried(message: Message) -> Any:
         message.metadata.__dict__["_message_id"] = f"message {next(numbers)}"
         return message
 
@@ -54,22 +59,29 @@ class Faults:
     kinds: tuple = KINDS
     met: list = field(default_factory=list)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
 
-    def draw(self):
+    def draw(self) -> Any:
         if len(self.met) >= self.most or self.random.random() > self.rate:
             return ""
         self.met.append(self.random.choice(self.kinds))
         return self.met[-1]
 
 
-def none():
+def none() -> Faults:
     return Faults(seed=0, rate=0.0)
 
 
 class FaultyGrid(InProcessGrid):
-    def __init__(self, app, nodes, settings, faults, clock):
+    def __init__(
+        self,
+        app: Any,
+        nodes: list[dict[str, str]],
+        settings: RunSettings,
+        faults: Faults,
+        clock: Clock,
+    ) -> None:
         super().__init__(app, nodes, settings)
         self._faults = faults
         self._clock = clock
@@ -79,10 +91,10 @@ class FaultyGrid(InProcessGrid):
         self._past = []  # every good reply there was
         self._corrupted = {}
 
-    def get_node_ids(self):
+    def get_node_ids(self) -> list[Any]:
         return [node for node in self._contexts if node not in self._gone]
 
-    def push_messages(self, messages):
+    def push_messages(self, messages: Any) -> list[Any]:
         ids = []
         for message in messages:
             fate = self._faults.draw()
@@ -93,10 +105,10 @@ class FaultyGrid(InProcessGrid):
             self._fate[ids[-1]] = (fate, self._clock.now)
         return ids
 
-    def pull_messages(self, message_ids):
+    def pull_messages(self, message_ids: Any) -> list[Any]:
         return [r for i in list(message_ids) if i in self._pushed for r in self._replies(i)]
 
-    def _replies(self, message_id):
+    def _replies(self, message_id: str) -> list[Any]:
         message = self._pushed[message_id]
         node = message.metadata.dst_node_id
         fate, since = self._fate[message_id]
@@ -115,7 +127,7 @@ class FaultyGrid(InProcessGrid):
         self._past.append(reply)
         return self._spoilt(fate, reply)
 
-    def _spoilt(self, fate, reply):
+    def _spoilt(self, fate: Any, reply: Message) -> list[Any]:
         if fate == "twice":
             return [reply, reply, reply]
         if fate in ("replay", "another's"):  # an earlier reply of this site, or of any
@@ -131,7 +143,7 @@ class FaultyGrid(InProcessGrid):
             return [self._corrupt(reply)]
         return [reply]
 
-    def _earlier(self, reply, any_site):
+    def _earlier(self, reply: Message, any_site: Any) -> list[Any]:
         ours = reply.metadata
         return [
             past
@@ -140,7 +152,7 @@ class FaultyGrid(InProcessGrid):
             and (any_site or past.metadata.src_node_id == ours.src_node_id)
         ]
 
-    def _corrupt(self, reply):
+    def _corrupt(self, reply: Message) -> Any:
         """At most two in a row at one node: the third would be the policy's."""
         node = reply.metadata.src_node_id
         self._corrupted[node] = self._corrupted.get(node, 0) + 1
@@ -149,7 +161,7 @@ class FaultyGrid(InProcessGrid):
         spoil = self._faults.random.choice(list(CORRUPTIONS.values()))
         return with_content(reply, spoil(reply.content))
 
-    def _move(self, node):
+    def _move(self, node: int) -> None:
         """The node dies; its site comes back under another id, without its cache."""
         if node in self._gone:
             return
@@ -160,17 +172,17 @@ class FaultyGrid(InProcessGrid):
         getattr(self._app, "has", {}).get(context.node_config["name"], set()).clear()
 
 
-def from_the_node(message, code):
+def from_the_node(message: Message, code: int) -> Message:
     return Message(Error(code, "row 17: <ValueError> " * 3), reply_to=message)
 
 
-def from_the_superlink(message, code):
+def from_the_superlink(message: Message, code: int) -> Message:
     reply = from_the_node(message, code)
     reply.metadata.__dict__["_src_node_id"] = 1
     return reply
 
 
-def with_content(reply, content):
+def with_content(reply: Message, content: RecordDict) -> Any:
     made = Message(content=RecordDict(dict(content)), metadata=reply.metadata)
     made.__dict__["_metadata"] = type(reply.metadata)(
         **{k.removeprefix("_"): v for k, v in vars(reply.metadata).items() if k != "_delivered_at"}
@@ -178,42 +190,42 @@ def with_content(reply, content):
     return made
 
 
-def with_arrays(content, **changes):
+def with_arrays(content: RecordDict, **changes: Any) -> RecordDict:
     arrays = {k: changes.get(k.split("/")[-1], lambda a: a)(a) for k, a in statistics(content)}
     return RecordDict(
         dict(content) | {"statistics": ArrayRecord({k: a for k, a in arrays.items() if a})}
     )
 
 
-def statistics(content):
+def statistics(content: RecordDict) -> Any:
     return content.array_records["statistics"].items()
 
 
-def with_about(content, **changes):
+def with_about(content: RecordDict, **changes: Any) -> RecordDict:
     about = type(content["about"])(dict(content["about"]))
     for key, change in changes.items():
         about[key.replace("_", "-")] = change(about.get(key.replace("_", "-")))
     return RecordDict(dict(content) | {"about": about})
 
 
-def numbers_of(array):
+def numbers_of(array: Any) -> NDArray[Any]:
     return np.frombuffer(array.data, "<f4").reshape(array.shape).copy()
 
 
-def array_of(numbers, dtype="float32", stype="layerweld.raw"):
+def array_of(numbers: NDArray[Any], dtype: str = "float32", stype: str = "layerweld.raw") -> Array:
     return Array(dtype, tuple(numbers.shape), stype, numbers.tobytes())
 
 
-def times(factor):
+def times(factor: int) -> Callable[..., Any]:
     return lambda array: array_of((numbers_of(array) * factor).astype(np.float32))
 
 
-def to(dtype):
+def to(dtype: type[float64] | type[signedinteger[Any]]) -> Callable[..., Any]:
     return lambda array: array_of(numbers_of(array).astype(dtype), dtype=np.dtype(dtype).name)
 
 
-def first(value):
-    def change(array):
+def first(value: float) -> Callable[..., Any]:
+    def change(array: Any) -> Array:
         values = numbers_of(array)
         values.flat[0] = value
         return array_of(values)
@@ -221,16 +233,18 @@ def first(value):
     return change
 
 
-def swapped(array):
+def swapped(array: Any) -> Array:
     values = numbers_of(array)
     values[:2] = values[1::-1]
     return array_of(values)
 
 
-def claiming(shape, data_shape=None):
+def claiming(
+    shape: tuple[Any, ...], data_shape: tuple[int, int] | None = None
+) -> Callable[..., Any]:
     """A header of numpy's that asks for memory which the data does not fill."""
 
-    def change(array):
+    def change(array: Any) -> Array:
         header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {data_shape or shape}, }}"
         padded = header.encode() + b" " * (117 - len(header)) + b"\n"
         data = b"\x93NUMPY\x01\x00" + len(padded).to_bytes(2, "little") + padded + b"\0" * 16
@@ -239,17 +253,17 @@ def claiming(shape, data_shape=None):
     return change
 
 
-def named(**fields):
+def named(**fields: Any) -> Callable[..., Any]:
     """Another name of a format, or another shape, over the same bytes."""
 
-    def change(array):
+    def change(array: Any) -> Array:
         kept = {"dtype": array.dtype, "shape": array.shape, "stype": array.stype}
         return Array(**(kept | fields), data=array.data)
 
     return change
 
 
-def cut(end):
+def cut(end: int) -> Callable[..., Array]:
     return lambda array: Array(array.dtype, array.shape, array.stype, array.data[:end])
 
 

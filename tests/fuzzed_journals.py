@@ -1,5 +1,9 @@
 """Journals of a run for readers of damaged files: a header, and two rounds."""
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import torch
 
 from layerweld.updates.named_tensors import update_tensors
@@ -9,7 +13,7 @@ from strategies.rounds import Kept, KeptRound
 from tests.damage import damaged_json
 
 
-def journal_header(folder):
+def journal_header(folder: Path) -> tuple[Any, ...]:
     introduction = {
         **dict.fromkeys(("site", "base", "tokenizer", "plan", "settings", "kind", "adapter"), "x"),
         **dict.fromkeys(("task", "factors", "name_prefix", "dataset"), "x"),
@@ -20,7 +24,7 @@ def journal_header(folder):
     facts = {"run": "0a1b", "methods": ["com"], "sites": {"ash": introduction}}
     RunJournal(folder / "journal").open(facts)
 
-    def read():
+    def read() -> None:
         journal = RunJournal(folder / "journal")
         journal.run_id()
         journal.absent([])
@@ -30,15 +34,15 @@ def journal_header(folder):
     return folder / "journal/run.json", damaged_json, read
 
 
-def journal_round(of, damage):
-    def made(folder):
+def journal_round(of: str, damage: Callable[..., bytes]) -> Callable[..., Any]:
+    def made(folder: Path) -> tuple[Any, ...]:
         rounds = RunJournal(folder / "journal").of_method("com")
         for index in range(2):
             tensors = update_tensors({"layer": LowRankUpdate(torch.ones(2, 1), torch.ones(1, 2))})
             kept = Kept(tensors, {"groups": [{"name": "g", "condition": 1.5}]})
             rounds.keep(KeptRound(index, index + 1, kept, 1, 1, ("birch",)))
 
-        def read():
+        def read() -> None:
             rounds.load()
             rounds.lost()
 

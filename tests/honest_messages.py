@@ -1,9 +1,12 @@
 """One honest message of every kind, how it is read, and what it may take."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
+from flwr.app import RecordDict
 
 from client.handlers.requests import require_updates_of
 from layerweld.merging.fisher import Fisher
@@ -46,8 +49,9 @@ from layerweld.transport.step_context import StepContext
 from layerweld.transport.updates import encode_updates, updates_layout
 from server import replies as server
 from strategies import site_updates
-from strategies.fisher_averaging import FisherAveraging
-from strategies.other_params import OtherParams
+from strategies.fisher_averaging import AdmittedSums, FisherAveraging
+from strategies.other_params import AdmittedOtherParams, OtherParams
+from strategies.site_updates import AdmittedUpdates
 from tests.stub_sites import (
     FORM,
     NAMES,
@@ -68,12 +72,12 @@ DENSE = ProductForm(dense=True, with_updates=True)
 REQUEST_BUDGET = Budget(2**22, 512)
 
 
-def _numbers(shapes, seed=0):
+def _numbers(shapes: dict[str, Any], seed: int = 0) -> dict[Any, Any]:
     generator = torch.Generator().manual_seed(seed)
     return {name: torch.rand(shape, generator=generator) for name, shape in shapes.items()}
 
 
-def _statistics(form):
+def _statistics(form: ProductForm) -> tuple[RecordDict, Callable[..., Any], Budget]:
     dense = {"products": "dense", "anchor": "mean"} if form.dense else {}
     chosen = settings(merge={"influence": False, **dense})
     rounds = new_chain(chosen).rounds
@@ -89,24 +93,24 @@ def _statistics(form):
     return content, rounds.round_at(0).request.read, statistics_layout([group], RANKS, form).budget
 
 
-def _updates():
+def _updates() -> tuple[RecordDict, Callable[..., AdmittedUpdates], Budget]:
     round_ = site_updates.updates_round(PLAN, new_chain(settings()).cohort, dict)
     return encode_updates(updates_of(SITE)), round_.request.read, updates_layout(PLAN, RANKS).budget
 
 
-def _fisher():
+def _fisher() -> tuple[RecordDict, Callable[..., AdmittedSums], Budget]:
     method = FisherAveraging(PLAN, new_chain(settings()).cohort, {}, Fisher())
     ones = {layer: torch.ones(shape) for layer, shape in PLAN.shapes.items()}
     return encode_fisher(FisherSums(ones, ones)), method._read, fisher_layout(PLAN).budget
 
 
-def _other_params():
+def _other_params() -> tuple[RecordDict, Callable[..., AdmittedOtherParams], Budget]:
     rounds = OtherParams(new_chain(settings()).cohort, PARAMETERS, {SITE})
     budget = other_params_layout(PARAMETERS).budget
     return encode_other_params(_numbers(PARAMETERS)), rounds.round_at(0).request.read, budget
 
 
-def _coefficients():
+def _coefficients() -> tuple[RecordDict, Callable[..., CoefficientsReply], Budget]:
     shape = (len(NAMES), len(PLAN.layer_names))
     return (
         encode_coefficients(CoefficientsReply(False, 0.5, torch.rand(shape))),
@@ -115,7 +119,7 @@ def _coefficients():
     )
 
 
-def _block():
+def _block() -> tuple[RecordDict, Callable[..., BlockReply], Budget]:
     shapes = {layer: PLAN.shapes[layer] for layer in ("0.q", "0.k")}
     return (
         encode_block_gradients(BlockReply(None, 0.5, _numbers(shapes))),
@@ -124,7 +128,7 @@ def _block():
     )
 
 
-def replies():
+def replies() -> dict[Any, Any]:
     """By kind: honest content, how it is read, and what it may take."""
     known = replace(introduction_of(SITE), kind="none")
     groups = [group.name for group in PLAN.groups]
@@ -155,7 +159,7 @@ def replies():
     }
 
 
-def requests():
+def requests() -> dict[Any, Any]:
     """Likewise, of what a site is asked."""
     merged = {0: {"0.q": updates_of("ash")["0.q"]}}
     other_params = _numbers(PARAMETERS)
@@ -167,8 +171,8 @@ def requests():
     )  # fmt: skip
     model = ModelToMeasure(RUN, "merged", layers, updates_of("ash"), other_params)
 
-    def fitting(decode, updates):
-        def read(_site, content):
+    def fitting(decode: Any, updates: Callable[..., Any]) -> Callable[..., Any]:
+        def read(_site: Any, content: RecordDict) -> Any:
             request = decode(content)
             for found in updates(request):
                 require_updates_of(PLAN, found)

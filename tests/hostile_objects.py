@@ -1,21 +1,26 @@
 """What one site may send in place of its reply, as Flower's objects."""
 
 import json
+from collections.abc import Callable
 from functools import cache, partial
 from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Message
 
 from tests.mutations import HUGE_VARINT, Mutator
 
 
-def parents_renamed(objects, root, old, content):
+def parents_renamed(objects: Any, root: Path, old: Any, content: bytes) -> tuple[Any, ...]:
     return objects, Mutator(0)._renamed(objects, root, old, content)
 
 
-def of_kind(objects, kind):
+def of_kind(objects: Any, kind: bytes) -> Any:
     return next(k for k, content in objects.items() if content.startswith(kind + b" "))
 
 
-def with_body(objects, root, kind, change):
+def with_body(objects: Any, root: Path, kind: bytes, change: Callable[..., Any]) -> tuple[Any, ...]:
     """Another body in the first object of a kind, its head made to fit."""
     old = of_kind(objects, kind)
     head, _, body = objects.pop(old).partition(b"\0")
@@ -24,17 +29,19 @@ def with_body(objects, root, kind, change):
     return parents_renamed(objects, root, old, head + b"\0" + body)
 
 
-def chunk(number, size):
+def chunk(number: int, size: int) -> bytes:
     body = number.to_bytes(8, "little") * (size // 8)
     return b"ArrayChunk  %d\0" % len(body) + body
 
 
 @cache
-def piece_id(number, size):
+def piece_id(number: int, size: int) -> str:
     return sha256(chunk(number, size)).hexdigest()
 
 
-def with_records_nobody_asked_for(_message, objects, root, count=160, size=5 * 2**20):
+def with_records_nobody_asked_for(
+    _message: Message, objects: Any, root: Path, count: int = 160, size: int = 5 * 2**20
+) -> tuple[Any, ...]:
     """One more record of an array in as many pieces; each is made when it is pulled."""
     pieces = {piece_id(n, size): partial(chunk, n, size) for n in range(count)}
     about = {"dtype": "float32", "shape": [1], "stype": "layerweld.raw"}
@@ -53,17 +60,17 @@ def with_records_nobody_asked_for(_message, objects, root, count=160, size=5 * 2
     return {**objects, **pieces, key: array, name: record}, root
 
 
-def never_there(_message, objects, root):
+def never_there(_message: Message, objects: Any, root: Path) -> tuple[Any, ...]:
     objects[of_kind(objects, b"ArrayChunk")] = lambda: None
     return objects, root
 
 
-def given_up(_message, objects, root):
+def given_up(_message: Message, objects: Any, root: Path) -> tuple[Any, ...]:
     del objects[of_kind(objects, b"ArrayChunk")]
     return objects, root
 
 
-def body_of(kind, change):
+def body_of(kind: bytes, change: Callable[..., Any]) -> Callable[..., Any]:
     return lambda _message, objects, root: with_body(objects, root, kind, change)
 
 

@@ -2,6 +2,7 @@
 
 import random
 import unicodedata
+from typing import Any
 
 HOSTILE = (
     "\x1b[2J\x1b]0;owned\x07", "\x9b31mred", "a\r\nlayerweld: run completed", "tab\there",
@@ -20,14 +21,14 @@ _PIECES = ["\x1b[", "m", "\r", "\n", "\0", "\u202e", "\u200b", "<", ">", '"', "'
            "https://x"]  # fmt: skip
 
 
-def hostile_texts(count, seed=0):
+def hostile_texts(count: int, seed: int = 0) -> list[Any]:
     """The known ones, and as many that are put together of what makes them so."""
     rng = random.Random(seed)
     made = ("".join(rng.choices(_PIECES, k=rng.randint(1, 40))) for _ in range(count))
     return [*HOSTILE, *made]
 
 
-def hidden_in(text, but=""):
+def hidden_in(text: str, but: str = "") -> set[Any]:
     """Characters that nobody sees and that do something."""
     bad = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
     return {c for c in text if unicodedata.category(c) in bad and c not in but}

@@ -3,13 +3,17 @@
 import json
 import random
 import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 from flwr.app import Message
 
 from client import state as site_states
 from client.app import app as client_app
 from client.site import cache_folder, site_of_node
-from layerweld.settings.run import validate_settings
+from layerweld.settings.run import RunSettings, validate_settings
+from layerweld.settings.sites import SiteEntry
 from server import in_process
 from tests.faulty_grid import InProcessGrid, from_the_superlink
 from tests.tiny_sites import TinySites, make_sites
@@ -26,7 +30,7 @@ PARTS = {
 }
 
 
-def make_training_sites(folder) -> TinySites:
+def make_training_sites(folder: Path) -> TinySites:
     """Three sites with labelled rows, and nothing else."""
     made = make_sites(folder, ["query", "value"])
     for seed, node in enumerate(made.nodes):
@@ -41,7 +45,7 @@ def make_training_sites(folder) -> TinySites:
     return made.on_their_own(folder / "caches")
 
 
-def training_settings(sites, methods="chain", **more):
+def training_settings(sites: TinySites, methods: str = "chain", **more: Any) -> RunSettings:
     finetune = {"rank": 2, "max-steps": 3, "accelerator": "cpu", "logger": "none"}
     settings = sites.settings().model_dump(by_alias=True)
     tables = {
@@ -52,14 +56,14 @@ def training_settings(sites, methods="chain", **more):
     return validate_settings(settings | tables | more)
 
 
-def damage(file):
+def damage(file: Path) -> None:
     """One bit of a file is another one, as a bad sector gives it back."""
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
 
 
-def lose(site, settings, part):
+def lose(site: SiteEntry, settings: RunSettings, part: Any) -> None:
     """Delete or damage what a site has kept, or a part of it."""
     if part == "a bit":
         for file in cache_folder(site, settings).glob("adapters/*/adapter/*.safetensors"):
@@ -81,13 +85,15 @@ class LosingGrid(InProcessGrid):
             the node's number too.
     """
 
-    def __init__(self, nodes, settings, loses):
+    def __init__(
+        self, nodes: list[dict[str, str]], settings: RunSettings, loses: Callable[..., Any]
+    ) -> None:
         super().__init__(client_app, nodes, settings)
         self._settings, self._loses = settings, loses
         self._next_node = 100
         self.asked, self.lost = [], []
 
-    def get_node_ids(self):
+    def get_node_ids(self) -> list[Any]:
         return list(self._contexts)
 
     def _answer(self, message: Message) -> Message:

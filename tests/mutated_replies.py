@@ -10,11 +10,14 @@ import resource
 import sys
 from collections import Counter
 from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
 
 import torch
 from flwr.app import (
     Error,
     Message,
+    RecordDict,
 )
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.task_identity import TaskIdentity
@@ -28,16 +31,16 @@ from tests.honest_messages import IDENTITY, SITE, replies, requests
 from tests.mutations import NASTY_TEXTS, Mutator
 
 
-def message_of(content):
+def message_of(content: RecordDict) -> Message:
     return Message(content, 2, "train.statistics", ttl=60.0, group_id="fuzz")
 
 
-def objects_of(message):
+def objects_of(message: Message) -> tuple[Any, ...]:
     root = message.object_id
     return {key: part.deflate() for key, part in get_all_nested_objects(message).items()}, root
 
 
-def is_sound(value):
+def is_sound(value: Any) -> bool:
     """No decoder may hand on a number of a field that it could not be."""
     if isinstance(value, dict):
         return all(map(is_sound, value.values()))
@@ -46,7 +49,7 @@ def is_sound(value):
     return True
 
 
-def outcome(contents, root, budget, is_reply, read):
+def outcome(contents: Any, root: Path, budget: Any, is_reply: Any, read: Any) -> str:
     try:
         message = assembled(root, budget, contents.get)
         if message is None:
@@ -70,7 +73,7 @@ def outcome(contents, root, budget, is_reply, read):
     return "accepted"
 
 
-def kinds_of_messages():
+def kinds_of_messages() -> dict[Any, Any]:
     """By kind: content, how it is read, what it may take, and whether it says what it is about."""
     kinds = {
         kind: (with_identity(content, IDENTITY), read, budget, True)
@@ -79,7 +82,7 @@ def kinds_of_messages():
     return kinds | {kind: (*about, False) for kind, about in requests().items()}
 
 
-def play(seed, count):
+def play(seed: int, count: int) -> dict[Any, Any]:
     """Decode so many; what became of them, by kind."""
     mutator, kinds = Mutator(seed), kinds_of_messages()
     found = {kind: Counter() for kind in (*kinds, "error")}
@@ -101,7 +104,7 @@ def play(seed, count):
     return {"outcomes": found, "grown_kib": grown}
 
 
-def mutated(mutator, content):
+def mutated(mutator: Mutator, content: RecordDict) -> tuple[Any, ...]:
     """The objects of a message with spoilt records, spoilt bytes, or both."""
     what = mutator.random.random()
     while True:

@@ -5,6 +5,8 @@ import random
 import re
 import struct
 from hashlib import sha256
+from pathlib import Path
+from typing import Any
 
 from flwr.app import (
     Array,
@@ -38,10 +40,10 @@ HUGE_VARINT = b"\xff\xff\xff\xff\xff\xff\xff\xff\x7f"
 
 
 class Mutator:
-    def __init__(self, seed):
+    def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
 
-    def value(self, value):
+    def value(self, value: Any) -> Any:
         """Another value in place of one."""
         r = self.random
         if isinstance(value, list) and value and r.random() < 0.6:
@@ -56,7 +58,7 @@ class Mutator:
         single = (r.choice(NASTY_NUMBERS), r.choice(NASTY_TEXTS), True, False, b"\x00\xff", turned)
         return r.choice((*single, *lists))
 
-    def array(self, array):
+    def array(self, array: Any) -> Array:
         r = self.random
         data = bytearray(array.data)
         for _ in range(r.randint(1, 4)):
@@ -71,14 +73,14 @@ class Mutator:
         cut = r.randrange(len(data) + 1) if r.random() < 0.1 else len(data)
         return Array(dtype, shape, stype, bytes(data[:cut]))
 
-    def content(self, content):
+    def content(self, content: RecordDict) -> RecordDict:
         """The same records, but for one or two things."""
         made = RecordDict({name: record.copy() for name, record in content.items()})
         for _ in range(self.random.randint(1, 2)):
             self.random.choice((self._entry, self._entry, self._entry, self._record))(made)
         return made
 
-    def _entry(self, content):
+    def _entry(self, content: RecordDict) -> None:
         r = self.random
         if not content:
             return
@@ -98,7 +100,7 @@ class Mutator:
         else:
             record[key], record[other] = record[other], record[key]
 
-    def _record(self, content):
+    def _record(self, content: RecordDict) -> None:
         r = self.random
         if not content:
             return
@@ -114,7 +116,7 @@ class Mutator:
             content.pop(key)
             content[key] = r.choice((ArrayRecord(), ConfigRecord(), MetricRecord()))
 
-    def objects(self, contents, root):
+    def objects(self, contents: Any, root: Path) -> tuple[Any, ...]:
         """The same objects, but for some bytes of one; ids and lengths mostly made to fit again."""
         r = self.random
         for _ in range(r.randint(1, 2)):
@@ -138,7 +140,7 @@ class Mutator:
             root = self._put(contents, root, victim, head + b"\0" + body)
         return contents, root
 
-    def _array_body(self, body):
+    def _array_body(self, body: Any) -> bytes:
         r = self.random
         field, nasty = r.choice(
             [
@@ -150,7 +152,7 @@ class Mutator:
         value = r.choice(nasty).encode().replace(b"\\", b"\\\\")
         return re.sub(rb'("%b": )("[^"]*"|\[[^]]*\])' % field.encode(), rb"\g<1>" + value, body)
 
-    def _head(self, head):
+    def _head(self, head: Any) -> Any:
         r = self.random
         kind, children, length = head.split(b" ")
         kinds = (
@@ -167,7 +169,7 @@ class Mutator:
             ]
         )
 
-    def _bytes(self, body, contents):
+    def _bytes(self, body: Any, contents: Any) -> bytes:
         r = self.random
         body = bytearray(body)
         at = r.randrange(len(body) + 1)
@@ -189,7 +191,7 @@ class Mutator:
             body[at:end] = r.randbytes(end - at)
         return bytes(body)
 
-    def _put(self, contents, root, old, content):
+    def _put(self, contents: Any, root: Path, old: Any, content: RecordDict) -> Any:
         """Replace an object, and its id in all that name it, up to the message."""
         if self.random.random() < 0.05:
             contents[old] = content  # under its old id: a lie
@@ -197,7 +199,7 @@ class Mutator:
         del contents[old]
         return self._renamed(contents, root, old, content)
 
-    def _renamed(self, contents, root, old, content, depth=0):
+    def _renamed(self, contents: Any, root: Path, old: Any, content: Any, depth: int = 0) -> Any:
         new = sha256(content).hexdigest()
         contents[new] = content
         if old == root or depth == 6:  # splicing can make an object name itself

@@ -1,9 +1,11 @@
 """Paths that nobody means and anybody may type, for every place where a path is typed."""
 
 import os
+from pathlib import Path
+from typing import Any
 
 
-def make_odd_paths(folder):
+def make_odd_paths(folder: Path) -> dict[Any, Any]:
     """What is odd about a path, and the path."""
     (folder / "loop").symlink_to("loop")
     (folder / "file").write_text("no folder")

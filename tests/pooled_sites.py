@@ -1,11 +1,14 @@
 """Sites with random tokens and updates for one layer group, and what they would send."""
 
 import dataclasses
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from layerweld.plan import LayerGroup, LayerShape
-from layerweld.statistics.group import GroupAccumulator, ProductForm
+from layerweld.settings.merge import MergeSettings
+from layerweld.statistics.group import GroupAccumulator, GroupStatistics, ProductForm
 from layerweld.updates.update import DenseUpdate, LowRankUpdate
 
 D_IN, D_OUT = 6, 4
@@ -19,14 +22,21 @@ class Site:
     updates: dict
 
 
-def new_sites(count, seed, *, num_tokens=40, dense=False, ranks=(1, 2, 3, 1)):
+def new_sites(
+    count: int,
+    seed: int,
+    *,
+    num_tokens: int = 40,
+    dense: bool = False,
+    ranks: tuple[int, int, int, int] = (1, 2, 3, 1),
+) -> list[Any]:
     """Sites with tokens of their own covariance and updates of different ranks."""
     generator = torch.Generator().manual_seed(seed)
 
-    def random(*shape):
+    def random(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator)
 
-    def update(d_out, rank):
+    def update(d_out: int, rank: int) -> DenseUpdate | LowRankUpdate:
         factored = LowRankUpdate(random(d_out, rank), random(rank, D_IN))
         return DenseUpdate(factored.dense()) if dense else factored
 
@@ -40,7 +50,7 @@ def new_sites(count, seed, *, num_tokens=40, dense=False, ranks=(1, 2, 3, 1)):
     ]
 
 
-def statistics_of(site, merge):
+def statistics_of(site: str, merge: MergeSettings) -> GroupStatistics:
     accumulator = GroupAccumulator(GROUP, merge)
     accumulator.update(site.tokens[None], torch.ones(1, len(site.tokens), dtype=torch.bool))
     form = ProductForm(dense=merge.products == "dense", with_updates=merge.anchor == "mean")

@@ -9,8 +9,10 @@ import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 _SLOW_LINK = Path(__file__).with_name("slow_link.py")
 _FORWARDING, _DISABLED = "3", "0"  # states of a port of a bridge
@@ -23,12 +25,12 @@ class PrivateNetwork:
         names: of the machines; at most six letters.
     """
 
-    def __init__(self, names):
+    def __init__(self, names: list[Any]) -> None:
         self._prefix = f"lw{os.getpid()}"
         self._carriers = {}
         self.addresses = {name: f"10.77.0.{i}" for i, name in enumerate(names, start=1)}
 
-    def build(self):
+    def build(self) -> None:
         self._add_namespace("hub")
         self._hub("ip link add dev bridge0 type bridge")
         self._hub("ip link set dev bridge0 up")
@@ -39,12 +41,12 @@ class PrivateNetwork:
             self._on(name, f"ip addr add {address}/24 dev eth0")
             self._on(name, "ip link set dev eth0 up")
 
-    def inside(self, name):
+    def inside(self, name: str) -> tuple[Any, ...]:
         """What to put before a command line, so that it runs on that machine."""
         return ("ip", "netns", "exec", self._ns(name))
 
     @contextmanager
-    def cut(self, name):
+    def cut(self, name: str) -> Iterator[None]:
         """Let no packet of a machine pass."""
         self._hub(f"bridge link set dev to-{name} state {_DISABLED}")
         try:
@@ -53,7 +55,7 @@ class PrivateNetwork:
             self._hub(f"bridge link set dev to-{name} state {_FORWARDING}")
 
     @contextmanager
-    def slow(self, name, delay, loss, rate):
+    def slow(self, name: str, delay: float, loss: float, rate: int) -> Iterator[None]:
         """Carry a machine's packets late by so many seconds, and lose this share of them.
 
         Each way so many bytes a second pass.
@@ -73,7 +75,7 @@ class PrivateNetwork:
                 self._hub(f"ip link set dev to-{name} master bridge0")
                 self._hub(f"ip link del mid-{name}")
 
-    def remove(self):
+    def remove(self) -> None:
         """Delete the namespaces, and end what still runs in them."""
         for name in ("hub", *self.addresses):
             with suppress(OSError):  # one that was never made
@@ -82,21 +84,21 @@ class PrivateNetwork:
                         os.kill(int(pid), signal.SIGKILL)
                 _do(f"ip netns del {self._ns(name)}".split())
 
-    def _ns(self, name):
+    def _ns(self, name: str) -> str:
         return f"{self._prefix}-{name}"
 
-    def _add_namespace(self, name):
+    def _add_namespace(self, name: str) -> None:
         _do(f"ip netns add {self._ns(name)}".split())
         self._on(name, "ip link set lo up")
 
-    def _hub(self, command):
+    def _hub(self, command: str) -> None:
         self._on("hub", command)
 
-    def _on(self, name, command):
+    def _on(self, name: str, command: str) -> None:
         _do([*self.inside(name), *command.split()])
 
 
-def _do(command):
+def _do(command: list[Any]) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise OSError(f"{shlex.join(command)}: {done.stderr.strip()}")
@@ -104,7 +106,7 @@ def _do(command):
 
 
 @contextmanager
-def private_network(names):
+def private_network(names: list[Any]) -> Iterator[PrivateNetwork]:
     """A network that is gone afterwards.
 
     Raises:

@@ -12,6 +12,7 @@ import socket
 import sys
 from itertools import count
 from time import monotonic
+from typing import Any
 
 _ALL_PROTOCOLS = 3
 _VNET_HEADER, _IGNORE_OUTGOING = 15, 23  # options of packet sockets
@@ -19,7 +20,7 @@ _SOL_PACKET = 263
 _LARGEST = 2**17  # bytes; with its header a frame says what the network card still has to do
 
 
-def open_socket(interface):
+def open_socket(interface: str) -> socket.socket:
     """All frames that come in; the header keeps checksums that were not computed yet."""
     opened = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ALL_PROTOCOLS))
     opened.setsockopt(_SOL_PACKET, _VNET_HEADER, 1)
@@ -28,7 +29,7 @@ def open_socket(interface):
     return opened
 
 
-def carry(first, second, delay, loss, rate):
+def carry(first: Any, second: Any, delay: Any, loss: Any, rate: Any) -> None:
     """Until killed. The order of frames is kept."""
     other, draw, numbers = {first: second, second: first}, random.Random(0), count()
     sent = {first: 0.0, second: 0.0}  # when the last frame from there has left, however long it is

@@ -4,14 +4,15 @@ import hashlib
 import json
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import torch
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 
 from layerweld.plan import LayerGroup, LayerShape, MergePlan
 from layerweld.settings.merge import MergeSettings
-from layerweld.settings.run import validate_settings
-from layerweld.statistics.group import GroupAccumulator, ProductForm
+from layerweld.settings.run import RunSettings, validate_settings
+from layerweld.statistics.group import GroupAccumulator, GroupStatistics, ProductForm
 from layerweld.transport.identity import identity_of, with_identity
 from layerweld.transport.site_info import SiteInfo, encode_site_info
 from layerweld.transport.statistics import (
@@ -19,6 +20,7 @@ from layerweld.transport.statistics import (
     decode_statistics_request,
     encode_statistics,
 )
+from layerweld.transport.step_context import StepContext
 from layerweld.transport.updates import encode_updates
 from layerweld.updates.update import LowRankUpdate
 from strategies.chain_of_merges import ChainRounds
@@ -41,7 +43,7 @@ RUN = "0123456789abcdef"
 
 
 @cache
-def introduction_of(name):
+def introduction_of(name: str) -> SiteInfo:
     return SiteInfo(
         site=name,
         base="b",
@@ -68,7 +70,7 @@ def introduction_of(name):
 
 
 @cache
-def updates_of(name):
+def updates_of(name: str) -> dict[Any, Any]:
     generator = torch.Generator().manual_seed(NAMES.index(name))
     rank = introduction_of(name).ranks[0]
     return {
@@ -82,7 +84,7 @@ def updates_of(name):
 
 
 @cache
-def statistics_of(name, group_name):
+def statistics_of(name: str, group_name: str) -> GroupStatistics:
     group = next(g for g in PLAN.groups if g.name == group_name)
     generator = torch.Generator().manual_seed(100 + NAMES.index(name))
     tokens = torch.randn(1, 20, group.d_in, generator=generator)
@@ -91,14 +93,14 @@ def statistics_of(name, group_name):
     return accumulator.statistics(updates_of(name), FORM)
 
 
-def reply_with(content, message, context):
+def reply_with(content: RecordDict, message: Message, context: Any) -> Message:
     """As a site's app replies: the content says what it is about."""
     node, name = str(context.node_id), context.node_config["name"]
     identity = replace(identity_of(message.content), node=node, site=name)
     return Message(with_identity(content, identity), reply_to=message)
 
 
-def step_of(message):
+def step_of(message: Message) -> int:
     """The step whose statistics a message asks for."""
     return decode_statistics_request(message.content).context.step
 
@@ -106,10 +108,10 @@ def step_of(message):
 class StubApp:
     """What a ClientApp is to a grid. Sites that restarted lack what was merged before."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.has = {name: set() for name in NAMES}
 
-    def __call__(self, message, context):
+    def __call__(self, message: Message, context: Any) -> Message:
         name = context.node_config["name"]
         content = {
             "query.handshake": lambda: encode_site_info(introduction_of(name)),
@@ -118,10 +120,10 @@ class StubApp:
         }[message.metadata.message_type]()
         return reply_with(content, message, context)
 
-    def statistics(self, name, message):
+    def statistics(self, name: str, message: Message) -> RecordDict:
         return encode_statistics(self.answer(name, message))
 
-    def answer(self, name, message):
+    def answer(self, name: str, message: Message) -> StatisticsReply:
         asked = decode_statistics_request(message.content).context
         self.has[name] |= set(asked.merged)
         lacks = set(range(asked.step)) - self.has[name]
@@ -130,7 +132,7 @@ class StubApp:
         step = self.groups(asked)[asked.step]
         return StatisticsReply(tuple(statistics_of(name, g) for g in step))
 
-    def groups(self, asked):
+    def groups(self, asked: StepContext) -> list[Any]:
         if asked.method == "com":
             return [[group.name] for group in PLAN.groups]
         return [["0.in", "0.out"], ["1.in", "1.out"]]
@@ -143,11 +145,11 @@ class RecordedApp(StubApp):
         recording: contents of answers; shared by all runs, and nobody may change one.
     """
 
-    def __init__(self, recording):
+    def __init__(self, recording: dict[Any, Any]) -> None:
         super().__init__()
         self.recording = recording
 
-    def statistics(self, name, message):
+    def statistics(self, name: str, message: Message) -> Any:
         about, sent = message.content["about"], message.content["merged"]
         self.has[name] |= {int(key.partition("/")[0]) for key in sent}
         lacks = min(set(range(about["step"])) - self.has[name], default=None)
@@ -159,22 +161,22 @@ class RecordedApp(StubApp):
 
 
 class MemoryJournal:
-    def __init__(self):
+    def __init__(self) -> None:
         self.rounds = []
 
-    def load(self):
+    def load(self) -> list[Any]:
         return list(self.rounds)
 
-    def keep(self, round_):
+    def keep(self, round_: Any) -> None:
         self.rounds.append(round_)
 
 
-def settings(**entries):
+def settings(**entries: Any) -> RunSettings:
     usual = {"min-sites": 2, "timeout": 30.0, "deadline": 1e6, "merge": {"influence": False}}
     return validate_settings(usual | entries)
 
 
-def new_cohort(chosen):
+def new_cohort(chosen: RunSettings) -> Cohort:
     return Cohort(
         {name: number for number, name in enumerate(NAMES, start=1)},
         {name: introduction_of(name) for name in NAMES},
@@ -183,14 +185,14 @@ def new_cohort(chosen):
     )
 
 
-def new_chain(chosen, method="com", journal=None):
+def new_chain(chosen: RunSettings, method: str = "com", journal: Any = None) -> MergeStrategy:
     """The strategy that runs a chain."""
     cohort = new_cohort(chosen)
     rounds = ChainRounds(method, PLAN, cohort, chosen, {})
     return MergeStrategy(cohort, rounds, journal or MemoryJournal())
 
 
-def digest_of(chain):
+def digest_of(chain: Any) -> str:
     """As a manifest's hash: over every metric of every group but its bytes, and the merged bits."""
     metrics = [
         {key: value for key, value in group.items() if key != "bytes_up"}

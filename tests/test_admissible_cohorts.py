@@ -3,6 +3,8 @@
 import random
 from collections import Counter
 from dataclasses import replace
+from random import Random
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from layerweld.errors import CohortError
 from layerweld.merging.method import UPDATES
 from layerweld.merging.one_round import MergeMethod
 from layerweld.merging.registry import METHODS
+from layerweld.transport.site_info import SiteInfo
 from layerweld.updates.shared_factor import digest_of_factors
 from layerweld.updates.update import DenseUpdate, LowRankUpdate
 from server.handshake import check_layers
@@ -22,7 +25,7 @@ SHAPES = {s.name: (s.d_out, g.d_in) for g in PLAN.groups for s in g.layers}
 FROM_UPDATES = [m for m in METHODS.values() if m.kind is UPDATES]
 
 
-def claimed(draw, name, usual):
+def claimed(draw: Random, name: str, usual: tuple[tuple[str, ...], tuple[int, ...]]) -> SiteInfo:
     """What a site may say: honest, or of a kind, layers and ranks that do not belong together."""
     kind = draw.choice(("lora", "lora", "lora", "full", "none"))
     layers, ranks = usual
@@ -39,7 +42,7 @@ def claimed(draw, name, usual):
     return replace(introduction_of(name), kind=kind, layers=layers, ranks=ranks)
 
 
-def sent(draw, introduction, shared):
+def sent(draw: Random, introduction: SiteInfo, shared: bool) -> dict[Any, DenseUpdate]:
     """Updates of the shapes that the introduction leads the server to expect, zeros among them."""
     generator = torch.Generator().manual_seed(9 if shared else draw.randrange(2**32))
     own = torch.Generator().manual_seed(draw.randrange(2**32))
@@ -58,7 +61,7 @@ def sent(draw, introduction, shared):
     return updates
 
 
-def drawn_cohort(draw):
+def drawn_cohort(draw: Random) -> dict[str, tuple[Any, ...]]:
     """Those of the sites that the handshake admits, each with what it sends."""
     layers = tuple(draw.sample(tuple(SHAPES), draw.randint(1, len(SHAPES))))
     usual = layers, tuple(draw.randint(1, 4) for _ in layers)
@@ -76,7 +79,9 @@ def drawn_cohort(draw):
 
 
 @pytest.mark.parametrize("seed", range(60))
-def test_no_method_that_the_handshake_lets_play_fails_on_what_the_sites_send(seed, one_thread):
+def test_no_method_that_the_handshake_lets_play_fails_on_what_the_sites_send(
+    seed: int, one_thread: None
+) -> None:
     draw = random.Random(seed)
     cohort = drawn_cohort(draw)
     if not cohort:
@@ -95,7 +100,7 @@ def test_no_method_that_the_handshake_lets_play_fails_on_what_the_sites_send(see
             assert torch.isfinite(update.dense()).all(), method.name
 
 
-def test_the_cohorts_above_are_of_every_kind_and_let_every_method_play(one_thread):
+def test_the_cohorts_above_are_of_every_kind_and_let_every_method_play(one_thread: None) -> None:
     played, kinds = Counter(), Counter()
     for seed in range(60):
         cohort = drawn_cohort(random.Random(seed))

@@ -3,13 +3,19 @@
 import os
 import random
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from flwr.app import Message
 
+from layerweld.settings.run import RunSettings
+from layerweld.transport.statistics import StatisticsReply
 from server import in_process
 from strategies import notices, poll
+from strategies.chain_of_merges import ChainOfMerges
 from tests.faulty_grid import Clock, InProcessGrid, handing_over, with_content
 from tests.stub_sites import NAMES, RUN, RecordedApp, StubApp, digest_of, new_chain, settings
 
@@ -29,7 +35,14 @@ class ShufflingGrid(InProcessGrid):
         others: contents of replies to another run, by site, to be sent in between.
     """
 
-    def __init__(self, app, chosen, clock, seed, others):
+    def __init__(
+        self,
+        app: "ElsewhereApp | RecordedApp",
+        chosen: RunSettings,
+        clock: Clock,
+        seed: int,
+        others: dict[Any, Any],
+    ) -> None:
         super().__init__(app, NODES, chosen)
         self._clock = clock
         self._random = random.Random(seed)
@@ -38,7 +51,7 @@ class ShufflingGrid(InProcessGrid):
         self._coming = {}  # arrival time and reply, by message id
         self.arrived = 0
 
-    def push_messages(self, messages):
+    def push_messages(self, messages: Any) -> list[str]:
         pushed = list(super().push_messages(messages))
         for message_id in pushed:
             reply = self._answer(self._pushed.pop(message_id))
@@ -49,17 +62,17 @@ class ShufflingGrid(InProcessGrid):
             ]
         return pushed
 
-    def pull_messages(self, message_ids):
+    def pull_messages(self, message_ids: Any) -> list[Any]:
         return [reply for i in list(message_ids) for reply in self._arrived(i)]
 
-    def _arrived(self, message_id):
+    def _arrived(self, message_id: str) -> list[Any]:
         coming = self._coming.get(message_id, [])
         due = [(time, reply) for time, reply in coming if time <= self._clock.now]
         self._coming[message_id] = [one for one in coming if one not in due]
         self.arrived += len(due)
         return [reply for _, reply in sorted(due, key=lambda one: one[0])]
 
-    def _old(self, reply):
+    def _old(self, reply: Message) -> list[Any]:
         """Replays, as if they answered the same message."""
         node = reply.metadata.src_node_id
         mine = self.past.setdefault(node, [])
@@ -70,7 +83,7 @@ class ShufflingGrid(InProcessGrid):
 
 
 @pytest.fixture
-def clock(monkeypatch):
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
     clock = Clock()
     monkeypatch.setattr(poll, "time", clock)
     monkeypatch.setattr(notices, "log", lambda _level, _text: None)
@@ -81,7 +94,9 @@ def clock(monkeypatch):
     torch.set_num_threads(before)
 
 
-def play(grid, chosen, method, run=RUN):
+def play(
+    grid: ShufflingGrid | InProcessGrid, chosen: RunSettings, method: str, run: str = RUN
+) -> ChainOfMerges:
     chain = new_chain(chosen, method)
     chain.cohort.run = run
     chain.run(grid)
@@ -91,20 +106,22 @@ def play(grid, chosen, method, run=RUN):
 class ElsewhereApp(StubApp):
     """The same sites in another run, where they had one token more."""
 
-    def answer(self, name, message):
+    def answer(self, name: str, message: Message) -> StatisticsReply:
         answer = super().answer(name, message)
         more = (replace(one, num_tokens=one.num_tokens + 1) for one in answer.statistics)
         return replace(answer, statistics=tuple(more))
 
 
-def replies_to_another_run(chosen, clock, method):
+def replies_to_another_run(chosen: RunSettings, clock: Clock, method: str) -> dict[Any, Any]:
     grid = ShufflingGrid(ElsewhereApp(), chosen, clock, 0, {})
     play(grid, chosen, method, OTHER_RUN)
     return {name: grid.past[node] for node, name in enumerate(NAMES, start=1)}
 
 
 @pytest.mark.parametrize("method", ["com", "regmean++"])
-def test_no_order_of_arrival_changes_a_bit_and_every_surplus_reply_is_counted(method, clock):
+def test_no_order_of_arrival_changes_a_bit_and_every_surplus_reply_is_counted(
+    method: str, clock: Clock
+) -> None:
     chosen = settings()
     whole = digest_of(play(InProcessGrid(RecordedApp({}), NODES, chosen), chosen, method))
     others = replies_to_another_run(chosen, clock, method)

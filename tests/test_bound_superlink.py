@@ -1,14 +1,16 @@
 """A SuperLink takes from each node what is that node's to say, and nothing in another's name."""
 
 import random
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from fastapi.testclient import TestClient
-from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.app import ArrayRecord, Message, Metadata, RecordDict
 from flwr.app.message import remove_content_from_message
 from flwr.common.constant import NOOP_ACCOUNT_NAME, NOOP_FLWR_AID, SUPERLINK_NODE_ID
 from flwr.common.serde import message_to_proto
@@ -16,16 +18,22 @@ from flwr.proto import fleet_pb2, message_pb2
 from flwr.proto.error_pb2 import Error
 from flwr.proto.fab_pb2 import GetFabRequest
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
+from flwr.proto.message_pb2 import ObjectTree
 from flwr.proto.node_pb2 import Node
 from flwr.proto.run_pb2 import GetRunRequest
 from flwr.supercore.constant import NOOP_FEDERATION_ID, TaskType
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
+from flwr.supercore.inflatable.inflatable_object import (
+    InflatableObject,
+    get_all_nested_objects,
+    get_object_tree,
+)
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supercore.protobuf.client import ProtobufRequestContext
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.main import create_app
 from flwr.superlink.servicer.fleet import fleet_handlers
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+from httpx2._models import Response
 
 from server import bound_superlink
 
@@ -35,7 +43,7 @@ _LONG = 1800.0  # seconds for which a node counts as online without a word
 class SuperLink:
     """Flower's own in this process, with two registered sites and a run that has begun."""
 
-    def __init__(self, folder):
+    def __init__(self, folder: Path) -> None:
         config = SimpleNamespace(
             simulation=False,
             database=str(folder / "state.db"),
@@ -61,14 +69,14 @@ class SuperLink:
         self.state.claim_task(task)
         self.state.activate_task(task)
 
-    def _register(self):
+    def _register(self) -> tuple[Any, ...]:
         key = ec.generate_private_key(ec.SECP384R1())
         public = public_key_to_bytes(key.public_key())
         node = self.state.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, public, _LONG)
         self.state.activate_node(node, _LONG)
         return node, NodeAuthHttpInterceptor(key, key.public_key())
 
-    def call(self, node, path, request):
+    def call(self, node: Any, path: str, request: Any) -> Response:
         """What is answered to a call that a node has signed."""
         sent = httpx.Request("POST", f"http://testserver/v1/fleet/{path}")
         context = ProtobufRequestContext("", request, sent)
@@ -77,7 +85,7 @@ class SuperLink:
         body = request if isinstance(request, bytes) else request.SerializeToString()
         return self.client.post(sent.url.path, content=body, headers=headers)
 
-    def instruct(self, node):
+    def instruct(self, node: Any) -> tuple[Message, set[str]]:
         """The ServerApp sends a message; the message and its objects."""
         TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = self.run, 1, 1
         content = RecordDict({"x": ArrayRecord([np.full(3, float(node))])})
@@ -95,13 +103,15 @@ class SuperLink:
             assert self.state.store_object(self.run, session, name, objects[name].deflate())
         return message, set(objects)
 
-    def pulled(self, node):
+    def pulled(self, node: Any) -> Any:
         answer = self.call(
             node, "pull-messages", fleet_pb2.PullMessagesRequest(node=Node(node_id=node))
         )
         return fleet_pb2.PullMessagesResponse.FromString(answer.content).messages_list
 
-    def push(self, caller, metadata, tree=None, **changed):
+    def push(
+        self, caller: Any, metadata: Metadata, tree: ObjectTree | None = None, **changed: Any
+    ) -> Response:
         message = message_pb2.Message(metadata=metadata)
         message.content.SetInParent()
         for name, value in changed.items():
@@ -114,7 +124,7 @@ class SuperLink:
         return self.call(caller, "push-messages", request)
 
 
-def test_flowers_own_replies_come_without_their_content(superlink):
+def test_flowers_own_replies_come_without_their_content(superlink: SuperLink) -> None:
     message, _ = superlink.instruct(superlink.ash)
     reply = Message(RecordDict({"y": ArrayRecord([np.ones(2)])}), reply_to=message)
     sent = message_to_proto(remove_content_from_message(reply))
@@ -122,7 +132,9 @@ def test_flowers_own_replies_come_without_their_content(superlink):
     assert not sent.content.ByteSize()
 
 
-def reply_to(message, caller):
+def reply_to(
+    message: Message, caller: Any
+) -> tuple[Metadata, ObjectTree, dict[str, InflatableObject]]:
     """A reply as the SuperNode of ``caller`` sends it: its metadata, tree and objects."""
     reply = Message(RecordDict({"y": ArrayRecord([np.ones(2)])}), reply_to=message)
     reply.metadata.__dict__["_src_node_id"] = caller
@@ -133,14 +145,14 @@ def reply_to(message, caller):
 
 
 @pytest.fixture
-def superlink(tmp_path, monkeypatch):
+def superlink(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SuperLink:
     for name in bound_superlink._REQUIRED:
         monkeypatch.setattr(fleet_handlers, name, getattr(fleet_handlers, name))
     bound_superlink.bind_calls()
     return SuperLink(tmp_path)
 
 
-def test_a_site_pulls_what_it_was_asked_and_pushes_its_reply(superlink):
+def test_a_site_pulls_what_it_was_asked_and_pushes_its_reply(superlink: SuperLink) -> None:
     message, objects = superlink.instruct(superlink.ash)
     assert [one.metadata.message_id for one in superlink.pulled(superlink.ash)] == [
         message.object_id
@@ -168,7 +180,7 @@ def test_a_site_pulls_what_it_was_asked_and_pushes_its_reply(superlink):
     assert superlink.state.get_message_res({message.object_id}, superlink.run)
 
 
-def test_flower_alone_would_pass_on_an_instruction_in_the_coordinators_name(tmp_path):
+def test_flower_alone_would_pass_on_an_instruction_in_the_coordinators_name(tmp_path: Path) -> None:
     superlink = SuperLink(tmp_path)
     message, _ = superlink.instruct(superlink.ash)
     metadata, _, _ = reply_to(message, superlink.ash)
@@ -178,7 +190,7 @@ def test_flower_alone_would_pass_on_an_instruction_in_the_coordinators_name(tmp_
 
 
 @pytest.mark.parametrize("count", [200, pytest.param(2000, marks=pytest.mark.slow)])
-def test_no_site_speaks_in_anothers_name(superlink, count):
+def test_no_site_speaks_in_anothers_name(superlink: SuperLink, count: int) -> None:
     message, _ = superlink.instruct(superlink.ash)
     _other, _ = superlink.instruct(superlink.birch)
     draw = random.Random(0)
@@ -209,7 +221,7 @@ def test_no_site_speaks_in_anothers_name(superlink, count):
     assert not superlink.state.get_message_res({_other.object_id}, superlink.run)
 
 
-def test_a_site_neither_pulls_nor_deletes_what_is_anothers(superlink):
+def test_a_site_neither_pulls_nor_deletes_what_is_anothers(superlink: SuperLink) -> None:
     other, objects = superlink.instruct(superlink.birch)
     node = Node(node_id=superlink.ash)
     for name in (*objects, "0" * 64, "", "../state.db"):
@@ -222,7 +234,7 @@ def test_a_site_neither_pulls_nor_deletes_what_is_anothers(superlink):
     assert superlink.state.object_store.get(other.object_id)
 
 
-def test_an_object_without_the_session_of_its_reply_is_refused(superlink):
+def test_an_object_without_the_session_of_its_reply_is_refused(superlink: SuperLink) -> None:
     message, _ = superlink.instruct(superlink.birch)
     metadata, tree, own = reply_to(message, superlink.birch)
     superlink.push(superlink.birch, metadata, tree)
@@ -237,7 +249,9 @@ def test_an_object_without_the_session_of_its_reply_is_refused(superlink):
         assert not message_pb2.PushObjectResponse.FromString(answer.content).stored
 
 
-def test_a_name_that_is_no_hash_reaches_no_log(superlink, caplog):
+def test_a_name_that_is_no_hash_reaches_no_log(
+    superlink: SuperLink, caplog: pytest.LogCaptureFixture
+) -> None:
     node, odd = Node(node_id=superlink.ash), "line\nFaked [INFO] line \x1b[2J"
     calls = {
         "get-fab": GetFabRequest(node=node, run_id=superlink.run, hash_str=odd),
@@ -249,7 +263,9 @@ def test_a_name_that_is_no_hash_reaches_no_log(superlink, caplog):
     assert "Faked" not in caplog.text
 
 
-def test_a_message_without_content_or_with_content_of_its_own_is_the_callers_fault(superlink):
+def test_a_message_without_content_or_with_content_of_its_own_is_the_callers_fault(
+    superlink: SuperLink,
+) -> None:
     message, _ = superlink.instruct(superlink.ash)
     metadata, tree, _ = reply_to(message, superlink.ash)
     node = Node(node_id=superlink.ash)
@@ -265,7 +281,9 @@ def test_a_message_without_content_or_with_content_of_its_own_is_the_callers_fau
         assert superlink.call(superlink.ash, "push-messages", request).status_code == 400
 
 
-def test_objects_that_are_not_what_they_are_called_are_the_callers_fault(superlink):
+def test_objects_that_are_not_what_they_are_called_are_the_callers_fault(
+    superlink: SuperLink,
+) -> None:
     message, _ = superlink.instruct(superlink.ash)
     metadata, tree, own = reply_to(message, superlink.ash)
     twice = message_pb2.ObjectTree(object_id=tree.object_id, children=[tree.children[0]] * 2)
@@ -286,14 +304,16 @@ def test_objects_that_are_not_what_they_are_called_are_the_callers_fault(superli
             assert not message_pb2.PushObjectResponse.FromString(answer.content).stored
 
 
-def test_another_nodes_number_is_refused_by_the_key(superlink):
+def test_another_nodes_number_is_refused_by_the_key(superlink: SuperLink) -> None:
     superlink.instruct(superlink.birch)
     ask = fleet_pb2.PullMessagesRequest(node=Node(node_id=superlink.birch))
     assert superlink.call(superlink.ash, "pull-messages", ask).status_code == 401
 
 
 @pytest.mark.parametrize("count", [300, pytest.param(5000, marks=pytest.mark.slow)])
-def test_no_body_of_a_registered_site_is_an_error_of_the_superlink(superlink, count):
+def test_no_body_of_a_registered_site_is_an_error_of_the_superlink(
+    superlink: SuperLink, count: int
+) -> None:
     message, _ = superlink.instruct(superlink.ash)
     metadata, tree, _ = reply_to(message, superlink.ash)
     node = Node(node_id=superlink.ash)

@@ -2,29 +2,33 @@
 
 import json
 import shutil
+from pathlib import Path
+from typing import Any
 
 import pytest
+from flwr.app import Message
 
 from client.app import app as client_app
 from layerweld.deploy.runs import notices_in
 from layerweld.errors import JournalError
+from layerweld.report.results import RunResults
 from layerweld.transport.statistics import decode_statistics_request
 from server.run import run as run_server
 from strategies import notices, poll
 from tests.dying_server import after_keeping, killed_after
 from tests.faulty_grid import KINDS, Clock, Faults, FaultyGrid, from_the_node
-from tests.tiny_sites import BERT_LAYERS, make_sites
+from tests.tiny_sites import BERT_LAYERS, TinySites, make_sites
 
 
 @pytest.fixture(scope="module")
-def bert_sites(tmp_path_factory):
+def bert_sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
     return make_sites(tmp_path_factory.mktemp("bert"), BERT_LAYERS)
 
 
 @pytest.mark.parametrize("after", [0, 3, 6])
 def test_a_run_killed_after_any_step_ends_in_the_same_bytes(
-    bert_sites, tmp_path, monkeypatch, after
-):
+    bert_sites: TinySites, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
     whole = bert_sites.play(tmp_path / "whole")
     with killed_after(after, monkeypatch):
         bert_sites.play(tmp_path / "out")
@@ -32,7 +36,9 @@ def test_a_run_killed_after_any_step_ends_in_the_same_bytes(
     assert not (tmp_path / "out/journal").exists()
 
 
-def test_whoever_follows_the_log_sees_a_line_a_group(bert_sites, tmp_path, monkeypatch):
+def test_whoever_follows_the_log_sees_a_line_a_group(
+    bert_sites: TinySites, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     told = []
     monkeypatch.setattr(notices, "log", lambda _level, text: told.append(text))
     bert_sites.play(tmp_path / "out", influence=False)  # whose warnings are no line a group
@@ -46,10 +52,12 @@ def test_whoever_follows_the_log_sees_a_line_a_group(bert_sites, tmp_path, monke
     assert notices_in("\n".join(f"INFO :      {line}" for line in told)) == told
 
 
-def test_a_site_that_lost_its_cache_catches_up(bert_sites, tmp_path, monkeypatch):
+def test_a_site_that_lost_its_cache_catches_up(
+    bert_sites: TinySites, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = bert_sites.play(tmp_path / "whole")
 
-    def lose(index):
+    def lose(index: Any) -> None:
         if index == 4:
             shutil.rmtree(bert_sites.folder / "cache/runs")
 
@@ -59,8 +67,8 @@ def test_a_site_that_lost_its_cache_catches_up(bert_sites, tmp_path, monkeypatch
 
 @pytest.mark.parametrize("seed", range(4))
 def test_a_whole_run_on_a_faulty_network_ends_in_the_same_manifest(
-    bert_sites, tmp_path, monkeypatch, seed
-):
+    bert_sites: TinySites, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
     clock = Clock()
     monkeypatch.setattr(poll, "time", clock)
     monkeypatch.setattr(notices, "log", lambda _level, _text: None)
@@ -76,7 +84,7 @@ def test_a_whole_run_on_a_faulty_network_ends_in_the_same_manifest(
 class CedarFails(FaultyGrid):
     """One site raises whenever it is asked for statistics from the third step on."""
 
-    def _answer(self, message):
+    def _answer(self, message: Message) -> Message:
         asked = message.metadata.message_type == "train.statistics"
         if (
             asked
@@ -88,15 +96,15 @@ class CedarFails(FaultyGrid):
 
 
 def test_a_lost_site_is_named_wherever_the_merge_is_described_and_the_run_resumes_without_it(
-    bert_sites, tmp_path, monkeypatch
-):
+    bert_sites: TinySites, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock = Clock()
     monkeypatch.setattr(poll, "time", clock)
     settings = bert_sites.settings().model_copy(
         update={"lost_site": "continue", "deadline": 60.0, "min_sites": 2}
     )
 
-    def play_with(nodes, output):
+    def play_with(nodes: list[dict[str, str]], output: Path) -> RunResults:
         grid = CedarFails(client_app, nodes, settings, Faults(0, rate=0.0), clock)
         return run_server(grid, settings, str(bert_sites.base), output)
 
@@ -115,10 +123,12 @@ def test_a_lost_site_is_named_wherever_the_merge_is_described_and_the_run_resume
     assert resumed.manifest_hash == whole.manifest_hash
 
 
-def test_a_damaged_hidden_state_is_computed_again(bert_sites, tmp_path, monkeypatch):
+def test_a_damaged_hidden_state_is_computed_again(
+    bert_sites: TinySites, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = bert_sites.play(tmp_path / "whole")
 
-    def damage(_index):
+    def damage(_index: Any) -> None:
         for file in (bert_sites.folder / "cache/runs").rglob("hidden-*.safetensors"):
             content = bytearray(file.read_bytes())
             content[-5] ^= 1
@@ -128,7 +138,9 @@ def test_a_damaged_hidden_state_is_computed_again(bert_sites, tmp_path, monkeypa
         assert bert_sites.play(tmp_path / "out").manifest_hash == whole.manifest_hash
 
 
-def test_a_journal_of_other_settings_is_not_resumed(bert_sites, tmp_path, monkeypatch):
+def test_a_journal_of_other_settings_is_not_resumed(
+    bert_sites: TinySites, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with killed_after(0, monkeypatch):
         bert_sites.play(tmp_path / "out")
     with pytest.raises(JournalError, match="remove the folder"):

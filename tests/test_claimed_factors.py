@@ -2,23 +2,27 @@
 
 import random
 from dataclasses import replace
+from random import Random
+from typing import Any
 
 import pytest
 import torch
+from flwr.app import Message, RecordDict
 
 from layerweld.errors import CohortError, RefusedReplyError
 from layerweld.merging.lora_averaging import FfaLora, Flora
 from layerweld.merging.sums import Mean
 from layerweld.statistics.group import Product
 from layerweld.transport.identity import Identity, with_identity
-from layerweld.transport.site_info import encode_site_info
+from layerweld.transport.site_info import SiteInfo, encode_site_info
+from layerweld.transport.statistics import StatisticsReply
 from layerweld.transport.updates import encode_updates
 from layerweld.updates.shared_factor import digest_of_draw, digest_of_factors
 from layerweld.updates.update import DenseUpdate, LowRankUpdate
 from server.replies import read_trained
 from strategies.merge_strategy import MergeStrategy
 from strategies.update_merging import UpdateMerging
-from tests.faulty_grid import FaultyGrid, none
+from tests.faulty_grid import Clock, FaultyGrid, none
 from tests.stub_sites import (
     NAMES,
     NODES,
@@ -38,7 +42,7 @@ GOES_ON = {"lost-site": "continue", "deadline": 60.0}
 DRAWN = digest_of_draw(0, 2, PLAN.layer_names)
 
 
-def sharing(name):
+def sharing(name: str) -> dict[Any, Any]:
     """Updates of rank 2 behind one ``A``."""
     one, own = torch.Generator().manual_seed(9), torch.Generator().manual_seed(NAMES.index(name))
     return {
@@ -50,7 +54,7 @@ def sharing(name):
     }
 
 
-def another_a(updates, draw):
+def another_a(updates: dict[Any, Any], draw: Random) -> dict[Any, Any]:
     """Any change of any of the ``A``: the last bit of one number, two rows, a whole layer."""
     layer = draw.choice(sorted(updates))
     right = updates[layer].right.clone()
@@ -69,11 +73,17 @@ def another_a(updates, draw):
     return {**updates, layer: LowRankUpdate(updates[layer].left, right)}
 
 
-def play(sent, claimed, clock, method, **entries):
+def play(
+    sent: dict[str, dict[Any, Any]],
+    claimed: dict[str, str] | dict[Any, Any],
+    clock: Clock,
+    method: FfaLora | Flora | Mean | FfaLora | Flora,
+    **entries: Any,
+) -> MergeStrategy:
     """A method of updates over the sites that send something."""
 
     class Sites(StubApp):
-        def __call__(self, message, context):
+        def __call__(self, message: Message, context: Any) -> Message:
             return reply_with(encode_updates(sent[context.node_config["name"]]), message, context)
 
     chosen = settings(**entries)
@@ -89,7 +99,9 @@ def play(sent, claimed, clock, method, **entries):
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_a_site_that_sends_another_a_than_it_claims_is_refused_by_name(seed, clock):
+def test_a_site_that_sends_another_a_than_it_claims_is_refused_by_name(
+    seed: int, clock: "Clock"
+) -> None:
     draw = random.Random(seed)
     liar, method = draw.choice(NAMES), draw.choice((FfaLora(), Flora(), Mean()))
     honest = {name: sharing(name) for name in NAMES}
@@ -103,7 +115,9 @@ def test_a_site_that_sends_another_a_than_it_claims_is_refused_by_name(seed, clo
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_where_a_is_drawn_the_site_that_drew_another_is_the_one_left_out(seed, clock):
+def test_where_a_is_drawn_the_site_that_drew_another_is_the_one_left_out(
+    seed: int, clock: "Clock"
+) -> None:
     draw = random.Random(seed)
     liar, honest = draw.choice(NAMES), {name: sharing(name) for name in NAMES}
     sent = {**honest, liar: another_a(honest[liar], draw)}
@@ -115,27 +129,27 @@ def test_where_a_is_drawn_the_site_that_drew_another_is_the_one_left_out(seed, c
     assert_merged(lacking, honest, liar)
 
 
-def assert_merged(merging, honest, liar):
+def assert_merged(merging: Any, honest: dict[str, dict[Any, Any]], liar: str) -> None:
     left = [honest[name] for name in NAMES if name != liar]
     for layer, update in merging.rounds.outcome().updates.items():
         mean = sum(of[layer].dense() for of in left) / len(left)
         torch.testing.assert_close(update.dense(), mean)
 
 
-def test_where_all_drew_different_ones_nobody_is_to_blame(clock):
+def test_where_all_drew_different_ones_nobody_is_to_blame(clock: "Clock") -> None:
     sent = {name: another_a(sharing(name), random.Random(k)) for k, name in enumerate(NAMES)}
     with pytest.raises(CohortError, match=r"one frozen A .* ash, birch, cedar sent different ones"):
         play(sent, dict.fromkeys(NAMES, DRAWN), clock, FfaLora(), **GOES_ON)
 
 
-def test_what_is_not_shared_is_nobodys_business_in_another_method(clock):
+def test_what_is_not_shared_is_nobodys_business_in_another_method(clock: "Clock") -> None:
     sent = {name: another_a(sharing(name), random.Random(k)) for k, name in enumerate(NAMES)}
     claimed = {name: digest_of_factors(sent[name]) for name in NAMES}
     assert not play(sent, claimed, clock, Flora()).cohort.lost
     assert not play(sent, dict.fromkeys(NAMES, ""), clock, Flora()).cohort.lost
 
 
-def test_whole_layers_have_no_factors():
+def test_whole_layers_have_no_factors() -> None:
     updates = sharing("ash")
     assert len(digest_of_factors(updates)) == 64
     assert digest_of_factors({**updates, "0.q": DenseUpdate(updates["0.q"].dense())}) == ""
@@ -144,17 +158,17 @@ def test_whole_layers_have_no_factors():
 class WholeLayers(StubApp):
     """One site sends products of whole layers, and came past the handshake with ranks of 0."""
 
-    def __init__(self, liar):
+    def __init__(self, liar: Any) -> None:
         super().__init__()
         self.liar = liar
 
-    def answer(self, name, message):
+    def answer(self, name: str, message: Message) -> Any:
         answer = super().answer(name, message)
         return self.dense(answer) if name == self.liar else answer
 
     @staticmethod
-    def dense(answer):
-        def whole(one):
+    def dense(answer: StatisticsReply) -> StatisticsReply:
+        def whole(one: Any) -> Any:
             moments = {k: DenseUpdate(p.moments.dense()) for k, p in one.products.items()}
             return replace(one, products={k: Product(m) for k, m in moments.items()})
 
@@ -162,7 +176,7 @@ class WholeLayers(StubApp):
 
 
 @pytest.mark.parametrize("liar", NAMES)
-def test_who_comes_first_does_not_fix_the_form_of_the_sums(liar, clock):
+def test_who_comes_first_does_not_fix_the_form_of_the_sums(liar: Any, clock: "Clock") -> None:
     chosen = settings(**GOES_ON)
     chain = new_chain(chosen)
     nothing = (0,) * len(PLAN.layer_names)
@@ -182,13 +196,13 @@ TRAINED = {
 }
 
 
-def content_of(introduction):
+def content_of(introduction: SiteInfo) -> RecordDict:
     identity = Identity("run", "id", node="1", site=introduction.site)
     return with_identity(encode_site_info(introduction), identity)
 
 
 @pytest.mark.parametrize("changes", TRAINED.values(), ids=TRAINED)
-def test_what_fine_tuning_makes_is_what_the_methods_were_chosen_for(changes):
+def test_what_fine_tuning_makes_is_what_the_methods_were_chosen_for(changes: Any) -> None:
     before, trained = replace(introduction_of("ash"), kind="none"), introduction_of("ash")
     assert read_trained(content_of(trained), before) == trained
     with pytest.raises(RefusedReplyError, match="not have a LoRA of the layers and ranks"):

@@ -2,24 +2,28 @@
 
 import json
 import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
+from click.testing import Result
 from typer.testing import CliRunner
 
 from layerweld.cli import main as cli
 from layerweld.errors import ConfigError, LayerweldError
 from layerweld.settings.run import RunSettings
-from tests.tiny_sites import make_sites
+from tests.tiny_sites import TinySites, make_sites
 
 runner = CliRunner()
 
 
 @pytest.fixture(scope="module")
-def sites(tmp_path_factory):
+def sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
     return make_sites(tmp_path_factory.mktemp("sites"), ["query", "value"])
 
 
-def merge(sites, output, *options, nodes=None):
+def merge(sites: TinySites, output: Path, *options: str, nodes: list[Any] | None = None) -> Result:
     arguments = ["merge", str(sites.base), "--output", str(output), "--max-length", "12"]
     for node in nodes or sites.nodes:
         arguments += ["--site", f"{node['name']}={node['adapter']}:{node['data']}"]
@@ -27,11 +31,11 @@ def merge(sites, output, *options, nodes=None):
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def test_merge_writes_an_adapter_a_manifest_and_a_report(sites, tmp_path):
+def test_merge_writes_an_adapter_a_manifest_and_a_report(sites: TinySites, tmp_path: Path) -> None:
     result = merge(sites, tmp_path / "out", "--ridge", "0.1", "--samples", "10")
     assert result.exit_code == 0, result.output
     assert {
@@ -48,7 +52,9 @@ def test_merge_writes_an_adapter_a_manifest_and_a_report(sites, tmp_path):
     assert set(manifest["groups"][0]["importance"]) == {"ash", "birch", "cedar"}
 
 
-def test_a_merge_that_is_cut_to_a_rank_says_what_that_costs(sites, tmp_path):
+def test_a_merge_that_is_cut_to_a_rank_says_what_that_costs(
+    sites: TinySites, tmp_path: Path
+) -> None:
     result = merge(sites, tmp_path / "out", "--rank", "2")
     found = re.search(r"largest compression error of a group (0\.\d+)", result.output)
     groups = json.loads((tmp_path / "out/results.json").read_text())["methods"][0]["groups"]
@@ -56,7 +62,7 @@ def test_a_merge_that_is_cut_to_a_rank_says_what_that_costs(sites, tmp_path):
     assert float(found[1]) == pytest.approx(largest, rel=0.01)
 
 
-def test_the_same_run_from_a_file_gives_the_same_manifest(sites, tmp_path):
+def test_the_same_run_from_a_file_gives_the_same_manifest(sites: TinySites, tmp_path: Path) -> None:
     assert merge(sites, tmp_path / "merged", "--batch-size", "4").exit_code == 0
     tables = [f'base = "{sites.base}"\n[calibration]\nmax-length = 12\nbatch-size = 4\n']
     for node in sites.nodes:
@@ -70,7 +76,7 @@ def test_the_same_run_from_a_file_gives_the_same_manifest(sites, tmp_path):
     assert merged.read_bytes() == simulated.read_bytes()
 
 
-def test_a_column_of_another_name_is_one_setting_away(sites, tmp_path):
+def test_a_column_of_another_name_is_one_setting_away(sites: TinySites, tmp_path: Path) -> None:
     nodes = []
     for node in sites.nodes:
         rows = tmp_path / f"{node['name']}.jsonl"
@@ -96,33 +102,37 @@ def test_a_column_of_another_name_is_one_setting_away(sites, tmp_path):
         ("--seed 1 --set calibration.seed=1", "--seed and --set calibration.seed are the same"),
     ],
 )
-def test_an_option_without_effect_is_an_error(sites, tmp_path, options, says):
+def test_an_option_without_effect_is_an_error(
+    sites: TinySites, tmp_path: Path, options: str, says: str
+) -> None:
     result = merge(sites, tmp_path / "out", *options.split())
     assert isinstance(result.exception, ConfigError)
     assert str(result.exception).startswith(says)
     assert not (tmp_path / "out").exists()
 
 
-def test_plan_lists_every_group(sites):
+def test_plan_lists_every_group(sites: TinySites) -> None:
     result = runner.invoke(cli.app, ["plan", str(sites.base)])
     assert result.exit_code == 0
     assert "8 layer groups in 2 blocks" in result.output
 
 
-def test_an_unknown_normalization_lists_the_known_ones(sites, tmp_path):
+def test_an_unknown_normalization_lists_the_known_ones(sites: TinySites, tmp_path: Path) -> None:
     result = merge(sites, tmp_path / "out", "--set", "normalization=tokens")
     assert isinstance(result.exception, ConfigError)
     assert "feature" in str(result.exception)
 
 
 @pytest.fixture
-def settings_of(sites, tmp_path, monkeypatch):
+def settings_of(
+    sites: TinySites, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Any]:
     """The settings that `layerweld merge` with these options would run."""
     made = []
     monkeypatch.setattr(cli, "_run", lambda settings, *_rest: made.append(settings))
     site = f"ash={sites.nodes[0]['adapter']}:{sites.nodes[0]['data']}"
 
-    def settings_of(*options):
+    def settings_of(*options: Any) -> Any:
         arguments = ["merge", "base", "--site", site, "--output", str(tmp_path / "out")]
         assert runner.invoke(cli.app, [*arguments, *options]).exit_code == 0
         return made.pop()
@@ -130,11 +140,11 @@ def settings_of(sites, tmp_path, monkeypatch):
     return settings_of
 
 
-def test_merge_has_no_default_of_its_own(settings_of):
+def test_merge_has_no_default_of_its_own(settings_of: Callable[..., Any]) -> None:
     assert settings_of() == RunSettings(base="base", name="out", min_sites=1)
 
 
-def test_every_option_of_merge_is_a_setting(settings_of):
+def test_every_option_of_merge_is_a_setting(settings_of: Callable[..., Any]) -> None:
     options = {
         "merge.ridge": 0.5,
         "merge.rank": 2,
@@ -164,7 +174,9 @@ def test_every_option_of_merge_is_a_setting(settings_of):
     ],
     ids=["no adapter", "no rows", "wrong column", "unreadable rows"],
 )
-def test_bad_input_is_one_line_and_leaves_nothing(sites, tmp_path, changes, content, says):
+def test_bad_input_is_one_line_and_leaves_nothing(
+    sites: TinySites, tmp_path: Path, changes: Any, content: str | None, says: str
+) -> None:
     if content is not None:
         (tmp_path / "rows.jsonl").write_text(content)
         changes = changes | {"data": str(tmp_path / "rows.jsonl")}
@@ -176,7 +188,9 @@ def test_bad_input_is_one_line_and_leaves_nothing(sites, tmp_path, changes, cont
     assert not (tmp_path / "out").exists()
 
 
-def test_expected_errors_are_a_line_a_next_step_and_an_exit_code(tmp_path, monkeypatch, capsys):
+def test_expected_errors_are_a_line_a_next_step_and_an_exit_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr("sys.argv", ["layerweld", "plan", str(tmp_path)])
     with pytest.raises(SystemExit) as stopped:
         cli.main()
@@ -187,7 +201,7 @@ def test_expected_errors_are_a_line_a_next_step_and_an_exit_code(tmp_path, monke
     assert captured.out == ""
 
 
-def test_a_misspelt_setting_in_a_file_lists_the_known_ones(tmp_path):
+def test_a_misspelt_setting_in_a_file_lists_the_known_ones(tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text(
         '[merge]\nrigde = 0.1\n[[sites]]\nname = "a"\ndata = "a.jsonl"\n'
     )

@@ -1,6 +1,7 @@
 """What the handshake lets pass is said all the same."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -12,12 +13,14 @@ WIDE = MergePlan(("0",), (LayerGroup("0.in", 0, 50, (LayerShape("0.q", 3),)), *P
 ENOUGH = 10**4  # tokens, for any group here
 
 
-def sites():
+def sites() -> list[Any]:
     return [replace(introduction_of(name), tokens=ENOUGH) for name in NAMES]
 
 
 @pytest.mark.parametrize(("tokens", "warns"), [(1, True), (33, True), (34, False), (99, False)])
-def test_fewer_tokens_than_twice_the_widest_groups_features_are_warned_of(tokens, warns):
+def test_fewer_tokens_than_twice_the_widest_groups_features_are_warned_of(
+    tokens: int, warns: bool
+) -> None:
     few = [replace(one, tokens=each) for one, each in zip(sites(), (33, 33, tokens), strict=True)]
     found = list(warnings_of(few, WIDE, {}))
     assert bool(found) == warns
@@ -26,7 +29,7 @@ def test_fewer_tokens_than_twice_the_widest_groups_features_are_warned_of(tokens
         assert "raise merge.ridge" in found[0]
 
 
-def test_two_sites_with_one_adapter_are_named():
+def test_two_sites_with_one_adapter_are_named() -> None:
     one, other, third = sites()
     assert not list(
         warnings_of(sites(), PLAN, {})
@@ -36,14 +39,14 @@ def test_two_sites_with_one_adapter_are_named():
     assert "ash and cedar bring the same adapter" in found
 
 
-def test_rows_that_were_passed_over_are_counted():
+def test_rows_that_were_passed_over_are_counted() -> None:
     one, *others = sites()
     (found,) = warnings_of([replace(one, skipped=3), *others], PLAN, {})
     assert found.startswith("ash has 3 samples that cannot be read")
 
 
 @pytest.mark.parametrize("field", ["name_prefix", "task"])
-def test_one_site_alone_does_not_rename_the_merged_adapter_and_is_named(field):
+def test_one_site_alone_does_not_rename_the_merged_adapter_and_is_named(field: str) -> None:
     assert not list(warnings_of([replace(one, **{field: "same"}) for one in sites()], PLAN, {}))
     one, *others = (replace(one, **{field: "bert."}) for one in sites())
     cohort = [replace(one, **{field: ""}), *others]
@@ -52,7 +55,7 @@ def test_one_site_alone_does_not_rename_the_merged_adapter_and_is_named(field):
     assert of_most(getattr(one, field) for one in cohort) == "bert."
 
 
-def test_names_that_are_as_frequent_as_others_name_nothing():
+def test_names_that_are_as_frequent_as_others_name_nothing() -> None:
     assert of_most(["", "bert."]) == of_most(["a", "b", "c"]) == ""
     assert of_most(["bert."] * 3) == of_most(["bert.", "bert.", "a"]) == "bert."
 
@@ -69,7 +72,9 @@ def test_names_that_are_as_frequent_as_others_name_nothing():
         (("\x1b[2J",), "another cpu, threads, variables than"),
     ],
 )
-def test_a_site_of_another_kind_of_machine_is_named_with_what_differs(there, says):
+def test_a_site_of_another_kind_of_machine_is_named_with_what_differs(
+    there: Any, says: str
+) -> None:
     one, *others = sites()
     here = {"cpu": "A", "threads": "2"}
     found = list(warnings_of([replace(one, environment=there), *others], PLAN, here))

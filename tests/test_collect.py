@@ -1,6 +1,9 @@
 """What a site measures: real tokens only, behind the right prefix, at the promised cost."""
 
+from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,9 +16,10 @@ from layerweld.model.collect import ReplayableModel, collect
 from layerweld.model.discover import discover_plan
 from layerweld.model.linear import weight_of
 from layerweld.model.schedule import schedule
+from layerweld.plan import MergePlan
 from layerweld.runtime.incidents import raising_here
 from layerweld.settings.merge import MergeSettings
-from layerweld.statistics.group import ProductForm
+from layerweld.statistics.group import GroupStatistics, ProductForm
 from layerweld.updates.update import LowRankUpdate
 from server.run import run as run_server
 from tests.tiny_models import DECODERS, ENCODERS, EVERY_MODEL, make_batch, new_backbone
@@ -25,12 +29,14 @@ FORM = ProductForm(dense=False, with_updates=False)
 TARGETS = ["query", "key", "value", "output.dense", "intermediate.dense"]
 
 
-def replayable(name):
+def replayable(name: str) -> ReplayableModel:
     backbone = new_backbone(name)
     return ReplayableModel(backbone, discover_plan(backbone))
 
 
-def first_step(model, batches, updates, **merge):
+def first_step(
+    model: ReplayableModel, batches: list[Any], updates: dict[Any, Any], **merge: Any
+) -> tuple[GroupStatistics, ...]:
     """Statistics of the whole model in one step, with the site's own updates in place."""
     settings = MergeSettings(granularity="model", **merge)
     (step,) = schedule(model.plan, settings)
@@ -39,7 +45,7 @@ def first_step(model, batches, updates, **merge):
     return collect(model, recording, hidden, step, {}, updates, settings, FORM)
 
 
-def random_updates(plan):
+def random_updates(plan: MergePlan) -> dict[Any, Any]:
     generator = torch.Generator().manual_seed(3)
     return {
         shape.name: LowRankUpdate(
@@ -51,14 +57,14 @@ def random_updates(plan):
     }
 
 
-def cut(batch, row):
+def cut(batch: dict[Any, Any], row: int) -> dict[Any, Any]:
     """One row of a right-padded batch without its padding."""
     length = int(batch["attention_mask"][row].sum())
     return {key: value[row : row + 1, :length] for key, value in batch.items()}
 
 
 @pytest.mark.parametrize("name", sorted(ENCODERS | DECODERS))
-def test_padding_never_reaches_the_statistics(name):
+def test_padding_never_reaches_the_statistics(name: Any) -> None:
     model = replayable(name)
     updates = random_updates(model.plan)
     batch = make_batch(model.backbone)
@@ -70,7 +76,7 @@ def test_padding_never_reaches_the_statistics(name):
 
 
 @pytest.mark.parametrize("name", EVERY_MODEL)
-def test_inputs_are_those_of_the_model_with_its_updates(name):
+def test_inputs_are_those_of_the_model_with_its_updates(name: Any) -> None:
     model = replayable(name)
     updates = random_updates(model.plan)
     batch = make_batch(model.backbone, padded=False)
@@ -90,11 +96,11 @@ def test_inputs_are_those_of_the_model_with_its_updates(name):
 
 
 @contextmanager
-def counted_products():
+def counted_products() -> Iterator[list[int]]:
     """Multiplications in linear layers on batches of more than one row, in a list's only entry."""
     count = [0]
 
-    def add(module, args, output):
+    def add(module: Any, args: Any, output: Path) -> None:
         if isinstance(module, nn.Linear) and len(output) > 1:
             count[0] += output.numel() * args[0].shape[-1]
 
@@ -104,7 +110,9 @@ def counted_products():
 
 
 @pytest.mark.parametrize(("granularity", "passes"), [("group", 3.0), ("block", 2.0)])
-def test_a_chain_costs_under_so_many_passes_over_the_model(tmp_path, granularity, passes):
+def test_a_chain_costs_under_so_many_passes_over_the_model(
+    tmp_path: Path, granularity: str, passes: float
+) -> None:
     sites = make_sites(tmp_path, TARGETS)
     settings = sites.settings(granularity=granularity)
     grid = sites.grid(settings)

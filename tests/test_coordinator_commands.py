@@ -3,6 +3,7 @@
 import json
 import socket
 import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -20,16 +21,16 @@ from layerweld.errors import (
 )
 from layerweld.runtime.run_state import recording
 from tests.test_certificate_clocks import organisation
-from tests.tiny_sites import make_sites
+from tests.tiny_sites import TinySites, make_sites
 from tests.typed_commands import init_coordinator, is_private, lw
 
 
 @pytest.fixture(scope="module")
-def sites(tmp_path_factory):
+def sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
     return make_sites(tmp_path_factory.mktemp("sites"), ["query", "value"])
 
 
-def test_a_coordinators_folder_keeps_its_secrets_to_itself(here):
+def test_a_coordinators_folder_keeps_its_secrets_to_itself(here: Path) -> None:
     assert init_coordinator().exit_code == 0
     assert is_private(here / "fed")
     secrets = {"ca.key", "server.key", "inside-ca.key", "inside.key"}
@@ -38,7 +39,7 @@ def test_a_coordinators_folder_keeps_its_secrets_to_itself(here):
     assert not list(here.glob("*.partial"))
 
 
-def test_a_coordinator_that_has_no_place_for_its_folder_says_so(here):
+def test_a_coordinator_that_has_no_place_for_its_folder_says_so(here: Path) -> None:
     (here / "fed.partial").symlink_to(here / "nowhere")  # no folder can have this name
     with pytest.raises(DeployError, match=r"fed cannot be created: .*File exists"):
         init_coordinator()
@@ -48,7 +49,7 @@ def test_a_coordinator_that_has_no_place_for_its_folder_says_so(here):
         init_coordinator()
 
 
-def test_a_coordinators_programs_are_the_layout_that_survives(here):
+def test_a_coordinators_programs_are_the_layout_that_survives(here: Path) -> None:
     init_coordinator()
     superlink, superexec, gateway = open_coordinator(here / "fed").programs()
     text = " ".join(superlink.command)
@@ -62,7 +63,7 @@ def test_a_coordinators_programs_are_the_layout_that_survives(here):
     assert gateway.command[-1] == str(here / "fed")
 
 
-def test_up_prints_flowers_commands(here):
+def test_up_prints_flowers_commands(here: Path) -> None:
     init_coordinator()
     printed = lw("coordinator", "up", "--folder", "fed", "--print").output.splitlines()
     assert printed[0].startswith("export ")
@@ -71,7 +72,9 @@ def test_up_prints_flowers_commands(here):
 
 
 @pytest.mark.parametrize("taken", [0, 1])
-def test_a_coordinator_that_is_up_is_not_started_again(here, monkeypatch, taken):
+def test_a_coordinator_that_is_up_is_not_started_again(
+    here: Path, monkeypatch: pytest.MonkeyPatch, taken: int
+) -> None:
     ports = free_port(), free_port()
     options = ("--port", ports[0], "--superlink-port", ports[1])
     lw("coordinator", "init", "fed", "--host", "localhost", *options)
@@ -83,20 +86,22 @@ def test_a_coordinator_that_is_up_is_not_started_again(here, monkeypatch, taken)
     assert not (here / "fed/logs").exists()
 
 
-def test_a_coordinator_that_is_not_up_says_how_to_bring_it_up(here):
+def test_a_coordinator_that_is_not_up_says_how_to_bring_it_up(here: Path) -> None:
     init_coordinator()
     with pytest.raises(DeployError, match="is `layerweld coordinator up` running"):
         lw("coordinator", "status", "--folder", "fed")
 
 
-def test_of_two_that_bring_a_coordinator_up_at_once_one_is_refused(here, monkeypatch):
+def test_of_two_that_bring_a_coordinator_up_at_once_one_is_refused(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     init_coordinator()
     monkeypatch.setattr(Supervisor, "run", lambda _: lw("coordinator", "up", "--folder", "fed"))
     with pytest.raises(InUseError, match=r"another process is using .*/fed "):
         lw("coordinator", "up", "--folder", "fed")
 
 
-def test_a_node_that_a_run_cannot_name_yet_gets_the_name_of_its_key(here):
+def test_a_node_that_a_run_cannot_name_yet_gets_the_name_of_its_key(here: Path) -> None:
     init_coordinator()
     for name, node in (("hospital-a", "12"), ("hospital-b", "123")):
         member = json.dumps({"name": name, "key": "SHA256:x", "node": node})
@@ -109,7 +114,7 @@ def test_a_node_that_a_run_cannot_name_yet_gets_the_name_of_its_key(here):
     assert "cause: node 12 (hospital-a) failed at the handshake, and node 9 never came" in said
 
 
-def test_renewed_certificates_verify_with_the_same_authority(here):
+def test_renewed_certificates_verify_with_the_same_authority(here: Path) -> None:
     init_coordinator()
     certificates = here / "fed/certificates"
     authority, server = (certificates / "ca.crt").read_bytes(), certificates / "server.crt"
@@ -119,14 +124,14 @@ def test_renewed_certificates_verify_with_the_same_authority(here):
     assert server.read_bytes() != old
 
 
-def test_an_organisations_own_certificate_is_taken(here):
+def test_an_organisations_own_certificate_is_taken(here: Path) -> None:
     assert init_coordinator(*organisation(here)).exit_code == 0
     key = here / "fed/certificates/server.key"
     assert key.read_bytes() == (here / "org.key").read_bytes()
     assert not (here / "fed/certificates/ca.key").exists()
 
 
-def test_what_is_no_certificate_is_refused_and_no_folder_is_made(here):
+def test_what_is_no_certificate_is_refused_and_no_folder_is_made(here: Path) -> None:
     for name in ("s.crt", "s.key", "chain.crt"):
         (here / name).write_text(name)
     own = ("--certificate", "s.crt", "--key", "s.key", "--authority", "chain.crt")
@@ -135,7 +140,7 @@ def test_what_is_no_certificate_is_refused_and_no_folder_is_made(here):
     assert not (here / "fed").exists()
 
 
-def test_a_run_named_by_hand_is_written_out_for_flower(here, sites):
+def test_a_run_named_by_hand_is_written_out_for_flower(here: Path, sites: TinySites) -> None:
     init_coordinator("--base", sites.base)
     printed = lw("coordinator", "run", "--folder", "fed", "--name", "two", "--print").output
     assert "flwr run" in printed
@@ -145,7 +150,7 @@ def test_a_run_named_by_hand_is_written_out_for_flower(here, sites):
     assert given["merge"]["granularity"] == "group"
 
 
-def test_a_site_is_added_only_once(here):
+def test_a_site_is_added_only_once(here: Path) -> None:
     init_coordinator()
     make_key(here / "ash")
     (here / "fed/sites/ash.json").write_text(json.dumps({"name": "ash", "key": "K", "node": "1"}))
@@ -153,7 +158,7 @@ def test_a_site_is_added_only_once(here):
         add_member(open_coordinator(here / "fed"), "ash", here / "ash.pub")
 
 
-def test_a_runs_log_tells_for_whom_it_waits():
+def test_a_runs_log_tells_for_whom_it_waits() -> None:
     log = (
         "\x1b[93mWARNING \x1b[0m:   waiting for birch at the handshake: its process died\n"
         "\x1b[92mINFO \x1b[0m:      Starting logstream\n"

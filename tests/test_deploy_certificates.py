@@ -4,16 +4,18 @@ import re
 import socket
 import ssl
 import threading
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from layerweld.deploy import certificates
 from layerweld.deploy.certificates import make_authority, make_server
-from layerweld.deploy.checks import check_coordinator
+from layerweld.deploy.checks import Check, check_coordinator
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("certificates")
     authority = make_authority("fed")
     server = make_server(authority, ["localhost", "127.0.0.1", "fl.example.org"])
@@ -27,13 +29,13 @@ def folder(tmp_path_factory):
     return folder
 
 
-def shake_hands(folder, host, authority):
+def shake_hands(folder: Path, host: str, authority: str) -> str | None:
     """A TLS handshake between a server with our certificate and a client that wants ``host``."""
     ours, theirs = socket.socketpair()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(folder / "server.crt", folder / "server.key")
 
-    def serve():
+    def serve() -> None:
         try:
             context.wrap_socket(ours, server_side=True).close()
         except (ssl.SSLError, OSError):
@@ -52,26 +54,26 @@ def shake_hands(folder, host, authority):
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "fl.example.org"])
-def test_every_host_verifies(folder, host):
+def test_every_host_verifies(folder: Path, host: str) -> None:
     assert shake_hands(folder, host, "ca.crt") == "TLSv1.3"
 
 
-def test_another_host_does_not(folder):
+def test_another_host_does_not(folder: Path) -> None:
     with pytest.raises(ssl.SSLCertVerificationError, match="Hostname mismatch"):
         shake_hands(folder, "example.org", "ca.crt")
 
 
-def test_another_authority_does_not(folder):
+def test_another_authority_does_not(folder: Path) -> None:
     with pytest.raises(ssl.SSLCertVerificationError, match="certificate"):
         shake_hands(folder, "localhost", "stranger.crt")
 
 
-def check_certificate(folder, authority):
+def check_certificate(folder: Path, authority: Path) -> list[Check]:
     """All that ``site check`` finds at a server with the folder's certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(folder / "server.crt", folder / "server.key")
 
-    def serve(listener):
+    def serve(listener: Any) -> None:
         for _ in ("is the port open?", "TLS"):
             connection, _peer = listener.accept()
             try:
@@ -96,8 +98,13 @@ def check_certificate(folder, authority):
     ids=["expired", "of another authority"],
 )
 def test_a_site_says_why_it_does_not_trust_a_certificate(
-    tmp_path, folder, monkeypatch, end, found, remedy
-):
+    tmp_path: Path,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    end: float,
+    found: str,
+    remedy: str,
+) -> None:
     monkeypatch.setattr(certificates, "SERVER_DAYS", end / 24)
     authority = make_authority("fed")
     server = make_server(authority, ["localhost"])

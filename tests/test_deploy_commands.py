@@ -3,6 +3,8 @@
 import configparser
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,16 +12,16 @@ from layerweld.cli import main as cli
 from layerweld.deploy.checks import Check, check_coordinator, clock, versions
 from layerweld.deploy.ports import free_port
 from layerweld.errors import LayerweldError
-from tests.tiny_sites import make_sites
+from tests.tiny_sites import TinySites, make_sites
 from tests.typed_commands import init_coordinator, init_site, lw
 
 
 @pytest.fixture(scope="module")
-def sites(tmp_path_factory):
+def sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
     return make_sites(tmp_path_factory.mktemp("sites"), ["query", "value"])
 
 
-def test_units_start_at_boot_and_for_ever(here, sites):
+def test_units_start_at_boot_and_for_ever(here: Path, sites: TinySites) -> None:
     init_coordinator()
     init_site(sites)
     assert lw("site", "join", "fl.example.org:8443", "--folder", "hospital-a", "--service")
@@ -65,7 +67,9 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("arguments", "says"), WRONG.values(), ids=WRONG.keys())
-def test_what_cannot_work_is_one_line_with_the_way_out(here, sites, arguments, says):
+def test_what_cannot_work_is_one_line_with_the_way_out(
+    here: Path, sites: TinySites, arguments: Any, says: Any
+) -> None:
     init_coordinator()
     init_site(sites)
     before = sorted(path.name for path in here.rglob("*"))
@@ -76,18 +80,18 @@ def test_what_cannot_work_is_one_line_with_the_way_out(here, sites, arguments, s
     assert sorted(path.name for path in here.rglob("*")) == before
 
 
-def test_a_coordinator_that_is_not_up_is_named():
+def test_a_coordinator_that_is_not_up_is_named() -> None:
     found = check_coordinator(f"127.0.0.1:{free_port()}", None)
     assert [one.name for one in found] == ["connection"]
     assert "firewall" in found[0].remedy
 
 
 @pytest.mark.parametrize(("ahead", "fine"), [(0, True), (-200, True), (6, False), (-400, False)])
-def test_the_clock_may_be_behind_but_not_ahead(ahead, fine):
+def test_the_clock_may_be_behind_but_not_ahead(ahead: int, fine: bool) -> None:
     assert (clock(ahead).remedy == "") is fine
 
 
-def test_another_minor_version_has_a_remedy():
+def test_another_minor_version_has_a_remedy() -> None:
     from importlib.metadata import version
 
     about = {name: version(name) for name in ("flwr", "torch", "transformers")}
@@ -95,7 +99,7 @@ def test_another_minor_version_has_a_remedy():
     assert versions(about | {"torch": "1.0.1"})[1].remedy == "pip install 'torch==1.0.*'"
 
 
-def test_help_is_fast_because_nothing_heavy_is_imported():
+def test_help_is_fast_because_nothing_heavy_is_imported() -> None:
     script = (
         "import sys; from layerweld import cli; "
         "print([m for m in ('torch', 'flwr', 'cryptography', 'uvicorn') if m in sys.modules])"
@@ -107,7 +111,7 @@ def test_help_is_fast_because_nothing_heavy_is_imported():
 
 
 @pytest.mark.parametrize("group", ["coordinator", "site"])
-def test_every_command_has_an_example(group):
+def test_every_command_has_an_example(group: str) -> None:
     typed = next(one.typer_instance for one in cli.app.registered_groups if one.name == group)
     for command in typed.registered_commands:
         assert "Example: `layerweld" in command.callback.__doc__, command.callback

@@ -6,6 +6,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from subprocess import Popen
+from typing import Any
+
+import pytest
 
 from layerweld.deploy import processes
 from layerweld.deploy.processes import Program, Supervisor
@@ -46,12 +50,12 @@ def gone(*numbers: int) -> bool:
     return False
 
 
-def supervise(folder):
+def supervise(folder: Path) -> Popen[str]:
     command = [sys.executable, "-c", _SUPERVISE, str(folder)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
-def test_a_killed_program_is_started_again_without_its_old_children(tmp_path):
+def test_a_killed_program_is_started_again_without_its_old_children(tmp_path: Path) -> None:
     with supervise(tmp_path) as supervisor:
         first, child = pids(tmp_path / "pids", 1)[0], pids(tmp_path / "grandchildren", 1)[0]
         os.kill(first, signal.SIGKILL)
@@ -65,7 +69,7 @@ def test_a_killed_program_is_started_again_without_its_old_children(tmp_path):
         assert gone(*pids(tmp_path / "pids", 2), *pids(tmp_path / "grandchildren", 2))
 
 
-def test_programs_end_with_a_supervisor_that_is_killed(tmp_path):
+def test_programs_end_with_a_supervisor_that_is_killed(tmp_path: Path) -> None:
     with supervise(tmp_path) as supervisor:
         first = pids(tmp_path / "pids", 1)[0]
         grandchild = pids(tmp_path / "grandchildren", 1)[0]
@@ -74,10 +78,10 @@ def test_programs_end_with_a_supervisor_that_is_killed(tmp_path):
         os.kill(grandchild, signal.SIGKILL)  # Flower's own children watch their parents
 
 
-def test_what_can_be_done_is_said_from_the_new_part_of_the_log(tmp_path):
+def test_what_can_be_done_is_said_from_the_new_part_of_the_log(tmp_path: Path) -> None:
     said = []
 
-    def say(line):
+    def say(line: str) -> None:
         said.append(line)
         if "ended" in line:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -88,10 +92,10 @@ def test_what_can_be_done_is_said_from_the_new_part_of_the_log(tmp_path):
     assert said[1].startswith("child ended with exit code 3 ('a new one\\n')")
 
 
-def test_a_log_does_not_fill_the_disk(tmp_path, monkeypatch):
+def test_a_log_does_not_fill_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("layerweld.deploy.processes._LARGEST_LOG", 1000)
 
-    def say(line):
+    def say(line: str) -> None:
         if "ended" in line:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -101,11 +105,13 @@ def test_a_log_does_not_fill_the_disk(tmp_path, monkeypatch):
     assert (tmp_path / "child.older.log").stat().st_size == 2000
 
 
-def test_what_must_be_started_again_is_at_the_daily_look_and_nothing_else_is(tmp_path, monkeypatch):
+def test_what_must_be_started_again_is_at_the_daily_look_and_nothing_else_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(processes, "_DAY", 0.5)
     asked, said = [], []
 
-    def tend():
+    def tend() -> set[Any]:
         asked.append(len(asked))
         if len(asked) == 2:
             os.kill(os.getpid(), signal.SIGTERM)

@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -11,7 +12,7 @@ from layerweld.deploy.units import unit
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="there is no systemd here")
 @pytest.mark.parametrize("folder", ["fed", "ours, 100 %here"])
-def test_systemd_has_nothing_to_say_of_the_units(tmp_path, folder):
+def test_systemd_has_nothing_to_say_of_the_units(tmp_path: Path, folder: str) -> None:
     (tmp_path / folder).mkdir()
     file = tmp_path / "layerweld-test.service"
     file.write_text(unit("layerweld test", ("coordinator", "up"), tmp_path / folder))

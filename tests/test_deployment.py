@@ -6,7 +6,10 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -24,6 +27,7 @@ from tests.deployed import (
     BIN,
     LONG,
     ROOT,
+    Federation,
     digest_in_process,
     environment,
     gateway_on_loopback,
@@ -40,15 +44,17 @@ _SAID = re.compile(r"^```text said\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory):
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return install_wheel(tmp_path_factory.mktemp("wheel"))
 
 
-def manifest_in(output):
+def manifest_in(output: str) -> list[Any]:
     return re.findall(r"^manifest +([0-9a-f]{64})$", output, re.MULTILINE)
 
 
-def test_the_documented_transcript_works_as_typed_with_the_wheel(installed, tmp_path):
+def test_the_documented_transcript_works_as_typed_with_the_wheel(
+    installed: Path, tmp_path: Path
+) -> None:
     page = (ROOT / "docs/deploy.md").read_text()
     transcript = "".join(_TRANSCRIPT.findall(page))
     with subprocess.Popen(
@@ -71,7 +77,7 @@ def test_the_documented_transcript_works_as_typed_with_the_wheel(installed, tmp_
     assert all(shown in said for shown in _SAID.findall(page))
 
 
-def test_the_wheel_and_the_checkout_make_the_same_bundle(installed):
+def test_the_wheel_and_the_checkout_make_the_same_bundle(installed: Path) -> None:
     script = "from layerweld.deploy.application import application_hash; print(application_hash())"
     done = subprocess.run(
         [sys.executable, "-c", script],
@@ -85,7 +91,7 @@ def test_the_wheel_and_the_checkout_make_the_same_bundle(installed):
 
 
 @pytest.fixture(scope="module")
-def federation(installed, tmp_path_factory):
+def federation(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
     folder = tmp_path_factory.mktemp("federation")
     sites = make_sites(folder / "given", ["query", "value", "attention.output.dense"])
     with running(folder, sites, gateway_on_loopback(), installed) as made:
@@ -93,18 +99,18 @@ def federation(installed, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def manifest(federation, tmp_path_factory):
+def manifest(federation: Federation, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Of the same run within one process."""
     return digest_in_process(federation.sites, tmp_path_factory.mktemp("in-process") / "output")
 
 
-def kill_after_a_step(federation, run, supervisor, program):
+def kill_after_a_step(federation: Federation, run: str, supervisor: str, program: str) -> None:
     """SIGKILL a program once a run's first step of four is solved."""
     federation.wait_for_steps(run)
     os.kill(federation.child_of(supervisor, program), signal.SIGKILL)
 
 
-def test_a_run_survives_a_killed_superlink(federation, manifest):
+def test_a_run_survives_a_killed_superlink(federation: Federation, manifest: str) -> None:
     with federation.run("superlink-killed") as run:
         kill_after_a_step(federation, "superlink-killed", "fed", "superlink")
         federation.finish(run)
@@ -112,8 +118,8 @@ def test_a_run_survives_a_killed_superlink(federation, manifest):
 
 
 def test_a_run_whose_server_is_killed_fails_with_the_next_command_which_ends_in_the_same_bytes(
-    federation, manifest
-):
+    federation: Federation, manifest: str
+) -> None:
     with federation.run("server-killed") as run:
         federation.wait_for_steps("server-killed")
         os.killpg(federation.child_of("fed", "superexec"), signal.SIGKILL)
@@ -125,8 +131,8 @@ def test_a_run_whose_server_is_killed_fails_with_the_next_command_which_ends_in_
 
 
 def test_a_killed_site_comes_back_as_itself_and_the_run_ends_in_the_same_bytes(
-    federation, manifest
-):
+    federation: Federation, manifest: str
+) -> None:
     nodes = federation.registered()
     with federation.run("site-killed") as run:
         kill_after_a_step(federation, "site-killed", "birch", "supernode")
@@ -139,7 +145,9 @@ def test_a_killed_site_comes_back_as_itself_and_the_run_ends_in_the_same_bytes(
     assert federation.digest("site-killed") == manifest
 
 
-def test_a_site_refuses_another_application_before_unpacking_it(federation, tmp_path):
+def test_a_site_refuses_another_application_before_unpacking_it(
+    federation: Federation, tmp_path: Path
+) -> None:
     for name in ("layerweld", "client", "server", "strategies"):
         (tmp_path / "app" / name).mkdir(parents=True)
         for file in (ROOT / name).glob("**/*.py"):
@@ -169,7 +177,7 @@ def test_a_site_refuses_another_application_before_unpacking_it(federation, tmp_
         assert "it stays unopened" in (federation.folder / site / "logs/supernode.log").read_text()
 
 
-def test_one_site_cannot_instruct_another_through_the_door(federation):
+def test_one_site_cannot_instruct_another_through_the_door(federation: Federation) -> None:
     node = federation.sites.nodes[0]
     given = ("--model", federation.sites.base, "--adapter", node["adapter"], "--data", node["data"])
     federation.init_site("mallory", *given)
@@ -194,7 +202,7 @@ def test_one_site_cannot_instruct_another_through_the_door(federation):
         federation.lw("coordinator", "remove", "mallory")
 
 
-def push_in_the_coordinators_name(caller, victim):
+def push_in_the_coordinators_name(caller: int, victim: int) -> PushMessagesRequest:
     """A call of one node's with an instruction for another."""
     request = PushMessagesRequest(node=Node(node_id=caller))
     message = request.messages_list.add()
@@ -205,7 +213,7 @@ def push_in_the_coordinators_name(caller, victim):
     return request
 
 
-def test_runs_cannot_be_started_through_the_door(federation, tmp_path):
+def test_runs_cannot_be_started_through_the_door(federation: Federation, tmp_path: Path) -> None:
     gateway = {
         "address": federation.gateway.address,
         "root-certificates": str(federation.folder / "fed/certificates/ca.crt"),
@@ -223,7 +231,7 @@ def test_runs_cannot_be_started_through_the_door(federation, tmp_path):
     assert "404" in done.stdout + done.stderr
 
 
-def test_an_unregistered_key_does_not_get_in(federation):
+def test_an_unregistered_key_does_not_get_in(federation: Federation) -> None:
     node = federation.sites.nodes[0]
     given = ("--model", federation.sites.base, "--adapter", node["adapter"], "--data", node["data"])
     federation.init_site("stranger", *given)
@@ -236,7 +244,9 @@ def test_an_unregistered_key_does_not_get_in(federation):
 
 @pytest.mark.skipif(not shutil.which("faketime"), reason="there is no `faketime` here")
 @pytest.mark.parametrize("skew", ["+400s", "-400s"])
-def test_a_site_whose_clock_is_off_does_not_join_and_says_why(federation, skew):
+def test_a_site_whose_clock_is_off_does_not_join_and_says_why(
+    federation: Federation, skew: str
+) -> None:
     federation.inside["cedar"] = ("faketime", "-f", skew)
     try:
         join = ("site", "join", federation.gateway.address)

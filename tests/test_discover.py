@@ -1,5 +1,7 @@
 """The plan of every kind of model, found by running it once."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -63,7 +65,7 @@ EXPECTED = {
 
 
 @pytest.mark.parametrize("name", EVERY_MODEL)
-def test_groups_are_the_layers_that_read_the_same_input_in_calling_order(name):
+def test_groups_are_the_layers_that_read_the_same_input_in_calling_order(name: Any) -> None:
     plan = discover_plan(new_backbone(name))
     for block, path in enumerate(plan.blocks):
         found = [
@@ -75,7 +77,7 @@ def test_groups_are_the_layers_that_read_the_same_input_in_calling_order(name):
 
 
 @pytest.mark.parametrize("name", EVERY_MODEL)
-def test_digest_depends_on_the_architecture_and_not_on_the_weights(name):
+def test_digest_depends_on_the_architecture_and_not_on_the_weights(name: Any) -> None:
     backbone = new_backbone(name)
     plan = discover_plan(backbone)
     for parameter in backbone.parameters():
@@ -83,7 +85,7 @@ def test_digest_depends_on_the_architecture_and_not_on_the_weights(name):
     assert discover_plan(backbone).digest == plan.digest
 
 
-def test_other_architectures_have_other_digests():
+def test_other_architectures_have_other_digests() -> None:
     digests = {name: discover_plan(new_backbone(name)).digest for name in EVERY_MODEL}
     alike = [{"bert", "roberta"}, {"llama", "qwen3", "mistral"}]  # the same names and sizes
     kinds = {frozenset(n for n in digests if digests[n] == d) for d in digests.values()}
@@ -91,7 +93,7 @@ def test_other_architectures_have_other_digests():
 
 
 @pytest.mark.parametrize("name", EVERY_MODEL)
-def test_nothing_of_the_probing_stays_in_the_model(name):
+def test_nothing_of_the_probing_stays_in_the_model(name: Any) -> None:
     backbone = new_backbone(name)
     before = {key: value.clone() for key, value in backbone.state_dict().items()}
     discover_plan(backbone)
@@ -99,7 +101,7 @@ def test_nothing_of_the_probing_stays_in_the_model(name):
     assert all(torch.equal(before[key], value) for key, value in backbone.state_dict().items())
 
 
-def test_no_hook_stays_when_the_forward_pass_fails(monkeypatch):
+def test_no_hook_stays_when_the_forward_pass_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = new_backbone("bert")
     monkeypatch.setattr(
         backbone.encoder.layer[1], "forward", lambda *_args, **_kwargs: 1 / 0, raising=False
@@ -113,13 +115,13 @@ def test_no_hook_stays_when_the_forward_pass_fails(monkeypatch):
     ("name", "says"),
     [("t5", "encoder-decoder"), ("albert", "no list of blocks")],  # ALBERT shares one block
 )
-def test_what_has_not_one_stack_of_blocks_is_refused(name, says):
+def test_what_has_not_one_stack_of_blocks_is_refused(name: str, says: str) -> None:
     assert name in UNSUPPORTED
     with pytest.raises(PlanError, match=says):
         discover_plan(new_backbone(name))
 
 
-def test_a_layer_used_twice_is_refused():
+def test_a_layer_used_twice_is_refused() -> None:
     backbone = new_backbone("bert")
     attention = backbone.encoder.layer[0].attention.self
     attention.value = attention.key  # one module under two names
@@ -127,7 +129,7 @@ def test_a_layer_used_twice_is_refused():
         discover_plan(backbone)
 
 
-def test_a_plan_can_be_cut_down_to_what_was_fine_tuned():
+def test_a_plan_can_be_cut_down_to_what_was_fine_tuned() -> None:
     plan = discover_plan(new_backbone("llama"))
     layers = {"layers.1.self_attn.v_proj", "layers.0.mlp.down_proj", "layers.1.self_attn.q_proj"}
     small = plan.restricted_to(layers)
@@ -142,6 +144,6 @@ def test_a_plan_can_be_cut_down_to_what_was_fine_tuned():
 
 
 @pytest.mark.parametrize("name", EVERY_MODEL)
-def test_the_probe_is_one_row(name):
+def test_the_probe_is_one_row(name: Any) -> None:
     backbone = new_backbone(name)
     assert all(len(tensor) == 1 for tensor in probe_inputs(backbone).values())

@@ -1,9 +1,12 @@
 """Whole runs with a site that lies: they end by its name, or go on as if it had been silent."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from flwr.app import Message
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,12 +18,14 @@ from layerweld.settings.merge import MergeSettings
 from layerweld.statistics.checks import check_statistics
 from layerweld.statistics.pool import GroupPool
 from layerweld.transport.arrays import to_arrays
+from layerweld.transport.statistics import StatisticsReply
 from layerweld.updates.named_tensors import update_tensors
 from layerweld.updates.proportion import OutOfProportionError, Part, refuse_parts_out_of_proportion
 from layerweld.updates.update import DenseUpdate, LowRankUpdate
+from strategies.chain_of_merges import ChainOfMerges
 from strategies.merge_strategy import MergeStrategy
 from strategies.update_merging import UpdateMerging
-from tests.faulty_grid import FaultyGrid, none
+from tests.faulty_grid import Clock, FaultyGrid, none
 from tests.pooled_sites import GROUP, new_sites, statistics_of
 from tests.stub_sites import (
     NODES,
@@ -43,22 +48,22 @@ GOES_ON = {"lost-site": "continue", "deadline": 60.0}
 class ScalingApp(StubApp):
     """One site's product is many times too large, from a step on."""
 
-    def __init__(self, factor, step=0):
+    def __init__(self, factor: float, step: int = 0) -> None:
         super().__init__()
         self.factor, self.step = factor, step
 
-    def answer(self, name, message):
+    def answer(self, name: str, message: Message) -> StatisticsReply:
         answer = super().answer(name, message)
         if name != "birch" or step_of(message) < self.step:
             return answer
         return replace(answer, statistics=tuple(map(self.lie, answer.statistics)))
 
-    def lie(self, one):
+    def lie(self, one: Any) -> Any:
         lied = {k: replace(p, moments=p.moments * self.factor) for k, p in one.products.items()}
         return replace(one, products=lied)
 
 
-def play_chain(app, clock, method="com", **entries):
+def play_chain(app: ScalingApp, clock: Clock, method: str = "com", **entries: Any) -> ChainOfMerges:
     chosen = settings(**entries)
     chain = new_chain(chosen, method)
     chain.run(FaultyGrid(app, NODES, chosen, none(), clock))
@@ -66,7 +71,9 @@ def play_chain(app, clock, method="com", **entries):
 
 
 @pytest.mark.parametrize("method", ["com", "regmean++"])
-def test_a_site_out_of_proportion_ends_the_chain_by_name_and_nothing_of_it_is_kept(method, clock):
+def test_a_site_out_of_proportion_ends_the_chain_by_name_and_nothing_of_it_is_kept(
+    method: str, clock: "Clock"
+) -> None:
     chosen, journal = settings(), MemoryJournal()
     chain = new_chain(chosen, method, journal=journal)
     with pytest.raises(OutOfProportionError, match=r"birch: .* times as large as the median"):
@@ -77,15 +84,15 @@ def test_a_site_out_of_proportion_ends_the_chain_by_name_and_nothing_of_it_is_ke
 @pytest.mark.parametrize("method", ["com", "regmean++"])
 @pytest.mark.parametrize("step", [0, 1])
 def test_a_run_that_may_go_on_does_so_without_the_site_as_if_it_had_been_silent(
-    method, step, clock
-):
+    method: str, step: int, clock: "Clock"
+) -> None:
     dishonest = play_chain(ScalingApp(1e3, step), clock, method, **GOES_ON)
     silent = play_without(clock, raises, step, method, **GOES_ON)
     assert digest_of(dishonest) == digest_of(silent)
     assert "birch" in dishonest.cohort.lost
 
 
-def test_flowers_own_start_goes_on_without_the_site_too(clock):
+def test_flowers_own_start_goes_on_without_the_site_too(clock: "Clock") -> None:
     from flwr.app import ArrayRecord
 
     chosen = settings(**GOES_ON)
@@ -94,11 +101,16 @@ def test_flowers_own_start_goes_on_without_the_site_too(clock):
     assert digest_of(chain) == digest_of(play_chain(ScalingApp(1e3), clock, **GOES_ON))
 
 
-def play_updates(change, clock, merging=None, **entries):
+def play_updates(
+    change: Callable[..., dict[Any, Any]],
+    clock: Clock,
+    merging: FedIt | None = None,
+    **entries: Any,
+) -> MergeStrategy:
     """A method of updates over three sites, one of which changes its updates first."""
 
     class Liar(StubApp):
-        def __call__(self, message, context):
+        def __call__(self, message: Message, context: Any) -> Message:
             if context.node_config["name"] != "birch":
                 return super().__call__(message, context)
             sent = to_arrays(update_tensors(change(updates_of("birch"))))
@@ -115,8 +127,10 @@ def play_updates(change, clock, merging=None, **entries):
     return strategy
 
 
-def every(factor_left=1.0, factor_right=1.0, only=""):
-    def change(updates):
+def every(
+    factor_left: float = 1.0, factor_right: float = 1.0, only: str = ""
+) -> Callable[..., dict[Any, Any]]:
+    def change(updates: Any) -> dict[Any, Any]:
         return {
             layer: LowRankUpdate(u.left * factor_left, u.right * factor_right)
             if not only or layer == only
@@ -138,32 +152,32 @@ TOO_LARGE = {
 
 
 @pytest.mark.parametrize("change", TOO_LARGE.values(), ids=TOO_LARGE)
-def test_an_update_out_of_proportion_ends_the_run_by_name(change, clock):
+def test_an_update_out_of_proportion_ends_the_run_by_name(change: Any, clock: "Clock") -> None:
     with pytest.raises(RefusedReplyError, match="birch"):
         play_updates(change, clock)
 
 
 @pytest.mark.parametrize("change", TOO_LARGE.values(), ids=TOO_LARGE)
-def test_or_it_goes_on_without_the_site(change, clock):
+def test_or_it_goes_on_without_the_site(change: Any, clock: "Clock") -> None:
     merged = play_updates(change, clock, **GOES_ON).rounds.outcome().updates
     for layer, update in merged.items():
         mean = sum(updates_of(site)[layer].dense() for site in ("ash", "cedar")) / 2
         torch.testing.assert_close(update.dense(), mean)
 
 
-def test_factors_that_are_averaged_apart_are_in_proportion_apart(clock):
+def test_factors_that_are_averaged_apart_are_in_proportion_apart(clock: "Clock") -> None:
     same = every(100.0, 0.01)  # the same product
     assert play_updates(same, clock).rounds.outcome().updates
     shared = every(100.0, 0.01)
 
-    def of_one_rank(updates):
+    def of_one_rank(updates: Any) -> dict[Any, Any]:
         return {k: LowRankUpdate(u.left, u.right) for k, u in shared(updates).items()}
 
     with pytest.raises(RefusedReplyError, match=r"birch: its factor of .* times as large"):
         play_updates(of_one_rank, clock, FedIt())
 
 
-def test_a_part_that_others_hardly_changed_is_no_reason_to_refuse_a_site():
+def test_a_part_that_others_hardly_changed_is_no_reason_to_refuse_a_site() -> None:
     parts = {"norm": Part(1e-9, 10), "embedding": Part(1.0, 1000)}
     sites = {name: dict(parts) for name in ("ash", "birch", "cedar")}
     sites["ash"]["norm"] = Part(0.5, 10)
@@ -173,7 +187,7 @@ def test_a_part_that_others_hardly_changed_is_no_reason_to_refuse_a_site():
         refuse_parts_out_of_proportion(sites, 30.0, "what changed")
 
 
-def test_a_part_that_one_site_alone_changed_is_measured_by_the_others_usual_size():
+def test_a_part_that_one_site_alone_changed_is_measured_by_the_others_usual_size() -> None:
     sites = {name: {"q": Part(1.0, 100)} for name in ("ash", "birch", "cedar")}
     sites["ash"]["norm"] = Part(50.0, 100)
     with pytest.raises(OutOfProportionError, match="ash: what changed of 'norm' is 50 times"):
@@ -182,7 +196,9 @@ def test_a_part_that_one_site_alone_changed_is_measured_by_the_others_usual_size
 
 @pytest.mark.parametrize("others", [1, 2, 3, 10])
 @pytest.mark.parametrize("factor", [0.01, 1.0, 29.0, 31.0])
-def test_proportion_is_to_the_median_of_the_others_however_many_there_are(others, factor):
+def test_proportion_is_to_the_median_of_the_others_however_many_there_are(
+    others: int, factor: float
+) -> None:
     sizes = [1.0 + 0.001 * k for k in range(others)]
     usual = sorted(sizes)
     middle = (usual[(others - 1) // 2] + usual[others // 2]) / 2
@@ -196,33 +212,33 @@ def test_proportion_is_to_the_median_of_the_others_however_many_there_are(others
     assert refused.value.reasons.keys() == ({"liar"} if factor > 1 else {"site-0"})  # of two
 
 
-def fisher_of(seed):
+def fisher_of(seed: int) -> dict[Any, Any]:
     generator = torch.Generator().manual_seed(seed)
     found = normalised({"q": torch.rand(4, 3, generator=generator) ** 8})
     return {layer: values.clamp(min=Fisher().floor) for layer, values in found.items()}
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_honest_importances_have_no_problem(seed):
+def test_honest_importances_have_no_problem(seed: int) -> None:
     assert problem_with(fisher_of(seed), Fisher().floor) == ""
     assert problem_with({"q": torch.full((4, 3), Fisher().floor)}, Fisher().floor) == ""
 
 
 @pytest.mark.parametrize("value", [1e-20, 0.0, -1.0, float("nan"), float("inf"), 4e12, 1e38])
-def test_importances_that_no_site_has_are_named(value):
+def test_importances_that_no_site_has_are_named(value: Any) -> None:
     importance = fisher_of(0)
     importance["q"][0, 0] = value
     assert problem_with(importance, Fisher().floor)
 
 
-def test_a_fisher_sum_stands_for_an_update():
+def test_a_fisher_sum_stands_for_an_update() -> None:
     importance, update = fisher_of(1)["q"], torch.randn(4, 3)
     torch.testing.assert_close(implied_update(importance, importance * update), update)
     nothing, something = torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 1.0]])
     assert implied_update(nothing, something).tolist() == [[0.0, float("inf")]]
 
 
-def test_a_solution_that_no_model_can_use_is_an_error_that_names_the_largest_factors():
+def test_a_solution_that_no_model_can_use_is_an_error_that_names_the_largest_factors() -> None:
     chosen = MergeSettings()
     pool = GroupPool(GROUP, chosen)
     for site, size in zip(new_sites(3, seed=0), (1.0, 5.0, 2.0), strict=True):
@@ -233,7 +249,7 @@ def test_a_solution_that_no_model_can_use_is_an_error_that_names_the_largest_fac
             pool._require_usable({"q": DenseUpdate(torch.full((2, 2), value))})
 
 
-def cancelling(update, size):
+def cancelling(update: Any, size: float) -> LowRankUpdate:
     """Factors of this size whose product is next to nothing."""
     left = torch.cat([update.left, 3 * update.left], dim=1) * size
     return LowRankUpdate(left, torch.cat([3 * update.right, -update.right]))
@@ -242,7 +258,7 @@ def cancelling(update, size):
 @pytest.mark.parametrize("size", [1.0, 30.0, 1e4])
 @pytest.mark.parametrize("iterations", [0, 100])
 @pytest.mark.parametrize("anchor", ["base", "mean"])
-def test_factors_that_cancel_are_refused(size, iterations, anchor):
+def test_factors_that_cancel_are_refused(size: float, iterations: int, anchor: str) -> None:
     chosen = MergeSettings(anchor=anchor)
     for site in new_sites(4, seed=1):
         liar = {layer: cancelling(update, size) for layer, update in site.updates.items()}
@@ -252,7 +268,9 @@ def test_factors_that_cancel_are_refused(size, iterations, anchor):
         GroupPool(GROUP, chosen, iterations).add("a", statistics_of(site, chosen))
 
 
-def test_an_update_in_directions_that_no_token_excites_is_bounded_where_the_anchor_needs_it():
+def test_an_update_in_directions_that_no_token_excites_is_bounded_where_the_anchor_needs_it() -> (
+    None
+):
     chosen = MergeSettings(anchor="mean")
     sites = new_sites(4, seed=0, num_tokens=2)
     pool = GroupPool(GROUP, chosen)
@@ -267,7 +285,7 @@ def test_an_update_in_directions_that_no_token_excites_is_bounded_where_the_anch
         pool.solve()
 
 
-def test_a_group_of_two_among_more_sites_evicts_nobody():
+def test_a_group_of_two_among_more_sites_evicts_nobody() -> None:
     chosen = MergeSettings()
     for size in (1e-9, 1e-3, 1e3):
         pool = GroupPool(GROUP, chosen)
@@ -284,7 +302,9 @@ def test_a_group_of_two_among_more_sites_evicts_nobody():
     scale=st.floats(-30, 8),
     alike=st.floats(-1, 1),
 )
-def test_whatever_factors_are_sent_nothing_is_less_than_nothing(seed, rank, scale, alike):
+def test_whatever_factors_are_sent_nothing_is_less_than_nothing(
+    seed: int, rank: int, scale: float, alike: float
+) -> None:
     generator = torch.Generator().manual_seed(seed)
     left, right = (
         torch.randn(4, rank, generator=generator),

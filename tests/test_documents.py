@@ -3,6 +3,7 @@
 import ast
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,18 +24,18 @@ _PATH = re.compile(
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 
 
-def name_of(page):
+def name_of(page: str) -> str:
     return str(page.relative_to(ROOT))
 
 
-def anchors_in(page):
+def anchors_in(page: str) -> set[Any]:
     """The names that a forge gives the headings."""
     headings = _HEADING.findall(re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S))
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_links_lead_to_files_and_headings_that_exist(page):
+def test_links_lead_to_files_and_headings_that_exist(page: Any) -> None:
     for link in _LINK.findall(_CODE.sub("", page.read_text())):
         if "://" in link:
             continue
@@ -45,27 +46,29 @@ def test_links_lead_to_files_and_headings_that_exist(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_files_of_the_code_that_a_page_names_exist(page):
+def test_files_of_the_code_that_a_page_names_exist(page: Any) -> None:
     missing = [path for path in _PATH.findall(page.read_text()) if not (ROOT / path).exists()]
     assert not missing or page.name in HISTORY, missing
 
 
-def test_readme_fits_on_three_screens():
+def test_readme_fits_on_three_screens() -> None:
     assert len(README.read_text().splitlines()) <= 130
 
 
-def test_readme_counts_the_methods():
+def test_readme_counts_the_methods() -> None:
     assert f"All {len(METHODS)} merge methods" in README.read_text()
 
 
-def test_the_index_has_every_page():
+def test_the_index_has_every_page() -> None:
     index = ROOT / "docs/README.md"
     linked = {link.partition("#")[0] for link in _LINK.findall(index.read_text())}
     assert {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"} <= linked
 
 
 @pytest.mark.parametrize("page", [README, ROOT / "docs/python.md"], ids=name_of)
-def test_the_example_in_python_prints_what_its_comment_says(page, capsys):
+def test_the_example_in_python_prints_what_its_comment_says(
+    page: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     examples = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
     assert len(examples) == 1
     exec(compile(examples[0], str(page), "exec"), {})

@@ -5,7 +5,10 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
 
 import click
 import pytest
@@ -18,7 +21,7 @@ from layerweld.runtime.incidents import Code
 DOCUMENT = Path(__file__).parents[1] / "docs/exit-codes.md"
 
 
-def kinds():
+def kinds() -> list[Any]:
     found, ahead = [], [errors.LayerweldError]
     while ahead:
         kind = ahead.pop()
@@ -29,13 +32,13 @@ def kinds():
     ]
 
 
-def test_every_kind_of_error_has_its_own_exit_code():
+def test_every_kind_of_error_has_its_own_exit_code() -> None:
     codes = [kind.exit_code for kind in kinds()]
     assert len({*codes}) == len(codes) == 16
     assert not {*codes} & {0, errors.UNFORESEEN, 2, 129, 130, 141, 143}
 
 
-def test_the_document_is_the_table_in_the_code():
+def test_the_document_is_the_table_in_the_code() -> None:
     text = DOCUMENT.read_text()
     rows = {}
     for line in text.splitlines():
@@ -50,8 +53,10 @@ def test_the_document_is_the_table_in_the_code():
 
 
 @pytest.mark.parametrize("kind", kinds(), ids=lambda kind: kind.__name__)
-def test_a_command_ends_with_the_cause_the_next_step_and_the_code(kind, monkeypatch, capsys):
-    def fail(**_options):
+def test_a_command_ends_with_the_cause_the_next_step_and_the_code(
+    kind: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(**_options: Any) -> None:
         raise kind("what went wrong")
 
     monkeypatch.setattr(cli, "app", fail)
@@ -61,8 +66,8 @@ def test_a_command_ends_with_the_cause_the_next_step_and_the_code(kind, monkeypa
     assert capsys.readouterr().err == f"layerweld: what went wrong\nnext: {kind.next_step}\n"
 
 
-def test_an_interrupted_command_ends_with_130(monkeypatch):
-    def interrupt(*_args):
+def test_an_interrupted_command_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_args: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("layerweld.model.base_model.load_base", interrupt)
@@ -72,7 +77,7 @@ def test_an_interrupted_command_ends_with_130(monkeypatch):
     assert stopped.value.code == 130
 
 
-def commands(command=None, *path):
+def commands(command: Any = None, *path: Path) -> Iterator[tuple[Any, ...]]:
     """All commands, by what is typed for them."""
     command = command or typer.main.get_command(cli.app)
     yield path, command
@@ -80,7 +85,7 @@ def commands(command=None, *path):
         yield from commands(inner, *path, name)
 
 
-def misuses():
+def misuses() -> Iterator[Any]:
     """Every command line that cannot be meant: of each command, of each option and argument."""
     for path, command in commands():
         yield (*path, "--no-such-option")
@@ -101,12 +106,14 @@ def misuses():
                 yield (*path, *["x"] * len(arguments), option.opts[0], "no\nsuch value")
 
 
-def listed():
+def listed() -> set[Any]:
     """The codes of the document."""
     return {int(code) for code in re.findall(r"^\| (\d+) \|", DOCUMENT.read_text(), re.MULTILINE)}
 
 
-def end_of(typed, monkeypatch, capsys):
+def end_of(
+    typed: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> tuple[str | int | None, str, str]:
     """Exit code and the last two lines of a command line, which are checked for their form."""
     monkeypatch.setattr(sys, "argv", ["layerweld", *typed])
     with pytest.raises(SystemExit) as stopped:
@@ -119,8 +126,8 @@ def end_of(typed, monkeypatch, capsys):
 
 
 def test_every_command_line_that_cannot_be_meant_ends_with_2_and_says_where_help_is(
-    monkeypatch, capsys, tmp_path
-):
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     monkeypatch.chdir(tmp_path)
     tried = 0
     for typed in misuses():
@@ -136,8 +143,8 @@ def test_every_command_line_that_cannot_be_meant_ends_with_2_and_says_where_help
 
 
 def test_every_command_without_what_it_needs_ends_with_a_code_of_the_document(
-    monkeypatch, capsys, tmp_path
-):
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     monkeypatch.chdir(tmp_path)
     for path, command in commands():
         if isinstance(command, click.Group) or path in [("methods",), ("demo",)]:
@@ -151,9 +158,9 @@ def test_every_command_without_what_it_needs_ends_with_a_code_of_the_document(
 
 @pytest.mark.parametrize("error", [ValueError("a row\nof two lines"), RecursionError(), OSError(5)])
 def test_an_error_nobody_foresaw_ends_with_its_traceback_a_cause_and_what_to_do(
-    error, monkeypatch, capsys
-):
-    def fail(**_options):
+    error: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(**_options: Any) -> None:
         raise error
 
     monkeypatch.setattr(cli, "app", fail)
@@ -166,7 +173,7 @@ def test_an_error_nobody_foresaw_ends_with_its_traceback_a_cause_and_what_to_do(
     assert said[-1] == "next: report it, with the traceback"
 
 
-def typed_in_a_shell(line, **options):
+def typed_in_a_shell(line: str, **options: Any) -> CompletedProcess[Any]:
     return subprocess.run(
         ["bash", "-c", f"set -o pipefail; {line}"],
         env=os.environ | {"LW": f"{sys.executable} -m layerweld"},
@@ -190,7 +197,9 @@ def typed_in_a_shell(line, **options):
         ("$LW methods nix 2>&1 | true", 3, ""),
     ],
 )
-def test_where_nothing_can_be_printed_a_command_still_ends_in_order(line, code, cause):
+def test_where_nothing_can_be_printed_a_command_still_ends_in_order(
+    line: str, code: int, cause: str
+) -> None:
     done = typed_in_a_shell(line)
     assert done.returncode == code
     assert "Traceback" not in done.stderr
@@ -201,17 +210,19 @@ def test_where_nothing_can_be_printed_a_command_still_ends_in_order(line, code, 
 
 
 @pytest.mark.parametrize("number", [signal.SIGQUIT, signal.SIGKILL])
-def test_what_ends_at_once_says_nothing_and_has_128_and_the_signal(number):
+def test_what_ends_at_once_says_nothing_and_has_128_and_the_signal(number: Any) -> None:
     assert 128 + number in (131, 137)
     assert f"{128 + number} {number.name}" in DOCUMENT.read_text()
 
 
-def test_following_a_run_that_is_interrupted_says_that_the_run_goes_on(monkeypatch, capsys):
+def test_following_a_run_that_is_interrupted_says_that_the_run_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from layerweld.deploy import coordinator_commands, runs
 
     for stops, code in ((KeyboardInterrupt(), 130), (SystemExit(143), 143), (SystemExit(129), 129)):
 
-        def stop(*_given, stops=stops):
+        def stop(*_given: Any, stops: KeyboardInterrupt | SystemExit = stops) -> None:
             raise stops
 
         monkeypatch.setattr(runs, "follow_run", stop)

@@ -4,6 +4,7 @@ import gzip
 import os
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ _EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
 
 @pytest.mark.parametrize("file", sorted(_EXPERIMENTS.glob("*/*.toml")), ids=lambda f: f.stem)
-def test_every_run_file_parses_and_holds_out_rows_at_every_site(file):
+def test_every_run_file_parses_and_holds_out_rows_at_every_site(file: Any) -> None:
     settings, sites = read_run_file(file)
     assert settings.name == file.stem
     assert len(sites) >= 4
@@ -41,7 +42,7 @@ def test_every_run_file_parses_and_holds_out_rows_at_every_site(file):
     ("name", "readers", "fewest"),
     [("text", texts.READERS, 8), ("vision", images.READERS, 6), ("language", texts.READERS, 4)],
 )
-def test_benchmarks_name_tasks_of_their_modality(name, readers, fewest):
+def test_benchmarks_name_tasks_of_their_modality(name: str, readers: Any, fewest: int) -> None:
     _, sites = read_run_file(_EXPERIMENTS / "benchmarks" / f"{name}.toml")
     tasks = {site.name for site in sites}
     assert len(tasks) >= fewest
@@ -49,7 +50,7 @@ def test_benchmarks_name_tasks_of_their_modality(name, readers, fewest):
     assert not set(texts.READERS) & set(images.READERS)
 
 
-def test_an_onnx_file_is_read_without_its_package(tmp_path):
+def test_an_onnx_file_is_read_without_its_package(tmp_path: Path) -> None:
     weight = np.arange(6, dtype=np.float32).reshape(2, 3)
     packed = b"\x0a\x02\x02\x03"  # dims, packed
     tensor = packed + b"\x10\x01" + _field(8, b"layer.weight") + _field(9, weight.tobytes())
@@ -60,7 +61,9 @@ def test_an_onnx_file_is_read_without_its_package(tmp_path):
     assert nodes == [("MatMul", ("x", "layer.weight"), ("y",))]
 
 
-def test_weights_other_than_the_pinned_ones_are_refused(tmp_path, monkeypatch):
+def test_weights_other_than_the_pinned_ones_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     package = tmp_path / "some_weights"
     package.mkdir()
     (package / "__init__.py").touch()
@@ -83,7 +86,9 @@ def _field(number: int, content: bytes) -> bytes:
         ("language", lambda folder: save_base("llama", folder)),
     ],
 )
-def test_attention_alone_is_four_layers_a_block_of_each_benchmarks_model(name, model, tmp_path):
+def test_attention_alone_is_four_layers_a_block_of_each_benchmarks_model(
+    name: str, model: Any, tmp_path: Path
+) -> None:
     settings = RunSettings(name=name)
     chosen, kind = fine_tuned_otherwise(settings, attention=True, frozen_a=False)
     plan = discover_plan(model(tmp_path / "base").backbone)
@@ -92,13 +97,15 @@ def test_attention_alone_is_four_layers_a_block_of_each_benchmarks_model(name, m
     assert len(found) == 4 * len(plan.blocks)
 
 
-def test_a_missing_debian_package_names_both_ways_to_get_it(monkeypatch, tmp_path):
+def test_a_missing_debian_package_names_both_ways_to_get_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(DataError, match=r"apt-get install .* wordnet-base.*dpkg-deb -x"):
         debian_file("wordnet-base", "/usr/share/no-such-place/data.noun")
 
 
-def test_an_unknown_benchmark_names_the_known_ones():
+def test_an_unknown_benchmark_names_the_known_ones() -> None:
     app = typer.Typer()
     app.command()(prepare.main)
     result = CliRunner().invoke(app, ["weather"])
@@ -107,18 +114,18 @@ def test_an_unknown_benchmark_names_the_known_ones():
 
 
 @pytest.fixture
-def unpacked(tmp_path, monkeypatch):
+def unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache folder in which Debian packages can be unpacked."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     return tmp_path / "layerweld" / "debian"
 
 
-def put(file, content):
+def put(file: Path, content: bytes) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(content)
 
 
-def put_clothes(unpacked, count=40):
+def put_clothes(unpacked: Path, count: int = 40) -> None:
     pixels = np.arange(count * 784, dtype=np.uint32).astype(np.uint8)
     labels = np.arange(count, dtype=np.uint8) % 10
     for part in ("train", "t10k"):
@@ -127,7 +134,7 @@ def put_clothes(unpacked, count=40):
         put(folder / f"{part}-labels-idx1-ubyte.gz", gzip.compress(bytes(8) + labels.tobytes()))
 
 
-def test_definitions_are_filed_under_what_they_define(unpacked):
+def test_definitions_are_filed_under_what_they_define(unpacked: Path) -> None:
     lines = [
         "  1 a licence, not an entry",
         '00001 05 n 01 cat 0 000 | a small animal that purrs; "the cat sat"  ',
@@ -141,7 +148,9 @@ def test_definitions_are_filed_under_what_they_define(unpacked):
     ]
 
 
-def test_dictionary_entries_lose_their_subject_which_is_the_label(unpacked, monkeypatch):
+def test_dictionary_entries_lose_their_subject_which_is_the_label(
+    unpacked: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(texts, "_RAREST_SUBJECT", 1)
     entries = [
         b"baz\n\n   <jargon> One of the {metasyntactic} words that hackers like.\n",
@@ -159,7 +168,9 @@ def test_dictionary_entries_lose_their_subject_which_is_the_label(unpacked, monk
     assert entry.text == "baz One of the metasyntactic words that hackers like."
 
 
-def test_images_become_folders_of_their_classes_and_their_splits_are_disjoint(unpacked, tmp_path):
+def test_images_become_folders_of_their_classes_and_their_splits_are_disjoint(
+    unpacked: Path, tmp_path: Path
+) -> None:
     put_clothes(unpacked)
     clothes = list(images.READERS["fashion"]())
     read = {}
@@ -178,7 +189,9 @@ def test_images_become_folders_of_their_classes_and_their_splits_are_disjoint(un
         assert (image.size, image.mode) == ((28, 28), "RGB")
 
 
-def test_every_seed_of_a_benchmark_is_a_federation_of_its_own(unpacked, monkeypatch):
+def test_every_seed_of_a_benchmark_is_a_federation_of_its_own(
+    unpacked: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     put_clothes(unpacked, 200)
     monkeypatch.setattr(backbones, "folder", lambda _name: "/base")
     monkeypatch.setattr(images, "READERS", dict.fromkeys(images.READERS, images.READERS["fashion"]))
@@ -191,7 +204,7 @@ def test_every_seed_of_a_benchmark_is_a_federation_of_its_own(unpacked, monkeypa
     assert all(Path(site.data).is_dir() and Path(site.held_out).is_dir() for site in sites)
 
 
-def test_emoji_are_listed_by_group_without_tones_and_sequences(tmp_path):
+def test_emoji_are_listed_by_group_without_tones_and_sequences(tmp_path: Path) -> None:
     lines = [
         "# group: Food & Drink",
         "1F354 ; fully-qualified # hamburger",
@@ -206,13 +219,13 @@ def test_emoji_are_listed_by_group_without_tones_and_sequences(tmp_path):
     assert found == [("\U0001f354", "Food & Drink")]
 
 
-def test_letters_are_drawn_the_same_way_every_time():
+def test_letters_are_drawn_the_same_way_every_time() -> None:
     first, again = (next(iter(images.READERS["glyphs"]())) for _ in range(2))
     assert first.label == "A"
     assert first.draw().tobytes() == again.draw().tobytes()
 
 
-def test_a_pickle_that_is_more_than_arrays_is_refused(tmp_path):
+def test_a_pickle_that_is_more_than_arrays_is_refused(tmp_path: Path) -> None:
     (tmp_path / "arrays.gz").write_bytes(gzip.compress(pickle.dumps(np.arange(3))))
     assert load_arrays(tmp_path / "arrays.gz").tolist() == [0, 1, 2]
     (tmp_path / "evil.gz").write_bytes(gzip.compress(pickle.dumps(os.getcwd)))

@@ -3,12 +3,14 @@
 import os
 import tracemalloc
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord
+from flwr.app import Array, ArrayRecord, Message
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,12 +24,14 @@ from layerweld.transport.updates import encode_updates
 from layerweld.updates.update import LowRankUpdate
 from server import in_process
 from strategies import notices
+from strategies.chain_of_merges import ChainOfMerges
 from strategies.merge_strategy import MergeStrategy
 from strategies.update_merging import UpdateMerging
 from tests import faulty_grid
 from tests.faulty_grid import (
     CORRUPTIONS,
     KINDS,
+    Clock,
     Faults,
     FaultyGrid,
     array_of,
@@ -58,11 +62,13 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
-def no_wire(monkeypatch):
+def no_wire(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(in_process, "_through_the_wire", handing_over())
 
 
-def play(faults, clock, method="com", app=None, **entries):
+def play(
+    faults: Faults, clock: Clock, method: str = "com", app: Any = None, **entries: Any
+) -> ChainOfMerges:
     chosen = settings(**entries)
     grid = FaultyGrid(app or StubApp(), NODES, chosen, faults, clock)
     chain = new_chain(chosen, method)
@@ -71,7 +77,7 @@ def play(faults, clock, method="com", app=None, **entries):
 
 
 @pytest.mark.parametrize("method", ["com", "regmean++"])
-def test_no_fault_on_the_way_changes_a_bit(method, clock, no_wire):
+def test_no_fault_on_the_way_changes_a_bit(method: str, clock: "Clock", no_wire: None) -> None:
     whole = digest_of(play(none(), clock, method))
     met, ignored, recording = Counter(), Counter(), {}
     for seed in range(CASES // 2):
@@ -85,7 +91,9 @@ def test_no_fault_on_the_way_changes_a_bit(method, clock, no_wire):
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
-def test_a_spoilt_answer_is_refused_before_any_sum_and_asked_for_again(name, clock, monkeypatch):
+def test_a_spoilt_answer_is_refused_before_any_sum_and_asked_for_again(
+    name: Any, clock: "Clock", monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(faulty_grid, "CORRUPTIONS", {name: CORRUPTIONS[name]})
     chain = play(Faults(seed=3, rate=1.0, most=9, kinds=("corrupt",)), clock)
     assert chain.cohort.ignored["refused"] > 0
@@ -95,22 +103,22 @@ def test_a_spoilt_answer_is_refused_before_any_sum_and_asked_for_again(name, clo
 class Without(StubApp):
     """One site fails, from one step on, in one way."""
 
-    def __init__(self, name, step, fail):
+    def __init__(self, name: str, step: int, fail: Callable[..., Any]) -> None:
         super().__init__()
         self.name, self.step, self.fail = name, step, fail
 
-    def answer(self, name, message):
+    def answer(self, name: str, message: Message) -> Any:
         answer = super().answer(name, message)
         if name == self.name and step_of(message) >= self.step and answer.need_from is None:
             return self.fail(answer)
         return answer
 
 
-def raises(_answer):
+def raises(_answer: Any) -> None:
     raise ValueError("row 17: Jane Doe, HIV+")
 
 
-def with_a_nan_in_the_last_group(answer):
+def with_a_nan_in_the_last_group(answer: Any) -> Any:
     gram = answer.statistics[-1].gram.clone()
     gram[0, 0] = float("nan")
     return replace(
@@ -121,14 +129,21 @@ def with_a_nan_in_the_last_group(answer):
 class SilentGrid(FaultyGrid):
     """An app that raises is a site that never answers."""
 
-    def _answer(self, message):
+    def _answer(self, message: Message) -> Message:
         try:
             return super()._answer(message)
         except ValueError:
             return from_the_node(message, 2)
 
 
-def play_without(clock, fail, step=2, method="com", journal=None, **entries):
+def play_without(
+    clock: Clock,
+    fail: Callable[..., Any],
+    step: int = 2,
+    method: str = "com",
+    journal: MemoryJournal | None = None,
+    **entries: Any,
+) -> ChainOfMerges:
     chosen = settings(**entries)
     grid = SilentGrid(Without("birch", step, fail), NODES, chosen, none(), clock)
     chain = new_chain(chosen, method, journal)
@@ -136,7 +151,9 @@ def play_without(clock, fail, step=2, method="com", journal=None, **entries):
     return chain
 
 
-def test_a_run_waits_for_a_lost_site_until_the_deadline_and_says_how_to_go_on(clock):
+def test_a_run_waits_for_a_lost_site_until_the_deadline_and_says_how_to_go_on(
+    clock: "Clock",
+) -> None:
     with pytest.raises(LostSiteError, match=r"birch: its app raised .*same command.*resumes") as e:
         play_without(clock, raises, deadline=600.0)
     assert 600 < clock.now < 700
@@ -144,13 +161,15 @@ def test_a_run_waits_for_a_lost_site_until_the_deadline_and_says_how_to_go_on(cl
 
 
 @pytest.fixture
-def said(clock, monkeypatch):
+def said(clock: "Clock", monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     lines = []
     monkeypatch.setattr(notices, "log", lambda _level, t: lines.append(t))
     return lines
 
 
-def test_a_site_that_takes_long_is_named_while_the_others_have_answered(clock, said):
+def test_a_site_that_takes_long_is_named_while_the_others_have_answered(
+    clock: "Clock", said: list[Any]
+) -> None:
     chosen = settings(timeout=600.0)
     faults = Faults(seed=0, rate=1.0, most=1, kinds=("late",))
     chain = new_chain(chosen)
@@ -160,11 +179,11 @@ def test_a_site_that_takes_long_is_named_while_the_others_have_answered(clock, s
     assert digest_of(chain) == digest_of(play(none(), clock))
 
 
-def test_asking_again_backs_off(clock):
+def test_asking_again_backs_off(clock: "Clock") -> None:
     sent = []
 
     class CountingGrid(SilentGrid):
-        def push_messages(self, messages):
+        def push_messages(self, messages: Any) -> list[Any]:
             sent.append(clock.now)
             return super().push_messages(messages)
 
@@ -175,13 +194,13 @@ def test_asking_again_backs_off(clock):
     assert len(sent) < 80  # one a minute, after the first six
 
 
-def test_a_run_that_aborts_stops_at_the_first_failure(clock):
+def test_a_run_that_aborts_stops_at_the_first_failure(clock: "Clock") -> None:
     with pytest.raises(LostSiteError, match="birch failed at the statistics of step 3"):
         play_without(clock, raises, **{"lost-site": "abort"})
     assert clock.now < 10
 
 
-def test_a_run_that_goes_on_leaves_a_lost_site_out_from_there(clock):
+def test_a_run_that_goes_on_leaves_a_lost_site_out_from_there(clock: "Clock") -> None:
     chain = play_without(clock, raises, deadline=600.0, **{"lost-site": "continue"})
     groups = [group for step in chain.rounds.groups for group in step]
     assert [group["lost"] for group in groups] == [(), (), ("birch",), ("birch",)]
@@ -190,7 +209,7 @@ def test_a_run_that_goes_on_leaves_a_lost_site_out_from_there(clock):
     assert sites == [["ash", "birch", "cedar"]] * 2 + [["ash", "cedar"]] * 2
 
 
-def test_a_lost_site_stays_out_when_the_run_is_resumed(clock):
+def test_a_lost_site_stays_out_when_the_run_is_resumed(clock: "Clock") -> None:
     journal = MemoryJournal()
     whole = play_without(clock, raises, journal=journal, deadline=60.0, **{"lost-site": "continue"})
     journal.rounds.pop()
@@ -200,19 +219,21 @@ def test_a_lost_site_stays_out_when_the_run_is_resumed(clock):
     assert digest_of(resumed) == digest_of(whole)
 
 
-def test_fewer_than_min_sites_do_not_go_on(clock):
+def test_fewer_than_min_sites_do_not_go_on(clock: "Clock") -> None:
     entries = {"lost-site": "continue", "min-sites": 3, "deadline": 60.0}
     with pytest.raises(LostSiteError, match="2 sites would be left, and min-sites is 3"):
         play_without(clock, raises, **entries)
 
 
-def test_a_site_that_keeps_sending_nonsense_ends_the_run_by_name(clock):
+def test_a_site_that_keeps_sending_nonsense_ends_the_run_by_name(clock: "Clock") -> None:
     with pytest.raises(RefusedReplyError, match=r"birch, asked 3 times: 1\.in: .*not finite"):
         play_without(clock, with_a_nan_in_the_last_group)
 
 
 @pytest.mark.parametrize("method", ["com", "regmean++"])
-def test_nothing_of_a_site_is_added_when_one_of_its_groups_is_bad(method, clock):
+def test_nothing_of_a_site_is_added_when_one_of_its_groups_is_bad(
+    method: str, clock: "Clock"
+) -> None:
     entries = {"lost-site": "continue", "deadline": 60.0}
     spoilt = play_without(clock, with_a_nan_in_the_last_group, 0, method, **entries)
     silent = play_without(clock, raises, 0, method, **entries)
@@ -220,9 +241,11 @@ def test_nothing_of_a_site_is_added_when_one_of_its_groups_is_bad(method, clock)
 
 
 @pytest.mark.parametrize("field", ["run", "request", "plan", "chain_digest"])
-def test_a_site_that_only_replays_is_waited_for_and_never_summed(field, clock):
+def test_a_site_that_only_replays_is_waited_for_and_never_summed(
+    field: str, clock: "Clock"
+) -> None:
     class Old(StubApp):
-        def __call__(self, message, context):
+        def __call__(self, message: Message, context: Any) -> Message:
             reply = super().__call__(message, context)
             if context.node_config["name"] == "birch" and step_of(message) >= 2:
                 old = replace(identity_of(message.content), **{field: "0" * 64})
@@ -235,8 +258,8 @@ def test_a_site_that_only_replays_is_waited_for_and_never_summed(field, clock):
         play(none(), clock, app=Old(), deadline=60.0)
 
 
-def test_a_site_that_never_has_what_it_was_sent_is_refused(clock):
-    def behind(answer):
+def test_a_site_that_never_has_what_it_was_sent_is_refused(clock: "Clock") -> None:
+    def behind(answer: Any) -> Any:
         return replace(answer, statistics=(), need_from=1)
 
     with pytest.raises(RefusedReplyError, match=r"birch.*cache folder writable"):
@@ -247,9 +270,11 @@ def test_a_site_that_never_has_what_it_was_sent_is_refused(clock):
     ("change", "says"),
     [({"tokens": 21}, "another tokens"), ({"base": "c"}, "another base"), ({"site": "elm"}, "elm")],
 )
-def test_a_node_that_is_not_the_site_it_replaces_is_turned_away(change, says, clock, said):
+def test_a_node_that_is_not_the_site_it_replaces_is_turned_away(
+    change: dict[str, int] | dict[str, str], says: str, clock: "Clock", said: list[Any]
+) -> None:
     class Impostor(StubApp):
-        def __call__(self, message, context):
+        def __call__(self, message: Message, context: Any) -> Message:
             if message.metadata.message_type == "query.handshake":
                 known = introduction_of(context.node_config["name"])
                 return reply_with(encode_site_info(replace(known, **change)), message, context)
@@ -263,7 +288,7 @@ def test_a_node_that_is_not_the_site_it_replaces_is_turned_away(change, says, cl
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_averaged_updates_survive_faults_too(seed, clock):
+def test_averaged_updates_survive_faults_too(seed: int, clock: "Clock") -> None:
     merged = []
     for faults in (none(), Faults(seed)):
         chosen = settings()
@@ -277,8 +302,8 @@ def test_averaged_updates_survive_faults_too(seed, clock):
 
 
 @pytest.mark.parametrize("name", ["nan", "infinity", "shape", "extra", "huge"])
-def test_an_update_to_be_averaged_is_checked_as_strictly(name, clock):
-    def spoil(updates):
+def test_an_update_to_be_averaged_is_checked_as_strictly(name: str, clock: "Clock") -> None:
+    def spoil(updates: dict[Any, Any]) -> dict[Any, Any]:
         left, right = updates["0.q"].left.clone(), updates["0.q"].right
         left[0, 0] = {"nan": float("nan"), "infinity": float("inf"), "huge": 1e20}.get(name, 1.0)
         if name == "shape":
@@ -287,7 +312,7 @@ def test_an_update_to_be_averaged_is_checked_as_strictly(name, clock):
         return updates | {"0.q": LowRankUpdate(left, right)} | extra
 
     class Spoiler(StubApp):
-        def __call__(self, message, context):
+        def __call__(self, message: Message, context: Any) -> Message:
             updates = updates_of(context.node_config["name"])
             if context.node_config["name"] == "birch":
                 updates = spoil(updates)
@@ -301,7 +326,7 @@ def test_an_update_to_be_averaged_is_checked_as_strictly(name, clock):
         MergeStrategy(cohort, averaging).run(grid)
 
 
-def test_a_shape_that_asks_for_an_exabyte_takes_no_memory():
+def test_a_shape_that_asks_for_an_exabyte_takes_no_memory() -> None:
     array = named(shape=(10**9, 10**9))(array_of(np.zeros(4, np.float32)))
     tracemalloc.start()
     with pytest.raises(ValueError, match="is "):
@@ -314,7 +339,7 @@ def test_a_shape_that_asks_for_an_exabyte_takes_no_memory():
 
 @pytest.mark.parametrize("shape", [(), (0,), (3, 0), (3,), (3, 2), (1, 3, 2)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_an_array_is_read_as_it_was_whatever_its_layout_in_memory(shape, dtype):
+def test_an_array_is_read_as_it_was_whatever_its_layout_in_memory(shape: Any, dtype: Any) -> None:
     tensor = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
     if tensor.ndim > 1:
         tensor = tensor.transpose(0, 1).contiguous().transpose(0, 1)
@@ -325,13 +350,13 @@ def test_an_array_is_read_as_it_was_whatever_its_layout_in_memory(shape, dtype):
 
 
 @given(st.binary(max_size=200))
-def test_bytes_that_are_no_array_are_refused(data):
+def test_bytes_that_are_no_array_are_refused(data: Any) -> None:
     record = ArrayRecord({"x": Array("float32", (4,), "numpy.ndarray", data)})
     with pytest.raises(RefusedReplyError), refusing_malformed():
         read_arrays(record, {"x": (4,)})
 
 
-def test_flowers_own_start_asks_again_what_its_loop_did_not_get(clock):
+def test_flowers_own_start_asks_again_what_its_loop_did_not_get(clock: "Clock") -> None:
     chosen = settings()
     grid = FaultyGrid(StubApp(), NODES, chosen, Faults(5, kinds=("error 2", "error 5")), clock)
     chain = new_chain(chosen)

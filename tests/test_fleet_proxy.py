@@ -7,13 +7,19 @@ import re
 import ssl
 import threading
 import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http.client import HTTPResponse
 from importlib.metadata import version
+from pathlib import Path
+from threading import Thread
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import uvicorn
 from typer.testing import CliRunner
+from uvicorn.server import Server
 
 from layerweld.cli import main as cli
 from layerweld.deploy import checks, fleet_proxy
@@ -30,10 +36,10 @@ from layerweld.settings.sites import SiteEntry
 class SuperLink:
     """Stands in for Flower's: remembers what it was asked, and echoes."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.asked = []
 
-    async def __call__(self, scope, receive, send):
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         body, more = b"", True
         while more:
             event = await receive()
@@ -44,7 +50,7 @@ class SuperLink:
         await send({"type": "http.response.body", "body": body[::-1]})
 
 
-def serve(app, folder, port):
+def serve(app: SuperLink | FleetProxy, folder: Path, port: int) -> tuple[Server, Thread]:
     config = uvicorn.Config(
         app,
         port=port,
@@ -63,7 +69,7 @@ def serve(app, folder, port):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("certificates")
     authority = make_authority("fed")
     server = make_server(authority, ["127.0.0.1"])
@@ -74,7 +80,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def gateway(folder):
+def gateway(folder: Path) -> Iterator[tuple[SuperLink, int]]:
     superlink, inside, outside = SuperLink(), free_port(), free_port()
     proxy = FleetProxy(f"https://127.0.0.1:{inside}", folder / "ca.crt", {"application": "abc"})
     started = [serve(superlink, folder, inside), serve(proxy, folder, outside)]
@@ -85,8 +91,10 @@ def gateway(folder):
 
 
 @pytest.fixture
-def ask(folder, gateway):
-    def ask(method, path, body=b"", port=gateway[1], **headers):
+def ask(folder: Path, gateway: tuple[SuperLink, int]) -> Callable[..., Any]:
+    def ask(
+        method: Any, path: Path, body: bytes = b"", port: int = gateway[1], **headers: Any
+    ) -> tuple[HTTPResponse, bytes]:
         context = ssl.create_default_context(cafile=folder / "ca.crt")
         connection = http.client.HTTPSConnection("127.0.0.1", port, context=context)
         connection.request(method, path, body, headers)
@@ -98,7 +106,9 @@ def ask(folder, gateway):
     return ask
 
 
-def test_a_fleet_call_passes_with_its_signature_body_and_status(gateway, ask):
+def test_a_fleet_call_passes_with_its_signature_body_and_status(
+    gateway: tuple[SuperLink, int], ask: Callable[..., Any]
+) -> None:
     body = bytes(range(256)) * 20_000  # 5 MB, a piece of a tensor
     answer, content = ask("POST", "/v1/fleet/push-object", body, **{"flwr-signature": "s"})
     assert (answer.status, answer.headers["x-answer"]) == (207, "yes")
@@ -122,13 +132,17 @@ def test_a_fleet_call_passes_with_its_signature_body_and_status(gateway, ask):
         ("GET", "/"),
     ],
 )
-def test_nothing_else_reaches_the_superlink(gateway, ask, method, path):
+def test_nothing_else_reaches_the_superlink(
+    gateway: tuple[SuperLink, int], ask: Callable[..., Any], method: str, path: str
+) -> None:
     before = list(gateway[0].asked)
     assert ask(method, path)[0].status == 404
     assert gateway[0].asked == before
 
 
-def test_a_call_larger_than_any_of_flowers_is_refused_unread(gateway, ask):
+def test_a_call_larger_than_any_of_flowers_is_refused_unread(
+    gateway: tuple[SuperLink, int], ask: Callable[..., Any]
+) -> None:
     before = list(gateway[0].asked)
     headers = {"Content-Length": str(LARGEST_CALL + 1)}
     assert ask("POST", "/v1/fleet/push-object", **headers)[0].status == 413
@@ -136,14 +150,14 @@ def test_a_call_larger_than_any_of_flowers_is_refused_unread(gateway, ask):
     assert gateway[0].asked == before
 
 
-def test_anybody_may_know_versions_and_time(ask):
+def test_anybody_may_know_versions_and_time(ask: Callable[..., Any]) -> None:
     answer, content = ask("GET", "/layerweld")
     assert answer.status == 200
     assert json.loads(content).keys() == {"application", "time"}
 
 
 @contextmanager
-def lone_door(folder, about=()):
+def lone_door(folder: Path, about: dict[str, str] | tuple[Any, ...] = ()) -> Iterator[int]:
     """The port of a gateway without a SuperLink."""
     port = free_port()
     proxy = FleetProxy(f"https://127.0.0.1:{free_port()}", folder / "ca.crt", dict(about))
@@ -155,13 +169,15 @@ def lone_door(folder, about=()):
         thread.join()
 
 
-def test_a_superlink_that_is_away_is_tried_again(folder, ask):
+def test_a_superlink_that_is_away_is_tried_again(folder: Path, ask: Callable[..., Any]) -> None:
     with lone_door(folder) as port:
         assert ask("POST", "/v1/fleet/pull-messages", port=port)[0].status == 503
 
 
 @contextmanager
-def door_whose_clock_is_off(folder, seconds, monkeypatch):
+def door_whose_clock_is_off(
+    folder: Path, seconds: int, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
     clock = SimpleNamespace(time=lambda: time.time() + seconds)
     monkeypatch.setattr(fleet_proxy, "time", clock)
     about = {name: version(name) for name in ("layerweld", "flwr", "torch", "transformers")}
@@ -173,7 +189,9 @@ def door_whose_clock_is_off(folder, seconds, monkeypatch):
     ("seconds", "says"),
     [(-8, r"[78]\.\d s ahead of the coord"), (400, r"400\.\d s behind"), (200, "")],
 )
-def test_a_skewed_clock_is_named_with_its_remedy(folder, seconds, says, monkeypatch):
+def test_a_skewed_clock_is_named_with_its_remedy(
+    folder: Path, seconds: int, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with door_whose_clock_is_off(folder, seconds, monkeypatch) as address:
         found = {one.name: one for one in check_coordinator(address, folder / "ca.crt")}
     assert bool(found["clock"].remedy) is bool(says)
@@ -183,8 +201,8 @@ def test_a_skewed_clock_is_named_with_its_remedy(folder, seconds, says, monkeypa
 
 @pytest.mark.parametrize(("seconds", "says"), [(400, "clock is 400"), (0, "")])
 def test_a_clock_that_goes_wrong_later_is_named_when_the_supernode_ends(
-    folder, seconds, says, tmp_path, monkeypatch
-):
+    folder: Path, seconds: int, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     site, _ = create(tmp_path / "ash", SiteEntry(name="ash", data="rows.jsonl"), b"")
     with door_whose_clock_is_off(folder, seconds, monkeypatch) as address:
         supernode = site.supernode(address, folder / "ca.crt", free_port())
@@ -194,7 +212,9 @@ def test_a_clock_that_goes_wrong_later_is_named_when_the_supernode_ends(
 
 
 @pytest.mark.parametrize("seconds", [-8, 400])
-def test_a_site_does_not_join_with_a_skewed_clock(folder, seconds, tmp_path, monkeypatch):
+def test_a_site_does_not_join_with_a_skewed_clock(
+    folder: Path, seconds: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     create(tmp_path / "ash", SiteEntry(name="ash", data="rows.jsonl"), b"")
     monkeypatch.setattr(Supervisor, "run", lambda _self: pytest.fail("a SuperNode was started"))
     with door_whose_clock_is_off(folder, seconds, monkeypatch) as address:
@@ -205,7 +225,7 @@ def test_a_site_does_not_join_with_a_skewed_clock(folder, seconds, tmp_path, mon
     assert not list((tmp_path / "ash/logs").iterdir())
 
 
-def test_no_answer_of_a_door_is_an_error_of_the_check():
+def test_no_answer_of_a_door_is_an_error_of_the_check() -> None:
     good = {name: version(name) for name in ("layerweld", "flwr", "torch", "transformers")}
     good |= {"application": "abc", "time": time.time()}
     odd = (
@@ -231,8 +251,8 @@ def test_no_answer_of_a_door_is_an_error_of_the_check():
 
 
 @pytest.mark.parametrize("said", [b"", b"SSH-2.0-x\r\n", b"HTTP/1.1 200 OK\r\n" + b"a" * 70000])
-def test_a_port_that_speaks_something_else_is_named(folder, said):
-    async def talk(_reader, writer):
+def test_a_port_that_speaks_something_else_is_named(folder: Path, said: Any) -> None:
+    async def talk(_reader: Any, writer: Any) -> None:
         writer.write(said)
         writer.close()
 

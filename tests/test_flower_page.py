@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ PAGE = Path(__file__).parents[1] / "docs/flower.md"
 
 
 @pytest.fixture
-def named(tmp_path, monkeypatch):
+def named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[Any, Any]:
     """What the page says is there: a grid, settings and a base model."""
     sites = make_sites(tmp_path / "sites", BERT_LAYERS)
     monkeypatch.chdir(tmp_path)
@@ -19,7 +20,9 @@ def named(tmp_path, monkeypatch):
     return {"grid": sites.grid(settings), "settings": settings, "base": str(sites.base)}
 
 
-def test_a_strategy_is_built_started_and_extended_as_the_page_shows(named, capsys):
+def test_a_strategy_is_built_started_and_extended_as_the_page_shows(
+    named: dict[Any, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
     examples = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     assert len(examples) == 2
     for example in examples:

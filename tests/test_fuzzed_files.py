@@ -9,6 +9,8 @@ import os
 import random
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +22,7 @@ FUZZ = int(os.environ.get("LAYERWELD_FUZZ", "15"))
 LONG = "LAYERWELD_FUZZ" in os.environ
 
 
-def reported(*command):
+def reported(*command: str | Path | int) -> list[Any]:
     """What a process says of each reader or bomb; it must come to its end."""
     done = subprocess.run(
         [sys.executable, "-m", *map(str, command)],
@@ -34,7 +36,7 @@ def reported(*command):
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def test_a_damaged_file_is_read_or_refused_by_its_name(tmp_path):
+def test_a_damaged_file_is_read_or_refused_by_its_name(tmp_path: Path) -> None:
     found = reported("tests.fuzzed_readers", tmp_path / "fuzzed", 0, FUZZ)
     for one in found:
         print(one)
@@ -45,7 +47,7 @@ def test_a_damaged_file_is_read_or_refused_by_its_name(tmp_path):
     assert sum(one["refused"] for one in found) > len(found) * FUZZ / 3  # the damage is real
 
 
-def test_a_small_file_that_claims_to_be_large_takes_little_time_and_memory(tmp_path):
+def test_a_small_file_that_claims_to_be_large_takes_little_time_and_memory(tmp_path: Path) -> None:
     found = reported("tests.bombs", tmp_path / "bombs", *([] if LONG else ["quick"]))
     for one in found:
         print(one)
@@ -56,7 +58,7 @@ def test_a_small_file_that_claims_to_be_large_takes_little_time_and_memory(tmp_p
 
 
 @pytest.mark.parametrize("reader", ["rows.jsonl", "adapter_config.json", "run.toml"])
-def test_the_same_seed_makes_the_same_damage(reader, tmp_path):
+def test_the_same_seed_makes_the_same_damage(reader: str, tmp_path: Path) -> None:
     file, damage, _ = READERS[reader](tmp_path)
     whole = file.read_bytes()
     one, again, other = (damage(whole, random.Random(seed)) for seed in (1, 1, 2))

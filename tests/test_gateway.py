@@ -9,7 +9,10 @@ import socket
 import ssl
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -43,10 +46,10 @@ PULL = "/v1/fleet/pull-messages"
 class SuperLink:
     """Stands in for Flower's behind the gateway: counts calls, and answers."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.bodies = []
 
-    async def __call__(self, scope, receive, send):
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         body, more = b"", True
         while more:
             event = await receive()
@@ -59,7 +62,7 @@ class SuperLink:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("gateway")
     authority = make_authority("fed")
     server = make_server(authority, ["127.0.0.1"])
@@ -73,7 +76,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-def signed(folder, name="ash", seconds=0.0, **changed):
+def signed(folder: Path, name: str = "ash", seconds: float = 0.0, **changed: Any) -> dict[Any, Any]:
     """Headers as a SuperNode makes them."""
     key = load_ssh_private_key((folder / name).read_bytes(), None)
     public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
@@ -89,7 +92,7 @@ def signed(folder, name="ash", seconds=0.0, **changed):
 
 
 @contextmanager
-def listening(app, folder):
+def listening(app: SuperLink | RegisteredOnly, folder: Path) -> Iterator[tuple[Any, ...]]:
     """The port of an application that is served as the gateway is."""
     counted = Connections()
     listener = Listener("127.0.0.1", 0, counted)
@@ -109,14 +112,14 @@ def listening(app, folder):
 
 
 @pytest.fixture(scope="module")
-def superlink(folder):
+def superlink(folder: Path) -> Iterator[tuple[Any, ...]]:
     behind = SuperLink()
     with listening(behind, folder) as (port, _):
         yield behind, port
 
 
 @pytest.fixture
-def gateway(folder, superlink):
+def gateway(folder: Path, superlink: SuperLink) -> Iterator[tuple[Any, ...]]:
     proxy = FleetProxy(
         f"https://127.0.0.1:{superlink[1]}", folder / "ca.crt", {"application": "abc"}
     )
@@ -124,7 +127,14 @@ def gateway(folder, superlink):
         yield port, counted
 
 
-def ask(folder, port, headers, path=PULL, body=b"asked", method="POST"):
+def ask(
+    folder: Path,
+    port: int,
+    headers: dict[Any, Any],
+    path: str = PULL,
+    body: bytes = b"asked",
+    method: str = "POST",
+) -> tuple[int, bytes]:
     context = ssl.create_default_context(cafile=folder / "ca.crt")
     connection = http.client.HTTPSConnection("127.0.0.1", port, context=context, timeout=20)
     try:
@@ -135,12 +145,16 @@ def ask(folder, port, headers, path=PULL, body=b"asked", method="POST"):
         connection.close()
 
 
-def test_a_registered_site_gets_through(folder, superlink, gateway):
+def test_a_registered_site_gets_through(
+    folder: Path, superlink: SuperLink, gateway: tuple[Any, ...]
+) -> None:
     assert ask(folder, gateway[0], signed(folder)) == (200, b"answer")
     assert superlink[0].bodies[-1] == b"asked"
 
 
-def test_a_signature_is_good_for_one_call(folder, superlink, gateway):
+def test_a_signature_is_good_for_one_call(
+    folder: Path, superlink: SuperLink, gateway: tuple[Any, ...]
+) -> None:
     headers = signed(folder)
     assert ask(folder, gateway[0], headers)[0] == 200
     before = len(superlink[0].bodies)
@@ -152,7 +166,9 @@ def test_a_signature_is_good_for_one_call(folder, superlink, gateway):
     assert len(superlink[0].bodies) == before
 
 
-def test_a_key_that_is_not_registered_gets_nothing_through(folder, superlink, gateway):
+def test_a_key_that_is_not_registered_gets_nothing_through(
+    folder: Path, superlink: SuperLink, gateway: tuple[Any, ...]
+) -> None:
     before = len(superlink[0].bodies)
     for path in FLEET_CALLS:
         expected = 412 if path.endswith("/activate-node") else 401
@@ -161,7 +177,9 @@ def test_a_key_that_is_not_registered_gets_nothing_through(folder, superlink, ga
     assert len(superlink[0].bodies) == before
 
 
-def test_a_site_that_was_removed_gets_nothing_through(folder, gateway, monkeypatch):
+def test_a_site_that_was_removed_gets_nothing_through(
+    folder: Path, gateway: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(callers, "_LOOK", 0.0)
     file = folder / "sites/ash.pub"
     content = file.read_bytes()
@@ -173,7 +191,7 @@ def test_a_site_that_was_removed_gets_nothing_through(folder, gateway, monkeypat
     assert ask(folder, gateway[0], signed(folder))[0] == 200
 
 
-def wrong_headers(folder, draw):
+def wrong_headers(folder: Path, draw: random.Random) -> dict[Any, Any]:
     """Headers of a registered site with something wrong."""
     good, other = signed(folder), signed(folder, "stranger")
     name = draw.choice(list(good))
@@ -195,7 +213,9 @@ def wrong_headers(folder, draw):
     )
 
 
-def test_no_wrong_header_gets_through(folder, superlink, gateway):
+def test_no_wrong_header_gets_through(
+    folder: Path, superlink: SuperLink, gateway: tuple[Any, ...]
+) -> None:
     draw = random.Random(0)
     before = len(superlink[0].bodies)
     for _ in range(150):
@@ -223,7 +243,13 @@ def test_no_wrong_header_gets_through(folder, superlink, gateway):
         "\r\n".join(f"X{i}: x" for i in range(3000)),
     ],
 )
-def test_no_head_is_an_error_of_the_door(folder, superlink, gateway, head, capsys):
+def test_no_head_is_an_error_of_the_door(
+    folder: Path,
+    superlink: SuperLink,
+    gateway: tuple[Any, ...],
+    head: Any,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     before = len(superlink[0].bodies)
     own = "\r\n".join(f"{name}: {value}" for name, value in signed(folder).items())
     asked = f"POST {PULL} HTTP/1.1\r\nHost: x\r\n{own}\r\n{head}\r\n\r\n5\r\nasked\r\n0\r\n\r\n"
@@ -236,7 +262,7 @@ def test_no_head_is_an_error_of_the_door(folder, superlink, gateway, head, capsy
 
 
 @contextmanager
-def connected(folder, port):
+def connected(folder: Path, port: int) -> Iterator[ssl.SSLSocket]:
     context = ssl.create_default_context(cafile=folder / "ca.crt")
     with (
         socket.create_connection(("127.0.0.1", port), 20) as plain,
@@ -245,7 +271,7 @@ def connected(folder, port):
         yield connection
 
 
-def half_open(folder, port, draw):
+def half_open(folder: Path, port: int, draw: random.Random) -> socket.socket:
     """A connection that goes no further than this."""
     plain = socket.create_connection(("127.0.0.1", port), 20)
     plain.settimeout(20)
@@ -262,7 +288,7 @@ def half_open(folder, port, draw):
     return secure
 
 
-def takes(connection, data):
+def takes(connection: ssl.SSLSocket, data: bytes) -> bool:
     try:
         connection.sendall(data)
     except (ConnectionError, ssl.SSLError):
@@ -270,7 +296,7 @@ def takes(connection, data):
     return True
 
 
-def is_closed(connection):
+def is_closed(connection: ssl.SSLSocket) -> Any:
     try:
         return connection.recv(1) == b""
     except (ConnectionError, ssl.SSLError):
@@ -279,7 +305,9 @@ def is_closed(connection):
         return False
 
 
-def test_three_hundred_half_open_calls_keep_nobody_out_and_are_ended(folder, gateway, monkeypatch):
+def test_three_hundred_half_open_calls_keep_nobody_out_and_are_ended(
+    folder: Path, gateway: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(connections, "HEAD_SECONDS", 4.0)
     draw = random.Random(0)
     held = []
@@ -298,7 +326,9 @@ def test_three_hundred_half_open_calls_keep_nobody_out_and_are_ended(folder, gat
         connection.close()
 
 
-def test_one_byte_at_a_time_is_ended_at_the_deadline(folder, gateway, monkeypatch):
+def test_one_byte_at_a_time_is_ended_at_the_deadline(
+    folder: Path, gateway: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(connections, "HEAD_SECONDS", 2.0)
     monkeypatch.setattr(connections, "CALL_SECONDS", 2.0)
     whole = "\r\n".join(f"{name}: {value}" for name, value in signed(folder).items())
@@ -312,7 +342,9 @@ def test_one_byte_at_a_time_is_ended_at_the_deadline(folder, gateway, monkeypatc
             assert time.monotonic() - began < 6
 
 
-def test_a_connection_that_asks_nothing_more_is_ended(folder, gateway, monkeypatch):
+def test_a_connection_that_asks_nothing_more_is_ended(
+    folder: Path, gateway: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(connections, "IDLE_SECONDS", 1.0)
     with connected(folder, gateway[0]) as connection:
         connection.sendall(b"GET /layerweld HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -325,7 +357,7 @@ def test_a_connection_that_asks_nothing_more_is_ended(folder, gateway, monkeypat
         assert time.monotonic() - began < 5
 
 
-def odd_scope(folder, draw):
+def odd_scope(folder: Path, draw: random.Random) -> dict[Any, Any]:
     """A request as no SuperNode would make it."""
     names = [b"flwr-public-key", b"flwr-timestamp", b"flwr-signature", b"content-length", b"x",
              b"transfer-encoding", b"content-type", b"Content-Length", b"\xff"]  # fmt: skip
@@ -350,17 +382,17 @@ def odd_scope(folder, draw):
 @pytest.mark.parametrize(
     ("seed", "count"), [(0, 3000), pytest.param(1, 20_000, marks=pytest.mark.slow)]
 )
-def test_no_request_is_an_error_of_the_application(folder, seed, count):
+def test_no_request_is_an_error_of_the_application(folder: Path, seed: int, count: int) -> None:
     draw = random.Random(seed)
     proxy = FleetProxy(
         f"https://127.0.0.1:{free_port()}", folder / "ca.crt", {"application": "abc"}
     )
     app = RegisteredOnly(proxy, folder / "sites")
 
-    async def play(scope):
+    async def play(scope: dict[Any, Any]) -> Any:
         said = []
 
-        async def receive():
+        async def receive() -> dict[Any, Any]:
             if draw.random() < 0.2:
                 return {"type": "http.disconnect"}
             return {
@@ -369,13 +401,13 @@ def test_no_request_is_an_error_of_the_application(folder, seed, count):
                 "more_body": draw.random() < 0.5,
             }
 
-        async def send(event):
+        async def send(event: Any) -> None:
             said.append(event.get("status"))
 
         await app(scope, receive, send)
         return said[0] if said else None
 
-    async def main():
+    async def main() -> set[Any]:
         return {await play(odd_scope(folder, draw)) for _ in range(count)}
 
     statuses = asyncio.run(main())

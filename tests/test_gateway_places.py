@@ -1,6 +1,9 @@
 """Places at the gateway: how many connections there may be, and who keeps theirs."""
 
 import random
+from typing import Any
+
+import pytest
 
 from layerweld.deploy import connections
 from layerweld.deploy.connections import Connections
@@ -9,17 +12,19 @@ from layerweld.deploy.connections import Connections
 class Idle:
     """Stands in for a socket."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.ended = False
 
-    def shutdown(self, _how):
+    def shutdown(self, _how: Any) -> None:
         self.ended = True
 
-    def fileno(self):
+    def fileno(self) -> int:
         return -1 if self.ended else 1
 
 
-def test_places_are_bounded_and_a_call_under_way_keeps_its_own(monkeypatch):
+def test_places_are_bounded_and_a_call_under_way_keeps_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(connections, "MOST", 40)
     monkeypatch.setattr(connections, "MOST_FROM_ONE_PLACE", 10)
     draw = random.Random(0)
@@ -38,7 +43,7 @@ def test_places_are_bounded_and_a_call_under_way_keeps_its_own(monkeypatch):
     assert not any(connection.ended for connection in busy.values())
 
 
-def test_who_finds_only_calls_under_way_is_turned_away(monkeypatch):
+def test_who_finds_only_calls_under_way_is_turned_away(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "MOST", 3)
     counted = Connections()
     for number in range(3):

@@ -1,5 +1,7 @@
 """The same statistics and the same merge on a GPU."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from peft import PeftModel
@@ -14,7 +16,7 @@ pytestmark = pytest.mark.gpu
 
 
 @pytest.mark.parametrize("unit_tokens", [True, False])
-def test_gram_matrices_agree(unit_tokens):
+def test_gram_matrices_agree(unit_tokens: bool) -> None:
     tokens = torch.randn(2, 500, 64, generator=torch.Generator().manual_seed(0))
     keep = torch.rand(2, 500, generator=torch.Generator().manual_seed(1)) > 0.2
     grams = []
@@ -25,7 +27,7 @@ def test_gram_matrices_agree(unit_tokens):
     torch.testing.assert_close(*grams, rtol=1e-12, atol=1e-14)  # float64: no TF32 anywhere
 
 
-def test_covariate_shifts_agree():
+def test_covariate_shifts_agree() -> None:
     shifts = []
     for device in ("cpu", "cuda"):
         moments = []
@@ -38,7 +40,7 @@ def test_covariate_shifts_agree():
     assert shifts[1] == pytest.approx(shifts[0], rel=1e-8)
 
 
-def test_a_merge_measured_on_a_gpu_is_the_merge(tmp_path):
+def test_a_merge_measured_on_a_gpu_is_the_merge(tmp_path: Path) -> None:
     sites = make_sites(tmp_path, ["query", "value", "output.dense"])
     merged = []
     for device in ("cpu", "cuda"):

@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -90,13 +91,13 @@ REFUSED = {
 }
 
 
-def sites(liar="birch", **changes):
+def sites(liar: str = "birch", **changes: Any) -> tuple[Any, ...]:
     """Three that belong together, but for what is changed at one."""
     honest = (replace(introduction_of(name), versions=VERSIONS) for name in NAMES)
     return tuple(replace(one, **changes) if one.site == liar else one for one in honest)
 
 
-def check(site_infos):
+def check(site_infos: tuple[Any, ...] | list[Any]) -> None:
     check_cohort(
         site_infos,
         base="b",
@@ -110,13 +111,15 @@ def check(site_infos):
 
 @pytest.mark.parametrize("liar", NAMES)
 @pytest.mark.parametrize(("changes", "message"), REFUSED.values(), ids=REFUSED.keys())
-def test_a_site_unlike_the_server_is_refused_by_name_and_with_a_way_out(changes, message, liar):
+def test_a_site_unlike_the_server_is_refused_by_name_and_with_a_way_out(
+    changes: Any, message: Any, liar: Any
+) -> None:
     with pytest.raises(CohortError, match=f"^site {liar}[, ].*{message}"):
         check(sites(liar, **changes))
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_whatever_one_site_claims_of_itself_no_other_is_named(seed):
+def test_whatever_one_site_claims_of_itself_no_other_is_named(seed: int) -> None:
     draw = random.Random(seed)
     liar = draw.choice(NAMES)
     claims = [changes for changes, _ in REFUSED.values()]
@@ -131,12 +134,12 @@ def test_whatever_one_site_claims_of_itself_no_other_is_named(seed):
 
 
 @pytest.mark.parametrize("name", ["", "../birch", "birch tree", "-birch", "b" * 64, "birch\n"])
-def test_a_name_that_is_no_folders_is_refused(name):
+def test_a_name_that_is_no_folders_is_refused(name: Any) -> None:
     with pytest.raises(CohortError, match="cannot name a site: give it a `name` of at most 63"):
         check(sites(site=name))
 
 
-def test_two_sites_of_one_name_are_refused():
+def test_two_sites_of_one_name_are_refused() -> None:
     with pytest.raises(CohortError, match=r"call themselves 'ash'; .*change one `name`"):
         check(sites(site="ash"))
 
@@ -152,11 +155,11 @@ def test_two_sites_of_one_name_are_refused():
         {"skipped": 7, "evaluates": True, "labelled": True, "factors": "f", "name_prefix": "bert."},
     ],
 )
-def test_sites_may_differ_in_what_they_bring(changes):
+def test_sites_may_differ_in_what_they_bring(changes: Any) -> None:
     check(sites(**changes))
 
 
-def test_only_what_some_site_fine_tuned_is_merged():
+def test_only_what_some_site_fine_tuned_is_merged() -> None:
     layers = (("0.k",), (), ("0.o", "0.q"))
     trained = [replace(one, layers=own) for one, own in zip(sites(), layers, strict=True)]
     assert merged_layers(trained, PLAN).layer_names == ("0.q", "0.k", "0.o")

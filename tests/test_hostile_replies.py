@@ -6,13 +6,16 @@ import subprocess
 import sys
 import tracemalloc
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import pytest
-from flwr.app import ConfigRecord, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 
 from layerweld.errors import LostSiteError, RefusedReplyError
 from layerweld.model.schedule import Step
@@ -20,8 +23,10 @@ from layerweld.report.run.files import write_results
 from layerweld.transport.evaluation import decode_accuracy
 from layerweld.transport.identity import with_identity
 from layerweld.transport.shift import decode_shifts
+from layerweld.transport.statistics import StatisticsReply
 from strategies import catching_up, notices
-from tests.faulty_grid import Faults, none
+from strategies.chain_of_merges import ChainOfMerges
+from tests.faulty_grid import Clock, Faults, none
 from tests.honest_messages import IDENTITY
 from tests.hostile_objects import ATTACKS, given_up, never_there, with_records_nobody_asked_for
 from tests.made_up_results import made_up_results
@@ -35,7 +40,7 @@ MESSAGES = int(os.environ.get("LAYERWELD_FUZZ_MESSAGES", "3200"))
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def test_no_mutated_message_ends_a_process_or_is_anything_but_refused():
+def test_no_mutated_message_ends_a_process_or_is_anything_but_refused() -> None:
     command = [sys.executable, "-m", "tests.mutated_replies", "11", str(MESSAGES)]
     ended = subprocess.run(
         command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=False
@@ -48,7 +53,13 @@ def test_no_mutated_message_ends_a_process_or_is_anything_but_refused():
     assert found["grown_kib"] < 64 * 1024
 
 
-def play_wire(clock, spoil=as_it_is, app=None, faults=None, **entries):
+def play_wire(
+    clock: Clock,
+    spoil: Callable[..., tuple[Any, ...]] | partial[tuple[Any, ...]] = as_it_is,
+    app: Any = None,
+    faults: Faults | None = None,
+    **entries: Any,
+) -> tuple[ChainOfMerges, WireGrid]:
     chosen = settings(**entries)
     grid = WireGrid(app or StubApp(), NODES, chosen, faults or none(), clock, spoil)
     chain = new_chain(chosen)
@@ -56,7 +67,9 @@ def play_wire(clock, spoil=as_it_is, app=None, faults=None, **entries):
     return chain, grid
 
 
-def test_between_processes_the_chain_is_the_same_and_every_reply_is_confirmed(clock):
+def test_between_processes_the_chain_is_the_same_and_every_reply_is_confirmed(
+    clock: "Clock",
+) -> None:
     here = play_without(clock, raises, step=9)
     chain, grid = play_wire(clock)
     assert digest_of(chain) == digest_of(here)
@@ -65,14 +78,16 @@ def test_between_processes_the_chain_is_the_same_and_every_reply_is_confirmed(cl
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_between_processes_no_fault_on_the_way_changes_a_bit(seed, clock):
+def test_between_processes_no_fault_on_the_way_changes_a_bit(seed: int, clock: "Clock") -> None:
     kinds = ("error 2", "error 8", "late", "silence", "replay", "another's", "corrupt", "moved")
     chain, _ = play_wire(clock, faults=Faults(seed, kinds=kinds))
     assert digest_of(chain) == digest_of(play_wire(clock)[0])
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-def test_a_reply_that_cannot_be_put_together_is_its_sites_refusal(name, clock):
+def test_a_reply_that_cannot_be_put_together_is_its_sites_refusal(
+    name: Any, clock: "Clock"
+) -> None:
     with pytest.raises(RefusedReplyError, match=r"^birch, asked 3 times: ") as refusal:
         play_wire(clock, ATTACKS[name])
     assert len(str(refusal.value)) < 600
@@ -80,7 +95,7 @@ def test_a_reply_that_cannot_be_put_together_is_its_sites_refusal(name, clock):
 
 
 @pytest.mark.parametrize("name", [*ATTACKS, "never there", "given up"])
-def test_the_others_merge_goes_on_unharmed(name, clock):
+def test_the_others_merge_goes_on_unharmed(name: Any, clock: "Clock") -> None:
     spoil = {**ATTACKS, "never there": never_there, "given up": given_up}[name]
     policy = {"lost-site": "continue", "deadline": 60.0}
     chain, grid = play_wire(clock, spoil, **policy)
@@ -89,15 +104,15 @@ def test_the_others_merge_goes_on_unharmed(name, clock):
     assert name in ("never there", "given up") or not grid._objects
 
 
-def test_a_site_whose_objects_never_come_keeps_nobody_waiting(clock):
+def test_a_site_whose_objects_never_come_keeps_nobody_waiting(clock: "Clock") -> None:
     with pytest.raises(LostSiteError, match=r"60 s from birch: it did not reply within 30 s\."):
         play_wire(clock, never_there, deadline=60.0)
 
 
-def test_objects_that_come_late_are_waited_for(clock):
+def test_objects_that_come_late_are_waited_for(clock: "Clock") -> None:
     held = []
 
-    def late(_message, objects, root):
+    def late(_message: Message, objects: Any, root: Path) -> tuple[Any, ...]:
         content = objects[root]
         objects[root] = lambda: None if len(held) < 5 and not held.append(0) else content
         return objects, root
@@ -107,7 +122,7 @@ def test_objects_that_come_late_are_waited_for(clock):
     assert digest_of(chain) == digest_of(play_wire(clock)[0])
 
 
-def test_memory_stays_flat_whatever_a_site_offers(clock):
+def test_memory_stays_flat_whatever_a_site_offers(clock: "Clock") -> None:
     play_wire(clock)
     offered = 40 * 5 * 2**20
     spoil = partial(with_records_nobody_asked_for, count=40)
@@ -120,9 +135,9 @@ def test_memory_stays_flat_whatever_a_site_offers(clock):
     assert peak < 4 * 5 * 2**20  # a piece, and what made it
 
 
-def test_a_reply_to_what_somebody_else_was_asked_is_nobodys(clock):
+def test_a_reply_to_what_somebody_else_was_asked_is_nobodys(clock: "Clock") -> None:
     class Crossing(WireGrid):
-        def PullMessages(self, request):
+        def PullMessages(self, request: Any) -> SimpleNamespace:
             named = super().PullMessages(request)
             for one in named.messages_list:
                 one.metadata.reply_to_message_id = "of somebody else"
@@ -136,7 +151,7 @@ def test_a_reply_to_what_somebody_else_was_asked_is_nobodys(clock):
 # What a site may ask for.
 
 
-def test_a_site_that_lacks_more_and_more_is_sent_it_three_times():
+def test_a_site_that_lacks_more_and_more_is_sent_it_three_times() -> None:
     encoded = []
     step = Step(1200, PLAN.groups[:1], "merged")
     catch_up = catching_up.CatchUp(step, lambda steps, _other_params: encoded.append(steps), 1199)
@@ -152,11 +167,11 @@ def test_a_site_that_lacks_more_and_more_is_sent_it_three_times():
         fresh.note("birch", 1196)
 
 
-def test_a_site_that_always_lacks_one_more_step_is_refused_by_name(clock):
+def test_a_site_that_always_lacks_one_more_step_is_refused_by_name(clock: "Clock") -> None:
     class Greedy(StubApp):
         lacking = 3
 
-        def answer(self, name, message):
+        def answer(self, name: str, message: Message) -> StatisticsReply:
             answer = super().answer(name, message)
             if name != "birch" or step_of(message) < 3:
                 return answer
@@ -171,7 +186,7 @@ def test_a_site_that_always_lacks_one_more_step_is_refused_by_name(clock):
 
 
 @pytest.mark.parametrize("number", [n for n in NASTY_NUMBERS if isinstance(n, float)])
-def test_a_shift_is_a_finite_distance(number):
+def test_a_shift_is_a_finite_distance(number: Any) -> None:
     record = ConfigRecord({"groups": ["0.in", "1.in"], "shifts": [0.5, number]})
     content = with_identity(RecordDict({"shift": record}), IDENTITY)
     if 0 <= number < float("inf"):
@@ -182,7 +197,7 @@ def test_a_shift_is_a_finite_distance(number):
 
 
 @pytest.mark.parametrize("number", [*NASTY_NUMBERS, True, 2])
-def test_an_accuracy_is_a_share(number):
+def test_an_accuracy_is_a_share(number: Any) -> None:
     metrics = MetricRecord({"accuracy": 0.5, "num-examples": 3})
     if not isinstance(number, bool):  # Flower sends none in a metric record
         metrics["accuracy"] = number
@@ -194,7 +209,7 @@ def test_an_accuracy_is_a_share(number):
             decode_accuracy(content)
 
 
-def test_no_number_that_is_not_finite_gets_into_a_results_file(tmp_path):
+def test_no_number_that_is_not_finite_gets_into_a_results_file(tmp_path: Path) -> None:
     results = made_up_results()
     methods = [replace(method, seconds=float("nan")) for method in results.methods]
     with pytest.raises(ValueError, match="not JSON compliant"):
@@ -207,7 +222,7 @@ class Failing(WireGrid):
 
     status = 500
 
-    def PullMessages(self, request):
+    def PullMessages(self, request: Any) -> SimpleNamespace:
         message = self._pushed.get(request.message_ids[0])
         node = message.metadata.dst_node_id if message else 0
         if node in self._contexts and self._contexts[node].node_config["name"] == "birch":
@@ -217,13 +232,13 @@ class Failing(WireGrid):
         return super().PullMessages(request)
 
 
-def test_a_reply_at_which_the_superlink_fails_is_its_sites_refusal(clock):
+def test_a_reply_at_which_the_superlink_fails_is_its_sites_refusal(clock: "Clock") -> None:
     chosen = settings()
     with pytest.raises(RefusedReplyError, match=r"^birch, asked 3 times: the SuperLink cannot"):
         new_chain(chosen).run(Failing(StubApp(), NODES, chosen, none(), clock))
 
 
-def test_a_superlink_that_knows_the_run_no_more_ends_it(clock):
+def test_a_superlink_that_knows_the_run_no_more_ends_it(clock: "Clock") -> None:
     class Unknown(Failing):
         status = 401
 
@@ -232,13 +247,15 @@ def test_a_superlink_that_knows_the_run_no_more_ends_it(clock):
         new_chain(chosen).run(Unknown(StubApp(), NODES, chosen, none(), clock))
 
 
-def test_a_stranger_whose_introduction_cannot_be_read_is_turned_away(clock, monkeypatch):
+def test_a_stranger_whose_introduction_cannot_be_read_is_turned_away(
+    clock: "Clock", monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A node that nobody knows is greeted while a site is missing; it may be anybody."""
     said = []
     monkeypatch.setattr(notices, "log", lambda _level, t: said.append(t))
 
     class Stranger(WireGrid):
-        def _kept(self, message_id, reply):
+        def _kept(self, message_id: str, reply: Any) -> Any:
             root = super()._kept(message_id, reply)
             if reply.metadata.message_type != "query.handshake":
                 return root
@@ -253,7 +270,7 @@ def test_a_stranger_whose_introduction_cannot_be_read_is_turned_away(clock, monk
     assert any("is turned away: a reply that cannot be read" in text for text in said)
 
 
-def test_nothing_is_left_at_the_superlink_of_a_reply_that_was_refused(clock):
+def test_nothing_is_left_at_the_superlink_of_a_reply_that_was_refused(clock: "Clock") -> None:
     chosen = settings(**{"lost-site": "continue", "deadline": 60.0})
     grid = WireGrid(StubApp(), NODES, chosen, none(), clock, ATTACKS["30 MB of text"])
     new_chain(chosen).run(grid)

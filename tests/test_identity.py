@@ -2,10 +2,11 @@
 
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
-from flwr.app import ConfigRecord, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
 
 from layerweld.errors import LostSiteError, RefusedReplyError
 from layerweld.transport.block_gradients import BlockRequest, encode_block_request
@@ -30,7 +31,7 @@ from layerweld.transport.updates import UPDATES
 from server.replies import read_site_info
 from strategies.cohort import Cohort, Patience
 from strategies.poll import poll
-from tests.faulty_grid import Faults, FaultyGrid
+from tests.faulty_grid import Clock, Faults, FaultyGrid
 from tests.honest_messages import SITE, requests
 from tests.stub_sites import (
     FORM,
@@ -48,7 +49,7 @@ from tests.stub_sites import (
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def shake_hands(faults, clock):
+def shake_hands(faults: Faults, clock: Clock) -> dict[Any, Any]:
     chosen = settings()
     nodes = Cohort({"node 1": 1, "node 2": 2}, {}, RUN, Patience.of_handshake(chosen))
     grid = FaultyGrid(StubApp(), NODES[:2], chosen, faults, clock)
@@ -58,19 +59,21 @@ def shake_hands(faults, clock):
 
 
 @pytest.mark.parametrize(("code", "says"), [(1, "another one installed"), (7, "refused the app")])
-def test_a_site_that_must_be_mended_ends_the_handshake_at_once(code, says, clock):
+def test_a_site_that_must_be_mended_ends_the_handshake_at_once(
+    code: int, says: str, clock: Clock
+) -> None:
     with pytest.raises(LostSiteError, match=rf"node 1 failed at the handshake: .*{says}"):
         shake_hands(Faults(0, 1.0, most=1, kinds=(f"error {code}",)), clock)
     assert clock.now < 1
 
 
-def test_a_site_that_dies_in_the_handshake_is_asked_again(clock):
+def test_a_site_that_dies_in_the_handshake_is_asked_again(clock: Clock) -> None:
     came = shake_hands(Faults(0, 1.0, most=1, kinds=("error 8",)), clock)
     assert came.keys() == {"node 1", "node 2"}
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_another_nodes_reply_in_the_handshake_is_asked_for_again(seed, clock):
+def test_another_nodes_reply_in_the_handshake_is_asked_for_again(seed: int, clock: Clock) -> None:
     came = shake_hands(Faults(seed, 0.7, most=5, kinds=("another's", "replay", "twice")), clock)
     assert {node: introduction.site for node, introduction in came.items()} == {
         "node 1": "ash",
@@ -81,13 +84,13 @@ def test_another_nodes_reply_in_the_handshake_is_asked_for_again(seed, clock):
 class EchoApp:
     """Its sites measure models: what they find is in the model's name."""
 
-    def __call__(self, message, context):
+    def __call__(self, message: Message, context: Any) -> Message:
         number = message.content["about"]["model"]
         return reply_with(RecordDict({"score": ConfigRecord({"is": number})}), message, context)
 
 
 @pytest.mark.parametrize("kind", ["evaluate.model", "query.shift", "train.remainder"])
-def test_a_reply_about_an_earlier_model_is_refused_and_counted(kind, clock):
+def test_a_reply_about_an_earlier_model_is_refused_and_counted(kind: str, clock: Clock) -> None:
     """Scores carry nothing else that would tell them from those of another model."""
     ignored = Counter()
     for seed in range(20):
@@ -105,11 +108,11 @@ def test_a_reply_about_an_earlier_model_is_refused_and_counted(kind, clock):
     assert {"stale", "foreign", "duplicate"} <= ignored.keys()
 
 
-def _sent_number(_site, content):
+def _sent_number(_site: Any, content: RecordDict) -> Any:
     return content["score"]["is"]
 
 
-def test_every_request_has_an_id_of_its_own():
+def test_every_request_has_an_id_of_its_own() -> None:
     contexts = [
         StepContext(RUN, method, step, layers, "plan", "digest", averaged)
         for method, step in (("com", 0), ("regmean++", 0), ("com", 1))
@@ -137,7 +140,7 @@ def test_every_request_has_an_id_of_its_own():
     assert len({*map(identity_of, requests)}) == len(requests)
 
 
-def test_what_a_site_may_lack_is_no_part_of_the_identity():
+def test_what_a_site_may_lack_is_no_part_of_the_identity() -> None:
     context = StepContext(RUN, "com", 1, PLAN.layer_names, "plan", "digest", True)
     more = context.with_merged({"norm.weight": torch.ones(3)}, {0: updates_of("ash")})
     requests = [encode_statistics_request(StatisticsRequest(c, FORM)) for c in (context, more)]
@@ -145,7 +148,7 @@ def test_what_a_site_may_lack_is_no_part_of_the_identity():
 
 
 @pytest.mark.parametrize("name", requests())
-def test_a_request_that_is_not_what_its_id_stands_for_is_refused(name):
+def test_a_request_that_is_not_what_its_id_stands_for_is_refused(name: Any) -> None:
     content, read, _ = requests()[name]
     if name == "asked: plain":
         return  # it has nothing else to say
@@ -164,7 +167,7 @@ ALSO_DECODED = {  # the value has the digest, which is compared with what was me
 }
 
 
-def test_messages_of_the_version_before_are_refused_with_a_sentence():
+def test_messages_of_the_version_before_are_refused_with_a_sentence() -> None:
     subject = ConfigRecord({"run": RUN, "kind": HANDSHAKE, "question": "handshake", "node": "1"})
     old_reply = RecordDict({"subject": subject})
     with pytest.raises(RefusedReplyError, match="same version of layerweld installed"):

@@ -7,6 +7,8 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
 
 import pytest
 import torch
@@ -22,30 +24,30 @@ from layerweld.runtime.disk import reported
 from layerweld.runtime.incidents import Code, Incident, code_of, parse_incident, raising_here
 from layerweld.transport.identity import encode_plain
 from layerweld.transport.untrusted import refusing_malformed
-from tests.tiny_sites import make_sites
+from tests.tiny_sites import TinySites, make_sites
 
 CANARY = "patient Jane Doe, MRN 123456"
 
 
 @pytest.fixture(scope="module")
-def sites(tmp_path_factory):
+def sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
     return make_sites(tmp_path_factory.mktemp("sites"), ["query"])
 
 
-def context_of(sites, **node):
+def context_of(sites: TinySites, **node: Any) -> Context:
     settings = sites.settings()
     own = {"base": str(sites.base), "cache": str(sites.folder / "cache")}
     node_config = sites.nodes[0] | own | node
     return Context(1, 1, node_config, RecordDict(), dict(settings.flat()))
 
 
-def handshake():
+def handshake() -> Message:
     message = Message(encode_plain("query.handshake", "0" * 16), 1, "query.handshake")
     message.metadata.__dict__["_message_id"] = "m"
     return message
 
 
-def bytes_of(message):
+def bytes_of(message: Message) -> bytes:
     return b"".join(part.deflate() for part in get_all_nested_objects(message).values())
 
 
@@ -62,8 +64,10 @@ CANARIES = [
 
 
 @pytest.mark.parametrize("error", CANARIES, ids=lambda error: type(error).__mro__[1].__name__)
-def test_the_text_of_an_error_is_in_no_byte_that_leaves(error, sites, monkeypatch, capfd):
-    def fail(_state):
+def test_the_text_of_an_error_is_in_no_byte_that_leaves(
+    error: Any, sites: TinySites, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_state: Any) -> None:
         raise error
 
     monkeypatch.setattr(site_infos, "site_info", fail)
@@ -78,7 +82,9 @@ def test_the_text_of_an_error_is_in_no_byte_that_leaves(error, sites, monkeypatc
     assert "Jane" not in "".join(capfd.readouterr())
 
 
-def test_an_error_in_the_configuration_does_not_leave_either(sites, tmp_path, monkeypatch):
+def test_an_error_in_the_configuration_does_not_leave_either(
+    sites: TinySites, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     reply = client_app(handshake(), context_of(sites, jane="doe"))
     assert parse_incident(reply.error.reason).code is Code.CONFIGURATION
@@ -87,7 +93,7 @@ def test_an_error_in_the_configuration_does_not_leave_either(sites, tmp_path, mo
     assert "jane" in (tmp_path / f"layerweld/logs/{incident.number}.log").read_text()
 
 
-def test_fewer_rows_than_the_site_itself_allows_are_never_measured(sites):
+def test_fewer_rows_than_the_site_itself_allows_are_never_measured(sites: TinySites) -> None:
     reply = client_app(handshake(), context_of(sites, **{"min-rows": 19}))
     assert parse_incident(reply.error.reason).code is Code.COHORT
     reply = client_app(handshake(), context_of(sites, **{"min-rows": 18}))
@@ -95,13 +101,13 @@ def test_fewer_rows_than_the_site_itself_allows_are_never_measured(sites):
 
 
 @pytest.mark.parametrize("run", ["../../x", "/tmp/x", "", "a/b", ".."])
-def test_a_run_whose_name_would_leave_the_cache_is_refused(run, sites):
+def test_a_run_whose_name_would_leave_the_cache_is_refused(run: str, sites: TinySites) -> None:
     message = Message(encode_plain("query.handshake", run), 1, "query.handshake")
     reply = client_app(message, context_of(sites))
     assert parse_incident(reply.error.reason).code is Code.QUESTION
 
 
-def test_an_unknown_message_is_an_incident_too(sites):
+def test_an_unknown_message_is_an_incident_too(sites: TinySites) -> None:
     message = handshake()
     message.metadata.message_type = "query.secrets"
     reply = client_app(message, context_of(sites))
@@ -109,8 +115,11 @@ def test_an_unknown_message_is_an_incident_too(sites):
 
 
 def test_a_log_that_cannot_be_written_goes_to_the_sites_own_standard_error(
-    sites, tmp_path, monkeypatch, capfd
-):
+    sites: TinySites,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     (tmp_path / "file").write_text("")
     context = context_of(sites, cache=str(tmp_path / "file"))
     reply = client_app(handshake(), context)
@@ -118,8 +127,10 @@ def test_a_log_that_cannot_be_written_goes_to_the_sites_own_standard_error(
     assert "StorageError" in capfd.readouterr().err
 
 
-def test_in_the_process_of_who_started_the_run_errors_are_raised(sites, monkeypatch):
-    def fail(_state):
+def test_in_the_process_of_who_started_the_run_errors_are_raised(
+    sites: TinySites, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_state: Any) -> None:
         raise errors.DataError(CANARY)
 
     monkeypatch.setattr(site_infos, "site_info", fail)
@@ -127,7 +138,9 @@ def test_in_the_process_of_who_started_the_run_errors_are_raised(sites, monkeypa
         client_app(handshake(), context_of(sites))
 
 
-def test_a_site_keeps_what_it_was_asked_and_what_it_sent(sites, tmp_path, monkeypatch):
+def test_a_site_keeps_what_it_was_asked_and_what_it_sent(
+    sites: TinySites, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     context = context_of(sites, cache=str(tmp_path))
     asked = handshake()
     asked.metadata.group_id = "a step\n2026-01-01  forged: sent 0 bytes in 0.0 s"
@@ -141,8 +154,8 @@ def test_a_site_keeps_what_it_was_asked_and_what_it_sent(sites, tmp_path, monkey
 
 
 def test_memory_that_the_processor_lacks_is_no_riddle_and_the_next_message_is_answered(
-    sites, monkeypatch
-):
+    sites: TinySites, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(site_infos, "site_info", lambda _state: torch.empty(2**50))
         reply = client_app(handshake(), context_of(sites))
@@ -150,7 +163,7 @@ def test_memory_that_the_processor_lacks_is_no_riddle_and_the_next_message_is_an
     assert client_app(handshake(), context_of(sites)).has_content()
 
 
-def test_memory_that_the_coordinator_lacks_is_not_put_down_to_a_site():
+def test_memory_that_the_coordinator_lacks_is_not_put_down_to_a_site() -> None:
     lacking = pytest.raises(errors.MemoryShortageError, match="DefaultCPUAllocator")
     with lacking, refusing_malformed():
         torch.empty(2**50)
@@ -159,24 +172,24 @@ def test_memory_that_the_coordinator_lacks_is_not_put_down_to_a_site():
         raise RuntimeError("a kernel fails")
 
 
-def full_disk():
+def full_disk() -> None:
     with reported(Path("x")):
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def full_disk_in_rust():
+def full_disk_in_rust() -> None:
     with reported(Path("x")):
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
 
 @pytest.mark.parametrize("fail", [full_disk, full_disk_in_rust])
-def test_a_full_disk_has_a_code_of_its_own(fail):
+def test_a_full_disk_has_a_code_of_its_own(fail: Any) -> None:
     with pytest.raises(errors.StorageError, match="No space left") as caught:
         fail()
     assert code_of(caught.value) is Code.DISK_FULL
 
 
-def test_every_error_and_every_code_is_mapped():
+def test_every_error_and_every_code_is_mapped() -> None:
     assert code_of(torch.OutOfMemoryError("4 GiB")) is Code.MEMORY
     assert code_of(ConnectionResetError()) is Code.NETWORK
     assert code_of(ZeroDivisionError()) is Code.UNFORESEEN
@@ -188,11 +201,11 @@ def test_every_error_and_every_code_is_mapped():
     [None, "", CANARY, "E201", "E999 incident 0123456789abcdef", "E201 incident 0123456789ABCDEF",
      "E201 incident 0123456789abcdef\n", f"{Incident(Code.DATA, 'a' * 16)} {CANARY}"],
 )  # fmt: skip
-def test_nothing_but_a_code_and_a_number_is_taken_for_an_incident(text):
+def test_nothing_but_a_code_and_a_number_is_taken_for_an_incident(text: Any) -> None:
     assert parse_incident(text) is None
 
 
-def test_an_incident_is_read_back_as_it_was_written():
+def test_an_incident_is_read_back_as_it_was_written() -> None:
     incident = Incident(Code.DATA, "a" * 16)
     assert parse_incident(str(incident)) == incident
 
@@ -208,7 +221,7 @@ HANG = """
 """
 
 
-def run_watched(folder, body):
+def run_watched(folder: Path, body: str) -> tuple[CompletedProcess[str], float]:
     root = str(Path(__file__).parents[1])
     script = textwrap.dedent(HANG.format(root=root, folder=str(folder), body=body))
     started = time.monotonic()
@@ -218,14 +231,14 @@ def run_watched(folder, body):
     return process, time.monotonic() - started
 
 
-def test_a_watchdog_ends_a_hung_process_and_says_where_it_hung(tmp_path):
+def test_a_watchdog_ends_a_hung_process_and_says_where_it_hung(tmp_path: Path) -> None:
     process, _ = run_watched(tmp_path, "time.sleep(50)")
     assert process.returncode == 1
     assert "done" not in process.stdout
     assert re.search(r"Timeout.*\n.*most recent call first", (tmp_path / "hung.log").read_text())
 
 
-def test_a_watchdog_leaves_a_process_alone_that_is_in_time(tmp_path):
+def test_a_watchdog_leaves_a_process_alone_that_is_in_time(tmp_path: Path) -> None:
     process, _ = run_watched(tmp_path, "time.sleep(0.01)")
     assert process.returncode == 0
     assert "done" in process.stdout
@@ -233,8 +246,8 @@ def test_a_watchdog_leaves_a_process_alone_that_is_in_time(tmp_path):
 
 @pytest.mark.parametrize(("in_process", "active"), [(True, False), (False, True)])
 def test_the_watchdog_is_set_by_the_node_and_never_in_process(
-    in_process, active, sites, monkeypatch
-):
+    in_process: bool, active: bool, sites: TinySites, monkeypatch: pytest.MonkeyPatch
+) -> None:
     started = []
     monkeypatch.setattr(
         guard.faulthandler, "dump_traceback_later", lambda s, **_: started.append(s)

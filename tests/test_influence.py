@@ -1,6 +1,7 @@
 """How much one site decides: what it is, what flags it, and what caps it."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -11,20 +12,22 @@ from layerweld.errors import RefusedReplyError
 from layerweld.settings.merge import MergeSettings
 from layerweld.statistics.admission import admit
 from layerweld.statistics.influence import capped_scales, opposed, outliers, relative_shift
-from layerweld.statistics.pool import GroupPool
+from layerweld.statistics.pool import GroupPool, GroupSolution
 from layerweld.updates.update import DenseUpdate, LowRankUpdate
 from tests import test_pool
 from tests.pooled_sites import D_IN, GROUP, new_sites, statistics_of
 
 
-def merge(sites, **entries):
+def merge(sites: list[Any], **entries: Any) -> GroupSolution:
     return test_pool.merge(sites, influence=True, **entries)
 
 
 @pytest.mark.parametrize("products", ["auto", "dense"])
 @pytest.mark.parametrize("anchor", ["base", "mean"])
 @pytest.mark.parametrize("rank", [0, 1])
-def test_influence_is_the_shift_of_a_merge_without_the_site(products, anchor, rank):
+def test_influence_is_the_shift_of_a_merge_without_the_site(
+    products: str, anchor: str, rank: int
+) -> None:
     entries = {"products": products, "anchor": anchor, "ridge": 0.05, "shrinkage": 0.9}
     sites = new_sites(4, seed=1)
     whole = merge(sites, **entries)
@@ -41,31 +44,31 @@ def test_influence_is_the_shift_of_a_merge_without_the_site(products, anchor, ra
         assert got[site.name] == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_layer_of_one_site_alone_goes_with_it():
+def test_a_layer_of_one_site_alone_goes_with_it() -> None:
     sites = new_sites(3, seed=0)
     sites[1:] = [replace(site, updates={"v": site.updates["v"]}) for site in sites[1:]]
     assert merge(sites).influence["a"] > 0.5
 
 
-def test_sites_that_agree_have_next_to_no_influence():
+def test_sites_that_agree_have_next_to_no_influence() -> None:
     sites = [replace(site, updates=new_sites(1, 0)[0].updates) for site in new_sites(4, seed=0)]
     assert max(merge(sites, ridge=1e-6).influence.values()) < 1e-3
 
 
-def test_one_site_has_no_influence_to_report():
+def test_one_site_has_no_influence_to_report() -> None:
     assert merge(new_sites(1, seed=0)).influence == {}
     assert test_pool.merge(new_sites(3, seed=0), influence=False).influence == {}
 
 
 @pytest.mark.parametrize("factor", [-10.0, 20.0])
-def test_a_scaled_or_turned_adapter_is_an_outlier(factor):
+def test_a_scaled_or_turned_adapter_is_an_outlier(factor: float) -> None:
     sites = new_sites(4, seed=2)
     updates = {layer: update * factor for layer, update in sites[2].updates.items()}
     sites[2] = replace(sites[2], updates=updates)
     assert outliers(merge(sites).influence) == ("c",)
 
 
-def with_spike(seed, **entries):
+def with_spike(seed: int, **entries: Any) -> GroupSolution:
     """Four sites, one of which sends the ``G`` of a single token with all entries equal: tr G = 1,
     and no matrix of that trace weighs more."""
     chosen = MergeSettings(**{"max_weight": 0.0} | entries)
@@ -76,7 +79,7 @@ def with_spike(seed, **entries):
     return pool.solve()
 
 
-def test_a_spike_buys_the_largest_weight_but_is_flagged_only_where_it_moves_the_merge():
+def test_a_spike_buys_the_largest_weight_but_is_flagged_only_where_it_moves_the_merge() -> None:
     flagged = set()
     for seed in range(8):
         solution = with_spike(seed)
@@ -88,13 +91,13 @@ def test_a_spike_buys_the_largest_weight_but_is_flagged_only_where_it_moves_the_
     assert flagged == {0, 1, 5, 6, 7}  # in the others its one direction hardly carries an update
 
 
-def test_a_cap_takes_a_spike_down_to_the_share_of_the_others():
+def test_a_cap_takes_a_spike_down_to_the_share_of_the_others() -> None:
     for seed in range(8):
         weights = with_spike(seed, max_share=0.3).importance  # all have tr G = 1
         assert weights["c"] == pytest.approx(0.3 * sum(weights.values()))
 
 
-def test_a_spike_weighs_at_most_some_times_the_median_site():
+def test_a_spike_weighs_at_most_some_times_the_median_site() -> None:
     for seed in range(8):
         solution = with_spike(seed, max_weight=1.5)
         plain = with_spike(seed).importance
@@ -103,12 +106,12 @@ def test_a_spike_weighs_at_most_some_times_the_median_site():
         assert solution.importance["c"] == pytest.approx(solution.capped["c"] * plain["c"])
 
 
-def agreeing_sites(seed):
+def agreeing_sites(seed: int) -> list[Any]:
     """Four sites with tokens of their own and nearly the same updates."""
     shared = new_sites(1, seed=100 + seed)[0].updates
     noise = torch.Generator().manual_seed(seed)
 
-    def near(update):
+    def near(update: Any) -> DenseUpdate:
         dense = update.dense()
         return DenseUpdate(dense + 0.1 * torch.randn(dense.shape, generator=noise))
 
@@ -116,7 +119,7 @@ def agreeing_sites(seed):
     return [replace(s, updates={layer: near(u) for layer, u in shared.items()}) for s in sites]
 
 
-def test_a_turned_update_of_honest_size_is_no_outlier_but_opposes_the_others():
+def test_a_turned_update_of_honest_size_is_no_outlier_but_opposes_the_others() -> None:
     for seed in range(8):
         sites = agreeing_sites(seed)
         honest = merge(sites)
@@ -130,7 +133,7 @@ def test_a_turned_update_of_honest_size_is_no_outlier_but_opposes_the_others():
         assert opposed(solution.agreement) == ("c",)
 
 
-def test_a_product_stands_for_the_smallest_update_that_has_it():
+def test_a_product_stands_for_the_smallest_update_that_has_it() -> None:
     # with as many tokens as it takes, the update itself
     for site in new_sites(4, seed=0):
         statistics = statistics_of(site, MergeSettings())
@@ -142,12 +145,12 @@ def test_a_product_stands_for_the_smallest_update_that_has_it():
         assert found.square == pytest.approx(sum(float(u.square().sum()) for u in own), rel=1e-2)
 
 
-def test_honest_sites_are_no_outliers():
+def test_honest_sites_are_no_outliers() -> None:
     for seed in range(5):
         assert outliers(merge(new_sites(4, seed)).influence) == ()
 
 
-def test_of_two_sites_neither_is_an_outlier():
+def test_of_two_sites_neither_is_an_outlier() -> None:
     assert outliers({"a": 1e-3, "b": 10.0}) == ()
 
 
@@ -155,7 +158,7 @@ def test_of_two_sites_neither_is_an_outlier():
     masses=st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=8),
     share=st.floats(0.01, 1.0),
 )
-def test_no_site_has_more_than_the_share_or_all_are_equal(masses, share):
+def test_no_site_has_more_than_the_share_or_all_are_equal(masses: Any, share: float) -> None:
     named = {str(i): mass for i, mass in enumerate(masses)}
     scales = capped_scales(named, share)
     left = {site: scales[site] * mass for site, mass in named.items()}
@@ -165,13 +168,13 @@ def test_no_site_has_more_than_the_share_or_all_are_equal(masses, share):
     assert largest <= share * total * (1 + 1e-9) or equal
 
 
-def test_a_cap_of_one_changes_nothing_and_a_small_one_makes_all_equal():
+def test_a_cap_of_one_changes_nothing_and_a_small_one_makes_all_equal() -> None:
     masses = {"a": 1.0, "b": 5.0, "c": 0.0}
     assert capped_scales(masses, 1.0) == {"a": 1.0, "b": 1.0, "c": 1.0}
     assert capped_scales({"a": 1.0, "b": 4.0}, 0.1) == {"a": 1.0, "b": 0.25}
 
 
-def test_without_a_cap_scaled_activations_buy_weight_and_with_one_they_do_not():
+def test_without_a_cap_scaled_activations_buy_weight_and_with_one_they_do_not() -> None:
     # normalization none: 10 times the activations are 10⁴ times the weight.
     honest = new_sites(4, seed=3)
     loud = [*honest[:3], replace(honest[3], tokens=10 * honest[3].tokens)]
@@ -184,7 +187,7 @@ def test_without_a_cap_scaled_activations_buy_weight_and_with_one_they_do_not():
 
 
 @pytest.mark.parametrize("products", ["auto", "dense"])
-def test_a_capped_merge_is_the_merge_with_the_lower_weight(products):
+def test_a_capped_merge_is_the_merge_with_the_lower_weight(products: str) -> None:
     sites = new_sites(3, seed=4)
     entries = {"normalization": "none", "products": products, "ridge": 0.1}
     chosen = MergeSettings(**entries, max_share=0.35)
@@ -205,7 +208,7 @@ def test_a_capped_merge_is_the_merge_with_the_lower_weight(products):
     assert max(shares) <= 0.35 * sum(shares) * (1 + 1e-6)
 
 
-def test_a_silent_feature_cannot_carry_an_update():
+def test_a_silent_feature_cannot_carry_an_update() -> None:
     chosen = MergeSettings(normalization="none")
     (site,) = new_sites(1, seed=0)
     tokens = site.tokens.clone()
@@ -221,7 +224,7 @@ def test_a_silent_feature_cannot_carry_an_update():
     GroupPool(GROUP, chosen).add("a", statistics)
 
 
-def test_dense_and_factored_updates_shift_alike():
+def test_dense_and_factored_updates_shift_alike() -> None:
     torch.manual_seed(0)
     factored = LowRankUpdate(torch.randn(3, 2), torch.randn(2, 4))
     other = LowRankUpdate(torch.randn(3, 1), torch.randn(1, 4))

@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +21,9 @@ from tests.tiny_sites import make_sites
         (signal.SIGHUP, 129, "its terminal is gone"),
     ],
 )
-def test_an_interrupted_run_says_why_and_how_to_go_on(tmp_path, number, code, says):
+def test_an_interrupted_run_says_why_and_how_to_go_on(
+    tmp_path: Path, number: Any, code: int, says: str
+) -> None:
     sites = make_sites(tmp_path / "sites", ["query", "value"])
     options = [f"--site={n['name']}={n['adapter']}:{n['data']}" for n in sites.nodes]
     output = tmp_path / "out"

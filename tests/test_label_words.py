@@ -1,6 +1,9 @@
 """A causal language model that classifies by its next word, behind a prompt that is never cut."""
 
 import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -36,7 +39,7 @@ SETTINGS = FinetuneSettings(
 EVALUATE = EvaluateSettings(batch_size=5)
 
 
-def saved_llama(folder, **config) -> BaseModel:
+def saved_llama(folder: Path, **config: Any) -> BaseModel:
     words = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="[UNK]"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(
@@ -51,19 +54,19 @@ def saved_llama(folder, **config) -> BaseModel:
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
-def base(request, tmp_path_factory):
+def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
     return saved_llama(tmp_path_factory.mktemp("llama"), tie_word_embeddings=request.param)
 
 
 @pytest.fixture(autouse=True, scope="module")
-def one_thread():
+def one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
 
 
-def test_its_scores_are_those_of_the_language_model(base):
+def test_its_scores_are_those_of_the_language_model(base: BaseModel) -> None:
     whole = LlamaForCausalLM.from_pretrained(base.folder, dtype=torch.float32).eval()
     batch = Preprocessor(base, 16, END)(["red is warm", "blue"])
     head = label_word_head(base, ("fire", "ice"))
@@ -75,23 +78,23 @@ def test_its_scores_are_those_of_the_language_model(base):
     torch.testing.assert_close(found, logits[:, [WORDS.index("fire"), WORDS.index("ice")]])
 
 
-def test_the_end_of_the_prompt_is_never_cut(base):
+def test_the_end_of_the_prompt_is_never_cut(base: BaseModel) -> None:
     batch = Preprocessor(base, 3, END)(["red is very warm", "blue"])
     assert batch["input_ids"][0].tolist() == [WORDS.index(w) for w in ("red", "is", "Kind")]
     assert batch["input_ids"][1].tolist() == [WORDS.index(w) for w in ("blue", "Kind", "[PAD]")]
 
 
-def test_an_end_that_leaves_no_room_is_refused(base):
+def test_an_end_that_leaves_no_room_is_refused(base: BaseModel) -> None:
     with pytest.raises(ConfigError, match="leaves none of 1"):
         Preprocessor(base, 1, END)
 
 
-def test_classes_that_begin_alike_are_named(base):
+def test_classes_that_begin_alike_are_named(base: BaseModel) -> None:
     with pytest.raises(ConfigError, match=r"'fire' and 'fire red' begin with the same token"):
         label_word_head(base, ("fire", "fire red"))
 
 
-def test_classes_whose_words_the_tokenizer_does_not_know_are_named(base):
+def test_classes_whose_words_the_tokenizer_does_not_know_are_named(base: BaseModel) -> None:
     with pytest.raises(ConfigError, match=r"'snow' and 'rain' are words unknown to the token"):
         label_word_head(base, ("fire", "snow", "rain"))
     assert label_word_head(base, ("fire", "snow")).classes == ("fire", "snow")
@@ -99,7 +102,9 @@ def test_classes_whose_words_the_tokenizer_does_not_know_are_named(base):
 
 @pytest.mark.parametrize("classes", [("fire", "ice"), ("fire", "fire red"), ("snow", "rain")])
 @pytest.mark.parametrize("closes", [True, False])
-def test_a_model_that_does_not_go_on_is_refused_before_its_words(base, tmp_path, classes, closes):
+def test_a_model_that_does_not_go_on_is_refused_before_its_words(
+    base: BaseModel, tmp_path: Path, classes: tuple[str, str], closes: bool
+) -> None:
     tokenizer = load_tokenizer(base.folder)
     load_base(base.folder).backbone.save_pretrained(tmp_path)
     words = tokenizer.backend_tokenizer
@@ -115,7 +120,7 @@ def test_a_model_that_does_not_go_on_is_refused_before_its_words(base, tmp_path,
         label_word_head(load_base(tmp_path), classes)
 
 
-def test_training_moves_the_next_word_and_writes_no_head(base, tmp_path):
+def test_training_moves_the_next_word_and_writes_no_head(base: BaseModel, tmp_path: Path) -> None:
     targets = [f"layers.{i}.self_attn.{p}_proj" for i in range(2) for p in "qkvo"]
     head = label_word_head(base, ROWS.classes)
     before, _ = accuracy(base, head, ROWS, EVALUATE, END)
@@ -128,7 +133,9 @@ def test_training_moves_the_next_word_and_writes_no_head(base, tmp_path):
     assert {file.name for file in (tmp_path / "site").iterdir()} == {"adapter", "hashes.json"}
 
 
-def test_a_site_with_label_words_evaluates_without_a_head_file(base, tmp_path):
+def test_a_site_with_label_words_evaluates_without_a_head_file(
+    base: BaseModel, tmp_path: Path
+) -> None:
     records = [
         {"text": t, "label": ROWS.classes[k]} for t, k in zip(TEXTS, ROWS.labels, strict=True)
     ]
@@ -156,7 +163,7 @@ def test_a_site_with_label_words_evaluates_without_a_head_file(base, tmp_path):
     assert cache_folder(state.site, settings) in state.files.adapter_folder.parents
 
 
-def test_a_tokenizer_that_closes_texts_is_refused(base, tmp_path):
+def test_a_tokenizer_that_closes_texts_is_refused(base: BaseModel, tmp_path: Path) -> None:
     tokenizer = Preprocessor(base, 8)._tokenizer
     folder = tmp_path / "closing"
     load_base(base.folder).backbone.save_pretrained(folder)

@@ -1,6 +1,7 @@
 """Patterns of adapters mean what they mean to PEFT, and may take only so long."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -40,7 +41,9 @@ named = st.one_of(patterns, st.lists(names, min_size=1, max_size=3))
     layers=st.none() | st.sampled_from(["layers", "h", r"(layers|h)", "experts"]),
     ranks=st.dictionaries(patterns | names, st.integers(1, 9), max_size=3),
 )
-def test_a_pattern_means_what_it_means_to_peft(target, excluded, saved, indices, layers, ranks):
+def test_a_pattern_means_what_it_means_to_peft(
+    target: Any, excluded: Any, saved: Any, indices: Any, layers: Any, ranks: Any
+) -> None:
     by_index = {} if isinstance(target, str) else {"layers_to_transform": indices}
     if by_index and indices:
         by_index["layers_pattern"] = layers
@@ -65,7 +68,9 @@ SLOW = [r"(.|..)+[0-9]", r"((.|..)+)+(?<!j)\Z", r"(?:.|..)*?(?=!)", r"(.)(.|..)*
 
 @pytest.mark.parametrize("slow", SLOW)
 @pytest.mark.parametrize("field", ["target_modules", "exclude_modules"])
-def test_a_pattern_that_never_ends_is_refused(slow, field, monkeypatch):
+def test_a_pattern_that_never_ends_is_refused(
+    slow: Any, field: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(layer_patterns, "_SECONDS", 0.05)
     config = LoraConfig(**{"target_modules": ".*"} | {field: slow})
     ours = LayerPatterns(FILE, config)
@@ -76,7 +81,7 @@ def test_a_pattern_that_never_ends_is_refused(slow, field, monkeypatch):
 @pytest.mark.parametrize(
     "pattern", ["(", "a{99999999999}", "(?P<a", "[", r"\p{L}", "(?R)", "a" * (LONGEST + 1)]
 )
-def test_what_python_would_not_compile_is_refused(pattern):
+def test_what_python_would_not_compile_is_refused(pattern: Any) -> None:
     with pytest.raises(AdapterError, match=r"no regular expression|has more than"):
         LayerPatterns(FILE, LoraConfig(target_modules=pattern))
     with pytest.raises(AdapterError, match=r"no regular expression|has more than"):

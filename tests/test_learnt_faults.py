@@ -1,8 +1,11 @@
 """Learnt coefficients, whatever goes wrong on the way: the same bits, or an error."""
 
+from typing import Any
+
 import pytest
 import torch
-from flwr.app import ArrayRecord
+from flwr.app import ArrayRecord, Message
+from torch import Tensor
 
 from layerweld.errors import RefusedReplyError
 from layerweld.merging.registry import METHODS
@@ -18,7 +21,7 @@ from layerweld.transport.coefficients import (
 )
 from strategies.by_method import rounds_of
 from strategies.merge_strategy import MergeStrategy
-from tests.faulty_grid import Faults, FaultyGrid, none
+from tests.faulty_grid import Clock, Faults, FaultyGrid, none
 from tests.stub_sites import (
     NAMES,
     NODES,
@@ -37,7 +40,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 class LearningStub(StubApp):
     """Sites whose entropy is a quadratic of the coefficients; a restarted one lacks the updates."""
 
-    def __call__(self, message, context):
+    def __call__(self, message: Message, context: Any) -> Message:
         if message.metadata.message_type != "train.entropy":
             return super().__call__(message, context)
         name, asked = context.node_config["name"], decode_coefficients_request(message.content)
@@ -50,14 +53,14 @@ class LearningStub(StubApp):
         reply = CoefficientsReply(lacks, 0.5, gradient)
         return reply_with(encode_coefficients(reply), message, context)
 
-    def spoilt(self, _name, gradient):
+    def spoilt(self, _name: str, gradient: Tensor) -> Tensor:
         return gradient
 
 
 class DistilledStub(StubApp):
     """Sites whose distance is a quadratic of the weights; a restarted one lacks what was merged."""
 
-    def __call__(self, message, context):
+    def __call__(self, message: Message, context: Any) -> Message:
         if message.metadata.message_type != "train.distillation":
             return super().__call__(message, context)
         name, asked = context.node_config["name"], decode_block_request(message.content)
@@ -75,11 +78,18 @@ class DistilledStub(StubApp):
         reply = BlockReply(None, 0.5, gradients)
         return reply_with(encode_block_gradients(reply), message, context)
 
-    def spoilt(self, _name, gradient):
+    def spoilt(self, _name: str, gradient: Tensor) -> Tensor:
         return gradient
 
 
-def learn(stub, faults, clock, journal=None, grid=FaultyGrid, **entries):
+def learn(
+    stub: Any,
+    faults: Faults,
+    clock: Clock,
+    journal: MemoryJournal | None = None,
+    grid: type[SilentGrid] | type[FaultyGrid] = FaultyGrid,
+    **entries: Any,
+) -> tuple[MergeStrategy, type[SilentGrid] | type[FaultyGrid]]:
     chosen = settings(
         adamerging={"rounds": 4, "learning-rate": 0.1},
         prodistill={"steps": 3, "learning-rate": 0.1},
@@ -97,7 +107,7 @@ STUBS = pytest.mark.parametrize("stub", [LearningStub, DistilledStub])
 
 @STUBS
 @pytest.mark.parametrize("seed", range(12))
-def test_no_fault_on_the_way_changes_a_bit(stub, seed, clock):
+def test_no_fault_on_the_way_changes_a_bit(stub: Any, seed: int, clock: "Clock") -> None:
     merges = []
     for faults in (none(), Faults(seed)):
         strategy, grid = learn(stub(), faults, clock)
@@ -109,7 +119,7 @@ def test_no_fault_on_the_way_changes_a_bit(stub, seed, clock):
 
 
 @STUBS
-def test_flowers_own_loop_learns_the_same(stub, clock):
+def test_flowers_own_loop_learns_the_same(stub: Any, clock: "Clock") -> None:
     played, grid = learn(stub(), none(), clock)
     played.run(grid)
     started, grid = learn(stub(), Faults(5, kinds=("error 2", "moved")), clock)
@@ -120,9 +130,9 @@ def test_flowers_own_loop_learns_the_same(stub, clock):
 
 @STUBS
 @pytest.mark.parametrize("name", ["nan", "infinity", "shape"])
-def test_a_gradient_that_cannot_be_added_is_refused(stub, name, clock):
+def test_a_gradient_that_cannot_be_added_is_refused(stub: Any, name: str, clock: "Clock") -> None:
     class Spoiler(stub):
-        def spoilt(self, site, gradient):
+        def spoilt(self, site: str, gradient: Any) -> Any:
             if site == "birch":
                 gradient[0, 0] = {"nan": float("nan"), "infinity": float("inf")}.get(name, 1.0)
                 return gradient[1:] if name == "shape" else gradient
@@ -134,9 +144,11 @@ def test_a_gradient_that_cannot_be_added_is_refused(stub, name, clock):
 
 
 @STUBS
-def test_a_run_goes_on_without_a_lost_site_and_is_resumed_without_it(stub, clock):
+def test_a_run_goes_on_without_a_lost_site_and_is_resumed_without_it(
+    stub: Any, clock: "Clock"
+) -> None:
     class Lost(stub):
-        def spoilt(self, site, gradient):
+        def spoilt(self, site: str, gradient: Any) -> Any:
             answers[site] = answers.get(site, 0) + 1
             if site == "birch" and answers[site] > 2:
                 raise ValueError

@@ -12,6 +12,7 @@ from layerweld.merging.adamerging import (
     weighed,
 )
 from layerweld.merging.descent import Descent
+from layerweld.merging.one_round import SiteUpdates
 from layerweld.merging.prodistill import EntryCoefficients, ProDistill, squared_distance
 from layerweld.merging.sums import TaskArithmetic
 from layerweld.merging.ties import Ties
@@ -21,7 +22,7 @@ from tests.random_updates import by_site, random_sites, side_by_side
 
 
 @pytest.fixture(params=["factored", "dense", "one without a layer"])
-def sites(request):
+def sites(request: pytest.FixtureRequest) -> SiteUpdates:
     sites = random_sites(dense=request.param == "dense")
     if request.param == "one without a layer":
         without = by_site(sites)
@@ -30,7 +31,7 @@ def sites(request):
     return sites
 
 
-def test_a_descent_taken_up_again_has_the_same_bits():
+def test_a_descent_taken_up_again_has_the_same_bits() -> None:
     generator = torch.Generator().manual_seed(0)
     gradients = [torch.randn(3, 2, generator=generator, dtype=torch.float64) for _ in range(6)]
     whole = Descent([torch.zeros(3, 2, dtype=torch.float64)], 0.1)
@@ -46,7 +47,7 @@ def test_a_descent_taken_up_again_has_the_same_bits():
     assert torch.equal(second.values[0], whole.values[0])
 
 
-def test_coefficients_go_down_as_in_the_authors_code_and_stay_between_0_and_1():
+def test_coefficients_go_down_as_in_the_authors_code_and_stay_between_0_and_1() -> None:
     settings = AdaMerging(learning_rate=0.1)
     ours = LayerCoefficients((2, 3), settings)
     theirs = torch.full((2, 3), 0.3, dtype=torch.float64, requires_grad=True)
@@ -63,7 +64,7 @@ def test_coefficients_go_down_as_in_the_authors_code_and_stay_between_0_and_1():
     assert ours.values[1, 1] == 0.3
 
 
-def test_coefficients_that_have_not_moved_are_task_arithmetic(sites):
+def test_coefficients_that_have_not_moved_are_task_arithmetic(sites: SiteUpdates) -> None:
     start = LayerCoefficients((len(sites.sites), len(sites.layers)), AdaMerging())
     merged = merge_by_layer(sites, start.values, tuple(sites.layers)).updates
     for layer, update in TaskArithmetic().merge(sites).updates.items():
@@ -71,7 +72,9 @@ def test_coefficients_that_have_not_moved_are_task_arithmetic(sites):
         assert isinstance(merged[layer], type(update))
 
 
-def test_the_entries_that_agree_have_the_sum_of_which_ties_takes_the_mean(sites):
+def test_the_entries_that_agree_have_the_sum_of_which_ties_takes_the_mean(
+    sites: SiteUpdates,
+) -> None:
     kept = weighed("adamerging++", sites, AdaMerging(density=0.2))
     ties = Ties(density=0.2).merge(sites).updates
     for layer, of in kept.layers.items():
@@ -81,7 +84,9 @@ def test_the_entries_that_agree_have_the_sum_of_which_ties_takes_the_mean(sites)
         assert bool(((dense >= 0).all(dim=0) | (dense <= 0).all(dim=0)).all())
 
 
-def test_a_weighted_layer_is_the_merged_layer_and_its_gradient_the_inner_product(sites):
+def test_a_weighted_layer_is_the_merged_layer_and_its_gradient_the_inner_product(
+    sites: SiteUpdates,
+) -> None:
     torch.manual_seed(0)
     shapes = {layer: next(iter(of.values())).shape for layer, of in sites.layers.items()}
     layers = {name: nn.Linear(d_in, d_out) for name, (d_out, d_in) in shapes.items()}
@@ -107,12 +112,12 @@ def test_a_weighted_layer_is_the_merged_layer_and_its_gradient_the_inner_product
         assert torch.equal(layer(inputs), nn.functional.linear(inputs, layer.weight, layer.bias))
 
 
-def test_the_entropy_is_largest_where_the_head_knows_nothing():
+def test_the_entropy_is_largest_where_the_head_knows_nothing() -> None:
     torch.testing.assert_close(mean_entropy(torch.zeros(3, 4)), torch.tensor(4.0).log())
     assert mean_entropy(torch.tensor([[100.0, 0.0]])) < 1e-6
 
 
-def test_entry_coefficients_go_down_as_autograd_over_them_would():
+def test_entry_coefficients_go_down_as_autograd_over_them_would() -> None:
     torch.manual_seed(0)
     updates = {
         "q": {"ash": LowRankUpdate(torch.randn(4, 2), torch.randn(2, 3)),
@@ -136,7 +141,7 @@ def test_entry_coefficients_go_down_as_autograd_over_them_would():
         torch.testing.assert_close(update.dense(), expected)
 
 
-def test_padding_has_no_say_in_the_distance():
+def test_padding_has_no_say_in_the_distance() -> None:
     output, target = torch.zeros(1, 3, 2), torch.ones(1, 3, 2)
     keep = torch.tensor([[True, True, False]])
     assert squared_distance(output, target, keep) == 4

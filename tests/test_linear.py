@@ -1,20 +1,23 @@
 """Updates go into a model and come out again without a trace."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
+from torch.nn.modules.container import ModuleDict
 from transformers.pytorch_utils import Conv1D
 
 from layerweld.model.linear import linear_layers, shifted, updated, weight_of
 from layerweld.updates.update import DenseUpdate, LowRankUpdate
 
 
-def two_layers():
+def two_layers() -> ModuleDict:
     torch.manual_seed(0)
     return nn.ModuleDict({"up": nn.Linear(4, 6), "down": Conv1D(4, 6)}).requires_grad_(False)
 
 
-def updates():
+def updates() -> dict[Any, Any]:
     generator = torch.Generator().manual_seed(1)
     return {
         "up": LowRankUpdate(
@@ -24,14 +27,14 @@ def updates():
     }
 
 
-def test_both_kinds_of_layers_are_found_and_read_the_same_way_round():
+def test_both_kinds_of_layers_are_found_and_read_the_same_way_round() -> None:
     model = two_layers()
     assert list(linear_layers(model)) == ["up", "down"]
     assert weight_of(model["up"]).shape == (6, 4)
     assert weight_of(model["down"]).shape == (4, 6)
 
 
-def test_inside_a_layer_computes_with_its_update_and_afterwards_without():
+def test_inside_a_layer_computes_with_its_update_and_afterwards_without() -> None:
     model, x = two_layers(), torch.randn(3, 4)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with updated(linear_layers(model), updates()):
@@ -44,7 +47,7 @@ def test_inside_a_layer_computes_with_its_update_and_afterwards_without():
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
-def test_an_error_inside_leaves_no_update_behind():
+def test_an_error_inside_leaves_no_update_behind() -> None:
     model = two_layers()
     before = model["up"].weight.clone()
     with (
@@ -57,7 +60,7 @@ def test_an_error_inside_leaves_no_update_behind():
     assert not torch.equal(model["up"].bias, torch.ones(6))
 
 
-def test_a_small_update_survives_a_bfloat16_layer():
+def test_a_small_update_survives_a_bfloat16_layer() -> None:
     # 1e-3 of a weight is below bfloat16's 2⁻⁸: the sum must be formed in float32.
     layer = nn.Linear(4, 4, bias=False, dtype=torch.bfloat16).requires_grad_(False)
     small = DenseUpdate(1e-3 * layer.weight.float())
@@ -67,7 +70,7 @@ def test_a_small_update_survives_a_bfloat16_layer():
     assert layer.weight.dtype == torch.bfloat16
 
 
-def test_other_parameters_are_shifted_and_put_back():
+def test_other_parameters_are_shifted_and_put_back() -> None:
     model = two_layers()
     before = model["up"].bias.clone()
     with shifted(model, {"up.bias": torch.full((6,), 2.0)}):

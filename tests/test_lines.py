@@ -1,6 +1,7 @@
 """LiNeS as a step after a method: scales by depth, norms and biases too, in place of its λ."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,21 +14,21 @@ from layerweld.settings.methods import method_named
 from layerweld.settings.overrides import with_overrides
 from layerweld.settings.run import RunSettings
 from tests.played_methods import TARGETS, by_the_kernel, play, written
-from tests.tiny_sites import make_sites, with_whole_models
+from tests.tiny_sites import TinySites, make_sites, with_whole_models
 
 
 @pytest.fixture(scope="module")
-def sites(tmp_path_factory):
+def sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
     return make_sites(tmp_path_factory.mktemp("sites"), TARGETS)
 
 
 @pytest.fixture(scope="module")
-def full_sites(tmp_path_factory):
+def full_sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
     """Three sites that fine-tuned the whole model."""
     return with_whole_models(make_sites(tmp_path_factory.mktemp("full"), TARGETS))
 
 
-def test_lines_scales_a_merge_from_block_to_block(sites, tmp_path):
+def test_lines_scales_a_merge_from_block_to_block(sites: TinySites, tmp_path: Path) -> None:
     play(sites, tmp_path / "plain", "mean")
     play(sites, tmp_path / "scaled", "mean+lines", **{"lines.slope": 0.5})
     metrics = json.loads((tmp_path / "scaled/manifest.json").read_text())["metrics"]
@@ -39,7 +40,9 @@ def test_lines_scales_a_merge_from_block_to_block(sites, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["ties", "task-arithmetic"])
-def test_lines_takes_the_place_of_a_methods_own_scaling(sites, tmp_path, name):
+def test_lines_takes_the_place_of_a_methods_own_scaling(
+    sites: TinySites, tmp_path: Path, name: str
+) -> None:
     """α is ``‖Σ ΔW‖₁ / (N ‖ΔW_M‖₁)`` of the merge without λ, as the authors' code has it."""
     play(sites, tmp_path / "out", f"{name}+lines", **{f"{name}.scaling": 0.1, "lines.slope": 0.5})
     unscaled = RunSettings().of_method(name).model_copy(update={"scaling": 1.0})
@@ -54,7 +57,9 @@ def test_lines_takes_the_place_of_a_methods_own_scaling(sites, tmp_path, name):
             torch.testing.assert_close(values, factor * merged[layer], rtol=1e-3, atol=1e-5)
 
 
-def test_lines_scales_norms_and_biases_with_their_block(full_sites, tmp_path):
+def test_lines_scales_norms_and_biases_with_their_block(
+    full_sites: TinySites, tmp_path: Path
+) -> None:
     play(full_sites, tmp_path / "plain", "mean")
     play(full_sites, tmp_path / "scaled", "mean+lines")
     base = load_base(full_sites.base).backbone
@@ -69,14 +74,14 @@ def test_lines_scales_norms_and_biases_with_their_block(full_sites, tmp_path):
         torch.testing.assert_close(twice, factor * once, rtol=1e-3, atol=1e-6)
 
 
-def test_a_setting_of_lines_needs_no_table_and_is_listed_with_those_of_the_method():
+def test_a_setting_of_lines_needs_no_table_and_is_listed_with_those_of_the_method() -> None:
     with pytest.raises(ConfigError, match=r"'ties.slop'; known here: density, .*lines.slope"):
         with_overrides(RunSettings(), "ties+lines", ["slop=0.3"])
     for key in ("lines.slope", "slope"):
         assert with_overrides(RunSettings(), "ties+lines", [f"{key}=0.3"]).lines.slope == 0.3
 
 
-def test_lines_cannot_follow_a_chain():
+def test_lines_cannot_follow_a_chain() -> None:
     with pytest.raises(ConfigError, match="com does not send"):
         method_named("com+lines", RunSettings())
     assert method_named("regmean++", RunSettings()).name == "regmean++"

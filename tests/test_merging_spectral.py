@@ -1,8 +1,12 @@
 """Methods that work on singular vectors, against dense numpy written from the papers' formulas."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from layerweld.merging.core_space import CoreSpace
 from layerweld.merging.dare import seeds_of
@@ -24,28 +28,28 @@ TOLERANCE = 2e-5  # factors are float32 and nearly parallel ones are pulled apar
 RANKS = (2, 3, 1)
 
 
-def svd(matrix):
+def svd(matrix: NDArray[Any]) -> tuple[Any, ...]:
     """Thin, without what is rounding."""
     u, s, vt = np.linalg.svd(matrix, full_matrices=False)
     kept = s > 1e-6 * s[0]
     return u[:, kept], s[kept], vt[kept]
 
 
-def polar(matrix):
+def polar(matrix: NDArray[Any]) -> Any:
     u, _, vt = np.linalg.svd(matrix, full_matrices=False)
     return u @ vt
 
 
-def each_layer(slow):
+def each_layer(slow: Callable[..., Any]) -> Callable[..., dict[Any, Any]]:
     return lambda sites: {layer: slow(updates) for layer, updates in dense(sites).items()}
 
 
-def parts(updates):
+def parts(updates: Any) -> list[Any]:
     share = min(updates[0].shape) // len(updates)
     return [(u[:, :share], s[:share], vt[:share]) for u, s, vt in map(svd, updates)]
 
 
-def joint(found):
+def joint(found: list[Any]) -> tuple[Any, ...]:
     return (
         polar(np.hstack([u for u, _, _ in found])),
         np.concatenate([s for _, s, _ in found]),
@@ -53,17 +57,17 @@ def joint(found):
     )
 
 
-def slow_tsv(updates):
+def slow_tsv(updates: Any) -> Any:
     u, s, vt = joint(parts(updates))
     return u @ np.diag(s) @ vt
 
 
-def slow_iso_c(updates):
+def slow_iso_c(updates: Any) -> Any:
     u, s, vt = svd(sum(updates))
     return s.mean() * u @ vt
 
 
-def slow_iso_cts(updates, common=0.8):
+def slow_iso_cts(updates: Any, common: float = 0.8) -> Any:
     u, s, vt = svd(sum(updates))
     n, rank = len(updates), len(s)
     own = round((rank - int(rank * common)) / n)
@@ -76,14 +80,14 @@ def slow_iso_cts(updates, common=0.8):
     return s.mean() * u @ vt
 
 
-def slow_wudi(updates, ridge=0.01):
+def slow_wudi(updates: Any, ridge: float = 0.01) -> Any:
     grams = [w.T @ w / np.sum(w**2) for w in updates]
     d_in = updates[0].shape[1]
     system = sum(grams) + ridge * len(updates) / d_in * np.eye(d_in)
     return sum(w @ g for w, g in zip(updates, grams, strict=True)) @ np.linalg.inv(system)
 
 
-def slow_dc(updates, density=0.001):
+def slow_dc(updates: Any, density: float = 0.001) -> Any:
     found = parts(updates)
     u, _, vt = joint(found)
     cores = [u.T @ (ui * si.mean()) @ vti @ vt.T for ui, si, vti in found]
@@ -101,7 +105,7 @@ def slow_dc(updates, density=0.001):
     return u @ (merged * mask) @ vt
 
 
-def slow_opcm(sites, threshold=0.5):
+def slow_opcm(sites: SiteUpdates, threshold: float = 0.5) -> dict[Any, Any]:
     layers, merged = dense(sites), {}
     for layer, updates in layers.items():
         total = updates[0]
@@ -122,7 +126,7 @@ def slow_opcm(sites, threshold=0.5):
     return {layer: m * np.mean(norms) / size for layer, m in merged.items()}
 
 
-def slow_knots(sites, merge_rows):
+def slow_knots(sites: SiteUpdates, merge_rows: Callable[..., Any]) -> dict[Any, Any]:
     bases, rows = {}, []
     layers = dense(sites)
     for layer, updates in layers.items():
@@ -137,7 +141,7 @@ def slow_knots(sites, merge_rows):
     return result
 
 
-def slow_core(sites, merge_cores):
+def slow_core(sites: SiteUpdates, merge_cores: Callable[..., Any]) -> dict[Any, Any]:
     result = {}
     for layer, of in sites.layers.items():
         outputs = svd(np.hstack([u.left.double().numpy() for u in of.values()]))[0]
@@ -147,7 +151,7 @@ def slow_core(sites, merge_cores):
     return result
 
 
-def ties_in_core(cores, density=0.1):
+def ties_in_core(cores: Any, density: float = 0.1) -> NDArray[Any]:
     rows = np.stack([core.ravel() for core in cores])
     return slow_ties(rows, density).reshape(cores[0].shape)
 
@@ -168,7 +172,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_factored_merges_are_what_dense_formulas_say(name):
+def test_factored_merges_are_what_dense_formulas_say(name: Any) -> None:
     method, slow = CASES[name]
     sites = random_sites(3, seed=1, ranks=RANKS)
     merged = method.merge(sites)
@@ -177,7 +181,7 @@ def test_factored_merges_are_what_dense_formulas_say(name):
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if not name.startswith("core-space")])
-def test_dense_merges_are_what_dense_formulas_say(name):
+def test_dense_merges_are_what_dense_formulas_say(name: Any) -> None:
     method, slow = CASES[name]
     sites = random_sites(3, seed=2, dense=True)
     merged = method.merge(sites)
@@ -186,7 +190,7 @@ def test_dense_merges_are_what_dense_formulas_say(name):
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if not name.startswith("core-space")])
-def test_factors_and_their_products_merge_to_the_same(name):
+def test_factors_and_their_products_merge_to_the_same(name: Any) -> None:
     method, _ = CASES[name]
     sites = random_sites(3, seed=4, ranks=RANKS)
     products = {
@@ -200,11 +204,11 @@ def test_factors_and_their_products_merge_to_the_same(name):
     assert relative(method.merge(sites), expected) < TOLERANCE
 
 
-def test_knots_dare_ties_drops_in_the_shared_basis():
+def test_knots_dare_ties_drops_in_the_shared_basis() -> None:
     sites = random_sites(3, seed=1, ranks=RANKS)
     method = KnotsDareTies(drop=0.5, seed=3)
 
-    def slow(rows):
+    def slow(rows: Any) -> NDArray[Any]:
         masks = [
             torch.rand(rows.shape[1], generator=torch.Generator().manual_seed(seed)).numpy() >= 0.5
             for seed in seeds_of(sites, 3)
@@ -223,7 +227,7 @@ def test_knots_dare_ties_drops_in_the_shared_basis():
     ("inner", "outside"),
     [("task-arithmetic", TaskArithmetic(scaling=0.3)), ("tsv", Tsv(scaling=0.3))],
 )
-def test_what_turns_with_the_basis_is_the_same_in_core_space(inner, outside):
+def test_what_turns_with_the_basis_is_the_same_in_core_space(inner: str, outside: Any) -> None:
     sites = random_sites(3, ranks=(2, 2, 2))
     got = CoreSpace(inner=inner, scaling=0.3).merge(sites)
     expected = outside.merge(sites).updates
@@ -245,20 +249,20 @@ CORE = [CoreSpace(density=1.0), CoreSpace(inner="tsv")]
     [(m, "factored") for m in ALONE + CORE] + [(m, "dense") for m in ALONE],
     ids=str,
 )
-def test_one_site_alone_is_given_back(method, form):
+def test_one_site_alone_is_given_back(method: Any, form: Any) -> None:
     sites = random_sites(1, ranks=(3,), dense=form == "dense")
     expected = {layer: rows[0] for layer, rows in dense(sites).items()}
     assert relative(method.merge(sites), expected) < 1e-4
 
 
-def test_sites_that_agree_are_given_back_by_wudi():
+def test_sites_that_agree_are_given_back_by_wudi() -> None:
     one = by_site(random_sites(1, ranks=(3,)))["ash"]
     merged = Wudi(ridge=1e-9).merge(side_by_side({name: one for name in "abc"}))
     expected = {layer: update.dense().double().numpy() for layer, update in one.items()}
     assert relative(merged, expected) < 1e-4
 
 
-def test_orthogonal_sites_do_not_disturb_each_other_in_tsv():
+def test_orthogonal_sites_do_not_disturb_each_other_in_tsv() -> None:
     eye = torch.eye(12)
     sites = {
         "a": {"q": LowRankUpdate(eye[:, :2] * 3, eye[:2, :10])},
@@ -268,13 +272,13 @@ def test_orthogonal_sites_do_not_disturb_each_other_in_tsv():
     torch.testing.assert_close(merged, sites["a"]["q"].dense() + sites["b"]["q"].dense())
 
 
-def test_isotropic_merges_have_one_singular_value():
+def test_isotropic_merges_have_one_singular_value() -> None:
     for method in (IsoC(), IsoCts()):
         values = method.merge(random_sites(3)).updates["up"].spectrum().values
         torch.testing.assert_close(values, values.mean().expand(len(values)), rtol=1e-5, atol=0)
 
 
-def test_opcm_depends_on_the_order_of_the_names_and_says_so():
+def test_opcm_depends_on_the_order_of_the_names_and_says_so() -> None:
     sites = by_site(random_sites(3))
     renamed = dict(zip(("cedar", "birch", "ash"), sites.values(), strict=True))
     one = Opcm().merge(side_by_side(sites)).updates
@@ -283,7 +287,7 @@ def test_opcm_depends_on_the_order_of_the_names_and_says_so():
     assert "Sequential" in Opcm.__doc__
 
 
-def test_no_order_of_the_dicts_decides_what_a_sequential_method_makes():
+def test_no_order_of_the_dicts_decides_what_a_sequential_method_makes() -> None:
     sites = random_sites(3)
     turned = SiteUpdates(
         dict(reversed(sites.samples.items())),
@@ -295,13 +299,13 @@ def test_no_order_of_the_dicts_decides_what_a_sequential_method_makes():
     assert all(torch.equal(one[layer].dense(), other[layer].dense()) for layer in one)
 
 
-def test_a_site_that_brings_an_update_and_no_samples_is_named():
+def test_a_site_that_brings_an_update_and_no_samples_is_named() -> None:
     sites = random_sites(2)
     with pytest.raises(ValueError, match=r"'birch' has an update of 'q', but no samples"):
         SiteUpdates({"ash": 10}, sites.layers)
 
 
-def test_all_directions_of_the_merge_can_be_closed_to_later_sites():
+def test_all_directions_of_the_merge_can_be_closed_to_later_sites() -> None:
     one, other = (random_sites(1, seed=seed, dense=True).layers["q"]["ash"] for seed in (0, 1))
     inside = one.spectrum()
     merged = Opcm(threshold=1.0).merge(side_by_side({"a": {"q": one}, "b": {"q": other}}))
@@ -312,7 +316,7 @@ def test_all_directions_of_the_merge_can_be_closed_to_later_sites():
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name != "opcm"])
-def test_other_names_for_the_sites_change_nothing(name):
+def test_other_names_for_the_sites_change_nothing(name: Any) -> None:
     method, _ = CASES[name]
     sites = by_site(random_sites(3, seed=1, ranks=RANKS))
     renamed = dict(zip(("cedar", "birch", "ash"), sites.values(), strict=True))
@@ -321,7 +325,7 @@ def test_other_names_for_the_sites_change_nothing(name):
     assert relative_distance(list(one.values()), list(other.values())) < 1e-4
 
 
-def test_truncation_is_the_best_of_its_rank():
+def test_truncation_is_the_best_of_its_rank() -> None:
     update = random_sites(1, ranks=(3,)).layers["q"]["ash"]
     values = np.linalg.svd(update.dense().double().numpy(), compute_uv=False)
     kept = truncated(update, 2)

@@ -15,7 +15,7 @@ from layerweld.settings.run import RunSettings
 from tests.played_methods import ONE_ROUND
 
 
-def test_an_unknown_method_and_an_unknown_setting_list_the_known_ones():
+def test_an_unknown_method_and_an_unknown_setting_list_the_known_ones() -> None:
     with pytest.raises(ConfigError, match=r"'tie'; known: chain, com, .*ties"):
         methods_of(RunSettings(methods="tie"))
     with pytest.raises(ConfigError, match=r"'ties.densty'; known here: density, scaling"):
@@ -41,7 +41,9 @@ def test_an_unknown_method_and_an_unknown_setting_list_the_known_ones():
         ("mats", ["ridge=0.5"]),
     ],
 )
-def test_a_setting_that_the_method_does_not_read_is_an_error(method, entries):
+def test_a_setting_that_the_method_does_not_read_is_an_error(
+    method: str, entries: list[str]
+) -> None:
     key = entries[0].partition("=")[0]
     with pytest.raises(ConfigError, match=rf"--set {key} has no effect on .*leave it out"):
         with_overrides(RunSettings(), method, entries)
@@ -60,19 +62,19 @@ def test_a_setting_that_the_method_does_not_read_is_an_error(method, entries):
         ("ties, com", ["density=0.5", "merge.ridge=0.1"]),
     ],
 )
-def test_what_a_method_reads_may_be_set(method, entries):
+def test_what_a_method_reads_may_be_set(method: str, entries: list[str]) -> None:
     assert with_overrides(RunSettings(), method, entries) != RunSettings()
 
 
 @pytest.mark.parametrize(
     "entries", [["ridge=0.5", "merge.ridge=1"], ["max-share=1", "max_share=1"]]
 )
-def test_a_setting_that_is_given_twice_is_an_error(entries):
+def test_a_setting_that_is_given_twice_is_an_error(entries: list[str]) -> None:
     with pytest.raises(ConfigError, match=r"--set .* and --set .* are the same setting"):
         with_overrides(RunSettings(), "com", entries)
 
 
-def test_overrides_go_to_the_methods_table_unless_they_name_one():
+def test_overrides_go_to_the_methods_table_unless_they_name_one() -> None:
     settings = with_overrides(
         RunSettings(), "core-space+lines", ["inner=tsv", "density=0.3", "lines.slope=0.2"]
     )
@@ -81,7 +83,7 @@ def test_overrides_go_to_the_methods_table_unless_they_name_one():
     assert with_overrides(RunSettings(), "com", ["ridge=0.5"]).merge.ridge == 0.5
 
 
-def test_the_app_declares_every_setting_of_every_method_with_its_default():
+def test_the_app_declares_every_setting_of_every_method_with_its_default() -> None:
     app = tomllib.loads((app_folder() / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
     declared = app["config"]
     defaults = RunSettings()
@@ -94,7 +96,7 @@ def test_the_app_declares_every_setting_of_every_method_with_its_default():
         assert declared[table] == getattr(defaults, table).model_dump(by_alias=True)
 
 
-def test_the_documentation_has_a_row_for_every_method_with_its_defaults():
+def test_the_documentation_has_a_row_for_every_method_with_its_defaults() -> None:
     text = (app_folder() / "docs/methods.md").read_text()
     rows = {line.split("`")[1]: line for line in text.splitlines() if line.startswith("| `")}
     assert rows.keys() == METHODS.keys()

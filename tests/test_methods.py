@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,12 +24,12 @@ from tests.tiny_sites import TinySites, make_labelled_sites, make_sites, with_wh
 
 
 @pytest.fixture(scope="module")
-def sites(tmp_path_factory):
+def sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
     return make_sites(tmp_path_factory.mktemp("sites"), TARGETS)
 
 
 @pytest.fixture(scope="module")
-def sharing_sites(tmp_path_factory):
+def sharing_sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
     """Equal ranks, and one A for all, as after FFA-LoRA."""
     sites = make_sites(tmp_path_factory.mktemp("sharing"), TARGETS)
     shared = {}
@@ -38,19 +39,21 @@ def sharing_sites(tmp_path_factory):
     return sites
 
 
-def _share(tensors, shared):
+def _share(tensors: Any, shared: dict[Any, Any]) -> None:
     for name in [name for name in tensors if "lora_A" in name]:
         tensors[name] = shared.setdefault(name, tensors[name])
 
 
 @pytest.fixture(scope="module")
-def full_sites(tmp_path_factory):
+def full_sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
     """Three sites that fine-tuned the whole model."""
     return with_whole_models(make_sites(tmp_path_factory.mktemp("full"), TARGETS))
 
 
 @pytest.mark.parametrize("name", ONE_ROUND)
-def test_a_run_writes_what_the_method_says(sites, sharing_sites, tmp_path, name):
+def test_a_run_writes_what_the_method_says(
+    sites: TinySites, sharing_sites: TinySites, tmp_path: Path, name: Any
+) -> None:
     chosen = sharing_sites if METHODS[name].needs else sites
     results = play(chosen, tmp_path / "out", name)
     expected = by_the_kernel(chosen, RunSettings().of_method(name))
@@ -67,7 +70,9 @@ def test_a_run_writes_what_the_method_says(sites, sharing_sites, tmp_path, name)
 
 
 @pytest.mark.parametrize("name", ["dare-ties", "knots-dare-ties", "opcm"])
-def test_the_order_of_the_sites_does_not_change_a_bit(sites, tmp_path, name):
+def test_the_order_of_the_sites_does_not_change_a_bit(
+    sites: TinySites, tmp_path: Path, name: str
+) -> None:
     first = play(sites, tmp_path / "one", name)
     sites.nodes.reverse()
     second = play(sites, tmp_path / "two", name)
@@ -75,7 +80,9 @@ def test_the_order_of_the_sites_does_not_change_a_bit(sites, tmp_path, name):
     assert first.manifest_hash == second.manifest_hash
 
 
-def test_whole_models_are_merged_by_all_methods_that_need_no_lora(full_sites, tmp_path):
+def test_whole_models_are_merged_by_all_methods_that_need_no_lora(
+    full_sites: TinySites, tmp_path: Path
+) -> None:
     names = [name for name in ONE_ROUND if not METHODS[name].needs]
     results = play(full_sites, tmp_path / "out", ",".join(["tsv", *names]))
     assert [method.name for method in results.methods][1:] == [n for n in names if n != "tsv"]
@@ -84,7 +91,9 @@ def test_whole_models_are_merged_by_all_methods_that_need_no_lora(full_sites, tm
         torch.testing.assert_close(values, expected[layer].dense(), rtol=1e-3, atol=1e-5)
 
 
-def test_task_arithmetic_scales_norms_and_biases_and_others_average_them(full_sites, tmp_path):
+def test_task_arithmetic_scales_norms_and_biases_and_others_average_them(
+    full_sites: TinySites, tmp_path: Path
+) -> None:
     base = load_base(full_sites.base)
     other_params = [
         read_fine_tuned(node["adapter"], base).task_vector.other_params for node in full_sites.nodes
@@ -98,7 +107,9 @@ def test_task_arithmetic_scales_norms_and_biases_and_others_average_them(full_si
         torch.testing.assert_close(difference, factor * total, rtol=1e-3, atol=1e-6)
 
 
-def test_averages_weigh_sites_by_their_training_rows_not_by_what_was_drawn(sharing_sites, tmp_path):
+def test_averages_weigh_sites_by_their_training_rows_not_by_what_was_drawn(
+    sharing_sites: TinySites, tmp_path: Path
+) -> None:
     rows = Path(sharing_sites.nodes[0]["data"])
     few = rows.with_name("few.jsonl")
     few.write_text("".join(f"{line}\n" for line in rows.read_text().splitlines()[:6]))
@@ -116,7 +127,9 @@ def test_averages_weigh_sites_by_their_training_rows_not_by_what_was_drawn(shari
         torch.testing.assert_close(values, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_a_dense_merge_of_loras_is_compressed_to_an_adapter(sites, tmp_path):
+def test_a_dense_merge_of_loras_is_compressed_to_an_adapter(
+    sites: TinySites, tmp_path: Path
+) -> None:
     play(sites, tmp_path / "out", "ties", **{"merge.rank": 4})
     metrics = json.loads((tmp_path / "out/manifest.json").read_text())["metrics"]
     assert 0 < metrics["compression error"] < 1
@@ -127,7 +140,9 @@ def test_a_dense_merge_of_loras_is_compressed_to_an_adapter(sites, tmp_path):
     assert metrics["compression error"] == pytest.approx((lost / whole) ** 0.5, rel=1e-3)
 
 
-def test_what_fedit_loses_is_in_the_report_and_in_the_results(sharing_sites, tmp_path):
+def test_what_fedit_loses_is_in_the_report_and_in_the_results(
+    sharing_sites: TinySites, tmp_path: Path
+) -> None:
     play(sharing_sites, tmp_path / "out", "fedit,flora")
     results = json.loads((tmp_path / "out/results.json").read_text())
     assert results["methods"][1]["metrics"] == {"distance to the mean": 0.0}
@@ -146,8 +161,13 @@ REFUSED = [
 
 @pytest.mark.parametrize(("name", "entries", "says"), REFUSED, ids=[r[0] for r in REFUSED])
 def test_what_cannot_work_is_refused_before_any_site_computes(
-    sites, tmp_path, monkeypatch, name, entries, says
-):
+    sites: TinySites,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: Any,
+    entries: Any,
+    says: Any,
+) -> None:
     settings = settings_of(sites, f"com,{name}", **entries)
     grid, asked = sites.grid(settings), []
     push = grid.push_messages
@@ -162,12 +182,14 @@ def test_what_cannot_work_is_refused_before_any_site_computes(
 
 
 @pytest.mark.parametrize("name", ["core-space", "flora", "flexlora"])
-def test_whole_models_are_refused_by_methods_for_loras(full_sites, tmp_path, name):
+def test_whole_models_are_refused_by_methods_for_loras(
+    full_sites: TinySites, tmp_path: Path, name: str
+) -> None:
     with pytest.raises(CohortError, match=r"ash brings a whole model.*layerweld methods"):
         play(full_sites, tmp_path / "out", name)
 
 
-def test_sites_that_freeze_a_fine_tune_for_ffa_lora_which_is_then_the_mean(tmp_path):
+def test_sites_that_freeze_a_fine_tune_for_ffa_lora_which_is_then_the_mean(tmp_path: Path) -> None:
     sites = make_labelled_sites(tmp_path)
     for node in sites.nodes:
         node["adapter"] = node["head"] = ""
@@ -190,8 +212,8 @@ def test_sites_that_freeze_a_fine_tune_for_ffa_lora_which_is_then_the_mean(tmp_p
 
 
 def test_the_command_line_lists_methods_and_plays_one_with_its_settings(
-    sites, tmp_path, monkeypatch
-):
+    sites: TinySites, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     runner = CliRunner()
     listed = runner.invoke(cli.app, ["methods"], env={"COLUMNS": "200"})

@@ -35,7 +35,7 @@ METHODS = (Method("first", "First site", "an example", "λ ΔW_1", First, tune={
 
 
 @pytest.fixture(scope="module")
-def checkout(tmp_path_factory):
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of this checkout to which a method was added as the recipe says."""
     copy = tmp_path_factory.mktemp("checkout")
     for name in ("layerweld", "server", "client", "strategies", "docs"):
@@ -52,7 +52,7 @@ def checkout(tmp_path_factory):
     return copy
 
 
-def run(checkout, module, *arguments):
+def run(checkout: Path, module: str, *arguments: str) -> str:
     environment = os.environ | {"PYTHONPATH": str(checkout), "COLUMNS": "160"}
     command = [sys.executable, "-m", module, *arguments]
     return subprocess.run(
@@ -60,7 +60,7 @@ def run(checkout, module, *arguments):
     ).stdout
 
 
-def test_the_documents_have_it(checkout):
+def test_the_documents_have_it(checkout: Path) -> None:
     for file, line in {
         "docs/methods.md": "| `first` | λ ΔW_1 | | LoRA | | scaling=0.5 | an example |",
         "docs/settings.md": "## `[first]`",
@@ -71,7 +71,7 @@ def test_the_documents_have_it(checkout):
         assert line in after
 
 
-def test_the_command_line_knows_it_and_merges_with_it(checkout, tmp_path):
+def test_the_command_line_knows_it_and_merges_with_it(checkout: Path, tmp_path: Path) -> None:
     shown = run(checkout, "layerweld", "methods", "first+lines")
     assert "First site + LiNeS, an example" in shown
     sites = make_sites(tmp_path, ["query", "value"])

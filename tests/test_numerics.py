@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +30,7 @@ print(json.dumps([digest.hexdigest(), numeric_environment()]))
 """
 
 
-def computed(**variables):
+def computed(**variables: Any) -> Any:
     """The bits of a few kernels in a process of its own, and what it records."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "MKL_", "ATEN_"))}
     done = subprocess.run(
@@ -42,24 +44,26 @@ def computed(**variables):
 
 
 @pytest.fixture(scope="module")
-def plain():
+def plain() -> Any:
     return computed()
 
 
 @pytest.fixture
-def threads():
+def threads() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
 
 
-def test_what_the_number_of_threads_overrules_changes_no_bit_and_is_not_recorded(plain):
+def test_what_the_number_of_threads_overrules_changes_no_bit_and_is_not_recorded(
+    plain: Any,
+) -> None:
     overruled = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS")}
     assert computed(**overruled, OMP_DYNAMIC="true", MKL_DYNAMIC="true") == plain
     assert computed() == plain
 
 
-def test_what_may_change_bits_is_recorded(plain):
+def test_what_may_change_bits_is_recorded(plain: Any) -> None:
     changing = {
         "MKL_CBWR": "COMPATIBLE", "ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41",
     }  # fmt: skip
@@ -69,7 +73,7 @@ def test_what_may_change_bits_is_recorded(plain):
     assert {"cpu", "kernels", "threads", "torch", "libc"} <= recorded.keys()
 
 
-def test_openmp_takes_no_fewer_threads_where_others_compute_too(threads):
+def test_openmp_takes_no_fewer_threads_where_others_compute_too(threads: None) -> None:
     runtimes = numerics._openmp_runtimes()
     assert runtimes
     for runtime in runtimes:
@@ -81,15 +85,17 @@ def test_openmp_takes_no_fewer_threads_where_others_compute_too(threads):
 
 
 @pytest.mark.parametrize("count", [257, 100_000, 10**12, 0, -1])
-def test_a_number_of_threads_that_no_machine_has_is_refused(count):
+def test_a_number_of_threads_that_no_machine_has_is_refused(count: int) -> None:
     with pytest.raises(ConfigError, match=r"calibration\.threads"):
         validate_settings({"calibration": {"threads": count}})
 
 
-def test_a_number_that_this_machine_does_not_give_is_refused_with_the_way_out(monkeypatch, threads):
+def test_a_number_that_this_machine_does_not_give_is_refused_with_the_way_out(
+    monkeypatch: pytest.MonkeyPatch, threads: None
+) -> None:
     start, begun = numerics.threading.Thread.start, []
 
-    def refuse(thread):
+    def refuse(thread: Any) -> None:
         begun.append(thread)
         if len(begun) > 20:
             raise RuntimeError("can't start new thread")
@@ -101,7 +107,7 @@ def test_a_number_that_this_machine_does_not_give_is_refused_with_the_way_out(mo
     assert not any(thread.is_alive() for thread in begun)
 
 
-def test_a_limit_of_openmp_is_refused_by_its_name():
+def test_a_limit_of_openmp_is_refused_by_its_name() -> None:
     script = "from layerweld.runtime.numerics import use_threads; use_threads(2)"
     done = subprocess.run(
         [sys.executable, "-c", script],
@@ -113,7 +119,7 @@ def test_a_limit_of_openmp_is_refused_by_its_name():
     assert "OMP_THREAD_LIMIT allows 1" in done.stderr
 
 
-def test_as_many_threads_as_the_setting_allows_compute(threads):
+def test_as_many_threads_as_the_setting_allows_compute(threads: None) -> None:
     """They once ended the process by a segmentation fault."""
     script = "import torch; from layerweld.runtime.numerics import use_threads; use_threads(256);"
     done = subprocess.run(

@@ -8,6 +8,7 @@ import tempfile
 import threading
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,18 +24,18 @@ MOST_FILES, MOST_LINES = 49, 6202
 class Way:
     """The functions of the project that are called between two moments, by file."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.calls = Counter()
 
-    def begin(self):
+    def begin(self) -> None:
         threading.setprofile(self._seen)
         sys.setprofile(self._seen)
 
-    def end(self):
+    def end(self) -> None:
         sys.setprofile(None)
         threading.setprofile(None)
 
-    def _seen(self, frame, event, _argument):
+    def _seen(self, frame: Any, event: Any, _argument: Any) -> None:
         file = Path(frame.f_code.co_filename)
         if event == "call" and file.is_relative_to(ROOT):
             inside = file.relative_to(ROOT)
@@ -42,16 +43,16 @@ class Way:
                 self.calls[str(inside)] += 1
 
     @property
-    def lines(self):
+    def lines(self) -> dict[Any, Any]:
         """Of each whole file."""
         return {file: len((ROOT / file).read_text().splitlines()) for file in self.calls}
 
 
-def way_of_one_round(folder):
+def way_of_one_round(folder: Path) -> Way:
     """Round 3 of the chain over three tiny sites, from one kept round to the next."""
     way = Way()
 
-    def at_its_ends(index):
+    def at_its_ends(index: Any) -> None:
         if index == ROUND - 1:
             way.begin()
         elif index == ROUND:
@@ -63,14 +64,14 @@ def way_of_one_round(folder):
     return way
 
 
-def printed(way):
+def printed(way: Way) -> None:
     rows = sorted(way.lines.items(), key=lambda row: -row[1])
     print(f"\n{len(rows)} files, {sum(way.lines.values())} lines, {way.calls.total()} calls")
     for file, lines in rows:
         print(f"{lines:6} {way.calls[file]:6} {file}")
 
 
-def test_a_warm_round_is_read_in_one_sitting(tmp_path):
+def test_a_warm_round_is_read_in_one_sitting(tmp_path: Path) -> None:
     way = way_of_one_round(tmp_path)
     printed(way)
     assert len(way.calls) <= MOST_FILES

@@ -5,8 +5,12 @@ import io
 import json
 import logging
 import re
+from _io import StringIO
+from collections.abc import Mapping
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -44,7 +48,7 @@ SHORT = [text[:200] for text in TEXTS[:120]]  # Rich takes its time for cells of
 
 
 @pytest.mark.parametrize("make", [shown, markdown, markdown_code, csv_cell])
-def test_what_is_shown_is_one_printable_line_of_bounded_length(make):
+def test_what_is_shown_is_one_printable_line_of_bounded_length(make: Any) -> None:
     for text in TEXTS:
         found = make(text)
         assert not hidden_in(found), repr(text)
@@ -52,21 +56,21 @@ def test_what_is_shown_is_one_printable_line_of_bounded_length(make):
         found.encode()
 
 
-def test_plain_text_is_shown_as_it_is():
+def test_plain_text_is_shown_as_it_is() -> None:
     for text in ("hospital-a", "Gräfin 漢字 😀", "a_b c", "±\u00a05 %", "x" * 300):
         assert shown(text) == shown_lines(text) == text
     assert shown("x" * 301) == "x" * 300 + "… (cut, 301 characters)"
     assert shown_lines("a\n\tb\x1b") == "a\n\tb\\x1b"
 
 
-def test_no_cell_is_a_formula_and_numbers_stay_numbers():
+def test_no_cell_is_a_formula_and_numbers_stay_numbers() -> None:
     for text in TEXTS:
         assert not csv_cell(text).lstrip().startswith(tuple("=+-@＝＋－＠"))
     assert csv_cell(-0.5) == -0.5
     assert csv_cell(None) is None
 
 
-def test_nothing_in_markdown_is_a_link_a_picture_a_tag_or_a_cell():
+def test_nothing_in_markdown_is_a_link_a_picture_a_tag_or_a_cell() -> None:
     for text in TEXTS:
         found = re.sub(r"\\[\\`*\[\]|:+=#-]", "", markdown(text))  # what is escaped is a character
         assert not re.search(r"[<>\[\]`|]|\w://", found), text
@@ -74,7 +78,7 @@ def test_nothing_in_markdown_is_a_link_a_picture_a_tag_or_a_cell():
 
 
 @pytest.fixture
-def screen(monkeypatch):
+def screen(monkeypatch: pytest.MonkeyPatch) -> StringIO:
     """A terminal that takes control sequences, and what arrived there."""
     written = io.StringIO()
     for name in ("console", "errors"):
@@ -88,14 +92,14 @@ def screen(monkeypatch):
 _OURS = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]|\r")  # colours and cursor, as Rich writes them
 
 
-def assert_plain(written, foreign="\x1b[2J"):
+def assert_plain(written: StringIO, foreign: str = "\x1b[2J") -> None:
     text = written.getvalue()
     assert foreign not in text
     assert not hidden_in(_OURS.sub("", text), but="\n\t")
     assert "\x1b]" not in text
 
 
-def test_the_terminal_shows_text_and_obeys_none(screen):
+def test_the_terminal_shows_text_and_obeys_none(screen: StringIO) -> None:
     for text in SHORT:
         terminal.console.print(text)
         terminal.errors.print(f"layerweld: {text}", style="red", soft_wrap=True)
@@ -107,7 +111,7 @@ def test_the_terminal_shows_text_and_obeys_none(screen):
     assert "[link=http://collector.example]here" in screen.getvalue()
 
 
-def test_progress_shows_text_and_obeys_none(screen):
+def test_progress_shows_text_and_obeys_none(screen: StringIO) -> None:
     with showing_progress():
         for text in SHORT[:60]:
             report_progress(text or "x", 0, 2)
@@ -115,7 +119,9 @@ def test_progress_shows_text_and_obeys_none(screen):
     assert_plain(screen)
 
 
-def test_progress_and_flowers_log_are_lines_of_bounded_length(monkeypatch):
+def test_progress_and_flowers_log_are_lines_of_bounded_length(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     seen = []
     monkeypatch.setattr("strategies.notices.log", lambda _level, text: seen.append(text))
     with listening(lambda what, _done, _total: seen.append(what)):
@@ -128,8 +134,8 @@ def test_progress_and_flowers_log_are_lines_of_bounded_length(monkeypatch):
     assert logging.WARNING > logging.INFO
 
 
-def test_the_state_of_a_run_holds_text_of_bounded_length(tmp_path):
-    def play():
+def test_the_state_of_a_run_holds_text_of_bounded_length(tmp_path: Path) -> None:
+    def play() -> None:
         with recording(tmp_path) as recorder:
             recorder.waiting_for = lambda: {f"site {i}": text for i, text in enumerate(TEXTS)}
             for text in HOSTILE:
@@ -148,7 +154,7 @@ def test_the_state_of_a_run_holds_text_of_bounded_length(tmp_path):
     assert isinstance(Recorder(tmp_path), Recorder)
 
 
-def test_a_line_of_the_sites_log_is_one_line_and_begins_with_its_own_time(tmp_path):
+def test_a_line_of_the_sites_log_is_one_line_and_begins_with_its_own_time(tmp_path: Path) -> None:
     for text in TEXTS:
         note_answer(tmp_path, text, f"failed, {text}", 0.1)
     lines = [
@@ -162,7 +168,7 @@ def test_a_line_of_the_sites_log_is_one_line_and_begins_with_its_own_time(tmp_pa
     assert not any(map(hidden_in, lines))
 
 
-def test_an_incident_in_full_steers_nobodys_terminal(tmp_path):
+def test_an_incident_in_full_steers_nobodys_terminal(tmp_path: Path) -> None:
     for text in TEXTS:
         incident = record_incident(ValueError(text), tmp_path)
         kept = (tmp_path / f"{incident.number}.log").read_text()
@@ -170,15 +176,15 @@ def test_an_incident_in_full_steers_nobodys_terminal(tmp_path):
         assert len(kept) < 1_100_000
 
 
-def hostile_results(text, other):
+def hostile_results(text: str, other: str) -> RunResults:
     """A run of which everything that can be a text is this one, in places where it may be long."""
     plain = made_up_results()
     to = {plain.sites[0].name: text, plain.sites[-1].name: other}
 
-    def renamed(by_site):
+    def renamed(by_site: Mapping[str, Score]) -> dict[Any, Any]:
         return {to.get(site, site): value for site, value in by_site.items()}
 
-    def of_group(group):
+    def of_group(group: Any) -> Any:
         by_site = ("tokens", "importance", "bytes_up", "covariate_shift")
         changed = {name: renamed(getattr(group, name)) for name in by_site}
         layers = tuple(f"{text}.{layer}" for layer in group.layers)
@@ -212,11 +218,11 @@ def hostile_results(text, other):
 class Elements(HTMLParser):
     """Tags and their attributes, and what stands in scripts."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.tags, self.events, self.links = {}, [], []
 
-    def handle_starttag(self, tag, attributes):
+    def handle_starttag(self, tag: Any, attributes: Any) -> None:
         self.tags[tag] = self.tags.get(tag, 0) + 1
         for name, value in attributes:
             if name.startswith("on"):
@@ -225,7 +231,7 @@ class Elements(HTMLParser):
                 self.links.append(value)
 
 
-def read_page(page):
+def read_page(page: str) -> tuple[str, Elements]:
     text = re.sub(r"<script>/\*\*\n.*?</script>", "", page, count=1, flags=re.DOTALL)  # Plotly's
     found = Elements()
     found.feed(text)
@@ -236,7 +242,9 @@ PLAIN_PAGE = read_page(render_report(hostile_results("site", "other")))[1]
 
 
 @pytest.mark.parametrize("number", range(0, len(HOSTILE), 2))
-def test_a_page_is_the_same_page_whatever_sites_call_themselves(number, monkeypatch):
+def test_a_page_is_the_same_page_whatever_sites_call_themselves(
+    number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text, other = HOSTILE[number] or "x", HOSTILE[number + 1 if number + 1 < len(HOSTILE) else 0]
     monkeypatch.setattr("layerweld.report.page.render.get_plotlyjs", lambda: "/**\n* plotly\n")
     page = render_report(hostile_results(text, other or "y"))
@@ -252,7 +260,9 @@ def test_a_page_is_the_same_page_whatever_sites_call_themselves(number, monkeypa
     assert not re.search(r"<(?!br>|/?extra>|/?b>)", values)
 
 
-def test_tables_and_csv_files_are_well_formed_whatever_sites_call_themselves(tmp_path):
+def test_tables_and_csv_files_are_well_formed_whatever_sites_call_themselves(
+    tmp_path: Path,
+) -> None:
     for text, other in zip(HOSTILE[::2], HOSTILE[1::2], strict=False):
         results = hostile_results(text[:99] or "x", (other[:99] or "y")[::-1])
         write_accuracy_csv(results, tmp_path / "accuracy.csv")
@@ -267,7 +277,9 @@ def test_tables_and_csv_files_are_well_formed_whatever_sites_call_themselves(tmp
         assert not hidden_in(written.getvalue(), but="\n")
 
 
-def test_a_comparison_is_well_formed_whatever_sites_call_themselves(tmp_path, screen, monkeypatch):
+def test_a_comparison_is_well_formed_whatever_sites_call_themselves(
+    tmp_path: Path, screen: StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("layerweld.report.page.render.get_plotlyjs", lambda: "")
     for text in (text[:99] for text in HOSTILE):
         scores = {text: Score(0.5, 10), "plain": Score(0.7, 10)}
@@ -314,7 +326,7 @@ def _results_named(text: str) -> RunResults:
     )  # fmt: skip
 
 
-def test_a_card_is_the_same_card_whatever_is_written_into_it(tmp_path):
+def test_a_card_is_the_same_card_whatever_is_written_into_it(tmp_path: Path) -> None:
     headings = None
     for text in TEXTS[: len(HOSTILE) + 10]:
         write_model_card(tmp_path, _results_named(text), METHODS["com"])
@@ -335,7 +347,7 @@ def test_a_card_is_the_same_card_whatever_is_written_into_it(tmp_path):
         assert not re.search(r"<(?=[a-zA-Z!/])|\]\(|\w://", outside)
 
 
-def test_settings_and_names_of_sites_refuse_what_no_name_holds():
+def test_settings_and_names_of_sites_refuse_what_no_name_holds() -> None:
     for text in TEXTS:
         for key in ("name", "base", "output", "calibration.device", "finetune.precision"):
             try:

@@ -9,8 +9,12 @@ import stat
 import sys
 import time
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 from types import SimpleNamespace
+from typing import Any
+from zipfile import ZipInfo
 
 import pytest
 from flwr.app import Context, RecordDict
@@ -30,7 +34,7 @@ app = ClientApp()
 """
 
 
-def project(module):
+def project(module: str) -> str:
     """A ``pyproject.toml`` that Flower takes for an application's."""
     return (
         '[project]\nname = "app"\nversion = "1.0.0"\nlicense = "Apache-2.0"\n'
@@ -39,7 +43,7 @@ def project(module):
     )
 
 
-def bundle_of(files):
+def bundle_of(files: dict[Any, Any]) -> bytes:
     """A bundle as `flwr build` lays it out."""
     content = "\n".join(
         f"{name},{hashlib.sha256(data).hexdigest()},{len(data) * 8}" for name, data in files.items()
@@ -54,7 +58,7 @@ def bundle_of(files):
 class Site:
     """Flower's own ClientApp runner in this process, with a SuperNode that says what it is told."""
 
-    def __init__(self, folder, monkeypatch):
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder, self.patch = folder, monkeypatch
         self.log = folder / "executed"
         self.home = folder / "flower"
@@ -75,28 +79,35 @@ class Site:
         )
         self.flowers |= vars(supernode)
 
-    def pin(self, bundle):
+    def pin(self, bundle: bytes | None) -> None:
         """As a new process of this site does; nothing is pinned without a bundle."""
         for name, value in self.flowers.items():
             self.patch.setattr(run_clientapp, name, value)
         if bundle:
             refuse_others(hashlib.sha256(bundle).hexdigest())
 
-    def code(self, who):
+    def code(self, who: str) -> bytes:
         return _CODE.format(log=str(self.log), who=who).encode()
 
-    def bundle(self, module):
+    def bundle(self, module: str) -> bytes:
         return bundle_of(
             {"pyproject.toml": project(module).encode(), f"{module}.py": self.code("us")}
         )
 
-    def plant(self, place, module):
+    def plant(self, place: Path, module: str) -> None:
         """An application of somebody else's, of the same names, where Flower would look for it."""
         place.mkdir(parents=True, exist_ok=True)
         (place / "pyproject.toml").write_text(project(module))
         (place / f"{module}.py").write_bytes(self.code("planted"))
 
-    def play(self, bundle, fab_id="us/app", version="1.0.0", fab_hash="", **options):
+    def play(
+        self,
+        bundle: bytes,
+        fab_id: str = "us/app",
+        version: str = "1.0.0",
+        fab_hash: str = "",
+        **options: Any,
+    ) -> list[str] | list[Any]:
         """What Flower's runner executes when it is sent this, named so."""
         said = fab_hash or hashlib.sha256(bundle).hexdigest()
         run = SimpleNamespace(fab_id=fab_id, fab_version=version, run_id=1)
@@ -111,12 +122,12 @@ class Site:
 
 
 @pytest.fixture
-def site(tmp_path, monkeypatch):
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
     monkeypatch.setattr(sys, "dont_write_bytecode", False)
     return Site(tmp_path, monkeypatch)
 
 
-def named_places(site, draw, shorthash):
+def named_places(site: Site, draw: Random, shorthash: str) -> tuple[Any, ...]:
     """Names that a SuperLink may give an application, some of which lead Flower elsewhere."""
     elsewhere = site.folder / f"planted{draw.randrange(9)}"
     up = "../" * draw.randrange(1, 3)
@@ -140,7 +151,9 @@ def named_places(site, draw, shorthash):
 
 
 @pytest.mark.parametrize("count", [300, pytest.param(3000, marks=pytest.mark.slow)])
-def test_whatever_a_superlink_calls_it_a_site_executes_its_own_bundle_or_nothing(site, count):
+def test_whatever_a_superlink_calls_it_a_site_executes_its_own_bundle_or_nothing(
+    site: Site, count: int
+) -> None:
     draw = random.Random(0)
     executed, unpinned = [], []
     for number in range(count):
@@ -161,7 +174,7 @@ def test_whatever_a_superlink_calls_it_a_site_executes_its_own_bundle_or_nothing
     assert "planted" in unpinned, "none of these names leads Flower astray"
 
 
-def test_flower_alone_would_execute_what_was_planted(site):
+def test_flower_alone_would_execute_what_was_planted(site: Site) -> None:
     bundle = site.bundle("pinned_app_flower")
     said = hashlib.sha256(bundle).hexdigest()
     site.plant(get_project_dir("us/app", "1.0.1", said), "pinned_app_flower")
@@ -169,7 +182,7 @@ def test_flower_alone_would_execute_what_was_planted(site):
     assert site.play(bundle, version="1.0.1") == ["planted"], "then the pin is not needed any more"
 
 
-def test_the_pinned_bundle_is_executed_and_nothing_that_lies_in_its_place(site):
+def test_the_pinned_bundle_is_executed_and_nothing_that_lies_in_its_place(site: Site) -> None:
     bundle = site.bundle("pinned_app_own")
     pinned = hashlib.sha256(bundle).hexdigest()
     site.plant(get_project_dir("us/app", "1.0.0", pinned), "pinned_app_own")
@@ -180,7 +193,7 @@ def test_the_pinned_bundle_is_executed_and_nothing_that_lies_in_its_place(site):
     assert not list((site.home / "running").rglob("*.pyc"))
 
 
-def test_another_bundle_is_refused_unread(site, monkeypatch):
+def test_another_bundle_is_refused_unread(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     site.pin(site.bundle("pinned_app_a"))
     monkeypatch.setattr(zipfile, "ZipFile", lambda *_: pytest.fail("it was opened"))
     draw = random.Random(0)
@@ -191,19 +204,21 @@ def test_another_bundle_is_refused_unread(site, monkeypatch):
             run_clientapp.install_from_fab(bytes(whole), skip_prompt=True)
 
 
-def test_no_run_installs_packages_at_a_site(site):
+def test_no_run_installs_packages_at_a_site(site: Site) -> None:
     bundle = site.bundle("pinned_app_packages")
     site.pin(bundle)
     assert site.play(bundle, runtime_dependency_install=True) == []
 
 
-def test_a_flower_that_runs_applications_otherwise_runs_none(site, monkeypatch):
+def test_a_flower_that_runs_applications_otherwise_runs_none(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(run_clientapp, "run_clientapp", lambda: None)
     with pytest.raises(AttributeError, match="does not call install_from_fab"):
         refuse_others("0" * 64)
 
 
-def places_that_others_may_write(folder):
+def places_that_others_may_write(folder: Path) -> Iterator[Path]:
     """Folders for applications, each with something wrong on the way to it."""
     for mode in (0o720, 0o702, 0o777, 0o1777, 0o2770):
         own = folder / f"own{mode:o}"
@@ -224,14 +239,14 @@ def places_that_others_may_write(folder):
         yield folder / "theirs/a"
 
 
-def test_nothing_is_unpacked_where_others_may_write(tmp_path):
+def test_nothing_is_unpacked_where_others_may_write(tmp_path: Path) -> None:
     for place in places_that_others_may_write(tmp_path):
         with pytest.raises(ForeignApplicationError, match="others may write into"):
             unpack(bundle_of({"a.py": b"1"}), place)
         assert not list(place.rglob("*.py"))
 
 
-def test_a_sticky_folder_above_is_well(tmp_path):
+def test_a_sticky_folder_above_is_well(tmp_path: Path) -> None:
     (tmp_path / "sticky/own").mkdir(parents=True, mode=0o700)
     (tmp_path / "sticky").chmod(0o1777)
     (tmp_path / "sticky/own").chmod(0o700)
@@ -240,7 +255,7 @@ def test_a_sticky_folder_above_is_well(tmp_path):
     assert (folder / "client/a.py").read_bytes() == b"1"
 
 
-def archive_of(*members):
+def archive_of(*members: tuple[Any, ...]) -> bytes:
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         for member, data in members:
@@ -248,7 +263,7 @@ def archive_of(*members):
     return packed.getvalue()
 
 
-def linked(name, kind=stat.S_IFLNK):
+def linked(name: str, kind: int = stat.S_IFLNK) -> ZipInfo:
     member = zipfile.ZipInfo(name)
     member.external_attr = (kind | 0o777) << 16
     return member
@@ -267,13 +282,13 @@ def linked(name, kind=stat.S_IFLNK):
         archive_of(*((f"zeros{i}", bytes(2**20)) for i in range(65))),
     ],
 )
-def test_only_files_that_stay_inside_are_unpacked(archive, tmp_path):
+def test_only_files_that_stay_inside_are_unpacked(archive: Any, tmp_path: Path) -> None:
     with pytest.raises(ForeignApplicationError):
         unpack(archive, tmp_path / "running")
     assert not list(tmp_path.rglob("*.py"))
 
 
-def test_every_process_has_its_own_folder_and_those_of_dead_ones_go(tmp_path):
+def test_every_process_has_its_own_folder_and_those_of_dead_ones_go(tmp_path: Path) -> None:
     dead, alive = tmp_path / "999999999-x", tmp_path / f"{os.getppid()}-x"
     dead.mkdir()
     alive.mkdir()
@@ -284,7 +299,7 @@ def test_every_process_has_its_own_folder_and_those_of_dead_ones_go(tmp_path):
     assert alive.exists()
 
 
-def test_a_bundle_that_would_fill_the_memory_is_refused_in_no_time(site):
+def test_a_bundle_that_would_fill_the_memory_is_refused_in_no_time(site: Site) -> None:
     zeros = io.BytesIO()
     with zipfile.ZipFile(zeros, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         archive.writestr("pyproject.toml", bytes(2**28))
@@ -296,7 +311,7 @@ def test_a_bundle_that_would_fill_the_memory_is_refused_in_no_time(site):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**16  # KiB
 
 
-def test_our_own_bundle_is_far_below_the_bound():
+def test_our_own_bundle_is_far_below_the_bound() -> None:
     files = [file for part in ("client", "server", "strategies", "layerweld")
              for file in Path(app_folder() / part).rglob("*.py")]  # fmt: skip
     assert 20 * sum(file.stat().st_size for file in files) < LARGEST_BUNDLE

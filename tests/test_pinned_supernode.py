@@ -7,14 +7,18 @@ import io
 import random
 import time
 import zipfile
+from collections.abc import Iterator
 from contextlib import contextmanager
-from types import SimpleNamespace
+from random import Random
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import httpx
 import pytest
 from flwr.app import Message, Metadata, RecordDict
 from flwr.proto.fleet_pb2 import PullMessagesRequest, PullMessagesResponse, Reconnect
 from flwr.supercore.run import RunNotRunningException
+from httpx._models import Response
 
 from client.pinned_supernode import (
     LARGEST_ANSWER,
@@ -37,7 +41,7 @@ _REPLACED = (
 
 
 @pytest.fixture(autouse=True)
-def flowers(monkeypatch):
+def flowers(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
     """Flower's own modules, which are as they were afterwards."""
     modules = {name: importlib.import_module(name) for name, _ in _REPLACED}
     for module, name in _REPLACED:
@@ -45,7 +49,7 @@ def flowers(monkeypatch):
     return modules
 
 
-def message(**changed):
+def message(**changed: Any) -> Any:
     about = {
         "run_id": 3,
         "message_id": "a" * 64,
@@ -60,7 +64,7 @@ def message(**changed):
     return Message(RecordDict(), metadata=Metadata(**(about | changed)))
 
 
-def run(**changed):
+def run(**changed: Any) -> SimpleNamespace:
     known = {
         "run_id": 3,
         "fab_id": "us/app",
@@ -71,12 +75,12 @@ def run(**changed):
     return SimpleNamespace(**(known | changed))
 
 
-def test_an_instruction_of_the_superlink_to_this_node_is_taken():
+def test_an_instruction_of_the_superlink_to_this_node_is_taken() -> None:
     assert is_instruction(message(), NODE)
     assert is_instruction(message(group_id=""), NODE)
 
 
-def not_instructions(draw):
+def not_instructions(draw: Random) -> dict[str, int] | dict[str, str] | dict[str, float]:
     text = draw.choice(("\x1b[2J", "a\nb", "a\r", "\u202e", "\x00", "x" * 2001, "\u2028"))
     return draw.choice(
         (
@@ -90,14 +94,14 @@ def not_instructions(draw):
     )
 
 
-def test_whatever_else_arrives_is_dropped():
+def test_whatever_else_arrives_is_dropped() -> None:
     draw = random.Random(0)
     for _ in range(300):
         changed = not_instructions(draw)
         assert not is_instruction(message(**changed), NODE), changed
 
 
-def test_a_run_is_a_servers_and_its_names_are_names():
+def test_a_run_is_a_servers_and_its_names_are_names() -> None:
     assert is_plain(run())
     for name in ("fab_id", "fab_version", "fab_hash"):
         for value in ("", "a\nb", "\x1b[2J", "a b", "x" * 201, "..\\x", "a\x00"):
@@ -107,11 +111,13 @@ def test_a_run_is_a_servers_and_its_names_are_names():
 
 
 @contextmanager
-def connected(flowers, received, asked):
+def connected(
+    flowers: dict[str, ModuleType], received: tuple[Any, ...], asked: SimpleNamespace
+) -> Iterator[Any]:
     """The connection that a SuperNode's loop gets, to a SuperLink that says this."""
 
     @contextmanager
-    def connect(*_arguments):
+    def connect(*_arguments: Any) -> Iterator[tuple[Any, ...]]:
         yield NODE, lambda: received, None, lambda _: asked, None, None, None, None
 
     flowers[_LOOP].http_request_response = connect
@@ -120,7 +126,7 @@ def connected(flowers, received, asked):
         yield connection
 
 
-def test_the_loop_gets_instructions_only(flowers):
+def test_the_loop_gets_instructions_only(flowers: dict[str, ModuleType]) -> None:
     good, forged = (message(), None), (message(src_node_id=8), None)
     with connected(flowers, good, run()) as (_, receive, _, get_run, *_):
         assert receive() == good
@@ -133,7 +139,9 @@ def test_the_loop_gets_instructions_only(flowers):
             connection[3](3)
 
 
-def test_a_foreign_bundle_stays_closed(flowers, monkeypatch):
+def test_a_foreign_bundle_stays_closed(
+    flowers: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
     bomb = io.BytesIO()
     with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         archive.writestr("pyproject.toml", bytes(2**26))
@@ -145,7 +153,9 @@ def test_a_foreign_bundle_stays_closed(flowers, monkeypatch):
     assert opened == [b"ours"]
 
 
-def test_nothing_is_installed_whatever_the_command_line_says(flowers):
+def test_nothing_is_installed_whatever_the_command_line_says(
+    flowers: dict[str, ModuleType],
+) -> None:
     started = []
     flowers[_COMMAND].start_client_internal = lambda **options: started.append(options)
     accept_only("0" * 64)
@@ -162,7 +172,13 @@ def test_nothing_is_installed_whatever_the_command_line_says(flowers):
         (_COMMAND, "flower_supernode", "start_client_internal"),
     ],
 )
-def test_a_flower_that_works_otherwise_is_not_started(flowers, module, user, replaced, monkeypatch):
+def test_a_flower_that_works_otherwise_is_not_started(
+    flowers: dict[str, ModuleType],
+    module: Any,
+    user: str,
+    replaced: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(flowers[module], user, lambda: None)
     with pytest.raises(AttributeError, match=f"does not call {replaced}"):
         accept_only("0" * 64)
@@ -171,20 +187,20 @@ def test_a_flower_that_works_otherwise_is_not_started(flowers, module, user, rep
 class Zeros(httpx.SyncByteStream):
     """A body without an end."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.read = 0
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[bytes]:
         while True:
             self.read += 2**20
             yield bytes(2**20)
 
 
-def pull(answer):
+def pull(answer: Response) -> tuple[list[str], bool]:
     """Pull messages from a SuperLink that answers so; the URLs that were asked."""
     asked = []
 
-    def handle(request):
+    def handle(request: Any) -> Response:
         asked.append(str(request.url))
         return answer
 
@@ -198,7 +214,7 @@ def pull(answer):
     return asked, True
 
 
-def test_an_answer_of_a_superlink_is_read():
+def test_an_answer_of_a_superlink_is_read() -> None:
     some = PullMessagesResponse(reconnect=Reconnect(reconnect=5)).SerializeToString()
     assert pull(httpx.Response(200, content=some))[1]
     assert pull(httpx.Response(200, headers={"content-length": "0"}, content=b""))[1]
@@ -206,12 +222,12 @@ def test_an_answer_of_a_superlink_is_read():
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 @pytest.mark.parametrize("to", ["https://inside.example/", "http://127.0.0.1:1/", "/v1/control/x"])
-def test_no_redirect_leads_a_site_elsewhere(status, to):
+def test_no_redirect_leads_a_site_elsewhere(status: int, to: str) -> None:
     asked, is_read = pull(httpx.Response(status, headers={"location": to}, content=b""))
     assert (len(asked), is_read) == (1, False)
 
 
-def test_an_answer_without_an_end_or_with_a_wrapping_is_not_read():
+def test_an_answer_without_an_end_or_with_a_wrapping_is_not_read() -> None:
     packed = gzip.compress(bytes(2**20))
     zeros = Zeros()
     for headers, content in (

@@ -3,17 +3,21 @@
 import dataclasses
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy import floating
+from numpy.typing import NDArray
+from torch import Tensor
 
 from layerweld.plan import LayerGroup, LayerShape
 from layerweld.settings.merge import MergeSettings
 from layerweld.statistics.group import GroupAccumulator, ProductForm
-from layerweld.statistics.pool import GroupPool
+from layerweld.statistics.pool import GroupPool, GroupSolution
 from layerweld.updates.update import DenseUpdate, LowRankUpdate
 from tests.pooled_sites import D_IN, D_OUT, GROUP, new_sites, statistics_of
 
@@ -23,7 +27,7 @@ seeds = st.integers(0, 2**16)
 sites_counts = st.integers(1, 4)
 
 
-def merge(sites, **entries):
+def merge(sites: list[Any], **entries: Any) -> GroupSolution:
     chosen = MergeSettings(**{"max_weight": 0.0, "max_size": 1e9, "influence": False} | entries)
     pool = GroupPool(GROUP, chosen)
     for site in sites:
@@ -31,7 +35,7 @@ def merge(sites, **entries):
     return pool.solve()
 
 
-def dense_gram(tokens, normalization):
+def dense_gram(tokens: int, normalization: str) -> Any:
     """The normalised Gram matrix in numpy, from its definition in words."""
     x = tokens.double().numpy()
     if normalization == "token":
@@ -44,20 +48,20 @@ def dense_gram(tokens, normalization):
     return gram / np.trace(gram) if normalization == "trace" else gram
 
 
-def weight_of(gram, importance):
+def weight_of(gram: Any, importance: str) -> Any:
     return np.abs(np.triu(gram, 1)).sum() if importance == "off-diagonal" else 1.0
 
 
-def shrunk(gram, factor):
+def shrunk(gram: Any, factor: float) -> Any:
     return factor * gram + (1 - factor) * np.diag(np.diag(gram))
 
 
-def weighted_grams(sites, chosen):
+def weighted_grams(sites: list[Any], chosen: MergeSettings) -> list[Any]:
     grams = [dense_gram(site.tokens, chosen.normalization) for site in sites]
     return [weight_of(g, chosen.importance) * shrunk(g, chosen.shrinkage) for g in grams]
 
 
-def by_the_formula(sites, layer, chosen):
+def by_the_formula(sites: list[Any], layer: str, chosen: MergeSettings) -> Any:
     """``(R + λ ΔW_anchor) (S + λI)⁻¹``, dense and in float64."""
     weighted = weighted_grams(sites, chosen)
     updates = [site.updates[layer].dense().double().numpy() for site in sites]
@@ -68,11 +72,11 @@ def by_the_formula(sites, layer, chosen):
     return (r + ridge * anchor) @ np.linalg.inv(s + ridge * np.eye(D_IN))
 
 
-def relative(actual, expected):
+def relative(actual: Any, expected: NDArray[Any]) -> floating[Any]:
     return np.linalg.norm(actual.double().numpy() - expected) / np.linalg.norm(expected)
 
 
-def merged_of(solution, layer):
+def merged_of(solution: GroupSolution, layer: str) -> Any:
     update = solution.updates[layer]
     if isinstance(update, LowRankUpdate):  # in float64: the product of factors is not the subject
         return update.left.double() @ update.right.double()
@@ -90,8 +94,15 @@ EVERY_WAY = list(
 @settings(max_examples=4)
 @given(count=sites_counts, ridge=st.sampled_from([0.01, 0.1, 1.0]), seed=seeds)
 def test_merge_is_the_formula(
-    normalization, importance, shrinkage, anchor, products, count, ridge, seed
-):
+    normalization: Any,
+    importance: Any,
+    shrinkage: Any,
+    anchor: Any,
+    products: Any,
+    count: Any,
+    ridge: Any,
+    seed: Any,
+) -> None:
     entries = {
         "normalization": normalization,
         "importance": importance,
@@ -108,7 +119,7 @@ def test_merge_is_the_formula(
 
 
 @pytest.mark.parametrize("products", ["auto", "dense"])
-def test_without_a_ridge_the_merge_is_pooled_least_squares(products):
+def test_without_a_ridge_the_merge_is_pooled_least_squares(products: str) -> None:
     # argmin_W Σ ω_i / n_i ‖X_i (W - W_i)ᵀ‖², by stacking all tokens of all sites
     sites = new_sites(3, seed=0)
     solution = merge(sites, ridge=0.0, normalization="none", products=products)
@@ -124,7 +135,7 @@ def test_without_a_ridge_the_merge_is_pooled_least_squares(products):
 
 
 @given(order=st.permutations(range(4)), seed=seeds, dense=st.booleans())
-def test_bits_do_not_depend_on_the_order_of_arrival(order, seed, dense):
+def test_bits_do_not_depend_on_the_order_of_arrival(order: Any, seed: Any, dense: bool) -> None:
     sites = new_sites(4, seed, dense=dense)
     sorted_first = merge(sites, anchor="mean")
     as_they_came = merge([sites[i] for i in order], anchor="mean")
@@ -138,7 +149,9 @@ def test_bits_do_not_depend_on_the_order_of_arrival(order, seed, dense):
 
 
 @given(num_tokens=st.integers(1, 9), seed=seeds)
-def test_one_site_alone_gets_its_update_back_on_the_span_of_its_tokens(num_tokens, seed):
+def test_one_site_alone_gets_its_update_back_on_the_span_of_its_tokens(
+    num_tokens: int, seed: Any
+) -> None:
     (site,) = new_sites(1, seed, num_tokens=num_tokens)
     solution = merge([site], ridge=0.0, normalization="token")
     unit = site.tokens.double() / site.tokens.double().norm(dim=1, keepdim=True)
@@ -151,7 +164,9 @@ def test_one_site_alone_gets_its_update_back_on_the_span_of_its_tokens(num_token
 
 @pytest.mark.parametrize("importance", IMPORTANCES)
 @given(count=sites_counts, seed=seeds)
-def test_sites_with_the_same_tokens_merge_to_the_mean(importance, count, seed):
+def test_sites_with_the_same_tokens_merge_to_the_mean(
+    importance: Any, count: Any, seed: Any
+) -> None:
     sites = new_sites(count, seed)
     sites = [dataclasses.replace(site, tokens=sites[0].tokens) for site in sites]
     solution = merge(sites, ridge=0.0, importance=importance)
@@ -168,7 +183,9 @@ def test_sites_with_the_same_tokens_merge_to_the_mean(importance, count, seed):
 
 
 @given(scales=st.lists(st.sampled_from([0.5, 1.0, 3.0]), min_size=2, max_size=4), seed=seeds)
-def test_grams_of_one_shape_but_different_size_merge_to_the_weighted_mean(scales, seed):
+def test_grams_of_one_shape_but_different_size_merge_to_the_weighted_mean(
+    scales: Any, seed: Any
+) -> None:
     # normalization none, tokens scaled by c: G scales with c², ω with c² again
     (first, *_) = sites = new_sites(len(scales), seed)
     sites = [
@@ -186,7 +203,9 @@ def test_grams_of_one_shape_but_different_size_merge_to_the_weighted_mean(scales
 
 @pytest.mark.parametrize("anchor", ["base", "mean"])
 @given(count=sites_counts, seed=seeds)
-def test_sites_that_agree_merge_to_what_they_agree_on_up_to_the_ridge(anchor, count, seed):
+def test_sites_that_agree_merge_to_what_they_agree_on_up_to_the_ridge(
+    anchor: str, count: Any, seed: Any
+) -> None:
     # R = ΔW S, so the merge is ΔW S (S + λI)⁻¹ = ΔW - λ ΔW (S + λI)⁻¹; the anchor adds it back.
     sites = new_sites(count, seed)
     sites = [dataclasses.replace(site, updates=sites[0].updates) for site in sites]
@@ -201,7 +220,7 @@ def test_sites_that_agree_merge_to_what_they_agree_on_up_to_the_ridge(anchor, co
 
 
 @pytest.mark.parametrize("products", ["auto", "dense"])
-def test_a_huge_ridge_gives_the_anchor(products):
+def test_a_huge_ridge_gives_the_anchor(products: str) -> None:
     sites = new_sites(3, seed=0)
     mean = sum(site.updates["q"].dense().double() for site in sites).numpy() / 3
     to_mean = merge(sites, ridge=1e6, anchor="mean", products=products)
@@ -213,7 +232,7 @@ def test_a_huge_ridge_gives_the_anchor(products):
 
 @pytest.mark.parametrize("anchor", ["base", "mean"])
 @given(count=sites_counts, seed=seeds)
-def test_factors_merge_to_what_dense_products_merge_to(anchor, count, seed):
+def test_factors_merge_to_what_dense_products_merge_to(anchor: str, count: Any, seed: Any) -> None:
     sites = new_sites(count, seed)
     factored = merge(sites, anchor=anchor, products="auto", ridge=0.1)
     dense = merge(sites, anchor=anchor, products="dense", ridge=0.1)
@@ -225,7 +244,7 @@ def test_factors_merge_to_what_dense_products_merge_to(anchor, count, seed):
 
 
 @given(count=sites_counts, seed=seeds)
-def test_a_merge_of_loras_is_a_lora_of_the_summed_rank(count, seed):
+def test_a_merge_of_loras_is_a_lora_of_the_summed_rank(count: Any, seed: Any) -> None:
     solution = merge(new_sites(count, seed))
     assert solution.updates["q"].rank == sum((1, 2, 3, 1)[:count])
 
@@ -233,7 +252,9 @@ def test_a_merge_of_loras_is_a_lora_of_the_summed_rank(count, seed):
 @pytest.mark.parametrize("products", ["auto", "dense"])
 @pytest.mark.parametrize("rank", [0, 1])
 @given(count=sites_counts, seed=seeds)
-def test_residual_is_what_one_layer_cannot_reproduce(products, rank, count, seed):
+def test_residual_is_what_one_layer_cannot_reproduce(
+    products: str, rank: int, count: Any, seed: Any
+) -> None:
     sites = new_sites(count, seed)
     entries = {"products": products, "ridge": 0.1, "shrinkage": 0.9, "rank": rank}
     chosen = MergeSettings(**entries)
@@ -248,7 +269,7 @@ def test_residual_is_what_one_layer_cannot_reproduce(products, rank, count, seed
     assert solution.residual == pytest.approx(misfit / energy, rel=1e-3, abs=1e-5)
 
 
-def test_a_layer_that_one_site_left_alone_counts_as_no_update_there():
+def test_a_layer_that_one_site_left_alone_counts_as_no_update_there() -> None:
     sites = new_sites(2, seed=0)
     sites[1] = dataclasses.replace(sites[1], updates={"v": sites[1].updates["v"]})
     zero = DenseUpdate(torch.zeros(D_OUT, D_IN))
@@ -258,14 +279,14 @@ def test_a_layer_that_one_site_left_alone_counts_as_no_update_there():
         assert relative(merged_of(merge(sites, anchor=anchor), "q"), expected) < 1e-5
 
 
-def test_a_layer_that_no_site_fine_tuned_is_absent():
+def test_a_layer_that_no_site_fine_tuned_is_absent() -> None:
     sites = [
         dataclasses.replace(site, updates={"v": site.updates["v"]}) for site in new_sites(2, 0)
     ]
     assert list(merge(sites).updates) == ["v"]
 
 
-def test_importance_and_tokens_are_reported_by_site():
+def test_importance_and_tokens_are_reported_by_site() -> None:
     sites = new_sites(2, seed=0, num_tokens=17)
     solution = merge(sites)
     for site in sites:
@@ -275,7 +296,7 @@ def test_importance_and_tokens_are_reported_by_site():
     assert merge(sites, importance="uniform").importance == {"a": 1.0, "b": 1.0}
 
 
-def test_compressed_merge_reports_the_error_of_its_worst_layer():
+def test_compressed_merge_reports_the_error_of_its_worst_layer() -> None:
     sites = new_sites(3, seed=0)
     exact, small = merge(sites), merge(sites, rank=2)
     s = sum(weighted_grams(sites, MergeSettings()))
@@ -290,21 +311,21 @@ def test_compressed_merge_reports_the_error_of_its_worst_layer():
     assert small.residual > exact.residual
 
 
-def test_a_dense_merge_compressed_to_a_rank_becomes_factors():
+def test_a_dense_merge_compressed_to_a_rank_becomes_factors() -> None:
     sites = new_sites(3, seed=0)
     dense, factored = (merge(sites, rank=2, products=form) for form in ("dense", "auto"))
     assert isinstance(dense.updates["q"], LowRankUpdate)
     assert relative(merged_of(dense, "q"), merged_of(factored, "q").numpy()) < 1e-4
 
 
-def error_on_fresh_tokens(num_tokens, ridge, width=48):
+def error_on_fresh_tokens(num_tokens: int, ridge: float, width: int = 48) -> float:
     """Of a merge of two sites with so many tokens each, relative to the outputs.
 
     A site's tokens have a decaying spectrum, as hidden states have.
     """
     generator = torch.Generator().manual_seed(0)
 
-    def random(*shape):
+    def random(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     spectrum = torch.arange(1, width + 1, dtype=torch.float64) ** -0.5
@@ -325,7 +346,7 @@ def error_on_fresh_tokens(num_tokens, ridge, width=48):
     return error / sum(float((x @ update.T).square().sum()) for x, update in fresh)
 
 
-def test_the_default_ridge_takes_the_peak_off_double_descent():
+def test_the_default_ridge_takes_the_peak_off_double_descent() -> None:
     few, as_many_as_features, many = 12, 24, 96  # tokens of each of two sites, for 48 features
     bare = [error_on_fresh_tokens(n, 1e-12) for n in (few, as_many_as_features, many)]
     assert bare[1] > 50 * bare[0]

@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -17,15 +18,15 @@ from tests.stub_sites import introduction_of
 WIDTHS = (1, 2, 3, 8, 16, 64, 100, 256, 1024)
 
 
-def plan_of(d_out, d_in):
+def plan_of(d_out: int, d_in: int) -> MergePlan:
     return MergePlan(("0",), (LayerGroup("0.in", 0, d_in, (LayerShape("0.k", d_out),)),))
 
 
-def zeros(d_out, d_in, rank):
+def zeros(d_out: int, d_in: int, rank: int) -> dict[Any, Any]:
     return {"0.k": LowRankUpdate(torch.zeros(d_out, rank), torch.zeros(rank, d_in))}
 
 
-def admitted(plan, rank):
+def admitted(plan: MergePlan, rank: int) -> bool:
     said = replace(introduction_of("ash"), layers=("0.k",), ranks=(rank,))
     try:
         check_layers(said, plan, "")
@@ -35,7 +36,7 @@ def admitted(plan, rank):
 
 
 @pytest.mark.parametrize("d_out", WIDTHS)
-def test_a_rank_that_the_handshake_admits_is_taken_by_every_site(d_out):
+def test_a_rank_that_the_handshake_admits_is_taken_by_every_site(d_out: Any) -> None:
     for d_in in WIDTHS:
         plan = plan_of(d_out, d_in)
         ranks = (min(d_out, d_in), 256, max(d_out, d_in), most_claimed(d_out, d_in))
@@ -48,7 +49,9 @@ def test_a_rank_that_the_handshake_admits_is_taken_by_every_site(d_out):
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_the_merge_of_any_admitted_ranks_is_taken_by_every_site_and_is_the_same_update(seed):
+def test_the_merge_of_any_admitted_ranks_is_taken_by_every_site_and_is_the_same_update(
+    seed: int,
+) -> None:
     draw = random.Random(seed)
     d_out, d_in = draw.choice(WIDTHS[:-1]), draw.choice(WIDTHS[:-1])
     most = most_claimed(d_out, d_in)
@@ -65,7 +68,7 @@ def test_the_merge_of_any_admitted_ranks_is_taken_by_every_site_and_is_the_same_
     )
 
 
-def test_what_a_site_takes_is_a_small_multiple_of_its_layer():
+def test_what_a_site_takes_is_a_small_multiple_of_its_layer() -> None:
     for d_out in WIDTHS:
         for d_in in WIDTHS:
             rank = most_sent(d_out, d_in)

@@ -2,33 +2,38 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
 from layerweld.formats.task_vectors import read_fine_tuned
 from layerweld.merging.sums import Mean
 from layerweld.model.base_model import load_base
 from layerweld.settings.run import RunSettings
+from layerweld.updates.update import Update
 from tests.played_methods import TARGETS, by_the_kernel, play, written
-from tests.tiny_sites import make_sites, with_whole_models
+from tests.tiny_sites import TinySites, make_sites, with_whole_models
 
 RAW = {"merge.normalization": "none", "merge.importance": "uniform", "merge.ridge": 1e-3}
 
 
 @pytest.fixture(scope="module")
-def sites(tmp_path_factory):
+def sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
     return make_sites(tmp_path_factory.mktemp("sites"), TARGETS)
 
 
 @pytest.fixture(scope="module")
-def full_sites(tmp_path_factory):
+def full_sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
     """Three sites that fine-tuned the whole model."""
     return with_whole_models(make_sites(tmp_path_factory.mktemp("full"), TARGETS))
 
 
-def test_regmean_measures_each_site_in_its_own_model_with_its_own_norms(full_sites, tmp_path):
+def test_regmean_measures_each_site_in_its_own_model_with_its_own_norms(
+    full_sites: TinySites, tmp_path: Path
+) -> None:
     layer = "encoder.layer.1.attention.self.query"
     play(full_sites, tmp_path / "out", "regmean", **RAW)
     base, grams, updates = load_base(full_sites.base), [], []
@@ -40,7 +45,7 @@ def test_regmean_measures_each_site_in_its_own_model_with_its_own_norms(full_sit
     torch.testing.assert_close(got, slow_regmean(grams, updates), rtol=1e-3, atol=1e-4)
 
 
-def test_regmean_measures_behind_blocks_that_no_adapter_touches(tmp_path):
+def test_regmean_measures_behind_blocks_that_no_adapter_touches(tmp_path: Path) -> None:
     layer = "encoder.layer.1.attention.self.query"
     sites = make_sites(tmp_path / "sites", ["layer.1.attention.self.query"])
     play(sites, tmp_path / "out", "regmean", **RAW)
@@ -54,14 +59,14 @@ def test_regmean_measures_behind_blocks_that_no_adapter_touches(tmp_path):
     torch.testing.assert_close(got, slow_regmean(grams, updates), rtol=1e-3, atol=1e-4)
 
 
-def slow_regmean(grams, updates, ridge=1e-3):
+def slow_regmean(grams: list[Any], updates: list[Update], ridge: float = 1e-3) -> Any:
     products = sum(u.dense().double() @ gram for u, gram in zip(updates, grams, strict=True))
     system = sum(grams)
     system = system + ridge * system.trace() / len(system) * torch.eye(len(system)).double()
     return torch.linalg.solve(system, products.T).T.float()
 
 
-def gram_of(model, sites, node, layer):
+def gram_of(model: Any, sites: TinySites, node: dict[str, str], layer: str) -> Tensor:
     """Mean Gram matrix of a layer's inputs at the real tokens, a row at a time."""
     tokenizer, seen = AutoTokenizer.from_pretrained(sites.base), []
     hook = model.get_submodule(layer).register_forward_pre_hook(
@@ -75,7 +80,7 @@ def gram_of(model, sites, node, layer):
     return tokens.T @ tokens / len(tokens)
 
 
-def test_mats_descends_from_the_mean_to_regmean(sites, tmp_path):
+def test_mats_descends_from_the_mean_to_regmean(sites: TinySites, tmp_path: Path) -> None:
     calibrated = {"merge.importance": "uniform"}
     for name, entries in {
         "regmean": {"merge.ridge": 1e-5, "merge.anchor": "mean"},  # LayerNorm leaves S singular

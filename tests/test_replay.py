@@ -1,21 +1,24 @@
 """A model run block by block from its recorded calls is the model itself, to the bit."""
 
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from layerweld.errors import PlanError
 from layerweld.model.discover import discover_plan
-from layerweld.model.replay import BlockCall, record, run_block, run_block_until
+from layerweld.model.replay import BlockCall, RecordedBatch, record, run_block, run_block_until
 from tests.tiny_models import EVERY_MODEL, make_batch, new_backbone
 
 
-def blocks_of(backbone):
+def blocks_of(backbone: Any) -> list[Any]:
     return [backbone.get_submodule(name) for name in discover_plan(backbone).blocks]
 
 
-def output_of_last_block(backbone, blocks, batch):
+def output_of_last_block(backbone: Any, blocks: list[Any], batch: dict[Any, Any]) -> Any:
     """What the model's own forward pass hands on from its last block."""
     seen = []
     handle = blocks[-1].register_forward_hook(lambda _m, _args, output: seen.append(output))
@@ -25,21 +28,29 @@ def output_of_last_block(backbone, blocks, batch):
     return seen[0][0] if isinstance(seen[0], tuple) else seen[0]
 
 
-def replayed(blocks, recording, calls=None):
+def replayed(
+    blocks: list[Any], recording: RecordedBatch, calls: list[BlockCall] | None | None = None
+) -> Tensor:
     hidden = recording.entry
     for block, call in zip(blocks, calls or recording.calls, strict=True):
         hidden = run_block(block, hidden, call)
     return hidden
 
 
-def differences(backbone, recording, blocks, batch, calls=None):
+def differences(
+    backbone: Any,
+    recording: RecordedBatch,
+    blocks: list[Any],
+    batch: dict[Any, Any],
+    calls: list[BlockCall] | None = None,
+) -> Any:
     expected = output_of_last_block(backbone, blocks, batch)
     return (replayed(blocks, recording, calls) - expected)[recording.keep].abs().max()
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("name", EVERY_MODEL)
-def test_replay_is_the_forward_pass(name, side):
+def test_replay_is_the_forward_pass(name: Any, side: str) -> None:
     backbone = new_backbone(name)
     blocks, batch = blocks_of(backbone), make_batch(backbone, side=side)
     recording = record(backbone, blocks, batch)
@@ -47,7 +58,7 @@ def test_replay_is_the_forward_pass(name, side):
 
 
 @pytest.mark.parametrize("name", EVERY_MODEL)
-def test_a_recording_outlives_the_weights_it_was_made_with(name):
+def test_a_recording_outlives_the_weights_it_was_made_with(name: Any) -> None:
     backbone = new_backbone(name)
     blocks, batch = blocks_of(backbone), make_batch(backbone)
     recording = record(backbone, blocks, batch)
@@ -57,7 +68,7 @@ def test_a_recording_outlives_the_weights_it_was_made_with(name):
     assert differences(backbone, recording, blocks, batch) == 0
 
 
-def test_the_first_blocks_call_does_not_do_for_all_blocks():
+def test_the_first_blocks_call_does_not_do_for_all_blocks() -> None:
     # Why every block is recorded: Gemma 3 alternates sliding windows and full attention.
     backbone = new_backbone("gemma3")
     blocks, batch = blocks_of(backbone), make_batch(backbone, padded=False)
@@ -67,7 +78,7 @@ def test_the_first_blocks_call_does_not_do_for_all_blocks():
 
 
 @pytest.mark.parametrize("name", EVERY_MODEL)
-def test_recording_runs_no_layer_of_any_block(name):
+def test_recording_runs_no_layer_of_any_block(name: Any) -> None:
     backbone = new_backbone(name)
     blocks, called = blocks_of(backbone), []
     for block in blocks:
@@ -79,7 +90,7 @@ def test_recording_runs_no_layer_of_any_block(name):
 
 
 @pytest.mark.parametrize("name", EVERY_MODEL)
-def test_padding_is_what_the_tokenizer_says(name):
+def test_padding_is_what_the_tokenizer_says(name: Any) -> None:
     backbone = new_backbone(name)
     batch = make_batch(backbone)
     recording = record(backbone, blocks_of(backbone), batch)
@@ -88,7 +99,7 @@ def test_padding_is_what_the_tokenizer_says(name):
     assert torch.equal(recording.keep, expected)
 
 
-def test_blocks_are_themselves_again_when_recording_fails():
+def test_blocks_are_themselves_again_when_recording_fails() -> None:
     backbone = new_backbone("llama")
     blocks = blocks_of(backbone)
     with pytest.raises(IndexError):
@@ -96,7 +107,7 @@ def test_blocks_are_themselves_again_when_recording_fails():
     assert not any("forward" in vars(block) for block in blocks)
 
 
-def test_a_cache_is_refused_with_the_way_out():
+def test_a_cache_is_refused_with_the_way_out() -> None:
     backbone = new_backbone("llama")
     backbone.config.use_cache = True
     with pytest.raises(PlanError, match=r"config\.use_cache = False"):
@@ -104,11 +115,11 @@ def test_a_cache_is_refused_with_the_way_out():
 
 
 @contextmanager
-def listed_when_run(layers):
+def listed_when_run(layers: dict[str, Any]) -> Iterator[list[Any]]:
     """Names of the layers that have run to their end, in order."""
     finished = []
 
-    def note(name):
+    def note(name: str) -> Callable[..., None]:
         return lambda _module, _args, _output: finished.append(name)
 
     hooks = [layer.register_forward_hook(note(name)) for name, layer in layers.items()]
@@ -118,7 +129,7 @@ def listed_when_run(layers):
 
 
 @pytest.mark.parametrize("name", EVERY_MODEL)
-def test_a_step_ends_at_its_groups_input(name):
+def test_a_step_ends_at_its_groups_input(name: Any) -> None:
     backbone = new_backbone(name)
     plan = discover_plan(backbone)
     blocks, batch = blocks_of(backbone), make_batch(backbone)
@@ -134,7 +145,7 @@ def test_a_step_ends_at_its_groups_input(name):
         assert inputs[0].shape == (*recording.keep.shape, group.d_in)
 
 
-def test_a_tap_that_is_never_reached_is_an_error():
+def test_a_tap_that_is_never_reached_is_an_error() -> None:
     backbone = new_backbone("bert")
     blocks = blocks_of(backbone)
     recording = record(backbone, blocks, make_batch(backbone))
@@ -144,7 +155,7 @@ def test_a_tap_that_is_never_reached_is_an_error():
     assert not elsewhere._forward_pre_hooks
 
 
-def test_a_tap_hears_what_the_layer_reads_and_goes_away_afterwards():
+def test_a_tap_hears_what_the_layer_reads_and_goes_away_afterwards() -> None:
     backbone = new_backbone("bert")
     blocks = blocks_of(backbone)
     recording = record(backbone, blocks, make_batch(backbone))
@@ -155,7 +166,7 @@ def test_a_tap_hears_what_the_layer_reads_and_goes_away_afterwards():
     assert not layer._forward_pre_hooks
 
 
-def test_a_call_keeps_what_it_was_called_with():
+def test_a_call_keeps_what_it_was_called_with() -> None:
     backbone = new_backbone("llama")
     recording = record(backbone, blocks_of(backbone), make_batch(backbone))
     assert all(isinstance(call, BlockCall) for call in recording.calls)

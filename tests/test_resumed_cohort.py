@@ -2,20 +2,25 @@
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from client.app import app as client_app
+from client.guard import SiteApp
 from client.state import site_state
 from layerweld.errors import CohortError, JournalError, LostSiteError
 from layerweld.model.base_model import load_base
+from layerweld.report.results import RunResults
+from layerweld.settings.run import RunSettings
 from server import federation
 from server.run import run as run_server
 from tests.dying_server import killed_after
 from tests.faulty_grid import Clock, InProcessGrid
-from tests.tiny_sites import make_sites
+from tests.tiny_sites import TinySites, make_sites
 
 
 class WallClock(Clock):
@@ -23,12 +28,12 @@ class WallClock(Clock):
 
 
 @pytest.fixture(scope="module")
-def sites(tmp_path_factory):
+def sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
     return make_sites(tmp_path_factory.mktemp("bert"), ["query", "value"])
 
 
 @pytest.fixture(autouse=True)
-def clock(monkeypatch):
+def clock(monkeypatch: pytest.MonkeyPatch) -> WallClock:
     clock = WallClock()
     monkeypatch.setattr(federation, "time", clock)
     return clock
@@ -37,18 +42,25 @@ def clock(monkeypatch):
 class LateGrid(InProcessGrid):
     """The last node connects at a time of its own."""
 
-    def __init__(self, app, nodes, settings, clock, comes_at):
+    def __init__(
+        self,
+        app: SiteApp,
+        nodes: list[dict[str, str]],
+        settings: RunSettings,
+        clock: WallClock,
+        comes_at: float,
+    ) -> None:
         super().__init__(app, nodes, settings)
         self._clock, self._comes_at = clock, comes_at
 
-    def get_node_ids(self):
+    def get_node_ids(self) -> Any:
         nodes = super().get_node_ids()
         return nodes if self._clock.now >= self._comes_at else nodes[:-1]
 
 
 @pytest.fixture
-def play(sites, clock):
-    def play(output, comes_at=0.0, **entries):
+def play(sites: TinySites, clock: WallClock) -> Callable[..., Any]:
+    def play(output: Path, comes_at: float = 0.0, **entries: Any) -> RunResults:
         chosen = sites.settings().model_copy(update={"min_sites": 2, "timeout": 60.0} | entries)
         grid = LateGrid(client_app, sites.nodes, chosen, clock, comes_at)
         return run_server(grid, chosen, str(sites.base), output)
@@ -56,7 +68,9 @@ def play(sites, clock):
     return play
 
 
-def test_a_site_that_comes_back_late_is_waited_for(play, tmp_path, monkeypatch):
+def test_a_site_that_comes_back_late_is_waited_for(
+    play: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = play(tmp_path / "whole")
     with killed_after(0, monkeypatch):
         play(tmp_path / "out")
@@ -65,8 +79,8 @@ def test_a_site_that_comes_back_late_is_waited_for(play, tmp_path, monkeypatch):
 
 
 def test_without_one_that_stays_away_the_run_stops_by_name_and_can_go_on_without_it(
-    play, clock, tmp_path, monkeypatch
-):
+    play: Callable[..., Any], clock: WallClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with killed_after(0, monkeypatch):
         play(tmp_path / "out")
     with pytest.raises(LostSiteError, match=r"cedar: it did not connect within 60 s .* lost-site"):
@@ -78,7 +92,9 @@ def test_without_one_that_stays_away_the_run_stops_by_name_and_can_go_on_without
     assert [group.get("lost") for group in groups] == [None, ["cedar"]]
 
 
-def test_a_new_run_that_too_few_sites_join_says_so_and_ends_in_time(play, tmp_path, monkeypatch):
+def test_a_new_run_that_too_few_sites_join_says_so_and_ends_in_time(
+    play: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     said = []
     monkeypatch.setattr(federation, "notice", said.append)
     with pytest.raises(CohortError, match="2 of min-sites = 3 sites connected within 60 s"):
@@ -88,8 +104,8 @@ def test_a_new_run_that_too_few_sites_join_says_so_and_ends_in_time(play, tmp_pa
 
 @pytest.mark.parametrize("exchanged", ["adapter", "rows"])
 def test_a_site_that_comes_back_with_something_else_is_not_taken_for_the_same(
-    tmp_path, monkeypatch, exchanged
-):
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchanged: str
+) -> None:
     sites = make_sites(tmp_path / "sites", ["query", "value"])
     node = sites.nodes[0]
     if exchanged == "adapter":  # whole models of one shape, which only their weights tell apart
@@ -106,7 +122,7 @@ def test_a_site_that_comes_back_with_something_else_is_not_taken_for_the_same(
         sites.play(tmp_path / "out")
 
 
-def whole_model(sites, folder, seed):
+def whole_model(sites: TinySites, folder: Path, seed: int) -> str:
     model = load_base(sites.base).backbone
     torch.manual_seed(seed)
     with torch.no_grad():

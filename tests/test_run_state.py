@@ -4,14 +4,17 @@ import json
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
+from flwr.app import Message
 from typer.testing import CliRunner
 
 from client.app import app as client_app
 from layerweld import errors
 from layerweld.cli import main as cli
 from layerweld.errors import JournalError, LayerweldError, LostSiteError
+from layerweld.report.results import RunResults
 from layerweld.runtime.disk import lock_of, only_here
 from layerweld.runtime.progress import listening, report_progress
 from layerweld.runtime.run_state import RunState, read_state, recording
@@ -21,23 +24,30 @@ from server.run import run as run_server
 from strategies import poll
 from tests.faulty_grid import Clock, Faults, FaultyGrid, from_the_node
 from tests.stub_sites import step_of
-from tests.tiny_sites import make_sites
+from tests.tiny_sites import TinySites, make_sites
 
 DOCUMENT = Path(__file__).parents[1] / "docs/exit-codes.md"
 KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type)]
 
 
 @pytest.fixture(scope="module")
-def sites(tmp_path_factory):
+def sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
     return make_sites(tmp_path_factory.mktemp("bert"), ["query", "value"])
 
 
-def play(sites, output, grid=None, **changes):
+def play(
+    sites: TinySites,
+    output: Path,
+    grid: "CedarIsSilent | InProcessGrid | None" = None,
+    **changes: Any,
+) -> RunResults:
     settings = sites.settings().model_copy(update=changes)
     return run_server(grid or sites.grid(settings), settings, str(sites.base), output)
 
 
-def play_in_flower(sites, output, nodes=None):
+def play_in_flower(
+    sites: TinySites, output: Path, nodes: list[dict[str, str]] | None = None
+) -> None:
     """As Flower starts it: nobody sees what the process says."""
     from flwr.app import Context, RecordDict
 
@@ -50,14 +60,16 @@ def play_in_flower(sites, output, nodes=None):
 class CedarIsSilent(FaultyGrid):
     """One site's process dies whenever it is asked for statistics at the second step."""
 
-    def _answer(self, message):
+    def _answer(self, message: Message) -> Message:
         asked = message.metadata.message_type == "train.statistics"
         if asked and message.metadata.dst_node_id == 3 and step_of(message) == 1:
             return from_the_node(message, 8)
         return super()._answer(message)
 
 
-def without_cedar(sites, output, monkeypatch, **changes):
+def without_cedar(
+    sites: TinySites, output: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any
+) -> RunResults:
     clock = Clock()
     monkeypatch.setattr(poll, "time", clock)
     settings = sites.settings().model_copy(update=changes)
@@ -65,7 +77,7 @@ def without_cedar(sites, output, monkeypatch, **changes):
     return play(sites, output, grid, **changes)
 
 
-def test_a_finished_run_is_completed_with_exit_code_0(sites, tmp_path):
+def test_a_finished_run_is_completed_with_exit_code_0(sites: TinySites, tmp_path: Path) -> None:
     play(sites, tmp_path / "out")
     state = read_state(tmp_path / "out")
     assert (state.status, state.exit_code, state.cause) == ("completed", 0, "")
@@ -73,11 +85,11 @@ def test_a_finished_run_is_completed_with_exit_code_0(sites, tmp_path):
 
 
 def test_a_run_that_is_played_says_which_step_it_is_at_and_whom_it_waits_for(
-    sites, tmp_path, monkeypatch
-):
+    sites: TinySites, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen = []
 
-    def look(_what, _done, _total):
+    def look(_what: Any, _done: Any, _total: Any) -> None:
         state = read_state(tmp_path / "out")
         if state and state.waiting:
             seen.append((state.status, state.what, state.done, state.total, dict(state.waiting)))
@@ -88,8 +100,8 @@ def test_a_run_that_is_played_says_which_step_it_is_at_and_whom_it_waits_for(
 
 
 def test_a_run_that_stops_at_the_deadline_says_who_was_missing_and_what_to_do(
-    sites, tmp_path, monkeypatch
-):
+    sites: TinySites, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(LostSiteError):
         without_cedar(sites, tmp_path / "out", monkeypatch, deadline=60.0)
     state = read_state(tmp_path / "out")
@@ -102,8 +114,8 @@ def test_a_run_that_stops_at_the_deadline_says_who_was_missing_and_what_to_do(
 
 
 def test_a_refused_run_in_flower_leaves_its_cause_and_in_one_process_it_leaves_nothing(
-    sites, tmp_path
-):
+    sites: TinySites, tmp_path: Path
+) -> None:
     twins = [sites.nodes[0], sites.nodes[1] | {"name": "ash"}, sites.nodes[2]]
     with pytest.raises(LayerweldError) as refused:
         play_in_flower(sites, tmp_path / "flower", twins)
@@ -119,7 +131,7 @@ def test_a_refused_run_in_flower_leaves_its_cause_and_in_one_process_it_leaves_n
     assert not (tmp_path / "here").exists()
 
 
-def test_a_killed_run_is_told_from_one_that_is_played(sites, tmp_path):
+def test_a_killed_run_is_told_from_one_that_is_played(sites: TinySites, tmp_path: Path) -> None:
     output = tmp_path / "out"
     child = os.fork()
     if child == 0:
@@ -139,7 +151,7 @@ def test_a_killed_run_is_told_from_one_that_is_played(sites, tmp_path):
 KILL_AT = ("Chain of Merges", 1)
 
 
-def kill():
+def kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -148,7 +160,9 @@ def kill():
     [*(kind("what went wrong") for kind in KINDS), KeyboardInterrupt(), ValueError("x\ny")],
     ids=lambda error: type(error).__name__,
 )
-def test_every_end_has_a_code_of_the_document_one_line_of_cause_and_a_next_step(error, tmp_path):
+def test_every_end_has_a_code_of_the_document_one_line_of_cause_and_a_next_step(
+    error: Any, tmp_path: Path
+) -> None:
     with pytest.raises(type(error)), recording(tmp_path):
         raise error
     state = read_state(tmp_path)
@@ -164,7 +178,7 @@ def test_every_end_has_a_code_of_the_document_one_line_of_cause_and_a_next_step(
         assert state.exit_code == error.exit_code
 
 
-def test_of_the_same_work_every_percent_is_written_and_not_every_batch(tmp_path):
+def test_of_the_same_work_every_percent_is_written_and_not_every_batch(tmp_path: Path) -> None:
     times = []
     with recording(tmp_path) as recorder:
         write = recorder.write
@@ -174,7 +188,7 @@ def test_of_the_same_work_every_percent_is_written_and_not_every_batch(tmp_path)
     assert times == list(range(0, 1001, 10))
 
 
-def test_warnings_are_kept_until_the_work_moves_on(tmp_path):
+def test_warnings_are_kept_until_the_work_moves_on(tmp_path: Path) -> None:
     with recording(tmp_path):
         report_progress("Chain of Merges", 1, 24)
         report_progress("warning: few tokens", 0, 0)
@@ -186,17 +200,19 @@ def test_warnings_are_kept_until_the_work_moves_on(tmp_path):
         assert read_state(tmp_path).notes == ()
 
 
-def test_a_damaged_state_is_refused_by_name(tmp_path):
+def test_a_damaged_state_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "state.json").write_text('{"status": "run')
     with pytest.raises(JournalError, match=r"state\.json cannot be read"):
         read_state(tmp_path)
 
 
-def test_no_state_is_no_run(tmp_path):
+def test_no_state_is_no_run(tmp_path: Path) -> None:
     assert read_state(tmp_path) is None
 
 
-def test_the_coordinator_shows_every_run_also_while_its_superlink_is_away(tmp_path, monkeypatch):
+def test_the_coordinator_shows_every_run_also_while_its_superlink_is_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     lw = CliRunner()
     init = ["coordinator", "init", "fed", "--host", "localhost", "--port", "18443"]

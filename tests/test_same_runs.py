@@ -2,6 +2,9 @@
 
 import json
 import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module", params=["adapter", "model"])
-def run(request, tmp_path_factory):
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp(request.param)
     sites = make_sites(folder, ["query", "value"])
     if request.param == "model":
@@ -26,12 +29,12 @@ def run(request, tmp_path_factory):
 
 
 @pytest.fixture
-def other(run, tmp_path):
+def other(run: Path, tmp_path: Path) -> Path:
     shutil.copytree(run, tmp_path / "other")
     return tmp_path / "other"
 
 
-def change(folder, by):
+def change(folder: Path, by: Callable[..., Any]) -> None:
     """Change one tensor of what a run merged."""
     file = next(folder.glob("*/*.safetensors"))
     tensors = load_file(file)
@@ -40,13 +43,13 @@ def change(folder, by):
     save_file(tensors, file, metadata={"format": "pt"})
 
 
-def test_a_run_and_its_copy_have_equal_bits(run, other):
+def test_a_run_and_its_copy_have_equal_bits(run: Path, other: Path) -> None:
     said = lw("compare-runs", run, other).output
     assert "layers: equal bits" in said
     assert "another machine" not in said
 
 
-def test_what_rounding_explains_is_equal_within_the_tolerance(run, other):
+def test_what_rounding_explains_is_equal_within_the_tolerance(run: Path, other: Path) -> None:
     change(other, lambda tensor: tensor * (1 + 1e-5))
     said = lw("compare-runs", run, other).output
     assert "layers: equal within 0.001" in said
@@ -54,7 +57,7 @@ def test_what_rounding_explains_is_equal_within_the_tolerance(run, other):
     assert worst == pytest.approx(1e-5, rel=0.02)
 
 
-def test_more_than_that_is_an_error_that_names_the_layer(run, other):
+def test_more_than_that_is_an_error_that_names_the_layer(run: Path, other: Path) -> None:
     change(other, lambda tensor: tensor * 1.01)
     with pytest.raises(DifferentMergeError, match=r"differs by 0\.0099? of its size"):
         lw("compare-runs", run, other)
@@ -62,14 +65,14 @@ def test_more_than_that_is_an_error_that_names_the_layer(run, other):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_what_is_not_finite_is_equal_to_nothing(run, other, value):
+def test_what_is_not_finite_is_equal_to_nothing(run: Path, other: Path, value: Any) -> None:
     change(other, lambda tensor: torch.full_like(tensor, value))
     for pair in ((run, other), (other, run)):
         with pytest.raises(DifferentMergeError):
             require_within(layer_differences(*pair), 1e9)
 
 
-def test_another_basis_of_the_same_product_is_no_difference(tmp_path):
+def test_another_basis_of_the_same_product_is_no_difference(tmp_path: Path) -> None:
     sites = make_sites(tmp_path / "s", ["query", "value"])
     sites.play(tmp_path / "a")
     shutil.copytree(tmp_path / "a", tmp_path / "b")
@@ -85,7 +88,7 @@ def test_another_basis_of_the_same_product_is_no_difference(tmp_path):
     assert 0 < max(one.relative for one in found) < 1e-5
 
 
-def test_what_differs_in_the_machines_is_named(run, other):
+def test_what_differs_in_the_machines_is_named(run: Path, other: Path) -> None:
     file = other / "environment.json"
     about = json.loads(file.read_text())
     about["coordinator"]["cpu"] = "another\x1b[2J"
@@ -100,7 +103,7 @@ def test_what_differs_in_the_machines_is_named(run, other):
 
 
 @pytest.mark.parametrize("spoil", ["missing", "damaged", "cut", "no environment", "other layers"])
-def test_what_cannot_be_compared_is_named(run, other, spoil):
+def test_what_cannot_be_compared_is_named(run: Path, other: Path, spoil: str) -> None:
     file = next(other.glob("*/*.safetensors"))
     if spoil == "missing":
         file.unlink()

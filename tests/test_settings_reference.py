@@ -1,6 +1,7 @@
 """Documents are what the code says, and the example among the settings is one."""
 
 import re
+from pathlib import Path
 
 from layerweld.settings.page import settings_page
 from layerweld.settings.reference import CHECKOUT, documents
@@ -10,14 +11,14 @@ from layerweld.settings.sites import SiteEntry, read_run_file
 DOCUMENT = CHECKOUT / "docs/settings.md"
 
 
-def test_every_file_that_is_made_from_the_code_is_what_the_code_says():
+def test_every_file_that_is_made_from_the_code_is_what_the_code_says() -> None:
     for file, text in documents().items():
         assert (CHECKOUT / file).read_text() == text, (
             f"{file} is out of step: python -m layerweld.settings.reference"
         )
 
 
-def test_every_setting_has_a_row_that_says_what_it_means():
+def test_every_setting_has_a_row_that_says_what_it_means() -> None:
     rows, table = {}, ""
     for line in settings_page().splitlines():
         if line.startswith("## "):
@@ -29,7 +30,7 @@ def test_every_setting_has_a_row_that_says_what_it_means():
     assert all(meaning.endswith(".") for meaning in rows.values())
 
 
-def test_the_example_is_a_run_file(tmp_path):
+def test_the_example_is_a_run_file(tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
     file.write_text(re.search(r"```toml\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)[1])
     settings, sites = read_run_file(file)

@@ -1,5 +1,7 @@
 """Sites that share directions, agree or changed nothing: no arbitrary vector gets a say."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -13,7 +15,7 @@ from tests.test_merging_spectral import CASES, RANKS
 
 # OPCM ends in the mean norm of all sites, in which a zero counts as one.
 @pytest.mark.parametrize("name", [name for name in CASES if name != "opcm"])
-def test_a_site_whose_adapter_was_never_trained_has_no_say(name):
+def test_a_site_whose_adapter_was_never_trained_has_no_say(name: Any) -> None:
     method, _ = CASES[name]
     sites = by_site(random_sites(3, ranks=RANKS))
     sites["cedar"] = {
@@ -28,7 +30,7 @@ def test_a_site_whose_adapter_was_never_trained_has_no_say(name):
 ARBITRARY = ("tsv", "iso-cts", "dc-merge", "dc-merge, more")
 
 
-def one_frozen_a(seed=0):
+def one_frozen_a(seed: int = 0) -> dict[Any, Any]:
     """Three sites of rank 3 that share ``A``, and so the rows of every update."""
     sites = by_site(random_sites(3, seed=seed, ranks=(3, 3, 3)))
     return {
@@ -41,7 +43,7 @@ def one_frozen_a(seed=0):
 
 
 @pytest.mark.parametrize("name", ARBITRARY)
-def test_nothing_outside_of_what_the_sites_share_gets_into_a_merge(name):
+def test_nothing_outside_of_what_the_sites_share_gets_into_a_merge(name: Any) -> None:
     sites = one_frozen_a()
     merged = CASES[name][0].merge(side_by_side(sites)).updates
     for layer, update in merged.items():
@@ -52,14 +54,14 @@ def test_nothing_outside_of_what_the_sites_share_gets_into_a_merge(name):
 
 
 @pytest.mark.parametrize("name", ARBITRARY)
-def test_names_decide_nothing_where_sites_share_directions(name):
+def test_names_decide_nothing_where_sites_share_directions(name: Any) -> None:
     sites = one_frozen_a()
     renamed = dict(zip(("cedar", "ash", "birch"), sites.values(), strict=True))
     one, other = (CASES[name][0].merge(side_by_side(s)).updates for s in (sites, renamed))
     assert relative_distance(list(one.values()), list(other.values())) < 1e-5
 
 
-def test_sites_that_agree_are_given_back_by_tsv():
+def test_sites_that_agree_are_given_back_by_tsv() -> None:
     one = by_site(random_sites(1, ranks=(3,)))["ash"]
     merged = Tsv().merge(side_by_side(dict.fromkeys(("ash", "birch", "cedar"), one)))
     expected = {layer: update.dense().double().numpy() for layer, update in one.items()}

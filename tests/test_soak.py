@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import shutil
+from pathlib import Path
 
 import psutil
 import pytest
@@ -15,7 +16,9 @@ pytestmark = pytest.mark.soak
 _RUNS, _SETTLED = 200, 40
 
 
-def test_nothing_grows_over_two_hundred_runs(tmp_path, capsys):
+def test_nothing_grows_over_two_hundred_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     sites = make_sites(tmp_path / "sites", ["query", "value"])
     settings = sites.settings()
     process = psutil.Process()

@@ -4,11 +4,12 @@ import json
 import os
 import random
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import combinations
 from pathlib import Path
-from typing import Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
 from flwr.app import Context, Message, RecordDict
@@ -41,7 +42,7 @@ NUMBERS = (0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 16, 17, 18, -1, 2**31, 2**63, 10**30)
 SHARES = (0.0, 1e-9, 0.01, 0.05, 0.06, 0.5, 0.94, 0.999, 1.0, -1.0, 1e300, float("inf"))
 
 
-def fields():
+def fields() -> Iterator[tuple[Any, ...]]:
     """Key, and kind, of every setting of a run."""
     for name, about in RunSettings.model_fields.items():
         table = type(getattr(RunSettings(), name))
@@ -51,14 +52,14 @@ def fields():
             yield key, entry.annotation
 
 
-def hostile_values(kind):
+def hostile_values(kind: str) -> tuple[Any, ...]:
     if get_origin(kind) is Literal:
         return (*get_args(kind), "../x")
     return {str: WORDS, int: NUMBERS, float: SHARES, bool: (True, False)}[kind]
 
 
 @pytest.fixture(scope="module")
-def node(tmp_path_factory):
+def node(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
     """A site's own configuration: eighteen rows with a column that is nobody's business."""
     made = make_labelled_sites(tmp_path_factory.mktemp("site"))
     own = made.nodes[0]
@@ -70,7 +71,7 @@ def node(tmp_path_factory):
     return own | paths | {"min-rows": LEAST}
 
 
-def settings_with(**changed):
+def settings_with(**changed: Any) -> RunSettings:
     usual = {"calibration.batch-size": 4, "calibration.max-length": 32, "calibration.threads": 1}
     return read_run_settings(RunSettings().flat() | usual | changed)
 
@@ -83,7 +84,7 @@ class Chosen:
     held_out: set = field(default_factory=set)
     refused: int = 0
 
-    def note(self, state):
+    def note(self, state: SiteState) -> None:
         for where, choose in (
             (self.work, lambda: state.data.calibration_samples),
             (self.work, lambda: state.data.training_samples.dataset),
@@ -99,7 +100,7 @@ class Chosen:
                 where.add(frozenset(rows.inputs))
                 assert SECRET not in " ".join((*rows.inputs, *rows.classes))
 
-    def note_batches(self, state):
+    def note_batches(self, state: SiteState) -> None:
         """The rows of each optimiser step of fine-tuning."""
         try:
             parcels = state.data.training_samples
@@ -111,7 +112,7 @@ class Chosen:
         self.work |= {frozenset(batch["texts"]) for batch in loader.train_dataloader()}
 
 
-def assert_nobody_stands_alone(sets):
+def assert_nobody_stands_alone(sets: set[Any]) -> None:
     """Neither in a set, nor in what two sets have or have not in common."""
     assert all(len(rows) >= LEAST for rows in sets)
     for one, other in combinations(sets, 2):
@@ -119,7 +120,9 @@ def assert_nobody_stands_alone(sets):
             assert not part or len(part) >= LEAST
 
 
-def test_no_setting_of_a_run_makes_a_site_obey_more_than_its_own_configuration(node):
+def test_no_setting_of_a_run_makes_a_site_obey_more_than_its_own_configuration(
+    node: dict[Any, Any],
+) -> None:
     tried, chosen = 0, Chosen()
     own = site_of_node(node, settings_with())
     for key, kind in fields():
@@ -146,7 +149,7 @@ def test_no_setting_of_a_run_makes_a_site_obey_more_than_its_own_configuration(n
     assert_nobody_stands_alone(chosen.held_out)
 
 
-def test_pairs_of_settings_do_not_single_out_rows_either(node):
+def test_pairs_of_settings_do_not_single_out_rows_either(node: dict[Any, Any]) -> None:
     rng, chosen = random.Random(0), Chosen()
     keys = {
         "calibration.samples": range(20), "calibration.seed": range(50),
@@ -168,10 +171,10 @@ _watching = [False]
 
 
 @cache
-def watch_files():
+def watch_files() -> None:
     """From now on files that Python opens are noted, while somebody wants to know."""
 
-    def hook(event, arguments):
+    def hook(event: Any, arguments: Any) -> None:
         if _watching[0] and event == "open" and isinstance(arguments[0], str | bytes):
             path, mode, flags = os.fsdecode(arguments[0]), *arguments[1:]
             writes = any(c in (mode or "") for c in "wax+") or (flags or 0) & 3
@@ -181,7 +184,7 @@ def watch_files():
 
 
 @pytest.fixture
-def opened():
+def opened() -> Iterator[list[tuple[str, str]]]:
     watch_files()
     OPENED.clear()
     _watching[0] = True
@@ -189,7 +192,12 @@ def opened():
     _watching[0] = False
 
 
-def ask(node, settings, kind="query.handshake", content=None):
+def ask(
+    node: dict[Any, Any],
+    settings: RunSettings,
+    kind: str = "query.handshake",
+    content: RecordDict = None,
+) -> Message:
     context = Context(1, 1, node, RecordDict(), dict(settings.flat()))
     message = Message(content or encode_plain(kind, "0" * 16), 1, kind)
     message.metadata.__dict__["_message_id"] = "m"
@@ -207,8 +215,12 @@ HOSTILE_RUNS = [
 
 @pytest.mark.parametrize("hostile", HOSTILE_RUNS)
 def test_nothing_is_written_outside_of_the_sites_cache_and_nothing_foreign_is_read(
-    node, hostile, opened, tmp_path, monkeypatch
-):
+    node: dict[Any, Any],
+    hostile: Any,
+    opened: list[tuple[str, str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "nobody"))
     settings = settings_with(**{"finetune.max-steps": 2, "finetune.accelerator": "cpu"} | hostile)
@@ -225,7 +237,7 @@ def test_nothing_is_written_outside_of_the_sites_cache_and_nothing_foreign_is_re
     assert {path.name for path in tmp_path.iterdir()} <= {"cache"}
 
 
-def test_fewer_rows_than_the_least_are_not_trained_or_evaluated_on(node):
+def test_fewer_rows_than_the_least_are_not_trained_or_evaluated_on(node: dict[Any, Any]) -> None:
     trains = {k: v for k, v in node.items() if k != "adapter"} | {"min-rows": 19}
     for own in (trains, node | {"min-rows": 19}):
         assert parse_incident(ask(own, settings_with()).error.reason).code is Code.COHORT
@@ -235,7 +247,9 @@ def test_fewer_rows_than_the_least_are_not_trained_or_evaluated_on(node):
     assert ask(node, off).has_content()
 
 
-def test_a_site_that_says_little_has_careful_defaults_and_not_the_runs(node):
+def test_a_site_that_says_little_has_careful_defaults_and_not_the_runs(
+    node: dict[Any, Any],
+) -> None:
     bare = {key: node[key] for key in ("name", "data", "base")}
     settings = settings_with(
         cache="/tmp/elsewhere", **{"calibration.text-column": "secret", "finetune.logger": "wandb"}
@@ -248,7 +262,7 @@ def test_a_site_that_says_little_has_careful_defaults_and_not_the_runs(node):
         site_of_node({k: node[k] for k in ("name", "data")}, settings_with(base=node["base"]))
 
 
-def test_who_runs_sites_of_their_own_decides_for_them(node):
+def test_who_runs_sites_of_their_own_decides_for_them(node: dict[Any, Any]) -> None:
     bare = {key: node[key] for key in ("name", "data")}
     settings = settings_with(**{"calibration.text-column": "secret"}, base=node["base"])
     with raising_here():
@@ -261,7 +275,9 @@ HOSTILE_NAMES = [word for word in WORDS if word not in ("secret", "text", "label
 
 
 @pytest.mark.parametrize("name", [n for n in HOSTILE_NAMES if len(n) < 99] + ["x" * 201, ".hidden"])
-def test_a_name_from_outside_never_leaves_its_folder(node, name, tmp_path):
+def test_a_name_from_outside_never_leaves_its_folder(
+    node: dict[Any, Any], name: Any, tmp_path: Path
+) -> None:
     settings = settings_with()
     state = SiteState(site_of_node(node, settings), settings, "0" * 16)
     with pytest.raises(RefusedReplyError):
@@ -273,7 +289,7 @@ def test_a_name_from_outside_never_leaves_its_folder(node, name, tmp_path):
 
 
 @pytest.mark.parametrize("step", [-1, 10**6, -(10**30)])
-def test_a_step_that_no_schedule_has_is_refused(node, step):
+def test_a_step_that_no_schedule_has_is_refused(node: dict[Any, Any], step: int) -> None:
     from client.handlers.statistics import reply_to
 
     settings = settings_with()
@@ -284,7 +300,7 @@ def test_a_step_that_no_schedule_has_is_refused(node, step):
         reply_to(state, asked)
 
 
-def test_every_number_of_a_runs_settings_has_two_ends_and_every_text_a_longest():
+def test_every_number_of_a_runs_settings_has_two_ends_and_every_text_a_longest() -> None:
     for key, kind in fields():
         endless = {int: (10**30, -(10**30)), float: (1e30, -1e30, float("inf"), float("nan"))}
         for value in endless.get(kind, ()):
@@ -295,7 +311,7 @@ def test_every_number_of_a_runs_settings_has_two_ends_and_every_text_a_longest()
                 settings_with(**{key: "x" * 100_000})
 
 
-def test_rows_that_cannot_be_read_are_no_way_to_another_column(node):
+def test_rows_that_cannot_be_read_are_no_way_to_another_column(node: dict[Any, Any]) -> None:
     settings = settings_with(**{"calibration.max-unreadable": 1.0})
     site = site_of_node(node | {"text-column": "absent"}, settings)
     with pytest.raises(DataError, match="no column 'absent'"):

@@ -1,10 +1,12 @@
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from layerweld.errors import RefusedReplyError
 from layerweld.plan import LayerGroup, LayerShape
@@ -20,14 +22,21 @@ from layerweld.statistics.group import (
 from layerweld.transport.arrays import num_bytes
 from layerweld.transport.identity import Identity, with_identity
 from layerweld.transport.statistics import StatisticsReply, encode_statistics, statistics_layout
-from layerweld.updates.update import DenseUpdate, LowRankUpdate
+from layerweld.updates.update import DenseUpdate, LowRankUpdate, Update
 
 NORMALIZATIONS = ["token", "feature", "trace", "none"]
 GROUP = LayerGroup("mlp", 0, 3, (LayerShape("up", 4), LayerShape("gate", 2)))
 seeds = st.integers(0, 2**16)
 
 
-def measured(normalization="token", shrinkage=1.0, dense=False, with_updates=False, num=9, seed=0):
+def measured(
+    normalization: str = "token",
+    shrinkage: float = 1.0,
+    dense: bool = False,
+    with_updates: bool = False,
+    num: int = 9,
+    seed: int = 0,
+) -> tuple[GroupStatistics, dict[str, Update]]:
     """Statistics of three-wide tokens, and the updates they were formed with."""
     generator = torch.Generator().manual_seed(seed)
     chosen = MergeSettings(normalization=normalization, shrinkage=shrinkage)
@@ -43,7 +52,7 @@ def measured(normalization="token", shrinkage=1.0, dense=False, with_updates=Fal
     return accumulator.statistics(updates, ProductForm(dense, with_updates)), updates
 
 
-def product_of(statistics, layer):
+def product_of(statistics: GroupStatistics, layer: str) -> Tensor:
     return statistics.products[layer].moments.dense()
 
 
@@ -51,7 +60,9 @@ def product_of(statistics, layer):
     ("normalization", "dense"), itertools.product(NORMALIZATIONS, [True, False])
 )
 @given(shrinkage=st.floats(0, 1), seed=seeds)
-def test_products_are_the_update_times_the_shrunk_gram(normalization, dense, shrinkage, seed):
+def test_products_are_the_update_times_the_shrunk_gram(
+    normalization: Any, dense: Any, shrinkage: float, seed: Any
+) -> None:
     statistics, updates = measured(normalization, shrinkage, dense, seed=seed)
     gram = shrink(statistics.gram.double(), shrinkage)
     for layer, update in updates.items():
@@ -63,7 +74,9 @@ def test_products_are_the_update_times_the_shrunk_gram(normalization, dense, shr
 
 
 @pytest.mark.parametrize(("dense", "with_updates"), itertools.product([True, False], repeat=2))
-def test_what_travels_is_all_of_it_and_has_the_shapes_that_are_known_before(dense, with_updates):
+def test_what_travels_is_all_of_it_and_has_the_shapes_that_are_known_before(
+    dense: Any, with_updates: Any
+) -> None:
     statistics, _ = measured(dense=dense, with_updates=with_updates)
     sent = statistics.tensors()
     blank = blank_statistics(GROUP, {"up": 2, "gate": 0}, ProductForm(dense, with_updates))
@@ -76,7 +89,7 @@ def test_what_travels_is_all_of_it_and_has_the_shapes_that_are_known_before(dens
     assert all(torch.equal(again[name], tensor) for name, tensor in sent.items())
 
 
-def test_dense_form_sends_no_factors_and_the_anchor_sends_the_updates():
+def test_dense_form_sends_no_factors_and_the_anchor_sends_the_updates() -> None:
     statistics, updates = measured(dense=True, with_updates=True)
     assert all(isinstance(p.moments, DenseUpdate) for p in statistics.products.values())
     torch.testing.assert_close(statistics.products["up"].update.weight, updates["up"].dense())
@@ -86,7 +99,7 @@ def test_dense_form_sends_no_factors_and_the_anchor_sends_the_updates():
 
 
 @pytest.mark.parametrize("with_updates", [True, False])
-def test_bytes_are_a_triangle_and_the_products_tensors(with_updates):
+def test_bytes_are_a_triangle_and_the_products_tensors(with_updates: bool) -> None:
     statistics, _ = measured(with_updates=with_updates)
     numbers = 6 + (4 * 2 + 2 * 3) + 2 * 3  # triangle of 3, factors of up, product of gate
     if with_updates:
@@ -101,12 +114,12 @@ def test_bytes_are_a_triangle_and_the_products_tensors(with_updates):
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
 @given(num=st.integers(1, 20), seed=seeds)
-def test_honest_statistics_pass_every_check(normalization, num, seed):
+def test_honest_statistics_pass_every_check(normalization: Any, num: int, seed: Any) -> None:
     statistics, _ = measured(normalization, num=num, seed=seed)
     check_statistics(statistics, 3, normalization)
 
 
-def with_gram(rows):
+def with_gram(rows: Any) -> GroupStatistics:
     return GroupStatistics("mlp", torch.tensor(rows), {}, 1)
 
 
@@ -146,7 +159,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize(("gram", "normalization", "message"), BROKEN.values(), ids=BROKEN.keys())
-def test_moments_that_no_data_has_are_refused(gram, normalization, message):
+def test_moments_that_no_data_has_are_refused(gram: Any, normalization: Any, message: Any) -> None:
     with pytest.raises(RefusedReplyError, match=message) as refused:
         check_statistics(with_gram(gram), 3, normalization)
     assert str(refused.value).startswith("mlp: the Gram matrix")

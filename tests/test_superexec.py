@@ -1,5 +1,7 @@
 """Flower's task loop asks often in a run, and seldom between runs."""
 
+from typing import Any
+
 import pytest
 from flwr.supercore.superexec import run_superexec
 
@@ -9,16 +11,16 @@ from client.superexec import Pace, keep_pace
 class Clock:
     """Pauses take no time."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.now, self.pauses = 0.0, []
 
-    def sleep(self, seconds):
+    def sleep(self, seconds: Any) -> None:
         self.pauses.append(seconds)
         self.now += seconds
 
 
 @pytest.fixture
-def flower(monkeypatch):
+def flower(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Flower's module as it is, put back afterwards."""
     handled = []
     monkeypatch.setattr(run_superexec, "_handle_launch_result", lambda *task: handled.append(task))
@@ -26,7 +28,9 @@ def flower(monkeypatch):
     return handled
 
 
-def test_it_asks_seldom_until_there_is_a_task_and_often_for_two_minutes_then(flower):
+def test_it_asks_seldom_until_there_is_a_task_and_often_for_two_minutes_then(
+    flower: list[Any],
+) -> None:
     clock = Clock()
     keep_pace(Pace(lambda: clock.now, clock.sleep))
     for _ in range(3):
@@ -42,13 +46,17 @@ def test_it_asks_seldom_until_there_is_a_task_and_often_for_two_minutes_then(flo
 
 
 @pytest.mark.parametrize("moved", ["_handle_launch_result", "time"])
-def test_with_a_flower_that_works_otherwise_nothing_runs(flower, monkeypatch, moved):
+def test_with_a_flower_that_works_otherwise_nothing_runs(
+    flower: list[Any], monkeypatch: pytest.MonkeyPatch, moved: str
+) -> None:
     monkeypatch.delattr(run_superexec, moved)
     with pytest.raises(AttributeError, match=moved):
         keep_pace(Pace())
 
 
-def test_flowers_loop_pauses_and_launches_by_these_names(flower, monkeypatch):
+def test_flowers_loop_pauses_and_launches_by_these_names(
+    flower: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """So that a change of Flower's does not leave the pace without effect and without a word."""
     import inspect
 

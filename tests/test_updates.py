@@ -1,10 +1,13 @@
 """An update is one matrix, whether it is kept as factors or as it is: all its methods agree."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from layerweld.updates.bounds import cancels, largest_of_update
 from layerweld.updates.named_tensors import update_tensors, updates_from
@@ -19,27 +22,29 @@ from layerweld.updates.update import (
 sizes, ranks, seeds = st.integers(2, 9), st.integers(1, 9), st.integers(0, 2**16)
 
 
-def random(*shape, seed):
+def random(*shape: Any, seed: int) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-def low_rank(d_out, d_in, rank, seed):
+def low_rank(d_out: int, d_in: int, rank: int, seed: int) -> LowRankUpdate:
     return LowRankUpdate(random(d_out, rank, seed=seed), random(rank, d_in, seed=seed + 1))
 
 
-def both(d_out, d_in, rank, seed):
+def both(d_out: int, d_in: int, rank: int, seed: int) -> tuple[Any, ...]:
     """One update in both forms, and the matrix that it is."""
     factored = low_rank(d_out, d_in, rank, seed)
     matrix = factored.left.numpy() @ factored.right.numpy()
     return (factored, DenseUpdate(torch.from_numpy(matrix))), matrix
 
 
-def close(update, matrix):
+def close(update: LowRankUpdate, matrix: Any) -> None:
     np.testing.assert_allclose(update.dense().numpy(), matrix, rtol=1e-9, atol=1e-9)
 
 
 @given(d_out=sizes, d_in=sizes, rank=ranks, seed=seeds, k=sizes)
-def test_products_with_matrices_are_those_of_the_matrix(d_out, d_in, rank, seed, k):
+def test_products_with_matrices_are_those_of_the_matrix(
+    d_out: Any, d_in: Any, rank: Any, seed: Any, k: Any
+) -> None:
     left, right = random(k, d_out, seed=seed + 2), random(d_in, k, seed=seed + 3)
     updates, matrix = both(d_out, d_in, rank, seed)
     for update in updates:
@@ -55,7 +60,9 @@ def test_products_with_matrices_are_those_of_the_matrix(d_out, d_in, rank, seed,
 
 
 @given(d_out=sizes, d_in=sizes, rank=ranks, other_rank=ranks, seed=seeds)
-def test_sums_and_inner_products_are_those_of_the_matrices(d_out, d_in, rank, other_rank, seed):
+def test_sums_and_inner_products_are_those_of_the_matrices(
+    d_out: Any, d_in: Any, rank: Any, other_rank: Any, seed: Any
+) -> None:
     ones, one = both(d_out, d_in, rank, seed)
     others, other = both(d_out, d_in, other_rank, seed + 2)
     for update in ones:
@@ -71,7 +78,9 @@ def test_sums_and_inner_products_are_those_of_the_matrices(d_out, d_in, rank, ot
 
 
 @given(d_out=sizes, d_in=sizes, rank=ranks, seed=seeds)
-def test_energies_in_the_metric_of_a_gram_matrix_agree(d_out, d_in, rank, seed):
+def test_energies_in_the_metric_of_a_gram_matrix_agree(
+    d_out: Any, d_in: Any, rank: Any, seed: Any
+) -> None:
     inputs = random(3 * d_in, d_in, seed=seed + 2)
     gram = inputs.T @ inputs
     updates, matrix = both(d_out, d_in, rank, seed)
@@ -85,7 +94,9 @@ def test_energies_in_the_metric_of_a_gram_matrix_agree(d_out, d_in, rank, seed):
 
 
 @given(d_out=sizes, d_in=sizes, rank=ranks, seed=seeds)
-def test_factors_of_one_side_have_its_moments_and_its_span(d_out, d_in, rank, seed):
+def test_factors_of_one_side_have_its_moments_and_its_span(
+    d_out: Any, d_in: Any, rank: Any, seed: Any
+) -> None:
     updates, matrix = both(d_out, d_in, rank, seed)
     for update in updates:
         rows, columns, basis = update.row_factor(), update.column_factor(), update.row_basis()
@@ -96,7 +107,9 @@ def test_factors_of_one_side_have_its_moments_and_its_span(d_out, d_in, rank, se
 
 
 @given(d_out=sizes, d_in=sizes, rank=ranks, seed=seeds)
-def test_the_spectrum_is_numpys_without_the_directions_that_are_not_there(d_out, d_in, rank, seed):
+def test_the_spectrum_is_numpys_without_the_directions_that_are_not_there(
+    d_out: Any, d_in: Any, rank: Any, seed: Any
+) -> None:
     updates, matrix = both(d_out, d_in, rank, seed)
     values = np.linalg.svd(matrix, compute_uv=False)
     values = values[values > 1e-6 * values[0]]
@@ -110,8 +123,8 @@ def test_the_spectrum_is_numpys_without_the_directions_that_are_not_there(d_out,
 
 @given(d_out=sizes, d_in=sizes, rank=ranks, seed=seeds)
 def test_no_entry_is_larger_than_its_bound_and_honest_factors_do_not_cancel(
-    d_out, d_in, rank, seed
-):
+    d_out: Any, d_in: Any, rank: Any, seed: Any
+) -> None:
     updates, matrix = both(d_out, d_in, rank, seed)
     largest = np.abs(matrix).max()
     for update in updates:
@@ -127,7 +140,7 @@ def test_no_entry_is_larger_than_its_bound_and_honest_factors_do_not_cancel(
     assert not cancels(DenseUpdate(nothing.dense()))
 
 
-def test_what_is_no_number_has_no_bound():
+def test_what_is_no_number_has_no_bound() -> None:
     nan = torch.tensor([[1.0, float("nan")]])
     assert largest_of_update(DenseUpdate(nan)) == float("inf")
     assert largest_of_update(LowRankUpdate(torch.ones(3, 1), nan)) == float("inf")
@@ -135,7 +148,9 @@ def test_what_is_no_number_has_no_bound():
 
 
 @given(d_out=sizes, d_in=sizes, rank=ranks, seed=seeds)
-def test_tensors_are_all_of_it_and_keep_their_names(d_out, d_in, rank, seed):
+def test_tensors_are_all_of_it_and_keep_their_names(
+    d_out: Any, d_in: Any, rank: Any, seed: Any
+) -> None:
     updates, _ = both(d_out, d_in, rank, seed)
     named = dict(zip(("a.b", "a"), updates, strict=True))
     tensors = update_tensors(named)
@@ -154,15 +169,15 @@ def test_tensors_are_all_of_it_and_keep_their_names(d_out, d_in, rank, seed):
     [(torch.zeros(4, 2), torch.zeros(1, 6)), (torch.zeros(4, 1), torch.zeros(6))],
     ids=["rank", "flat"],
 )
-def test_factors_without_a_common_rank_are_no_update(factors):
+def test_factors_without_a_common_rank_are_no_update(factors: Any) -> None:
     with pytest.raises(ValueError, match="have no common rank"):
         LowRankUpdate(*factors)
 
 
 @given(d_out=sizes, d_in=sizes, rank=ranks, seed=seeds)
 def test_an_update_is_zero_where_a_tensor_is_and_precision_changes_nothing_else(
-    d_out, d_in, rank, seed
-):
+    d_out: Any, d_in: Any, rank: Any, seed: Any
+) -> None:
     for update in both(d_out, d_in, rank, seed)[0]:
         assert not update.is_zero
         assert (update * 0.0).is_zero

@@ -1,6 +1,9 @@
 """Random backbones of two or more tiny blocks, one for each way of calling a block."""
 
+from typing import Any
+
 import torch
+from torch.nn.modules.module import Module
 from transformers import (
     AlbertConfig,
     AlbertModel,
@@ -88,7 +91,7 @@ MODELS = ENCODERS | DECODERS | VISION
 EVERY_MODEL = sorted(MODELS)
 
 
-def new_backbone(name):
+def new_backbone(name: str) -> Any:
     """The named model with seeded random weights, in evaluation mode and without a cache."""
     torch.manual_seed(1)
     backbone = (MODELS | UNSUPPORTED)[name]().eval().requires_grad_(False)
@@ -98,7 +101,9 @@ def new_backbone(name):
     return backbone
 
 
-def make_batch(backbone, padded=True, side="right", seed=0):
+def make_batch(
+    backbone: Module, padded: bool = True, side: str = "right", seed: int = 0
+) -> dict[Any, Any]:
     """Three images, or three texts of which two are padded on the given side."""
     generator = torch.Generator().manual_seed(seed)
     if backbone.main_input_name == "pixel_values":

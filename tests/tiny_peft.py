@@ -1,7 +1,9 @@
 """Random models of a few blocks, and the PEFT folders that training them would have left behind."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -15,7 +17,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from layerweld.model.base_model import load_base
+from layerweld.model.base_model import BaseModel, load_base
 
 VOCABULARY = 40
 TARGETS = {
@@ -25,7 +27,7 @@ TARGETS = {
 }
 
 
-def new_model(family, blocks=2):
+def new_model(family: str, blocks: int = 2) -> Any:
     """A model of the family, with a head where sites would have trained one."""
     torch.manual_seed(1)
     ends = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2}
@@ -39,13 +41,19 @@ def new_model(family, blocks=2):
     return GPT2Model(GPT2Config(n_positions=16, n_embd=16, n_layer=blocks, n_head=2, **ends)).eval()
 
 
-def save_base(family, folder, blocks=2):
+def save_base(family: str, folder: Path, blocks: int = 2) -> BaseModel:
     """Write the family's base model and read it as the project does."""
     new_model(family, blocks).save_pretrained(folder)
     return load_base(folder)
 
 
-def train_adapter(model, folder, targets, seed=0, **settings):
+def train_adapter(
+    model: Any,
+    folder: Path | str,
+    targets: list[Any] | str | list[str],
+    seed: int = 0,
+    **settings: Any,
+) -> Any:
     """Write the PEFT folder of an adapter with random factors; return the wrapped model."""
     torch.manual_seed(seed)
     config = LoraConfig(
@@ -57,21 +65,21 @@ def train_adapter(model, folder, targets, seed=0, **settings):
     return wrapped
 
 
-def edit_config(folder: Path, **entries):
+def edit_config(folder: Path, **entries: Any) -> None:
     """Overwrite entries of ``adapter_config.json`` (or of a model's ``config.json``)."""
     adapter = folder / "adapter_config.json"
     file = adapter if adapter.is_file() else folder / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | entries))
 
 
-def edit_tensors(file: Path, change):
+def edit_tensors(file: Any, change: Callable[..., Any]) -> None:
     """Rewrite a safetensors file after ``change(tensors)`` has altered the dictionary in place."""
     tensors = load_file(file)
     change(tensors)
     save_file(tensors, file, metadata={"format": "pt"})
 
 
-def lora_modules(wrapped: PeftModel):
+def lora_modules(wrapped: PeftModel) -> dict[Any, Any]:
     """The LoRA layers of a wrapped model, by their full name in the model inside."""
     return {
         name.removeprefix("base_model.model."): module
@@ -81,7 +89,7 @@ def lora_modules(wrapped: PeftModel):
 
 
 @torch.inference_mode()
-def hidden_states(model):
+def hidden_states(model: Any) -> Any:
     """Last hidden states of a small batch with padding."""
     ids = torch.arange(14).reshape(2, 7) % VOCABULARY
     mask = torch.ones_like(ids)

@@ -4,6 +4,7 @@ import json
 import random
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -12,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from client.app import app as client_app
 from client.training.heads import ClassifierHead
 from layerweld.model.base_model import load_base
+from layerweld.report.results import RunResults
 from layerweld.settings.run import RunSettings, validate_settings
 from server.in_process import InProcessGrid
 from server.run import run as run_server
@@ -31,7 +33,7 @@ class TinySites:
     nodes: list[dict[str, str]]
     folder: Path
 
-    def settings(self, **merge: object) -> RunSettings:
+    def settings(self, **merge: Any) -> RunSettings:
         return validate_settings(
             {
                 "base": str(self.base),
@@ -42,7 +44,7 @@ class TinySites:
             }
         )
 
-    def play(self, output: Path, **merge: object):
+    def play(self, output: Path, **merge: Any) -> RunResults:
         """Play the chain in this process; what it came to."""
         settings = self.settings(**merge)
         return run_server(self.grid(settings), settings, str(self.base), output)
@@ -55,7 +57,7 @@ class TinySites:
         ]
         return replace(self, nodes=nodes)
 
-    def grid(self, settings: RunSettings):
+    def grid(self, settings: RunSettings) -> InProcessGrid:
         return InProcessGrid(client_app, self.nodes, settings)
 
 

@@ -4,15 +4,20 @@ Flower's Runtime API, as far as :class:`layerweld.transport.receiving.Receiver` 
 sites that answer in this process. A site may put anything in place of its reply's objects.
 """
 
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+from flwr.app import Message
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
-from tests.faulty_grid import FaultyGrid
+from layerweld.settings.run import RunSettings
+from tests.faulty_grid import Clock, Faults, FaultyGrid
 
 
-def as_it_is(_message, objects, root):
+def as_it_is(_message: Message, objects: Any, root: Path) -> tuple[Any, ...]:
     return objects, root
 
 
@@ -27,7 +32,16 @@ class WireGrid(FaultyGrid):
 
     node = Node(node_id=1)
 
-    def __init__(self, app, nodes, settings, faults, clock, spoil=as_it_is, site="birch"):
+    def __init__(
+        self,
+        app: Any,
+        nodes: list[dict[str, str]],
+        settings: RunSettings,
+        faults: Faults,
+        clock: Clock,
+        spoil: Callable[..., Any] = as_it_is,
+        site: str = "birch",
+    ) -> None:
         super().__init__(app, nodes, settings, faults, clock)
         self._spoil, self._site = spoil, site
         self._objects = {}
@@ -36,10 +50,10 @@ class WireGrid(FaultyGrid):
         self.most_pulled = 0  # bytes of one reply
 
     @property
-    def _runtime_client(self):
+    def _runtime_client(self) -> "WireGrid":
         return self
 
-    def PullMessages(self, request):  # as Flower calls it
+    def PullMessages(self, request: Any) -> SimpleNamespace:  # as Flower calls it
         named = []
         for message_id in request.message_ids:
             for reply in super().pull_messages([message_id])[:1]:  # Flower keeps one of each
@@ -48,7 +62,7 @@ class WireGrid(FaultyGrid):
                 named.append(SimpleNamespace(metadata=about))
         return SimpleNamespace(messages_list=named)
 
-    def PullObject(self, request):
+    def PullObject(self, request: Any) -> SimpleNamespace:
         objects = next((o for o in self._objects.values() if request.object_id in o), {})
         if request.object_id not in objects:
             return SimpleNamespace(object_found=False)
@@ -60,15 +74,15 @@ class WireGrid(FaultyGrid):
             object_found=True, object_available=content is not None, object_content=content
         )
 
-    def ConfirmMessageReceived(self, request):
+    def ConfirmMessageReceived(self, request: Any) -> None:
         self._objects.pop(request.message_object_id)
         self.confirmed.append(request.message_object_id)
         self.pulled = 0
 
-    def pull_messages(self, message_ids):
+    def pull_messages(self, message_ids: Any) -> None:
         raise AssertionError("Flower's own code must not put a reply together")
 
-    def _kept(self, message_id, reply):
+    def _kept(self, message_id: str, reply: Any) -> Any:
         root = reply.object_id
         objects = {key: part.deflate() for key, part in get_all_nested_objects(reply).items()}
         node = reply.metadata.src_node_id

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from layerweld.report.comparison.results import Comparison
 
 
 def compare(
@@ -41,9 +44,8 @@ def compare(
     """
     from layerweld.cli.in_process import compare_in_process
     from layerweld.merging.registry import METHODS
-    from layerweld.report.comparison import tables
     from layerweld.report.comparison.files import KEPT, comparing_in, write_comparison
-    from layerweld.runtime.terminal import console, showing_progress
+    from layerweld.runtime.terminal import showing_progress
     from layerweld.settings.comparison import ComparisonSettings
     from layerweld.settings.methods import methods_of
     from layerweld.settings.sites import read_run_file
@@ -61,13 +63,7 @@ def compare(
             kept=output / KEPT,
             on_known=lambda known: write_comparison(known, output),
         )
-    console.print(tables.method_accuracy_table(comparison))
-    console.print(tables.method_cost_table(comparison))
-    console.print(tables.methods_by_site_table(comparison))
-    for line in tables.closing_lines(comparison):
-        console.print(line, highlight=False)
-    console.print(f"report  {output / 'comparison.html'}", highlight=False)
-    console.print(f"tables  {output / 'methods.csv'}, sites.csv, comparison.md", highlight=False)
+    _show(comparison, output)
 
 
 def compare_runs(
@@ -103,3 +99,16 @@ def compare_runs(
     same = all(layer.same_bits for layer in layers)
     equality = "equal bits" if same else f"equal within {tolerance:g}"
     console.print(f"{len(layers)} layers: {equality}", highlight=False)
+
+
+def _show(comparison: Comparison, output: Path) -> None:
+    from layerweld.report.comparison import tables
+    from layerweld.runtime.terminal import console
+
+    console.print(tables.method_accuracy_table(comparison))
+    console.print(tables.method_cost_table(comparison))
+    console.print(tables.methods_by_site_table(comparison))
+    for line in tables.closing_lines(comparison):
+        console.print(line, highlight=False)
+    console.print(f"report  {output / 'comparison.html'}", highlight=False)
+    console.print(f"tables  {output / 'methods.csv'}, sites.csv, comparison.md", highlight=False)
