@@ -49,7 +49,7 @@ class SiteApp(ClientApp):
         return register
 
     def __call__(self, message: Message, context: Context) -> Message:
-        """Handle one message; only what is no ``Exception`` gets out."""
+        """Handle one message; only what is not an ``Exception`` gets out."""
         from client.site import cache_folder, site_of_node
         from layerweld.runtime.disk import user_cache
         from layerweld.settings.run import read_run_settings

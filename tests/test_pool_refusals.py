@@ -104,7 +104,7 @@ def test_a_site_counts_once():
     chosen, one, other = honest()
     pool = GroupPool(GROUP, chosen)
     pool.add("a", one)
-    refuse(pool, "a", other, "a answered for attn.* twice")
+    refuse(pool, "a", other, "a replied for attn.* twice")
 
 
 def test_a_layer_of_another_group_is_refused():
