@@ -100,7 +100,7 @@ def play(
     chain = new_chain(chosen, method)
     chain.cohort.run = run
     chain.run(grid)
-    return chain
+    return chain  # type: ignore[return-value]
 
 
 class ElsewhereApp(StubApp):
@@ -130,7 +130,7 @@ def test_no_order_of_arrival_changes_a_bit_and_every_surplus_reply_is_counted(
         grid = ShufflingGrid(RecordedApp(recording), chosen, clock, seed, others)
         chain = play(grid, chosen, method)
         assert digest_of(chain) == whole, f"seed {seed}"
-        used = len(chain.rounds.groups) * len(NAMES)
+        used = len(chain.rounds.groups) * len(NAMES)  # type: ignore[attr-defined]
         assert chain.cohort.ignored.total() == grid.arrived - used, f"seed {seed}"
         ignored.update(chain.cohort.ignored)
         arrived += grid.arrived

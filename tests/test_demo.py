@@ -34,7 +34,7 @@ needs_packages = pytest.mark.skipif(
 )
 
 
-def split(task: str, name: str, samples: int, seed: int) -> list[Any]:
+def split(task: Any, name: Any, samples: int, seed: int) -> list[Any]:
     return drawn(distinct(READERS[task]()), name, samples, seed)
 
 

@@ -182,7 +182,7 @@ def test_of_the_same_work_every_percent_is_written_and_not_every_batch(tmp_path:
     times = []
     with recording(tmp_path) as recorder:
         write = recorder.write
-        recorder.write = lambda state: (times.append(state.done), write(state))
+        recorder.write = lambda state: (times.append(state.done), write(state))  # type: ignore[assignment]
         for batch in range(1001):
             report_progress("fine-tuning", batch, 1000)
     assert times == list(range(0, 1001, 10))

@@ -1,6 +1,7 @@
 """Every kind of reply: what honest sites send is what the server allows, to the byte."""
 
 from dataclasses import fields, is_dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -49,7 +50,7 @@ FORMS = [
 ]
 
 
-def equal(one, other):
+def equal(one: Any | StatisticsReply, other: Any) -> Any:
     """Of values with tensors in them."""
     if isinstance(one, torch.Tensor):
         return torch.equal(one, other)
@@ -65,7 +66,7 @@ def equal(one, other):
     return one == other
 
 
-def numbers(shapes):
+def numbers(shapes: dict[str, tuple[int, int]] | dict[Any, Any]) -> dict[Any, Any]:
     return {name: torch.rand(shape) for name, shape in shapes.items()}
 
 
@@ -129,9 +130,9 @@ REPLIES = {
 
 
 @pytest.mark.parametrize("name", REPLIES)
-def test_a_reply_is_read_as_it_was_sent_and_is_as_large_as_its_layout_says(name):
+def test_a_reply_is_read_as_it_was_sent_and_is_as_large_as_its_layout_says(name: Any) -> None:
     value, encode, layout, decode = REPLIES[name]
-    content = with_identity(encode(value), IDENTITY)
+    content = with_identity(encode(value), IDENTITY)  # type: ignore[operator]
     layout.check(content)
     assert equal(decode(content), value)
     assert layout.num_bytes == num_bytes(content)
@@ -140,7 +141,7 @@ def test_a_reply_is_read_as_it_was_sent_and_is_as_large_as_its_layout_says(name)
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("site", NAMES)
-def test_statistics_are_read_as_they_were_sent_whatever_their_form(site, form):
+def test_statistics_are_read_as_they_were_sent_whatever_their_form(site: Any, form: Any) -> None:
     ranks, tokens = introduction_of(site).rank_of, torch.randn(1, 20, 4)
     measured = []
     for group in GROUPS:
@@ -159,7 +160,7 @@ def test_statistics_are_read_as_they_were_sent_whatever_their_form(site, form):
 
 
 @pytest.mark.parametrize("need_from", [-1, 0, 7])
-def test_a_site_that_lacks_something_sends_nothing_else(need_from):
+def test_a_site_that_lacks_something_sends_nothing_else(need_from: int) -> None:
     ranks, form = introduction_of("ash").rank_of, FORMS[0]
     content = with_identity(encode_statistics(StatisticsReply(need_from=need_from)), IDENTITY)
     assert decode_statistics(content, GROUPS, ranks, form).need_from == need_from
@@ -172,6 +173,6 @@ def test_a_site_that_lacks_something_sends_nothing_else(need_from):
         decode_block_gradients(along, SHAPES)
 
 
-def test_site_info_is_read_as_it_was_sent():
+def test_site_info_is_read_as_it_was_sent() -> None:
     info = introduction_of("ash")
     assert decode_site_info(with_identity(encode_site_info(info), IDENTITY)) == info
