@@ -107,7 +107,7 @@ def test_a_site_that_sends_another_a_than_it_claims_is_refused_by_name(
     honest = {name: sharing(name) for name in NAMES}
     sent = {**honest, liar: another_a(honest[liar], draw)}
     claimed = {name: digest_of_factors(honest[name]) for name in NAMES}
-    with pytest.raises(RefusedReplyError, match=f"^{liar}, .*: the A of its LoRA is another"):
+    with pytest.raises(RefusedReplyError, match=f"^{liar}, .*: the A of its LoRA is not the one"):
         play(sent, claimed, clock, method)
     lacking = play(sent, claimed, clock, method, **GOES_ON)
     assert lacking.cohort.lost.keys() == {liar}

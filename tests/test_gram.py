@@ -179,5 +179,5 @@ def test_packing_keeps_every_bit_and_half_the_numbers(d: int, seed: Any) -> None
 
 
 def test_a_triangle_of_another_width_is_refused() -> None:
-    with pytest.raises(ValueError, match="7 numbers are no upper triangle of a 3 x 3 matrix"):
+    with pytest.raises(ValueError, match="7 numbers are not the upper triangle of a 3 x 3 matrix"):
         unpack_symmetric(torch.zeros(7), 3)

@@ -20,7 +20,7 @@ from client import guard
 from client.app import app as client_app
 from client.handlers import site_info as site_infos
 from layerweld import errors
-from layerweld.runtime.disk import reported
+from layerweld.runtime.disk import raising_storage_error
 from layerweld.runtime.incidents import Code, Incident, code_of, parse_incident, raising_here
 from layerweld.transport.identity import encode_plain
 from layerweld.transport.untrusted import refusing_malformed
@@ -173,12 +173,12 @@ def test_memory_that_the_coordinator_lacks_is_not_put_down_to_a_site() -> None:
 
 
 def full_disk() -> None:
-    with reported(Path("x")):
+    with raising_storage_error(Path("x")):
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def full_disk_in_rust() -> None:
-    with reported(Path("x")):
+    with raising_storage_error(Path("x")):
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
 

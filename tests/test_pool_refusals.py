@@ -107,7 +107,7 @@ def test_a_site_counts_once() -> None:
     chosen, one, other = honest()
     pool = GroupPool(GROUP, chosen)
     pool.add("a", one)
-    refuse(pool, "a", other, "a answered for attn.* twice")
+    refuse(pool, "a", other, "a replied for attn.* twice")
 
 
 def test_a_layer_of_another_group_is_refused() -> None:
@@ -165,7 +165,7 @@ def test_a_site_whose_rows_excite_nothing_is_refused(normalization: str, importa
     chosen, _, other = honest(normalization=normalization, importance=importance)
     dead = dataclasses.replace(new_sites(1, seed=0)[0], tokens=torch.zeros(9, D_IN))
     pool = GroupPool(GROUP, chosen)
-    refuse(pool, "a", statistics_of(dead, chosen), "is all zero: .* give the site other samples")
+    refuse(pool, "a", statistics_of(dead, chosen), "is all zero: .* give it other samples")
     same_as_alone(pool, chosen, other)
 
 

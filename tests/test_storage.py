@@ -23,7 +23,7 @@ from layerweld.report import output_folder
 from layerweld.report.results import RunResults
 from layerweld.report.run import files as run_files
 from layerweld.runtime import disk
-from layerweld.runtime.disk import only_here, writing
+from layerweld.runtime.disk import holding_lock, writing
 from server import journal as server_journal
 from server import kept_rounds
 from server.journal import RunJournal
@@ -317,13 +317,13 @@ def test_sites_of_different_names_share_a_cache(
     sites: TinySites, holding: Callable[..., Popen[str]]
 ) -> None:
     holding(sites.folder / "cache/locks/elm.lock")
-    with only_here(sites.folder / "cache/locks/ash.lock", "cache"):
+    with holding_lock(sites.folder / "cache/locks/ash.lock", "cache"):
         pass
 
 
 def test_a_lock_is_gone_afterwards(tmp_path: Path) -> None:
     lock = tmp_path / "x.lock"
-    with only_here(lock, "x"), pytest.raises(InUseError), only_here(lock, "x"):
+    with holding_lock(lock, "x"), pytest.raises(InUseError), holding_lock(lock, "x"):
         pass
     assert not list(tmp_path.iterdir())
     with FileLock(tmp_path / "x.lock", timeout=0):
