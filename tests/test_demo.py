@@ -17,7 +17,7 @@ from client.site import site_of_node
 from layerweld.demo import federation
 from layerweld.demo.federation import demo_file, flower_config, prepared
 from layerweld.demo.packages import pip_file
-from layerweld.demo.splits import drawn
+from layerweld.demo.splits import Split, drawn
 from layerweld.demo.texts import READERS, LabelledText, distinct, write_texts
 from layerweld.errors import ConfigError, DataError, InUseError
 from layerweld.runtime.disk import only_here
@@ -34,7 +34,7 @@ needs_packages = pytest.mark.skipif(
 )
 
 
-def split(task: str, name: str, samples: int, seed: int) -> list[Any]:
+def split(task: str, name: Split, samples: int, seed: int) -> list[Any]:
     return drawn(distinct(READERS[task]()), name, samples, seed)
 
 
@@ -126,12 +126,15 @@ def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Task:
 
 def test_a_site_reads_what_was_drawn_in_its_order(task: Task) -> None:
     _, (site,) = read_run_file(task.prepare(seed=3))
-    for source, name in ((site.data, "data"), (site.held_out, "held-out")):
-        rows = read_dataset(Path(source), CalibrationSettings(), reads_images=False)
+    sources: dict[Split, str] = {"data": site.data, "held-out": site.held_out}
+    for name, source in sources.items():
+        dataset = read_dataset(Path(source), CalibrationSettings(), reads_images=False)
         expected = drawn(task.examples("a"), name, 0, 3)
-        assert rows.inputs == [example.text for example in expected]
-        assert [rows.classes[i] for i in rows.labels] == [example.label for example in expected]
-        assert rows.skipped == 0
+        assert dataset.inputs == [example.text for example in expected]
+        assert dataset.labels is not None
+        names = [dataset.classes[i] for i in dataset.labels]
+        assert names == [example.label for example in expected]
+        assert dataset.skipped == 0
 
 
 def test_a_federation_is_made_once_and_anew_for_another_seed_or_where_it_is_damaged(

@@ -1,14 +1,18 @@
 """Every kind of reply: what honest sites send is what the server allows, to the byte."""
 
+from collections.abc import Callable
 from dataclasses import fields, is_dataclass
+from typing import Any
 
 import pytest
 import torch
+from flwr.app import RecordDict
+from torch import Tensor
 
 from layerweld.errors import RefusedReplyError
 from layerweld.settings.merge import MergeSettings
 from layerweld.statistics.group import GroupAccumulator, ProductForm
-from layerweld.transport.arrays import num_bytes
+from layerweld.transport.arrays import Shapes, num_bytes
 from layerweld.transport.block_gradients import (
     BlockReply,
     block_gradients_layout,
@@ -24,6 +28,7 @@ from layerweld.transport.coefficients import (
 from layerweld.transport.evaluation import EVALUATION_LAYOUT, decode_accuracy, encode_accuracy
 from layerweld.transport.fisher import FisherSums, decode_fisher, encode_fisher, fisher_layout
 from layerweld.transport.identity import Identity, with_identity
+from layerweld.transport.layout import Layout
 from layerweld.transport.other_params import (
     decode_other_params,
     encode_other_params,
@@ -49,7 +54,7 @@ FORMS = [
 ]
 
 
-def equal(one, other):
+def equal(one: Any, other: Any) -> bool:
     """Of values with tensors in them."""
     if isinstance(one, torch.Tensor):
         return torch.equal(one, other)
@@ -65,7 +70,7 @@ def equal(one, other):
     return one == other
 
 
-def numbers(shapes):
+def numbers(shapes: Shapes) -> dict[str, Tensor]:
     return {name: torch.rand(shape) for name, shape in shapes.items()}
 
 
@@ -74,7 +79,7 @@ FISHER = FisherSums(numbers(PLAN.shapes), numbers(PLAN.shapes))
 WHOLE = {layer: DenseUpdate(torch.rand(shape)) for layer, shape in PLAN.shapes.items()}
 OTHERS = numbers({"norm.weight": (4,), "embeddings.weight": (5, 4), "scale": ()})
 RANKS = introduction_of("ash").rank_of
-REPLIES = {
+REPLIES: dict[str, tuple[Any, Callable[[Any], RecordDict], Layout, Callable[[Any], Any]]] = {
     "updates": (
         updates_of("ash"),
         encode_updates,
@@ -129,7 +134,7 @@ REPLIES = {
 
 
 @pytest.mark.parametrize("name", REPLIES)
-def test_a_reply_is_read_as_it_was_sent_and_is_as_large_as_its_layout_says(name):
+def test_a_reply_is_read_as_it_was_sent_and_is_as_large_as_its_layout_says(name: str) -> None:
     value, encode, layout, decode = REPLIES[name]
     content = with_identity(encode(value), IDENTITY)
     layout.check(content)
@@ -140,7 +145,9 @@ def test_a_reply_is_read_as_it_was_sent_and_is_as_large_as_its_layout_says(name)
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("site", NAMES)
-def test_statistics_are_read_as_they_were_sent_whatever_their_form(site, form):
+def test_statistics_are_read_as_they_were_sent_whatever_their_form(
+    site: str, form: ProductForm
+) -> None:
     ranks, tokens = introduction_of(site).rank_of, torch.randn(1, 20, 4)
     measured = []
     for group in GROUPS:
@@ -159,7 +166,7 @@ def test_statistics_are_read_as_they_were_sent_whatever_their_form(site, form):
 
 
 @pytest.mark.parametrize("need_from", [-1, 0, 7])
-def test_a_site_that_lacks_something_sends_nothing_else(need_from):
+def test_a_site_that_lacks_something_sends_nothing_else(need_from: int) -> None:
     ranks, form = introduction_of("ash").rank_of, FORMS[0]
     content = with_identity(encode_statistics(StatisticsReply(need_from=need_from)), IDENTITY)
     assert decode_statistics(content, GROUPS, ranks, form).need_from == need_from
@@ -172,6 +179,6 @@ def test_a_site_that_lacks_something_sends_nothing_else(need_from):
         decode_block_gradients(along, SHAPES)
 
 
-def test_site_info_is_read_as_it_was_sent():
+def test_site_info_is_read_as_it_was_sent() -> None:
     info = introduction_of("ash")
     assert decode_site_info(with_identity(encode_site_info(info), IDENTITY)) == info

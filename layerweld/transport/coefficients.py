@@ -23,7 +23,7 @@ from layerweld.transport.identity import (
 )
 from layerweld.transport.layout import Entries, Flag, Layout, Many, Real, Text, Whole
 from layerweld.transport.step_context import LAYERS
-from layerweld.transport.untrusted import read, read_list, refusing_malformed
+from layerweld.transport.untrusted import packed, read, refusing_malformed, unpacked
 from layerweld.updates.named_tensors import site_tensors, updates_by_site
 from layerweld.updates.update import Update
 
@@ -40,18 +40,15 @@ _COEFFICIENTS, _UPDATES, _OTHER_PARAMS, _GRADIENT = (
     "gradient",
 )
 _MOST_SITES, _MOST_ROUNDS = 2**15, 2**32
+_OWN: Entries = {
+    "method": Text(),
+    "round": Whole(high=_MOST_ROUNDS),
+    "layers": LAYERS,
+    "sites": Many(Text(), _MOST_SITES),
+    "averaged": Flag(),
+}
 _REQUEST = Layout(
-    {
-        ABOUT: {
-            **IN_REQUEST,
-            "method": Text(),
-            "round": Whole(high=_MOST_ROUNDS),
-            "layers": LAYERS,
-            "sites": Many(Text(), _MOST_SITES),
-            "averaged": Flag(),
-        }
-    },
-    {_COEFFICIENTS: None, _UPDATES: None, _OTHER_PARAMS: None},
+    {ABOUT: {**IN_REQUEST, **_OWN}}, {_COEFFICIENTS: None, _UPDATES: None, _OTHER_PARAMS: None}
 )
 
 
@@ -116,17 +113,9 @@ class CoefficientsReply:
 
 def encode_coefficients_request(request: CoefficientsRequest) -> RecordDict:
     """A request, with the updates where it carries them."""
-    record = request_record(
-        request.identity,
-        method=request.method,
-        round=request.round,
-        layers=list(request.layers),
-        sites=list(request.sites),
-        averaged=request.averaged,
-    )
     return RecordDict(
         {
-            ABOUT: record,
+            ABOUT: request_record(request.identity, **packed(request, _OWN)),
             _COEFFICIENTS: to_arrays({_COEFFICIENTS: request.coefficients}),
             _UPDATES: to_arrays(site_tensors(request.updates)),
             _OTHER_PARAMS: to_arrays(request.other_params),
@@ -143,18 +132,11 @@ def decode_coefficients_request(content: RecordDict) -> CoefficientsRequest:
     with refusing_malformed():
         _REQUEST.check(content)
         record = content.config_records[ABOUT]
-        layers, sites = read_list(record, "layers", str), read_list(record, "sites", str)
-        shape = (len(sites), len(layers))
+        own = unpacked(record, {**IN_REQUEST, **_OWN}.keys() - {"request"})
+        shape = (len(own["sites"]), len(own["layers"]))
         sent = read_arrays(content.array_records[_COEFFICIENTS], {_COEFFICIENTS: shape})
         request = CoefficientsRequest(
-            run=read(record, "run", str),
-            method=read(record, "method", str),
-            round=read(record, "round", int),
-            layers=tuple(layers),
-            sites=tuple(sites),
-            plan=read(record, "plan", str),
-            chain_digest=read(record, "chain_digest", str),
-            averaged=read(record, "averaged", bool),
+            **own,
             coefficients=sent[_COEFFICIENTS],
             updates=updates_by_site(from_arrays(content.array_records[_UPDATES])),
             other_params=from_arrays(content.array_records[_OTHER_PARAMS]),

@@ -10,7 +10,7 @@ from flwr.app import ConfigRecord, RecordDict
 
 from layerweld.errors import RefusedReplyError, StaleReplyError
 from layerweld.transport.layout import Entries, Layout, Text, check_record
-from layerweld.transport.untrusted import read, refusing_malformed
+from layerweld.transport.untrusted import packed, refusing_malformed, unpacked
 from layerweld.untrusted.names import SITE_NAME
 from layerweld.untrusted.text import quoted
 
@@ -63,7 +63,7 @@ def request_id(message_type: str, *decides: object) -> str:
 
 def request_record(identity: Identity, **entries: str | int | bool | list[str]) -> ConfigRecord:
     """The record :data:`ABOUT` of a request, with more entries."""
-    return ConfigRecord({**{name: getattr(identity, name) for name in IN_REQUEST}, **entries})
+    return ConfigRecord({**packed(identity, IN_REQUEST), **entries})
 
 
 def encode_plain(message_type: str, run: str, *decides: object) -> RecordDict:
@@ -83,7 +83,7 @@ def identity_of(request: RecordDict) -> Identity:
             raise RefusedReplyError(f"a request without its id; {_OTHER_VERSION}")
         for name, kind in IN_REQUEST.items():
             kind.check(record[name])
-        identity = Identity(**{name: read(record, name, str) for name in IN_REQUEST})
+        identity = Identity(**unpacked(record, IN_REQUEST))
     if not re.fullmatch(SITE_NAME, identity.run):
         raise RefusedReplyError(
             f"a run cannot be called {quoted(identity.run)}: its name is a folder's"
@@ -131,7 +131,7 @@ def require_identity(content: RecordDict, asked: Identity) -> None:
     with refusing_malformed():
         record = content[_IDENTITY]
         check_record(_IDENTITY, record, _IN_REPLY)
-        sent = Identity(**{name: read(record, name, str) for name in _IN_REPLY})
+        sent = Identity(**unpacked(record, _IN_REPLY))
     wanted = asked if asked.site else replace(asked, site=sent.site)
     differing = [k for k, value in vars(wanted).items() if value != getattr(sent, k)]
     if differing:

@@ -17,16 +17,15 @@ from layerweld.transport.identity import (
     request_record,
     require_sent_identity,
 )
-from layerweld.transport.layout import Layout, Text
+from layerweld.transport.layout import Entries, Layout, Text
 from layerweld.transport.step_context import LAYERS
-from layerweld.transport.untrusted import read, read_list, refusing_malformed
+from layerweld.transport.untrusted import packed, refusing_malformed, unpacked
 from layerweld.updates.named_tensors import update_tensors, updates_from
 from layerweld.updates.update import Update
 
 _MERGED, _OTHER_PARAMS = "merged", "other-params"
-_LAYOUT = Layout(
-    {ABOUT: {**IN_REQUEST, "kind": Text(), "layers": LAYERS}}, {_MERGED: None, _OTHER_PARAMS: None}
-)
+_OWN: Entries = {"kind": Text(), "layers": LAYERS}
+_LAYOUT = Layout({ABOUT: {**IN_REQUEST, **_OWN}}, {_MERGED: None, _OTHER_PARAMS: None})
 
 
 @dataclass(frozen=True)
@@ -55,8 +54,7 @@ def encode_model(message_type: str, model: ModelToMeasure) -> RecordDict:
         _OTHER_PARAMS: to_arrays(model.other_params),
     }
     identity = _identity(message_type, model, arrays)
-    record = request_record(identity, kind=model.kind, layers=list(model.layers))
-    return RecordDict({ABOUT: record, **arrays})
+    return RecordDict({ABOUT: request_record(identity, **packed(model, _OWN)), **arrays})
 
 
 def decode_model(message_type: str, content: RecordDict) -> ModelToMeasure:
@@ -67,11 +65,8 @@ def decode_model(message_type: str, content: RecordDict) -> ModelToMeasure:
     """
     with refusing_malformed():
         _LAYOUT.check(content)
-        record = content.config_records[ABOUT]
         model = ModelToMeasure(
-            run=read(record, "run", str),
-            kind=read(record, "kind", str),
-            layers=tuple(read_list(record, "layers", str)),
+            **unpacked(content.config_records[ABOUT], ("run", *_OWN)),
             updates=updates_from(from_arrays(content.array_records[_MERGED])),
             other_params=from_arrays(content.array_records[_OTHER_PARAMS]),
         )

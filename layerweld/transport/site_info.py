@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from flwr.app import ConfigRecord, RecordDict
@@ -11,7 +11,7 @@ from flwr.app import ConfigRecord, RecordDict
 from layerweld.transport.identity import ABOUT, reply_layout
 from layerweld.transport.layout import Budget, Entries, Flag, Layout, Many, Text, Whole
 from layerweld.transport.step_context import LAYERS
-from layerweld.transport.untrusted import refusing_malformed
+from layerweld.transport.untrusted import packed, refusing_malformed, unpacked
 
 HANDSHAKE, FINE_TUNING = "query.handshake", "train.finetune"
 """Flower's types of the two messages; their requests say no more than what they are about."""
@@ -112,8 +112,7 @@ def facts_of(info: SiteInfo) -> dict[str, Any]:
 
 def encode_site_info(info: SiteInfo) -> RecordDict:
     """A reply to the handshake, or to the request to train."""
-    entries = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(info).items()}
-    return RecordDict({ABOUT: ConfigRecord(entries)})
+    return RecordDict({ABOUT: ConfigRecord(packed(info, _FIELDS))})
 
 
 def decode_site_info(content: RecordDict) -> SiteInfo:
@@ -138,5 +137,4 @@ def site_info_from(record: Mapping[str, Any]) -> SiteInfo:
     names = [name for name in _FIELDS if name != "environment" or name in record]
     for name in names:
         _FIELDS[name].check(record[name])
-    values: dict[str, Any] = {name: record[name] for name in names}
-    return SiteInfo(**values | {k: tuple(v) for k, v in values.items() if isinstance(v, list)})
+    return SiteInfo(**unpacked(record, names))

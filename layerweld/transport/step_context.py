@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from flwr.app import ArrayRecord, RecordDict
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from layerweld.transport.arrays import Shapes, from_arrays, to_arrays
 from layerweld.transport.identity import ABOUT, IN_REQUEST, Identity, request_id
 from layerweld.transport.layout import Entries, Flag, Many, Text, Whole
-from layerweld.transport.untrusted import read, read_list
+from layerweld.transport.untrusted import packed, unpacked
 from layerweld.updates.named_tensors import site_tensors, updates_by_site
 from layerweld.updates.update import Update
 
@@ -21,13 +22,13 @@ LAYERS = Many(Text(300), 2**15)
 
 _MERGED, _OTHER_PARAMS = "merged", "other-params"
 
-CONTEXT_ENTRIES: Entries = {
-    **IN_REQUEST,
+_OWN: Entries = {
     "method": Text(),
     "step": Whole(high=MOST_STEPS),
     "layers": LAYERS,
     "averaged": Flag(),
 }
+CONTEXT_ENTRIES: Entries = {**IN_REQUEST, **_OWN}
 CONTEXT_ARRAYS: Mapping[str, Shapes | None] = {_MERGED: None, _OTHER_PARAMS: None}
 
 
@@ -71,14 +72,9 @@ class StepContext:
         return replace(self, other_params=other_params, merged=merged)
 
     @property
-    def entries(self) -> dict[str, str | int | bool | list[str]]:
+    def entries(self) -> dict[str, Any]:
         """What travels of it beside its identity."""
-        return {
-            "method": self.method,
-            "step": self.step,
-            "layers": list(self.layers),
-            "averaged": self.averaged,
-        }
+        return packed(self, _OWN)
 
     @property
     def arrays(self) -> dict[str, ArrayRecord]:
@@ -92,16 +88,9 @@ class StepContext:
 
 def step_context(content: RecordDict) -> StepContext:
     """Out of a request that has these entries and arrays."""
-    record = content.config_records[ABOUT]
     merged = updates_by_site(from_arrays(content.array_records[_MERGED]))
     return StepContext(
-        run=read(record, "run", str),
-        method=read(record, "method", str),
-        step=read(record, "step", int),
-        layers=tuple(read_list(record, "layers", str)),
-        plan=read(record, "plan", str),
-        chain_digest=read(record, "chain_digest", str),
-        averaged=read(record, "averaged", bool),
+        **unpacked(content.config_records[ABOUT], CONTEXT_ENTRIES.keys() - {"request"}),
         other_params=from_arrays(content.array_records[_OTHER_PARAMS]),
         merged={int(step): updates for step, updates in merged.items()},
     )

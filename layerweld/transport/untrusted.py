@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -40,6 +40,18 @@ def read(record: Mapping[str, Any], key: str, kind: type[T]) -> T:
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise TypeError(f"record entry {key!r} should be a {kind.__name__}, not {quoted(value)}")
     return value
+
+
+def packed(value: object, names: Iterable[str]) -> dict[str, Any]:
+    """Fields of a value as entries of a record, where tuples are lists."""
+    entries = {name: getattr(value, name) for name in names}
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in entries.items()}
+
+
+def unpacked(record: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Inverse of :func:`packed`, of entries that a layout has checked."""
+    entries = {name: record[name] for name in names}
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in entries.items()}
 
 
 def read_list(record: Mapping[str, Any], key: str, kind: type[T]) -> Sequence[T]:
