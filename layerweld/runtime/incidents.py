@@ -49,7 +49,7 @@ class Code(IntEnum):
     MODEL = 203
     ADAPTER_LOST = 204
     NOT_FINITE = 205
-    QUESTION = 301
+    REQUEST = 301
     NETWORK = 401
     DISK_FULL = 501
     FILE = 502
@@ -76,7 +76,7 @@ _MEANINGS = {
     Code.MODEL: "its base model cannot be cut into layer groups as asked",
     Code.ADAPTER_LOST: "the adapter that it trained is gone from its cache, or damaged",
     Code.NOT_FINITE: "its model gives numbers on its samples that are not finite",
-    Code.QUESTION: "the request does not fit its model or its state",
+    Code.REQUEST: "the request does not fit its model or its state",
     Code.NETWORK: "its connection failed",
     Code.DISK_FULL: "its disk is full",
     Code.FILE: "a file or folder cannot be read or written there",
@@ -94,7 +94,7 @@ _KINDS: tuple[tuple[type[BaseException], Code], ...] = (
     (AdapterError, Code.ADAPTER),
     (DataError, Code.DATA),
     (PlanError, Code.MODEL),
-    (RefusedReplyError, Code.QUESTION),
+    (RefusedReplyError, Code.REQUEST),
     (InUseError, Code.IN_USE),
     (CohortError, Code.COHORT),
     (ConnectionError, Code.NETWORK),
@@ -103,7 +103,7 @@ _KINDS: tuple[tuple[type[BaseException], Code], ...] = (
     (OSError, Code.FILE),
 )
 
-ANSWERS = "answers.log"
+REPLIES = "replies.log"
 """What a site was asked and what it sent, beside the logs of its incidents."""
 
 _LONGEST = 2**20  # characters of one incident
