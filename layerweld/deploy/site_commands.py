@@ -174,6 +174,7 @@ def status(folder: Folder = HERE) -> None:
     from layerweld.deploy.site import bytes_in, is_joined, open_site
     from layerweld.deploy.speak import say
     from layerweld.errors import DeployError
+    from layerweld.runtime.incidents import REPLIES
     from layerweld.untrusted.files import last_lines
 
     site = open_site(folder)
