@@ -1,7 +1,7 @@
 """Flower's ``flower-superexec``, which asks for tasks often in a run and seldom between runs.
 
 Flower asks at a fixed interval for ever. A run needs 0.2 s, because a site has one task per
-message. Between runs that would keep a SuperLink and every SuperNode answering five empty requests
+message. Between runs that would keep a SuperLink and every SuperNode serving five empty requests
 a second for months.
 """
 

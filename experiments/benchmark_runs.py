@@ -112,7 +112,7 @@ def open_federation(settings: RunSettings, nodes: Nodes) -> Iterator[Federation]
     with tempfile.TemporaryDirectory() as folder, showing_progress():
         journal = RunJournal(Path(folder) / "journal")
         federation = Federation(grid, settings, settings.base, journal)
-        federation.introduce()
+        federation.meet_sites()
         federation.fine_tune()
         yield federation
         with raising_here():

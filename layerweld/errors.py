@@ -89,7 +89,7 @@ class OutputError(LayerweldError):
     """The output folder has something else in it, or cannot be created."""
 
     exit_code = 11
-    next_step = "type the command with another `--output`"
+    next_step = "type the command with another output folder"
 
 
 class StorageError(LayerweldError):

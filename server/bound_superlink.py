@@ -29,7 +29,7 @@ _DEEPEST = 16  # objects inside objects; Flower nests message, record, array and
 
 
 def bind_calls() -> None:
-    """Make the Fleet handlers of this process answer only what a node may ask.
+    """Make the Fleet handlers of this process serve only what a node may ask.
 
     Raises:
         AttributeError: this version of Flower works in another way; nothing may run.
@@ -39,7 +39,7 @@ def bind_calls() -> None:
 
 
 def _bound(handle: Callable[..., Any], require: Callable[[Any, Any], None]) -> Callable[..., Any]:
-    def answer(request: Any, state: LinkState, **others: Any) -> Any:
+    def serve(request: Any, state: LinkState, **others: Any) -> Any:
         require(request, state)
         try:
             return handle(request=request, state=state, **others)
@@ -48,7 +48,7 @@ def _bound(handle: Callable[..., Any], require: Callable[[Any, Any], None]) -> C
         except (ValueError, TypeError, NoObjectInStoreError) as error:
             raise HTTPException(400, f"not a call that a SuperNode makes: {error}") from None
 
-    return answer
+    return serve
 
 
 def _own_reply(request: Any, _state: Any) -> None:

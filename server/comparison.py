@@ -136,7 +136,7 @@ class _Seed:
         with tempfile.TemporaryDirectory() as folder:
             grid, journal = self.open_grid(settings), RunJournal(Path(folder) / "journal")
             federation = Federation(grid, settings, self.base, journal)
-            federation.introduce()
+            federation.meet_sites()
             federation.fine_tune()
             self._check(federation)
             for kind in REFERENCES if references else ():

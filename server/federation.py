@@ -92,7 +92,7 @@ class Federation:
         """Names of the sites that have no head, or no held-out samples."""
         return [one.site for one in self.site_infos if not one.evaluates]
 
-    def introduce(self) -> None:
+    def meet_sites(self) -> None:
         """Wait for the sites, ask each who it is, and refuse a cohort that does not fit."""
         begun_with = self.journal.remaining()
         nodes = {f"node {node}": node for node in self._wait_for_nodes(len(begun_with))}
@@ -255,7 +255,7 @@ class Federation:
             check_layers(info, self.whole_plan, self.base.prefix)
         except CohortError as error:  # about one reply: it is asked for again before the run ends
             raise RefusedReplyError(str(error)) from error
-        begun = self.journal.introduction_of(site)
+        begun = self.journal.site_info_of(site)
         if begun is not None:
             require_same_training(begun, info)
         return info

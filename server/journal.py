@@ -70,17 +70,17 @@ class RunJournal:
             JournalError: their entries in the journal cannot be read.
         """
         sites = {*self._facts.get("sites", {})}
-        return [self._introduction_of(name) for name in sorted(sites - {*came})]
+        return [self._site_info_of(name) for name in sorted(sites - {*came})]
 
-    def introduction_of(self, site: str) -> SiteInfo | None:
+    def site_info_of(self, site: str) -> SiteInfo | None:
         """A site's info when the interrupted run began; None if the site was not there.
 
         Raises:
             JournalError: its entry in the journal cannot be read.
         """
-        return self._introduction_of(site) if site in self._facts.get("sites", {}) else None
+        return self._site_info_of(site) if site in self._facts.get("sites", {}) else None
 
-    def _introduction_of(self, site: str) -> SiteInfo:
+    def _site_info_of(self, site: str) -> SiteInfo:
         problem = f"{self._folder / _HEADER} is damaged"
         with reading(problem, f"remove {self._folder}", JournalError):
             return site_info_from(self._facts["sites"][site])

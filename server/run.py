@@ -60,7 +60,7 @@ def _run(
     journal = RunJournal(output / JOURNAL)
     federation = Federation(grid, settings, base, journal)
     recorder.waiting_for = federation.waiting.copy
-    federation.introduce()
+    federation.meet_sites()
     check_methods(federation.methods, settings, federation.site_infos)
     here = numeric_environment(settings.calibration.device)
     for warning in warnings_of(federation.site_infos, federation.plan, here):

@@ -259,7 +259,7 @@ def test_flowers_own_start_plays_the_same_chain(bert_sites: TinySites, tmp_path:
     settings = bert_sites.settings()
     grid = bert_sites.grid(settings)
     run = federation.Federation(grid, settings, str(bert_sites.base), journal)
-    run.introduce()
+    run.meet_sites()
     here, by_flower = (
         ChainOfMerges(run.plan, run.cohort, settings, journal=journal.of_method(f"com-{number}"))
         for number in range(2)

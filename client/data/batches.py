@@ -88,9 +88,11 @@ class Preprocessor:
         for start in range(0, len(inputs), _TOKENISED_AT_ONCE):
             window = by_characters[start : start + _TOKENISED_AT_ONCE]
             encoded = self._encoded([str(inputs[place]) for place in window])
-            for rows in _alike([len(ids) for ids in encoded["input_ids"]], batch_size):
-                picked = {key: [values[row] for row in rows] for key, values in encoded.items()}
-                yield [window[row] for row in rows], self._padded(picked)
+            for places in _alike([len(ids) for ids in encoded["input_ids"]], batch_size):
+                picked = {
+                    key: [values[place] for place in places] for key, values in encoded.items()
+                }
+                yield [window[place] for place in places], self._padded(picked)
 
     def _encoded(self, texts: Sequence[str] | Sequence[Path]) -> Any:
         """The tokenizer's output for each text, cut and not yet padded, by name."""

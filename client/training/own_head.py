@@ -71,7 +71,7 @@ class OwnHead:
 
     @property
     def content(self) -> bytes:
-        """What the head's answers depend on: its file, or the prompt's end and the label words.
+        """What the head's predictions depend on: its file, or the prompt's end and the label words.
 
         Raises:
             AdapterError: there is no head file.

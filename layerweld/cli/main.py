@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from layerweld.settings.run import RunSettings, Scalar
 
 app = typer.Typer(
+    suggest_commands=False,  # click suggests
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",

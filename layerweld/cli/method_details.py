@@ -17,7 +17,7 @@ from layerweld.transport.uploads import IN_THE_HANDSHAKE
 
 _DATA = {
     "none": "no samples",
-    "unlabelled": "calibration samples, without labels",
+    "unlabelled": "calibration samples without labels",
     "labelled": "labelled calibration samples",
 }
 _NEEDS = {
@@ -61,7 +61,7 @@ def _about(method: Method) -> Table:
     needs = [_DATA[method.kind.data], *(_NEEDS[need] for need in method.needs)]
     server = "sums over the sites" if method.sums else "what every single site sends"
     table.add_row("merge", method.formula.replace("`", ""))
-    table.add_row("needs", ", ".join(dict.fromkeys(needs)))
+    table.add_row("needs", "; ".join(dict.fromkeys(needs)))
     table.add_row("rounds", _ROUNDS[method.rounds])
     sent = sent_by(method, RunSettings())
     table.add_row("leaves a site", "\n".join(SENT[quantity] for quantity in sent))

@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_ssh_public_key,
 )
 
-from layerweld.deploy.fleet_proxy import FLEET_CALLS, App, Headers, Receive, Scope, Send, answer
+from layerweld.deploy.fleet_proxy import FLEET_CALLS, App, Headers, Receive, Scope, Send, respond
 from layerweld.deploy.keys import read_public_key
 from layerweld.errors import DeployError
 
@@ -69,12 +69,12 @@ class RegisteredOnly:
                 self._require_registered(scope["headers"])
             except UnknownKeyError:
                 if scope["path"] == _ACTIVATE:
-                    await answer(send, 412, _NOT_ACTIVATED, b"application/json")
+                    await respond(send, 412, _NOT_ACTIVATED, b"application/json")
                 else:
-                    await answer(send, 401, b"this key is not registered")
+                    await respond(send, 401, b"this key is not registered")
                 return
             except UnprovenCallError:
-                await answer(send, 401, b"this call is not signed by its key just now")
+                await respond(send, 401, b"this call is not signed by its key just now")
                 return
         await self._app(scope, receive, send)
 

@@ -88,13 +88,13 @@ def check_coordinator(address: str, authority: Path | None) -> list[Check]:
     except OSError as error:
         remedy = "ask whether the coordinator is up; open this port in the firewall, outbound"
         return [Check("connection", f"{address}: {error.strerror or error}", remedy)]
-    found = [Check("connection", f"{address} answers")]
+    found = [Check("connection", f"{address} responds")]
     if authority is not None and (ending := _authority_end(authority)):
         found.append(ending)
         if ending.is_fatal:
             return found
     try:
-        answer = _ask(host, port, authority)
+        response = _ask(host, port, authority)
     except ssl.SSLError as error:
         return [*found, Check("TLS", _why(error), _tls_remedy(error, authority))]
     except OSError as error:
@@ -102,12 +102,12 @@ def check_coordinator(address: str, authority: Path | None) -> list[Check]:
             *found,
             Check("TLS", str(error), "this port does not speak TLS; is it the right one?"),
         ]
-    found.append(_expiry(answer.certificate))
-    about = answer.about
+    found.append(_expiry(response.certificate))
+    about = response.about
     if not about:
         remedy = "this is not a layerweld coordinator; is it the right port?"
-        return [*found, Check("coordinator", f"answers {answer.status} to {ABOUT}", remedy)]
-    return [*found, clock(answer.ahead), *versions(about), _application(about)]
+        return [*found, Check("coordinator", f"responds {response.status} to {ABOUT}", remedy)]
+    return [*found, clock(response.ahead), *versions(about), _application(about)]
 
 
 def skew(address: str, authority: Path | None) -> str:
@@ -116,10 +116,10 @@ def skew(address: str, authority: Path | None) -> str:
     Also empty if the coordinator cannot be reached now: a SuperNode waits for it.
     """
     try:
-        answer = _ask(*parse_address(address), authority)
+        response = _ask(*parse_address(address), authority)
     except OSError:
         return ""
-    found = clock(answer.ahead)
+    found = clock(response.ahead)
     return f"this machine's clock is {found.found}; {found.remedy}" if found.remedy else ""
 
 

@@ -60,7 +60,7 @@ class Connections:
             one.is_in_call, one.deadline = True, time.monotonic() + CALL_SECONDS
 
     def end_call(self, peer: Any) -> None:
-        """Note that a call has been answered; the connection waits for the next."""
+        """Note that a call has had its response; the connection waits for the next."""
         if (one := self._open.get(peer)) is not None:
             one.since = time.monotonic()
             one.is_in_call, one.deadline = False, one.since + IDLE_SECONDS

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from layerweld.settings.run import RunSettings
 
 app = typer.Typer(
+    suggest_commands=False,  # click suggests
     no_args_is_help=True,
     rich_markup_mode="markdown",
     help="Run the coordinator of a federation: the server that merges, and never gets data.",

@@ -71,14 +71,14 @@ class FleetProxy:
             return
         asked = (scope["method"], scope["path"])
         if sum(len(name) + len(value) for name, value in scope["headers"]) > LARGEST_HEAD:
-            await answer(send, 431, b"larger than any head of a SuperNode")
+            await respond(send, 431, b"larger than any head of a SuperNode")
         elif asked == ("GET", ABOUT):
             body = json.dumps(self._about | {"time": time.time()}).encode()
-            await answer(send, 200, body, b"application/json")
+            await respond(send, 200, body, b"application/json")
         elif asked[0] != "POST" or asked[1] not in FLEET_CALLS:
-            await answer(send, 404, b"only SuperNodes are served here")
+            await respond(send, 404, b"only SuperNodes are served here")
         elif (announced := _announced(scope["headers"])) > LARGEST_CALL:
-            await answer(send, 413, b"larger than any call of a SuperNode")
+            await respond(send, 413, b"larger than any call of a SuperNode")
         else:
             await self._forward(scope, announced, receive, send)
 
@@ -91,7 +91,7 @@ class FleetProxy:
             response = await self._client.send(request, stream=True)
         except httpx.TransportError:
             # SuperNodes try again on 503 for as long as it takes.
-            await answer(send, 503, b"the SuperLink does not answer")
+            await respond(send, 503, b"the SuperLink does not respond")
             return
         try:
             kept = [(k, v) for k, v in response.headers.raw if k.lower() not in _HOP_BY_HOP]
@@ -129,7 +129,7 @@ async def _body(receive: Receive, announced: int) -> AsyncIterator[bytes]:
         yield piece
 
 
-async def answer(send: Send, status: int, body: bytes, kind: bytes = b"text/plain") -> None:
+async def respond(send: Send, status: int, body: bytes, kind: bytes = b"text/plain") -> None:
     """Answer a request in one piece. If it was refused, do not wait for its body."""
     headers = [(b"content-type", kind), (b"content-length", str(len(body)).encode())]
     if status >= 400:

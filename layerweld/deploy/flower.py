@@ -29,15 +29,15 @@ def ask(command: Sequence[str], environment: Mapping[str, str]) -> dict[str, Any
     """
     done = _run(command, environment)
     try:
-        answer: dict[str, Any] = json.loads(done.stdout)
+        printed: dict[str, Any] = json.loads(done.stdout)
     except json.JSONDecodeError:
-        answer = {}
-    if done.returncode or not answer.get("success"):
-        cause = answer.get("error-message") or _last_line(done.stderr) or _last_line(done.stdout)
+        printed = {}
+    if done.returncode or not printed.get("success"):
+        cause = printed.get("error-message") or _last_line(done.stderr) or _last_line(done.stdout)
         if _UNREACHABLE in cause:
-            raise DeployError("no SuperLink answers: is `layerweld coordinator up` running?")
+            raise DeployError("no SuperLink responds: is `layerweld coordinator up` running?")
         raise DeployError(f"`flwr {shlex.join(command[1:-2])}` failed: {' '.join(cause.split())}")
-    return answer
+    return printed
 
 
 def show_log(run_id: str, connection: str, environment: Mapping[str, str]) -> str:

@@ -55,8 +55,8 @@ def add_member(coordinator: Coordinator, name: str, key: Path) -> Member:
             f"{name} is registered already, with key {known[name].key}; "
             f"to replace it, type `layerweld coordinator remove {name}` first"
         )
-    answer = ask(registration(key.resolve()), coordinator.environment)
-    member = Member(name, fingerprint(public), str(answer["node-id"]))
+    added = ask(registration(key.resolve()), coordinator.environment)
+    member = Member(name, fingerprint(public), str(added["node-id"]))
     write_whole(coordinator.sites / f"{name}.pub", public)
     write_whole(coordinator.sites / f"{name}.json", json.dumps(vars(member), indent=2).encode())
     return member
@@ -100,10 +100,10 @@ def node_states(coordinator: Coordinator) -> dict[str, str]:
     """``online``, ``offline`` or ``registered`` by Flower's number for a key.
 
     Raises:
-        DeployError: the SuperLink does not answer.
+        DeployError: the SuperLink does not respond.
     """
-    answer = ask(flwr("supernode", "list", CONNECTION), coordinator.environment)
-    return {str(node["node-id"]): str(node["status"]) for node in answer["nodes"]}
+    listed = ask(flwr("supernode", "list", CONNECTION), coordinator.environment)
+    return {str(node["node-id"]): str(node["status"]) for node in listed["nodes"]}
 
 
 def naming_nodes(coordinator: Coordinator) -> Callable[[str], str]:

@@ -55,7 +55,7 @@ def list_runs(coordinator: Coordinator) -> list[RunState]:
     """Every run the SuperLink knows, newest first.
 
     Raises:
-        DeployError: the SuperLink does not answer.
+        DeployError: the SuperLink does not respond.
     """
     runs: list[dict[str, Any]] = ask(flwr("list", CONNECTION), coordinator.environment)["runs"]
     return [
@@ -91,7 +91,7 @@ def start_run(coordinator: Coordinator, settings: RunSettings) -> str:
 
     Raises:
         DeployError: another run is active, this one has finished before, or the SuperLink does
-            not answer.
+            not respond.
     """
     active = [run for run in list_runs(coordinator) if not run.is_final]
     if active:
@@ -104,8 +104,8 @@ def start_run(coordinator: Coordinator, settings: RunSettings) -> str:
             f"{output_of(coordinator, settings)} holds a finished run; give `--name` another name, "
             f"or look at it with `layerweld coordinator report`"
         )
-    answer = ask(run_command(coordinator, settings), coordinator.environment)
-    return str(answer["run-id"])
+    started = ask(run_command(coordinator, settings), coordinator.environment)
+    return str(started["run-id"])
 
 
 def follow_run(

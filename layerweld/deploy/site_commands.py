@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from layerweld.settings.run import RunSettings
 
 app = typer.Typer(
+    suggest_commands=False,  # click suggests
     no_args_is_help=True,
     rich_markup_mode="markdown",
     help="Join a federation as a site: data and models stay here.",

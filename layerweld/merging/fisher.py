@@ -31,7 +31,7 @@ def squared_gradients(
 
     Args:
         inputs: what the layer read.
-        gradients: of each row's loss by what the layer put out; zero at padding.
+        gradients: of each sample's loss by what the layer put out; zero at padding.
     """
     total = torch.zeros(gradients.shape[-1], inputs.shape[-1], device=inputs.device)
     for read, gradient in zip(inputs.float(), gradients.float(), strict=True):
@@ -81,7 +81,7 @@ def implied_update(
 class FisherPool:
     """``Σ F_i`` and ``Σ F_i ⊙ ΔW_i`` by layer: sums are all that leaves the sites' side.
 
-    The sums are exact, so that nothing depends on who answered first.
+    The sums are exact, so that nothing depends on who replied first.
 
     Args:
         shapes: ``(d_out, d_in)`` by layer.

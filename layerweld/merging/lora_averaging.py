@@ -116,7 +116,7 @@ class FedEx(MergeMethod):
     """Sites count all alike, or by their training samples."""
 
     def merge(self, sites: SiteUpdates) -> Merge:
-        """Exact. As one merge it is the mean; the figure says how much of it is residual.
+        """Exact. As one merge it is the mean; the number says how much of it is residual.
 
         Between rounds of training the authors add the residual ``Σ p_i B_i A_i - B̄ Ā`` to the base
         weights and go on with ``B̄`` and ``Ā``. Here base weights stay as they are, and both come

@@ -9,6 +9,7 @@ from layerweld.merging.chain import Mats
 from layerweld.merging.method import CHAIN, UPDATES, Method, Quantity
 from layerweld.merging.registry import METHODS
 from layerweld.settings.run import RunSettings
+from layerweld.settings.typos import listed
 
 _LINES = "+lines"
 TABLES = {"lines"}.union(*(method.tables for method in METHODS.values()))
@@ -29,7 +30,7 @@ def method_named(name: str, settings: RunSettings) -> Method:
         return next(m for m in METHODS.values() if m.granularity == wanted)
     plain = name.removesuffix(_LINES)
     if plain not in METHODS:
-        raise ConfigError(f"unknown method {plain!r}; known: chain, {', '.join(METHODS)}")
+        raise ConfigError(f"unknown method {plain!r}; known: {listed(('chain', *METHODS), plain)}")
     method = METHODS[plain]
     if plain == name:
         return method
@@ -90,8 +91,8 @@ def setting_named(key: str, method: Method, settings: RunSettings) -> str:
         if name.partition(".")[2] == key:
             return name
     own = f"{method.tables[0]}."
-    listed = ", ".join(name.removeprefix(own) for name in names)
-    raise ConfigError(f"unknown setting {own + key!r}; known here: {listed}")
+    possible = listed([name.removeprefix(own) for name in names], key)
+    raise ConfigError(f"unknown setting {own + key!r}; known here: {possible}")
 
 
 def reads(method: Method, key: str, settings: RunSettings) -> bool:

@@ -15,6 +15,7 @@ from layerweld.merging.lines import Lines
 from layerweld.merging.one_round import MergeMethod
 from layerweld.merging.registry import METHODS
 from layerweld.settings.merge import MergeSettings
+from layerweld.settings.typos import listed
 from layerweld.settings_table import (
     BatchSize,
     ColumnText,
@@ -247,7 +248,8 @@ def validate_settings(nested: Mapping[str, Any], file: Path | None = None) -> Ru
 def _problem(error: Any) -> str:
     where = ".".join(str(part) for part in error["loc"]) or "settings"
     if error["type"] == "extra_forbidden":
-        return f"unknown setting {shown(where)!r}; known here: {', '.join(_known(error['loc']))}"
+        possible = listed(_known(error["loc"]), str(error["loc"][-1]))
+        return f"unknown setting {shown(where)!r}; known here: {possible}"
     return f"{shown(where)} = {shown(repr(error['input']))}: {error['msg']}"
 
 

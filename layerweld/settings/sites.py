@@ -16,6 +16,7 @@ from layerweld.settings.run import (
     Scalar,
     validate_settings,
 )
+from layerweld.settings.typos import listed
 from layerweld.settings_table import ColumnText, PathText, Settings
 from layerweld.untrusted.documents import read_toml
 from layerweld.untrusted.files import named_path
@@ -111,14 +112,7 @@ def site_entries(entries: Any, file: Path) -> tuple[SiteEntry, ...]:
         try:
             site = SiteEntry.model_validate(entry)
         except ValidationError as error:
-            problem = error.errors()[0]
-            field = ".".join(str(part) for part in problem["loc"])
-            if problem["type"] == "extra_forbidden":
-                known = ", ".join(k.replace("_", "-") for k in SiteEntry.model_fields)
-                raise ConfigError(
-                    f"{file}, site {number}: unknown key {field!r}; known here: {known}"
-                ) from None
-            raise ConfigError(f"{file}, site {number}, {field}: {problem['msg']}") from None
+            raise ConfigError(f"{file}, site {number}{_problem(error)}") from None
         sites.append(site.model_copy(update=_resolved(site, file)))
     names = [site.name for site in sites]
     twice = next((name for name in names if names.count(name) > 1), None)
@@ -126,6 +120,18 @@ def site_entries(entries: Any, file: Path) -> tuple[SiteEntry, ...]:
         raise ConfigError(f"{file}: two sites are called {twice!r}; every site needs its own name")
     _refuse_shared_heads(sites, file)
     return tuple(sites)
+
+
+def _problem(error: ValidationError) -> str:
+    """The first problem of a site's table; a misspelled key before one that is missing for it."""
+    problem = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+    field = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        known = [name.replace("_", "-") for name in SiteEntry.model_fields]
+        return f": unknown key {field!r}; known here: {listed(known, field)}"
+    if problem["type"] == "string_pattern_mismatch":
+        return f", {field}: {problem['input']!r} cannot name a site; use letters, digits and `._-`"
+    return f", {field}: {problem['msg']}"
 
 
 def _refuse_shared_heads(sites: Sequence[SiteEntry], file: Path) -> None:

@@ -13,7 +13,7 @@ FLOOR = 2.0**-40  # a term whose largest entry is below it keeps fewer than 20 b
 class ExactSum:
     """A running sum in fixed point: two int64 limbs, resolution 2⁻⁶⁰, terms below 2⁴².
 
-    Sites answer in any order, and floating-point addition is not associative. Integers are, so a
+    Sites reply in any order, and floating-point addition is not associative. Integers are, so a
     server that folds replies as they arrive ends in the same bits as one that sorts them first.
 
     Args:
