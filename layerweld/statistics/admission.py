@@ -114,8 +114,7 @@ def _weight(statistics: GroupStatistics, group: LayerGroup, settings: MergeSetti
 
 
 def _check_summable(site: str, weight: float, statistics: GroupStatistics) -> None:
-    products = (t for one in statistics.products.values() for t in one.tensors().values())
-    top = max(1.0, weight) * max(map(largest, (statistics.gram, *products)))
+    top = max(1.0, weight) * max(map(largest, statistics.tensors().values()))
     if not top < LIMIT:
         raise RefusedReplyError(
             f"{statistics.group}: {site} sent numbers up to {top:.3g} once weighted, too "
