@@ -15,7 +15,7 @@ from layerweld.errors import RefusedReplyError
 from layerweld.model.schedule import Step, schedule
 from layerweld.plan import LayerGroup, MergePlan
 from layerweld.settings.merge import MergeSettings
-from layerweld.settings.methods import iterations_of, settings_for
+from layerweld.settings.methods import iterations_of, method_named, settings_for
 from layerweld.settings.run import RunSettings
 from layerweld.statistics.admission import Admitted
 from layerweld.statistics.group import ProductForm
@@ -28,7 +28,6 @@ from layerweld.transport.statistics import (
     encode_statistics_request,
     statistics_layout,
 )
-from layerweld.transport.step_context import StepContext
 from layerweld.updates.digest import extend_digest, first_digest
 from layerweld.updates.named_tensors import update_tensors, updates_from
 from layerweld.updates.ranks import all_within_ranks
@@ -37,7 +36,7 @@ from strategies.catching_up import CatchUp
 from strategies.cohort import Cohort
 from strategies.merge_strategy import MergeStrategy
 from strategies.poll import Request
-from strategies.rounds import NO_JOURNAL, Kept, Outcome, Round, RoundJournal, Rounds
+from strategies.rounds import NO_JOURNAL, Kept, MethodRounds, Outcome, Round, RoundJournal
 
 
 class ChainOfMerges(MergeStrategy):
@@ -62,10 +61,11 @@ class ChainOfMerges(MergeStrategy):
         other_params: Mapping[str, Tensor] = MappingProxyType({}),
         journal: RoundJournal = NO_JOURNAL,
     ) -> None:
-        super().__init__(cohort, ChainRounds(method, plan, cohort, settings, other_params), journal)
+        chosen = method_named(method, settings)
+        super().__init__(cohort, ChainRounds(chosen, plan, cohort, settings, other_params), journal)
 
 
-class ChainRounds(Rounds):
+class ChainRounds(MethodRounds):
     """Merge the sites' models one step a round, in forward order.
 
     A round asks every site for the statistics of one step and sends along the updates that the
@@ -73,57 +73,30 @@ class ChainRounds(Rounds):
     feeds to the group. Replies are added up as they arrive and forgotten; a site that lacks merged
     updates says from which step on, and gets them.
 
-    Args:
-        method: name of the chain variant, see :mod:`layerweld.settings.methods`.
-        plan: the layer groups that are merged, in forward order.
-        cohort: the sites.
-        settings: of the run.
-        other_params: the mean of what fine-tuning changed outside of the layers; empty for LoRA.
-
     Attributes:
         merged: updates of each finished step, by layer.
         groups: metrics of each layer group, by finished step.
         digests: hash over all that is merged before each step.
     """
 
-    def __init__(
-        self,
-        method: str,
-        plan: MergePlan,
-        cohort: Cohort,
-        settings: RunSettings,
-        other_params: Mapping[str, Tensor],
-    ) -> None:
-        self.settings = settings_for(method, settings)
-        self.steps = schedule(plan, self.settings.merge)
+    def __post_init__(self) -> None:
+        self.settings = settings_for(self.method.name, self.settings)
+        self.steps = schedule(self.plan, self.settings.merge)
         self.count = len(self.steps)
         self.merged: list[dict[str, Update]] = []
         self.groups: list[list[dict[str, Any]]] = []
-        self.digests = [first_digest(plan.digest, self.settings.digest(), other_params)]
-        self._method = method
-        self._plan = plan
-        self._cohort = cohort
-        self._form = _form(self.settings.merge, cohort)
-        self._other_params = other_params
+        self.digests = [first_digest(self.plan.digest, self.settings.digest(), self.other_params)]
+        self._form = _form(self.settings.merge, self.cohort)
 
     def round_at(self, index: int) -> Round[tuple[Admitted, ...]]:
         """Ask for the statistics of one step."""
         step = self.steps[index]
-        context = StepContext(
-            run=self._cohort.run,
-            method=self._method,
-            step=index,
-            layers=self._plan.layer_names,
-            plan=self._plan.digest,
-            chain_digest=self.digests[index],
-            averaged=bool(self._other_params),
-        )
-        asked = StatisticsRequest(context, self._form)
+        asked = StatisticsRequest(self.context(index, self.digests[index]), self._form)
         # What the step before solved; before the first one, the other parameters.
         catch_up = CatchUp(step, partial(self._encoded, asked), index - 1)
-        merge, iterations = self.settings.merge, iterations_of(self._method, self.settings)
+        merge, iterations = self.settings.merge, iterations_of(self.method.name, self.settings)
         pools = {group.name: GroupPool(group, merge, iterations) for group in step.groups}
-        measured = _Step(step, asked, pools, self._cohort, catch_up)
+        measured = _Step(step, asked, pools, self.cohort, catch_up)
         request = Request(
             STATISTICS,
             f"statistics of step {index + 1}",
@@ -149,7 +122,7 @@ class ChainRounds(Rounds):
         is_cut = self.settings.merge.rank > 0
         return Outcome(
             updates={layer: update for step in self.merged for layer, update in step.items()},
-            other_params=self._other_params,
+            other_params=self.other_params,
             metrics={"largest compression error of a group": max(errors, default=0.0)}
             if is_cut
             else {},
@@ -160,7 +133,7 @@ class ChainRounds(Rounds):
     def _encoded(
         self, asked: StatisticsRequest, steps: range, with_other_params: bool
     ) -> RecordDict:
-        other_params = self._other_params if with_other_params else {}
+        other_params = self.other_params if with_other_params else {}
         merged = {index: self.merged[index] for index in steps}
         context = asked.context.with_merged(other_params, merged)
         return encode_statistics_request(replace(asked, context=context))

@@ -1,15 +1,16 @@
 """One honest message of every kind, how it is read, and what it may take."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from flwr.app import RecordDict
+from torch import Tensor
 
 from client.handlers.requests import require_updates_of
-from layerweld.merging.fisher import Fisher
+from layerweld.merging.registry import METHODS
 from layerweld.statistics.group import GroupAccumulator, ProductForm
 from layerweld.transport.block_gradients import (
     BlockReply,
@@ -50,8 +51,8 @@ from layerweld.transport.updates import encode_updates, updates_layout
 from server import replies as server
 from strategies import site_updates
 from strategies.fisher_averaging import AdmittedSums, FisherAveraging
-from strategies.other_params import AdmittedOtherParams, OtherParams
-from strategies.site_updates import AdmittedUpdates
+from strategies.other_params import OtherParams
+from strategies.site_updates import OfOneSite
 from tests.stub_sites import (
     FORM,
     NAMES,
@@ -93,18 +94,18 @@ def _statistics(form: ProductForm) -> tuple[RecordDict, Callable[..., Any], Budg
     return content, rounds.round_at(0).request.read, statistics_layout([group], RANKS, form).budget
 
 
-def _updates() -> tuple[RecordDict, Callable[..., AdmittedUpdates], Budget]:
+def _updates() -> tuple[RecordDict, Callable[..., OfOneSite], Budget]:
     round_ = site_updates.updates_round(PLAN, new_chain(settings()).cohort, dict)
     return encode_updates(updates_of(SITE)), round_.request.read, updates_layout(PLAN, RANKS).budget
 
 
 def _fisher() -> tuple[RecordDict, Callable[..., AdmittedSums], Budget]:
-    method = FisherAveraging(PLAN, new_chain(settings()).cohort, {}, Fisher())
+    method = FisherAveraging(METHODS["fisher"], PLAN, new_chain(settings()).cohort, settings(), {})
     ones = {layer: torch.ones(shape) for layer, shape in PLAN.shapes.items()}
     return encode_fisher(FisherSums(ones, ones)), method._read, fisher_layout(PLAN).budget
 
 
-def _other_params() -> tuple[RecordDict, Callable[..., AdmittedOtherParams], Budget]:
+def _other_params() -> tuple[RecordDict, Callable[..., Mapping[str, Tensor]], Budget]:
     rounds = OtherParams(new_chain(settings()).cohort, PARAMETERS, {SITE})
     budget = other_params_layout(PARAMETERS).budget
     return encode_other_params(_numbers(PARAMETERS)), rounds.round_at(0).request.read, budget

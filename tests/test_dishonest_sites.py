@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from layerweld.errors import RefusedReplyError, UnusableMergeError
 from layerweld.merging.fisher import Fisher, implied_update, normalised, problem_with
-from layerweld.merging.lora_averaging import FedIt
-from layerweld.merging.sums import Mean
+from layerweld.merging.registry import METHODS
 from layerweld.settings.merge import MergeSettings
 from layerweld.statistics.checks import check_statistics
 from layerweld.statistics.pool import GroupPool
@@ -22,9 +21,9 @@ from layerweld.transport.statistics import StatisticsReply
 from layerweld.updates.named_tensors import update_tensors
 from layerweld.updates.proportion import OutOfProportionError, Part, refuse_parts_out_of_proportion
 from layerweld.updates.update import DenseUpdate, LowRankUpdate
+from strategies.by_method import rounds_of
 from strategies.chain_of_merges import ChainOfMerges
 from strategies.merge_strategy import MergeStrategy
-from strategies.update_merging import UpdateMerging
 from tests.faulty_grid import Clock, FaultyGrid, none
 from tests.pooled_sites import GROUP, new_sites, statistics_of
 from tests.stub_sites import (
@@ -104,7 +103,7 @@ def test_flowers_own_start_goes_on_without_the_site_too(clock: "Clock") -> None:
 def play_updates(
     change: Callable[..., dict[Any, Any]],
     clock: Clock,
-    merging: FedIt | None = None,
+    merging: str = "mean",
     **entries: Any,
 ) -> MergeStrategy:
     """A method of updates over three sites, one of which changes its updates first."""
@@ -120,9 +119,9 @@ def play_updates(
 
     chosen = settings(**entries)
     cohort = new_chain(chosen).cohort
-    merging = UpdateMerging(PLAN, cohort, merging or Mean(), {})
+    rounds = rounds_of(METHODS[merging], PLAN, cohort, chosen, {})
     grid = FaultyGrid(Liar(), NODES, chosen, none(), clock)
-    strategy = MergeStrategy(cohort, merging)
+    strategy = MergeStrategy(cohort, rounds)
     strategy.run(grid)
     return strategy
 
@@ -174,7 +173,7 @@ def test_factors_that_are_averaged_apart_are_in_proportion_apart(clock: "Clock")
         return {k: LowRankUpdate(u.left, u.right) for k, u in shared(updates).items()}
 
     with pytest.raises(RefusedReplyError, match=r"birch: its factor of .* times as large"):
-        play_updates(of_one_rank, clock, FedIt())
+        play_updates(of_one_rank, clock, "fedit")
 
 
 def test_a_part_that_others_hardly_changed_is_no_reason_to_refuse_a_site() -> None:

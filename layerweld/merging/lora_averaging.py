@@ -50,13 +50,9 @@ def factors_apart(updates: Sequence[LowRankUpdate], shares: Sequence[float]) -> 
 class FedIt(MergeMethod):
     """FedIT: average all ``A`` and all ``B`` apart (Zhang et al. 2024, arXiv:2305.05644)."""
 
+    averages_factors = True
     weighting: Weighting = "samples"
     """Sites count by their training samples, or all alike."""
-
-    @property
-    def averages_factors(self) -> bool:
-        """Both are."""
-        return True
 
     def merge(self, sites: SiteUpdates) -> Merge:
         """Inexact: the mean of products is not the product of means."""
@@ -72,11 +68,6 @@ class FfaLora(MergeMethod):
 
     weighting: Weighting = "samples"
     """Sites count by their training samples, or all alike."""
-
-    @property
-    def shares_factor(self) -> bool:
-        """That is what makes it exact."""
-        return True
 
     def merge(self, sites: SiteUpdates) -> Merge:
         """Exact, and of one site's rank: with ``A`` in common the mean is linear in ``B``.
