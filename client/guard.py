@@ -49,7 +49,7 @@ class SiteApp(ClientApp):
         return register
 
     def __call__(self, message: Message, context: Context) -> Message:
-        """Handle one message; only what is no ``Exception`` gets out."""
+        """Handle one message; only what is not an ``Exception`` gets out."""
         from client.site import cache_folder, site_of_node
         from layerweld.runtime.disk import user_cache
         from layerweld.settings.run import read_run_settings
@@ -81,7 +81,7 @@ class SiteApp(ClientApp):
         Runs do not share files, but for adapters that sites train.
         """
         from client.site import SiteRun
-        from layerweld.runtime.disk import only_here
+        from layerweld.runtime.disk import holding_lock
         from layerweld.transport.arrays import require_sendable
         from layerweld.transport.identity import identity_of, with_identity
         from layerweld.untrusted.names import below
@@ -94,7 +94,7 @@ class SiteApp(ClientApp):
         guard = watchdog(message.metadata.ttl, at.cache / "logs") if watched else nullcontext()
         with (
             guard,
-            only_here(below(at.cache, "locks", f"{name}.lock"), f"{at.cache}, as {site.name}"),
+            holding_lock(below(at.cache, "locks", f"{name}.lock"), f"{at.cache}, as {site.name}"),
         ):
             reply = handler(at, message.content)
         require_sendable(reply)

@@ -19,7 +19,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def naming_memory() -> Iterator[None]:
+def raising_memory_shortage() -> Iterator[None]:
     """Turn every out-of-memory error into ours, so that nothing takes it for damaged input.
 
     Raises:

@@ -19,7 +19,7 @@ def main(grid: Grid, context: Context) -> None:
     from flwr.supercore import log
 
     from layerweld.errors import LayerweldError
-    from layerweld.runtime.disk import make_folder, reported
+    from layerweld.runtime.disk import make_folder, raising_storage_error
     from layerweld.settings.run import read_run_settings
     from layerweld.untrusted.text import shown
     from server.run import run
@@ -27,7 +27,9 @@ def main(grid: Grid, context: Context) -> None:
     try:
         settings = read_run_settings(context.run_config)
         output = Path(settings.output or f"runs/{settings.name}")
-        with reported(output):  # state.json begins here: nobody sees what this process prints
+        with raising_storage_error(
+            output
+        ):  # state.json begins here: nobody sees what this process prints
             make_folder(output)
         results = run(grid, settings, settings.require_base(), output)
     except LayerweldError as error:

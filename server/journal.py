@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from layerweld.errors import JournalError
-from layerweld.runtime.disk import move, reported, writing
+from layerweld.runtime.disk import move, raising_storage_error, writing
 from layerweld.transport.site_info import SiteInfo, site_info_from
 from layerweld.untrusted.documents import read_json
 from layerweld.untrusted.files import reading
@@ -128,7 +128,7 @@ class RunJournal:
 
         The rename is what finishes it: a journal that is only half removed is never resumed.
         """
-        with reported(self._folder):
+        with raising_storage_error(self._folder):
             done = self._folder.with_name(FINISHED)
             move(self._folder, done)
             shutil.rmtree(done)

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from flwr.serverapp import Grid
 
-from layerweld.out_of_memory import naming_memory
+from layerweld.out_of_memory import raising_memory_shortage
 from layerweld.report.output_folder import JOURNAL, check_output_folder
 from layerweld.report.results import MethodResult, RunResults
 from layerweld.report.run.site_warnings import site_warnings
 from layerweld.report.scores import REFERENCES
-from layerweld.runtime.disk import lock_of, only_here
+from layerweld.runtime.disk import holding_lock, lock_of
 from layerweld.runtime.numerics import numeric_environment, use_threads
 from layerweld.runtime.run_state import Recorder, recording
 from layerweld.settings.methods import measuring_shift
@@ -47,9 +47,9 @@ def run(grid: Grid, settings: RunSettings, base: str, output: Path) -> RunResult
         InUseError: another run is using the output folder.
         LayerweldError: the run failed. What was solved is in the journal; the same call resumes.
     """
-    with only_here(lock_of(output), str(output)):
+    with holding_lock(lock_of(output), str(output)):
         check_output_folder(output)
-        with recording(output) as recorder, naming_memory():
+        with recording(output) as recorder, raising_memory_shortage():
             return _run(grid, settings, base, output, recorder)
 
 

@@ -50,7 +50,7 @@ class CatchUp:
             )
         if self._times[site] == _MOST:
             raise RefusedReplyError(
-                f"each time that it is sent what it lacked it lacks more, {_MOST} times by now; is "
+                f"it lacks more each time that it is sent what it lacks, {_MOST} times by now; is "
                 f"its cache folder its own, and its disk in order?"
             )
         self._times[site] += 1

@@ -11,7 +11,9 @@ import sys
 import time
 import warnings
 import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -20,16 +22,17 @@ import pyarrow.parquet as parquet
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from torch import Tensor
 
 from client.data.batches import Preprocessor
 from client.data.images import read_image
 from client.data.records import LONGEST_ROW
-from client.data.samples import read_dataset
-from client.training.heads import load_head
+from client.data.samples import Dataset, read_dataset
+from client.training.heads import ClassifierHead, load_head
 from layerweld.errors import ConfigError
 from layerweld.formats import layer_patterns
-from layerweld.formats.adapters import read_adapter
-from layerweld.model.base_model import load_base
+from layerweld.formats.adapters import Adapter, read_adapter
+from layerweld.model.base_model import BaseModel, load_base
 from layerweld.untrusted.documents import read_json, read_toml
 from tests.fuzzed_readers import ANY, fault
 from tests.tiny_encoders import save_image_base
@@ -38,11 +41,11 @@ from tests.tiny_peft import edit_config, new_model, save_base, train_adapter
 ROW = b'{"text": "a"}\n'
 
 
-def rows(file):
+def rows(file: Path) -> tuple[Path, Callable[..., Dataset]]:
     return file, lambda: read_dataset(file, ANY, reads_images=False)
 
 
-def sparse(file, start, size, end=b""):
+def sparse(file: Path, start: bytes, size: int, end: bytes = b"") -> Path:
     """A file of any size that takes no place on the disk."""
     with file.open("wb") as opened:
         opened.write(start)
@@ -52,52 +55,52 @@ def sparse(file, start, size, end=b""):
     return file
 
 
-def long_line(folder):
+def long_line(folder: Path) -> tuple[Any, ...]:
     return rows(sparse(folder / "rows.jsonl", ROW, 1_000_000_000, b"\n" + ROW))
 
 
-def long_array(folder):
+def long_array(folder: Path) -> tuple[Any, ...]:
     return rows(sparse(folder / "rows.jsonl", b"[", 1_000_000_000, b"]"))
 
 
-def many_brackets(folder):
+def many_brackets(folder: Path) -> tuple[Any, ...]:
     file = folder / "rows.jsonl"
     file.write_bytes(ROW + b'{"text": [' + b"[]," * (LONGEST_ROW // 3 - 10) + b"[]]}")
     return rows(file)
 
 
-def long_field(folder):
+def long_field(folder: Path) -> tuple[Any, ...]:
     file = folder / "rows.csv"
     file.write_bytes(b"text\na\n" + b"x" * 100_000_000 + b"\nb\n")
     return rows(file)
 
 
-def open_quote(folder):
+def open_quote(folder: Path) -> tuple[Any, ...]:
     file = folder / "rows.csv"
     file.write_bytes(b'text\na\n"' + (b"line " * 200 + b"\n") * 50_000)
     return rows(file)
 
 
-def many_columns(folder):
+def many_columns(folder: Path) -> tuple[Any, ...]:
     file = folder / "rows.csv"
     file.write_bytes(b"text" + b",x" * 1_000_000 + b"\n" + (b"a" + b"," * 1_000_000 + b"\n") * 3)
     return rows(file)
 
 
-def many_keys(folder):
+def many_keys(folder: Path) -> tuple[Any, ...]:
     file = folder / "rows.jsonl"
     keys = ", ".join(f'"{i}": 0' for i in range(1_000_000))
     file.write_text(f'{{"text": "a", {keys}}}\n' * 2)
     return rows(file)
 
 
-def packed_text(folder):
+def packed_text(folder: Path) -> tuple[Any, ...]:
     table = arrow.table({"text": ["x" * 50_000_000 + str(i) for i in range(8)]})
     parquet.write_table(table, folder / "rows.parquet", compression="zstd", use_dictionary=False)
     return rows(folder / "rows.parquet")
 
 
-def packed_dictionary(folder):
+def packed_dictionary(folder: Path) -> tuple[Any, ...]:
     text = arrow.DictionaryArray.from_arrays(
         arrow.array([0] * 200_000, arrow.int32()), arrow.array(["x" * 900_000])
     )
@@ -105,16 +108,16 @@ def packed_dictionary(folder):
     return rows(folder / "rows.parquet")
 
 
-def lying_footer(folder):
+def lying_footer(folder: Path) -> tuple[Any, ...]:
     """The footer says a thousand bytes, where the page has 300 million."""
 
-    def varint(value, size=0):
+    def varint(value: int, size: int = 0) -> bytes:
         digits = []
         while value or len(digits) < size:
             value, digits = value >> 7, [*digits, value & 127]
         return bytes([*(digit | 128 for digit in digits[:-1]), digits[-1]])
 
-    def claimed():
+    def claimed() -> Any:
         return parquet.read_metadata(file).row_group(0).column(0).total_uncompressed_size
 
     file = folder / "rows.parquet"
@@ -126,7 +129,7 @@ def lying_footer(folder):
     return rows(file)
 
 
-def compressed_arrow(folder):
+def compressed_arrow(folder: Path) -> tuple[Any, ...]:
     (folder / "state.json").write_text('{"_data_files": [{"filename": "data.arrow"}]}')
     table = arrow.table({"text": ["x" * 100_000_000]})
     packed = arrow.ipc.IpcWriteOptions(compression="zstd")
@@ -135,28 +138,28 @@ def compressed_arrow(folder):
     return rows(folder)
 
 
-def many_nulls(folder):
+def many_nulls(folder: Path) -> tuple[Any, ...]:
     nothing = arrow.nulls(20_000_000, arrow.string())
     parquet.write_table(arrow.table({"text": nothing}), folder / "rows.parquet")
     return rows(folder / "rows.parquet")
 
 
-def other_column(folder):
+def other_column(folder: Path) -> tuple[Any, ...]:
     table = arrow.table({"text": ["a"] * 8, "other": ["x" * 50_000_000 + str(i) for i in range(8)]})
     parquet.write_table(table, folder / "rows.parquet", compression="zstd", use_dictionary=False)
     return rows(folder / "rows.parquet")
 
 
-def nested_text(folder):
+def nested_text(folder: Path) -> tuple[Any, ...]:
     table = arrow.table({"text": [[["x"] * 1000] * 1000]})
     parquet.write_table(table, folder / "rows.parquet", compression="zstd")
     return rows(folder / "rows.parquet")
 
 
-def png(width, height, *chunks, rows=None):
+def png(width: int, height: int, *chunks: tuple[bytes, bytes], rows: int | None = None) -> bytes:
     """A grey PNG of one colour, which takes a thousandth of its pixels, and other chunks."""
 
-    def chunk(kind, content):
+    def chunk(kind: bytes, content: bytes) -> bytes:
         checked = zlib.crc32(kind + content)
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checked)
 
@@ -174,15 +177,15 @@ def png(width, height, *chunks, rows=None):
     )
 
 
-def image(content, name="a.png"):
-    def made(folder):
+def image(content: Callable[..., Any], name: str = "a.png") -> Callable[..., tuple[Any, ...]]:
+    def made(folder: Path) -> tuple[Path, Callable[..., Image.Image]]:
         (folder / name).write_bytes(content())
         return folder / name, lambda: read_image(folder / name)
 
     return made
 
 
-def huge_batch(folder):
+def huge_batch(folder: Path) -> tuple[Path, Callable[..., dict[str, Tensor]]]:
     base = save_image_base(folder / "base")
     content = png(8192, 8192)
     files = [folder / f"{i}.png" for i in range(8)]
@@ -191,23 +194,23 @@ def huge_batch(folder):
     return folder, lambda: Preprocessor(base, 8)(files)
 
 
-def packed_texts():
+def packed_texts() -> bytes:
     packed = b"x\0\0" + zlib.compress(bytes(50_000_000), 9)
     return png(10, 10, *[(b"zTXt", packed)] * 50)
 
 
-def packed_profile():
+def packed_profile() -> bytes:
     return png(10, 10, (b"iCCP", b"x\0\0" + zlib.compress(bytes(500_000_000), 9)))
 
 
-def huge_webp():
+def huge_webp() -> bytes:
     # VP8X: a canvas of 16384 x 16384 that holds next to nothing.
     size = struct.pack("<I", 16383)[:3]
     chunk = b"VP8X" + struct.pack("<I", 10) + b"\2\0\0\0" + size * 2
     return b"RIFF" + struct.pack("<I", 4 + len(chunk)) + b"WEBP" + chunk
 
 
-def many_scans():
+def many_scans() -> bytes:
     from io import BytesIO
 
     made = BytesIO()
@@ -217,7 +220,7 @@ def many_scans():
     return content[:scan] + content[scan:-2] * 5000 + content[-2:]
 
 
-def scaled_up(folder):
+def scaled_up(folder: Path) -> tuple[Path, Callable[..., Preprocessor]]:
     from transformers import BitImageProcessorPil
 
     base = save_image_base(folder / "base")
@@ -225,8 +228,8 @@ def scaled_up(folder):
     return base.folder / "preprocessor_config.json", lambda: Preprocessor(base, 8)
 
 
-def adapter(change):
-    def made(folder):
+def adapter(change: Callable[..., None]) -> Callable[..., tuple[Any, ...]]:
+    def made(folder: Path) -> tuple[Path, Callable[..., Adapter]]:
         base = save_base("bert", folder / "base")
         train_adapter(new_model("bert"), folder / "a", ["query"])
         file = folder / "a/adapter_model.safetensors"
@@ -236,26 +239,26 @@ def adapter(change):
     return made
 
 
-def huge_tensor(_folder, file):
+def huge_tensor(_folder: Path, file: Path) -> None:
     about = {"dtype": "F32", "shape": [2**20, 2**18], "data_offsets": [0, 2**40]}
     name = "base_model.model.bert.encoder.layer.0.attention.self.query.lora_A.weight"
     text = json.dumps({name: about}).encode()
     sparse(file, struct.pack("<Q", len(text)) + text, 8 + len(text) + 2**40)
 
 
-def many_tensors(_folder, file):
+def many_tensors(_folder: Path, file: Path) -> None:
     save_file({f"a{i}": torch.empty(0) for i in range(200_000)}, file)
 
 
-def long_header(_folder, file):
+def long_header(_folder: Path, file: Path) -> None:
     sparse(file, struct.pack("<Q", 90_000_000) + b'{"', 100_000_000)
 
 
-def huge_rank(folder, _file):
+def huge_rank(folder: Path, _file: Any) -> None:
     edit_config(folder, r=10**9)
 
 
-def pattern(**entries):
+def pattern(**entries: Any) -> Callable[..., Any]:
     return adapter(lambda folder, _file: edit_config(folder, **entries))
 
 
@@ -264,8 +267,8 @@ SLOW = (r"(.|..)+[0-9]", r"((.|..)+)+(?<!y)\Z", r"(\w+\.?)+!", r"((\w|\.)*\w)*!"
 layer_patterns._SECONDS = 0.2
 
 
-def model_of(**entries):
-    def made(folder):
+def model_of(**entries: Any) -> Callable[..., tuple[Any, ...]]:
+    def made(folder: Path) -> tuple[Path, Callable[..., BaseModel]]:
         save_base("bert", folder / "base")
         edit_config(folder / "base", **entries)
         return folder / "base", lambda: load_base(folder / "base")
@@ -273,15 +276,17 @@ def model_of(**entries):
     return made
 
 
-def text_file(name, read, start, size):
-    def made(folder):
+def text_file(
+    name: str, read: Callable[..., dict[str, Any]], start: bytes, size: int
+) -> Callable[..., tuple[Any, ...]]:
+    def made(folder: Path) -> tuple[Any, ...]:
         file = sparse(folder / name, start, size)
         return file, lambda: read(file)
 
     return made
 
 
-def head(folder):
+def head(folder: Path) -> tuple[Path, Callable[..., ClassifierHead]]:
     file = folder / "head.safetensors"
     classes = json.dumps([str(i) for i in range(2_000_000)])
     tensors = {"linear.weight": torch.ones(2, 3), "linear.bias": torch.ones(2)}
@@ -351,19 +356,19 @@ SLOWEST = {
 """What takes a second or more to make or to read."""
 
 
-def peak():
+def peak() -> int:
     """The most memory that the process had since :func:`reset`, in MiB."""
     status = Path("/proc/self/status").read_text()
     line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) // 1024
 
 
-def reset():
+def reset() -> int:
     Path("/proc/self/clear_refs").write_text("5")
     return peak()
 
 
-def explode(name, folder):
+def explode(name: str, folder: Path) -> dict[Any, Any]:
     folder.mkdir(parents=True)
     file, read = BOMBS[name](folder)
     before, started = reset(), time.process_time()
@@ -377,7 +382,7 @@ def explode(name, folder):
     return {"bomb": name, "ended": ended, "seconds": took, "grown": peak() - before}
 
 
-def main():
+def main() -> None:
     folder, *names = sys.argv[1:]
     if names == ["quick"]:
         names = [name for name in BOMBS if name not in SLOWEST]

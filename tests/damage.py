@@ -116,8 +116,8 @@ def _places(content: RecordDict) -> Iterator[tuple[Any, ...]]:
         keys = holder.keys() if isinstance(holder, dict) else range(len(holder))
         for key in list(keys):
             yield holder, key
-            if isinstance(holder[key], dict | list):
-                waiting.append(holder[key])
+            if isinstance(holder[key], dict | list):  # type: ignore[index]
+                waiting.append(holder[key])  # type: ignore[index]
 
 
 def _cut(whole: Any, draw: Any) -> Any:

@@ -10,22 +10,25 @@ import subprocess
 import sys
 import tomllib
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from subprocess import CompletedProcess, Popen
 from time import monotonic, sleep
+from typing import Any
 
 import tomli_w
 
 from server.run import run as run_server
+from tests.tiny_sites import TinySites
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 LONG = 1500  # seconds; two cores that others use, too, take that long
 
 
-def install_wheel(folder):
+def install_wheel(folder: Path) -> Path:
     """The wheel's content as `pip install` would lay it out, without this checkout."""
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
@@ -34,23 +37,23 @@ def install_wheel(folder):
     return folder / "site-packages"
 
 
-def environment(path):
+def environment(path: Path) -> dict[Any, Any]:
     """For commands that use the layerweld found in a folder."""
     return os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(path)}
 
 
-def wait_until(true, what, pause=3.0):
+def wait_until(true: Callable[..., bool], what: str, pause: float = 3.0) -> None:
     until = monotonic() + 400
     while not true():
         assert monotonic() < until, f"not in time: {what}"
         sleep(pause)
 
 
-def digest_in(output):
+def digest_in(output: Path) -> str:
     return hashlib.sha256((output / "manifest.json").read_bytes()).hexdigest()
 
 
-def digest_in_process(sites, output):
+def digest_in_process(sites: Any, output: Path) -> str:
     """Of the manifest that the same run makes within this process."""
     settings = sites.settings()
     run_server(sites.grid(settings), settings, str(sites.base), output)
@@ -66,11 +69,11 @@ class Gateway:
     port: int
 
     @property
-    def address(self):
+    def address(self) -> str:
         return f"{self.host}:{self.port}"
 
 
-def gateway_on_loopback():
+def gateway_on_loopback() -> Gateway:
     """With two neighbouring ports that are free: the gateway's and the SuperLink's."""
     while True:
         with socket.socket() as first, socket.socket() as second:
@@ -104,13 +107,13 @@ class Federation:
     processes: dict[str, subprocess.Popen] = field(default_factory=dict)
 
     @property
-    def names(self):
-        return [node["name"] for node in self.sites.nodes]
+    def names(self) -> list[Any]:
+        return [node["name"] for node in self.sites.nodes]  # type: ignore[attr-defined]
 
-    def command(self, name, *arguments):
+    def command(self, name: str, *arguments: Any) -> list[Any]:
         return [*self.inside.get(name, ()), BIN / "layerweld", *arguments]
 
-    def lw(self, *arguments, folder="fed", check=True):
+    def lw(self, *arguments: str, folder: str = "fed", check: bool = True) -> CompletedProcess[str]:
         return subprocess.run(
             [*self.command(folder, *arguments), "--folder", self.folder / folder],
             env=self.environment,
@@ -120,7 +123,7 @@ class Federation:
             timeout=LONG,
         )
 
-    def start(self, name, *arguments):
+    def start(self, name: str, *arguments: str) -> None:
         with (self.folder / f"{name}.log").open("w") as log:
             self.processes[name] = subprocess.Popen(
                 [*self.command(name, *arguments), "--folder", self.folder / name],
@@ -129,10 +132,10 @@ class Federation:
                 stderr=subprocess.STDOUT,
             )
 
-    def join(self, name):
+    def join(self, name: str) -> None:
         self.start(name, "site", "join", self.gateway.address)
 
-    def run(self, name, run="run"):
+    def run(self, name: Any, run: str = "run") -> Any:
         """``coordinator run`` or ``resume`` in the background."""
         command = ["coordinator", run, "--name", name, "--folder", self.folder / "fed"]
         return subprocess.Popen(
@@ -143,31 +146,31 @@ class Federation:
             text=True,
         )
 
-    def finish(self, run):
+    def finish(self, run: Popen[str]) -> str:
         """What a run in the background said, once it has ended well."""
         said, _ = run.communicate(timeout=LONG)
         assert run.returncode == 0, said
         return said
 
-    def output(self, run):
+    def output(self, run: str) -> Path:
         return self.folder / "fed/runs" / run
 
-    def digest(self, run):
+    def digest(self, run: str) -> str:
         return digest_in(self.output(run))
 
-    def child_of(self, name, program):
+    def child_of(self, name: str, program: str) -> int:
         """Process that a supervisor has started last."""
         text = (self.folder / f"{name}.log").read_text()
         return int(re.findall(rf"^{program} started \(process (\d+),", text, re.MULTILINE)[-1])
 
-    def wait_for_sites(self):
+    def wait_for_sites(self) -> None:
         count = len(self.names)
         wait_until(
             lambda: self.lw("coordinator", "status").stdout.count("  online  ") == count,
             f"{count} sites online",
         )
 
-    def wait_for_steps(self, run, count=1):
+    def wait_for_steps(self, run: str, count: int = 1) -> None:
         """Until a run has solved so many steps."""
         steps = self.output(run) / "journal"
         wait_until(
@@ -175,12 +178,12 @@ class Federation:
         )
         assert not (self.output(run) / "manifest.json").exists()
 
-    def registered(self):
+    def registered(self) -> dict[Any, Any]:
         """Node ids by site."""
         files = (self.folder / "fed/sites").glob("*.json")
         return {file.stem: json.loads(file.read_text())["node"] for file in files}
 
-    def init_site(self, name, *arguments):
+    def init_site(self, name: str, *arguments: Any) -> None:
         subprocess.run(
             [BIN / "layerweld", "site", "init", name, *arguments],
             cwd=self.folder,
@@ -191,7 +194,7 @@ class Federation:
         authority = self.folder / "fed/certificates/ca.crt"
         (self.folder / name / "ca.crt").write_bytes(authority.read_bytes())
 
-    def _init_coordinator(self):
+    def _init_coordinator(self) -> None:
         where = (
             "--host",
             self.gateway.host,
@@ -201,7 +204,7 @@ class Federation:
             str(self.gateway.port),
         )
         subprocess.run(
-            [BIN / "layerweld", "coordinator", "init", "fed", *where, "--base", self.sites.base],
+            [BIN / "layerweld", "coordinator", "init", "fed", *where, "--base", self.sites.base],  # type: ignore[attr-defined]
             cwd=self.folder,
             env=self.environment,
             check=True,
@@ -212,11 +215,11 @@ class Federation:
         small = {"min-sites": len(self.names), "calibration": calibration}
         file.write_text(tomli_w.dumps(tomllib.loads(file.read_text()) | small))
 
-    def begin(self):
+    def begin(self) -> None:
         """Make all folders, start everything, and wait until all sites are there."""
         self._init_coordinator()
-        for node in self.sites.nodes:
-            given = ("--model", self.sites.base, "--adapter", node["adapter"])
+        for node in self.sites.nodes:  # type: ignore[attr-defined]
+            given = ("--model", self.sites.base, "--adapter", node["adapter"])  # type: ignore[attr-defined]
             rows = ("--data", node["data"], "--settings", self.folder / "fed/run.toml")
             self.init_site(node["name"], *given, *rows)
         self.start("fed", "coordinator", "up")
@@ -228,7 +231,7 @@ class Federation:
             self.join(name)
         self.wait_for_sites()
 
-    def end(self):
+    def end(self) -> None:
         for process in self.processes.values():
             process.send_signal(signal.SIGCONT)
             process.terminate()
@@ -237,7 +240,13 @@ class Federation:
 
 
 @contextmanager
-def running(folder, sites, gateway, path, inside=None):
+def running(
+    folder: Path,
+    sites: TinySites,
+    gateway: Gateway,
+    path: Path,
+    inside: dict[str, tuple[Any, ...]] | None = None,
+) -> Iterator[Federation]:
     """A federation that is up; ``path`` is where its layerweld is found."""
     made = Federation(folder, sites, gateway, environment(path), inside or {})
     try:

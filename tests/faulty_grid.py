@@ -182,8 +182,8 @@ def from_the_superlink(message: Message, code: int) -> Message:
     return reply
 
 
-def with_content(reply: Message, content: RecordDict) -> Any:
-    made = Message(content=RecordDict(dict(content)), metadata=reply.metadata)
+def with_content(reply: Any, content: Any) -> Any:
+    made = Message(content=RecordDict(dict(content)), metadata=reply.metadata)  # type: ignore[call-overload]
     made.__dict__["_metadata"] = type(reply.metadata)(
         **{k.removeprefix("_"): v for k, v in vars(reply.metadata).items() if k != "_delivered_at"}
     )

@@ -13,7 +13,9 @@ import shutil
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -21,24 +23,26 @@ import pandas as pd
 import pyarrow as arrow
 import torch
 from PIL import Image
+from torch import Tensor
 
 from client.data.batches import Preprocessor
-from client.data.samples import read_dataset
+from client.data.samples import Dataset, read_dataset
 from client.handlers.reference_scores import _read as read_score
 from client.store import MergedStep, SiteStore, StepHashes
 from client.training.heads import ClassifierHead, load_head
 from layerweld.deploy.coordinator import check_file, create, open_coordinator
 from layerweld.deploy.keys import make_key, read_public_key
 from layerweld.deploy.members import members
+from layerweld.deploy.site import Site, open_site
 from layerweld.deploy.site import create as create_site
-from layerweld.deploy.site import open_site
 from layerweld.deploy.validity import renew
 from layerweld.errors import LayerweldError, MemoryShortageError
-from layerweld.formats.adapters import read_adapter
+from layerweld.formats.adapters import Adapter, read_adapter
 from layerweld.formats.task_vectors import read_fine_tuned
 from layerweld.model.base_model import load_base
+from layerweld.report.comparison.results import Entry
 from layerweld.runtime.run_state import Recorder, RunState, read_state
-from layerweld.settings.run import CalibrationSettings
+from layerweld.settings.run import CalibrationSettings, RunSettings
 from layerweld.settings.sites import SiteEntry, read_run_file
 from layerweld.updates.update import LowRankUpdate
 from server.kept_results import KeptResults
@@ -58,24 +62,24 @@ ROWS = [{"text": f"row {i}, with é", "label": "ab"[i % 2]} for i in range(20)]
 ANY = CalibrationSettings(max_unreadable=1.0)
 
 
-def rows(file):
+def rows(file: Path) -> Callable[..., Dataset]:
     return lambda: read_dataset(file, ANY, reads_images=False)
 
 
-def jsonl(folder):
+def jsonl(folder: Path) -> tuple[Any, ...]:
     file = folder / "rows.jsonl"
     file.write_text("\n".join(map(json.dumps, ROWS)))
     return file, damaged_bytes, rows(file)
 
 
-def csv(folder):
+def csv(folder: Path) -> tuple[Any, ...]:
     file = folder / "rows.csv"
     pd.DataFrame(ROWS).to_csv(file, index=False)
     return file, damaged_bytes, rows(file)
 
 
-def parquet(how, kind=None):
-    def made(folder):
+def parquet(how: dict[Any, Any], kind: str | None = None) -> Callable[..., tuple[Any, ...]]:
+    def made(folder: Path) -> tuple[Any, ...]:
         file = folder / "rows.parquet"
         frame = pd.DataFrame(ROWS)
         (frame.astype({"label": kind}) if kind else frame).to_parquet(file, **how)
@@ -84,8 +88,8 @@ def parquet(how, kind=None):
     return made
 
 
-def saved_dataset(damage, of):
-    def made(folder):
+def saved_dataset(damage: Callable[..., bytes], of: str) -> Callable[..., tuple[Any, ...]]:
+    def made(folder: Path) -> tuple[Any, ...]:
         table = arrow.table({key: [row[key] for row in ROWS] for key in ROWS[0]})
         with arrow.ipc.new_stream(str(folder / "data.arrow"), table.schema) as stream:
             stream.write_table(table)
@@ -97,8 +101,8 @@ def saved_dataset(damage, of):
     return made
 
 
-def image(suffix, **how):
-    def made(folder):
+def image(suffix: str, **how: Any) -> Callable[..., tuple[Any, ...]]:
+    def made(folder: Path) -> tuple[Path, Callable[..., bytes], Callable[..., None]]:
         images = folder / "images"
         images.mkdir()
         noise = random.Random(1).randbytes(3 * 40 * 30)
@@ -106,7 +110,7 @@ def image(suffix, **how):
         base = save_image_base(folder / "base")
         prepare = Preprocessor(base, 8)
 
-        def read():
+        def read() -> None:
             prepare(read_dataset(images, ANY, reads_images=True).inputs)
 
         return images / f"a.{suffix}", damaged_bytes, read
@@ -114,8 +118,8 @@ def image(suffix, **how):
     return made
 
 
-def adapter(of, damage):
-    def made(folder):
+def adapter(of: str, damage: Callable[..., bytes]) -> Callable[..., tuple[Any, ...]]:
+    def made(folder: Path) -> tuple[Path, Callable[..., bytes], Callable[..., Adapter]]:
         base = save_base("bert", folder / "base")
         patterns = {"rank_pattern": {"value": 2}, "alpha_pattern": {r"^.*\.0\..*query": 3}}
         train_adapter(new_model("bert"), folder / "a", r".*\.(query|value)", **patterns)
@@ -124,8 +128,8 @@ def adapter(of, damage):
     return made
 
 
-def checkpoint(of, damage):
-    def made(folder):
+def checkpoint(of: str, damage: Callable[..., bytes]) -> Callable[..., tuple[Any, ...]]:
+    def made(folder: Path) -> tuple[Path, Callable[..., bytes], Callable[..., Adapter]]:
         base = save_base("llama", folder / "base")
         model = new_model("llama")
         with torch.no_grad():
@@ -138,12 +142,12 @@ def checkpoint(of, damage):
     return made
 
 
-def base_model(of, damage):
-    def made(folder):
+def base_model(of: str, damage: Callable[..., bytes]) -> Callable[..., tuple[Any, ...]]:
+    def made(folder: Path) -> tuple[Path, Callable[..., bytes], Callable[..., None]]:
         save_text_base(folder / "base")
         (folder / "base/generation_config.json").write_text('{"max_length": 20}')
 
-        def read():
+        def read() -> None:
             base = load_base(folder / "base")
             Preprocessor(base, 8)(["the red", "very very cold a"])
 
@@ -152,7 +156,9 @@ def base_model(of, damage):
     return made
 
 
-def image_processor(folder):
+def image_processor(
+    folder: Path,
+) -> tuple[Path, Callable[..., bytes], Callable[..., dict[str, Tensor]]]:
     from transformers import BitImageProcessorPil
 
     base = save_image_base(folder / "base")
@@ -162,13 +168,15 @@ def image_processor(folder):
     return base.folder / "preprocessor_config.json", damaged_json, read
 
 
-def head(folder):
+def head(folder: Path) -> tuple[Path, Callable[..., bytes], Callable[..., ClassifierHead]]:
     file = folder / "head.safetensors"
     ClassifierHead(4, ["a", "b"]).save(file)
     return file, damaged_tensors, lambda: load_head(file)
 
 
-def run_file(folder):
+def run_file(
+    folder: Path,
+) -> tuple[Path, Callable[..., bytes], Callable[..., tuple[RunSettings, tuple[SiteEntry, ...]]]]:
     file = folder / "run.toml"
     file.write_text(
         'base = "base"\nmin-sites = 2\n[merge]\nridge = 0.01\n[calibration]\nsamples = 50\n'
@@ -177,13 +185,15 @@ def run_file(folder):
     return file, damaged_toml, lambda: read_run_file(file)
 
 
-def site_file(folder):
+def site_file(folder: Path) -> tuple[Path, Callable[..., bytes], Callable[..., Site]]:
     create_site(folder / "site", SiteEntry(name="ash", data="/rows.jsonl"), b"")
     return folder / "site/site.toml", damaged_toml, lambda: open_site(folder / "site")
 
 
-def coordinator(of, damage, read):
-    def made(folder):
+def coordinator(
+    of: str, damage: Callable[..., bytes], read: Callable[..., Any]
+) -> Callable[..., tuple[Any, ...]]:
+    def made(folder: Path) -> tuple[Path, Callable[..., bytes], Callable[..., Any]]:
         file = check_file(name="hub", host="localhost", port=9000, superlink_port=9001)
         opened = create(folder, file, "/base")
         (opened.sites / "ash.json").write_text('{"name": "ash", "key": "SHA256:x", "node": "7"}')
@@ -192,19 +202,19 @@ def coordinator(of, damage, read):
     return made
 
 
-def public_key(folder):
+def public_key(folder: Path) -> tuple[Path, Callable[..., bytes], Callable[..., bytes]]:
     make_key(folder / "key")
     return folder / "key.pub", damaged_bytes, lambda: read_public_key(folder / "key.pub")
 
 
-def state(folder):
+def state(folder: Path) -> tuple[Path, Callable[..., bytes], Callable[..., RunState]]:
     (folder / "out").mkdir()
     Recorder(folder / "out").write(RunState(notes=("a",)))
     return folder / "out/state.json", damaged_json, lambda: read_state(folder / "out")
 
 
-def site_store(of):
-    def made(folder):
+def site_store(of: str) -> Callable[..., tuple[Any, ...]]:
+    def made(folder: Path) -> tuple[Path, Callable[..., bytes], Callable[..., None]]:
         store = SiteStore(folder / "store")
         hashes = StepHashes("a", "b", "c")
         updates = {"layer": LowRankUpdate(torch.ones(2, 1), torch.ones(1, 2))}
@@ -213,7 +223,7 @@ def site_store(of):
         store.save_updates("h", {"ash": updates})
         store.save_other_params({"norm": torch.ones(3)})
 
-        def read():
+        def read() -> None:
             store.step_hashes(0)
             store.load_step(0, "c")
             store.load_hidden(1, "p")
@@ -225,13 +235,13 @@ def site_store(of):
     return made
 
 
-def score(folder):
+def score(folder: Path) -> tuple[Path, Callable[..., bytes], Callable[..., tuple[float, int]]]:
     file = folder / "score.json"
     file.write_text("[0.5, 20]")
     return file, damaged_json, lambda: read_score(file)
 
 
-def played(folder):
+def played(folder: Path) -> tuple[Path, Callable[..., bytes], Callable[..., Entry]]:
     methods = KeptResults(folder / "results")
     file = methods._file("com", {})
     file.parent.mkdir()
@@ -239,7 +249,7 @@ def played(folder):
     return file, damaged_json, lambda: methods.find("com", {})
 
 
-def run_settings(folder):
+def run_settings(folder: Path) -> RunSettings:
     return open_coordinator(folder).settings()
 
 
@@ -297,7 +307,7 @@ READERS = {
 }  # fmt: skip
 
 
-def fault(error, file):
+def fault(error: BaseException, file: Path) -> str:
     """What is wrong with how a reader ended; empty where it refused the file as it should."""
     if not isinstance(error, LayerweldError):
         return f"{type(error).__name__}: {error}"[:300]
@@ -310,7 +320,7 @@ def fault(error, file):
     return "exit code 1" if error.exit_code == 1 else ""
 
 
-def fuzz(name, folder, seed, count, trace):
+def fuzz(name: str, folder: Path, seed: str, count: int, trace: Path) -> dict[str, Any]:
     folder.mkdir(parents=True)
     file, damage, read = READERS[name](folder)
     whole = file.read_bytes()
@@ -326,30 +336,30 @@ def fuzz(name, folder, seed, count, trace):
             file.write_bytes(damage(whole, draw))
         faulthandler.dump_traceback_later(60, exit=True)
         started = time.process_time()
-        found["tried"] += 1
+        found["tried"] += 1  # type: ignore[operator]
         try:
             read()
-            found["read"] += 1
+            found["read"] += 1  # type: ignore[operator]
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
                 raise
             wrong = fault(error, file)
-            found["refused"] += not wrong
+            found["refused"] += not wrong  # type: ignore[operator]
             if wrong:
-                found["broken"].append(f"{number}: {wrong}")
+                found["broken"].append(f"{number}: {wrong}")  # type: ignore[attr-defined]
         took = time.process_time() - started
         shutil.rmtree(file) if file.is_dir() else file.unlink(missing_ok=True)
         faulthandler.cancel_dump_traceback_later()
-        found["slowest"] = max(found["slowest"], round(took, 3))
+        found["slowest"] = max(found["slowest"], round(took, 3))  # type: ignore[call-overload]
         if took > LONGEST:
-            found["broken"].append(f"{number}: took {took:.1f} s")
+            found["broken"].append(f"{number}: took {took:.1f} s")  # type: ignore[attr-defined]
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     found["grown"] = (after - before) // 1024
     shutil.rmtree(folder)
     return found
 
 
-def main():
+def main() -> None:
     folder, seed, count, *names = sys.argv[1:]
     report = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # libraries in C and Rust say what they think of a file

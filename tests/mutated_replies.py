@@ -10,7 +10,6 @@ import resource
 import sys
 from collections import Counter
 from itertools import cycle, islice
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -49,7 +48,7 @@ def is_sound(value: Any) -> bool:
     return True
 
 
-def outcome(contents: Any, root: Path, budget: Any, is_reply: Any, read: Any) -> str:
+def outcome(contents: Any, root: Any, budget: Any, is_reply: Any, read: Any) -> str:
     try:
         message = assembled(root, budget, contents.get)
         if message is None:
@@ -87,7 +86,7 @@ def play(seed: int, count: int) -> dict[Any, Any]:
     mutator, kinds = Mutator(seed), kinds_of_messages()
     found = {kind: Counter() for kind in (*kinds, "error")}
     for kind, (content, read, budget, is_reply) in kinds.items():
-        ended = outcome(*objects_of(message_of(content)), budget, is_reply, read)
+        ended = outcome(*objects_of(message_of(content)), budget, is_reply, read)  # type: ignore[call-arg]
         assert ended == "accepted", f"an honest {kind} is {ended}"
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for kind, (content, read, budget, is_reply) in islice(cycle(kinds.items()), count):
@@ -99,7 +98,7 @@ def play(seed: int, count: int) -> dict[Any, Any]:
                 Error(mutator.random.randrange(-9, 900), reason), reply_to=message_of(content)
             )
             objects = mutator.objects(*objects_of(error))
-            found["error"][outcome(*objects, budget, is_reply, read)] += 1
+            found["error"][outcome(*objects, budget, is_reply, read)] += 1  # type: ignore[call-arg]
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     return {"outcomes": found, "grown_kib": grown}
 

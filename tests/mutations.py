@@ -92,13 +92,13 @@ class Mutator:
         what = r.random()
         if what < 0.65:
             change = self.array if isinstance(record, ArrayRecord) else self.value
-            record[key] = change(record[key])
+            record[key] = change(record[key])  # type: ignore[assignment]
         elif what < 0.75:
             del record[key]
         elif what < 0.85:
-            record[r.choice(NASTY_TEXTS)] = record[key]
+            record[r.choice(NASTY_TEXTS)] = record[key]  # type: ignore[assignment]
         else:
-            record[key], record[other] = record[other], record[key]
+            record[key], record[other] = record[other], record[key]  # type: ignore[assignment]
 
     def _record(self, content: RecordDict) -> None:
         r = self.random

@@ -1,5 +1,8 @@
 """A method played through a federation of tiny sites, and what its kernel makes of the updates."""
 
+from pathlib import Path
+from typing import Any
+
 from peft import PeftModel
 from transformers import AutoModel
 
@@ -9,26 +12,27 @@ from layerweld.merging.registry import METHODS
 from layerweld.model.base_model import load_base
 from layerweld.model.discover import discover_plan
 from layerweld.model.linear import weight_of
-from layerweld.settings.run import read_run_settings
+from layerweld.settings.run import RunSettings, read_run_settings
 from server.run import run as run_server
 from tests.random_updates import side_by_side
 from tests.tiny_peft import new_model
+from tests.tiny_sites import TinySites
 
 TARGETS = ["query", "value", "output.dense"]
 ONE_ROUND = [name for name, method in METHODS.items() if method.kind is UPDATES]
 
 
-def settings_of(sites, methods, **entries):
+def settings_of(sites: TinySites, methods: str, **entries: Any) -> RunSettings:
     flat = sites.settings().flat() | {"methods": methods} | entries
     return read_run_settings(flat)
 
 
-def play(sites, output, methods, **entries):
+def play(sites: TinySites, output: Path, methods: str, **entries: Any) -> Any:
     settings = settings_of(sites, methods, **entries)
     return run_server(sites.grid(settings), settings, str(sites.base), output)
 
 
-def written(sites, output):
+def written(sites: TinySites, output: Path) -> dict[Any, Any]:
     """ΔW of every layer that the run wrote, as PEFT or transformers reads it."""
     if (output / "adapter").is_dir():
         wrapped = PeftModel.from_pretrained(new_model("bert"), output / "adapter")
@@ -45,7 +49,7 @@ def written(sites, output):
     }
 
 
-def by_the_kernel(sites, method):
+def by_the_kernel(sites: TinySites, method: Any) -> Any:
     base = load_base(sites.base)
     vectors = {
         node["name"]: read_fine_tuned(node["adapter"], base).task_vector.updates

@@ -50,7 +50,7 @@ def new_sites(
     ]
 
 
-def statistics_of(site: str, merge: MergeSettings) -> GroupStatistics:
+def statistics_of(site: Any, merge: MergeSettings) -> GroupStatistics:
     accumulator = GroupAccumulator(GROUP, merge)
     accumulator.update(site.tokens[None], torch.ones(1, len(site.tokens), dtype=torch.bool))
     form = ProductForm(dense=merge.products == "dense", with_updates=merge.anchor == "mean")

@@ -93,7 +93,7 @@ def relative(merge: Merge, expected: dict[Any, Any] | dict[str, NDArray[Any]]) -
     assert merge.updates.keys() == expected.keys()
     return max(
         float(
-            np.linalg.norm(merge.updates[layer].dense().double().numpy() - array)
+            np.linalg.norm(merge.updates[layer].dense().double().numpy() - array)  # type: ignore[operator]
             / max(np.linalg.norm(array), 1e-30)
         )
         for layer, array in expected.items()

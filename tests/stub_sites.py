@@ -150,7 +150,7 @@ class RecordedApp(StubApp):
         super().__init__()
         self.recording = recording
 
-    def statistics(self, name: str, message: Message) -> Any:
+    def statistics(self, name: Any, message: Message) -> Any:
         about, sent = message.content["about"], message.content["merged"]
         self.has[name] |= {int(key.partition("/")[0]) for key in sent}
         lacks = min(set(range(about["step"])) - self.has[name], default=None)
@@ -193,7 +193,7 @@ def new_chain(chosen: RunSettings, method: str = "com", journal: Any = None) -> 
     return MergeStrategy(cohort, rounds, journal or MemoryJournal())
 
 
-def digest_of(chain: Any) -> str:
+def digest_of(chain: Any) -> Any:
     """As a manifest's hash: over every metric of every group but its bytes, and the merged bits."""
     metrics = [
         {key: value for key, value in group.items() if key != "bytes_up"}

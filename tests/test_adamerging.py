@@ -4,9 +4,12 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from flwr.app import Message
+from torch import Tensor
 from transformers import AutoTokenizer
 
 from client.data.parcels import in_parcels
@@ -21,21 +24,24 @@ from layerweld.merging.adamerging import AdaMerging, weighed
 from layerweld.model.base_model import load_base
 from layerweld.model.discover import discover_plan
 from layerweld.model.linear import weight_of
+from layerweld.report.results import RunResults
 from layerweld.runtime.incidents import raising_here
+from layerweld.settings.run import RunSettings
 from layerweld.transport.coefficients import CoefficientsRequest
 from layerweld.updates.digest import digest_of_sites, first_digest
+from layerweld.updates.update import Update
 from server.run import run as run_server
 from tests.dying_server import killed_after
 from tests.played_methods import play, settings_of, written
 from tests.random_updates import side_by_side
-from tests.tiny_sites import make_sites
+from tests.tiny_sites import TinySites, make_sites
 
 TARGETS = ["query", "value", "output.dense"]
 CLASSES = ("no", "yes", "perhaps")
 FEW = {"adamerging.rounds": 5, "adamerging.learning-rate": 0.05, "adamerging.rows": 7}
 
 
-def with_heads(sites):
+def with_heads(sites: TinySites) -> TinySites:
     """A head for each site, beside its adapter; rows stay without labels."""
     for seed, node in enumerate(sites.nodes):
         folder = sites.folder / f"at-{node['name']}"
@@ -50,18 +56,20 @@ def with_heads(sites):
 
 
 @pytest.fixture(scope="module")
-def sites(tmp_path_factory):
+def sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
     return with_heads(make_sites(tmp_path_factory.mktemp("headed"), TARGETS))
 
 
 @pytest.fixture(scope="module")
-def whole(sites, tmp_path_factory):
+def whole(sites: TinySites, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunResults, Path]:
     """A run that nothing disturbs: its results, and what it wrote."""
     output = tmp_path_factory.mktemp("whole") / "out"
     return play(sites, output, "adamerging", **FEW), output
 
 
-def in_one_place(sites, method, settings):
+def in_one_place(
+    sites: TinySites, method: str, settings: RunSettings
+) -> tuple[dict[Any, Any], Tensor]:
     """ΔW after the same steps: dense weights, everybody's rows, autograd over the coefficients."""
     base = load_base(sites.base)
     tokenizer = AutoTokenizer.from_pretrained(sites.base)
@@ -87,7 +95,7 @@ def in_one_place(sites, method, settings):
         for node in sites.nodes:
             rows = read_dataset(Path(node["data"]), settings.calibration, reads_images=False)
             of_round = (settings.table(AdaMerging).seed << 32) + round_
-            rows = in_parcels(rows, 1).draw(settings.table(AdaMerging).rows, of_round).rows
+            rows = in_parcels(rows, 1).draw(settings.table(AdaMerging).rows, of_round).dataset
             inputs = tokenizer(
                 list(rows.inputs),
                 truncation=True,
@@ -100,12 +108,14 @@ def in_one_place(sites, method, settings):
             head = load_head(sites.folder / f"at-{node['name']}/head.safetensors")
             p = head(hidden.last_hidden_state, inputs["attention_mask"]).softmax(dim=1)
             loss = loss - (p * p.log()).sum(dim=1).mean()
-        loss.backward()
+        loss.backward()  # type: ignore[attr-defined]
         adam.step()
     return {k: v.detach() for k, v in merged_by(free, own, vectors).items()}, free.detach()
 
 
-def merged_by(free, own, vectors):
+def merged_by(
+    free: Tensor, own: dict[str, dict[str, Update]], vectors: dict[str, dict[str, Tensor]]
+) -> dict[Any, Any]:
     row_of = {name: row for row, name in enumerate(sorted(own))}
     used = free.clamp(0, 1).float()
     return {
@@ -115,7 +125,9 @@ def merged_by(free, own, vectors):
 
 
 @pytest.mark.parametrize("method", ["adamerging", "adamerging++"])
-def test_the_federation_learns_what_one_process_with_all_rows_would(sites, tmp_path, method):
+def test_the_federation_learns_what_one_process_with_all_rows_would(
+    sites: TinySites, tmp_path: Path, method: str
+) -> None:
     results = play(sites, tmp_path / "out", method, **FEW)
     expected, free = in_one_place(sites, method, settings_of(sites, method, **FEW))
     got = written(sites, tmp_path / "out")
@@ -129,7 +141,7 @@ def test_the_federation_learns_what_one_process_with_all_rows_would(sites, tmp_p
     assert last < first
 
 
-def test_a_site_answers_with_the_slope_of_its_entropy(sites):
+def test_a_site_answers_with_the_slope_of_its_entropy(sites: TinySites) -> None:
     chosen = settings_of(sites, "adamerging", **FEW)
     base = load_base(sites.base)
     updates = {
@@ -166,7 +178,9 @@ def test_a_site_answers_with_the_slope_of_its_entropy(sites):
         assert float(gradient[row, column]) == pytest.approx(slope, rel=0.02, abs=1e-4)
 
 
-def test_lora_updates_stay_factored_and_the_merge_is_an_adapter(whole):
+def test_lora_updates_stay_factored_and_the_merge_is_an_adapter(
+    whole: tuple[RunResults, Path],
+) -> None:
     _, output = whole
     assert (output / "adapter").is_dir()
     assert "every site also received the updates" in (output / "adapter/README.md").read_text()
@@ -174,14 +188,16 @@ def test_lora_updates_stay_factored_and_the_merge_is_an_adapter(whole):
     assert manifest["settings"]["adamerging"]["seed"] == 0
 
 
-def test_no_round_is_task_arithmetic_to_the_bit(sites, tmp_path):
+def test_no_round_is_task_arithmetic_to_the_bit(sites: TinySites, tmp_path: Path) -> None:
     play(sites, tmp_path / "none", "adamerging", **{"adamerging.rounds": 0})
     play(sites, tmp_path / "sum", "task-arithmetic")
     learnt, summed = written(sites, tmp_path / "none"), written(sites, tmp_path / "sum")
     assert all(torch.equal(learnt[layer], summed[layer]) for layer in summed)
 
 
-def test_the_order_of_the_sites_does_not_change_a_bit(sites, whole, tmp_path):
+def test_the_order_of_the_sites_does_not_change_a_bit(
+    sites: TinySites, whole: tuple[RunResults, Path], tmp_path: Path
+) -> None:
     sites.nodes.reverse()
     second = play(sites, tmp_path / "two", "adamerging", **FEW)
     sites.nodes.reverse()
@@ -190,8 +206,12 @@ def test_the_order_of_the_sites_does_not_change_a_bit(sites, whole, tmp_path):
 
 @pytest.mark.parametrize("after", [0, 1, 5])
 def test_a_run_killed_after_any_round_ends_in_the_same_bytes(
-    sites, whole, tmp_path, monkeypatch, after
-):
+    sites: TinySites,
+    whole: tuple[RunResults, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    after: int,
+) -> None:
     with killed_after(after, monkeypatch):
         play(sites, tmp_path / "out", "adamerging", **FEW)
     resumed = play(sites, tmp_path / "out", "adamerging", **FEW)
@@ -200,19 +220,26 @@ def test_a_run_killed_after_any_round_ends_in_the_same_bytes(
     assert not list((tmp_path / "out").glob("journal*"))
 
 
-def test_an_interrupted_run_is_not_resumed_with_another_learning_rate(sites, tmp_path, monkeypatch):
+def test_an_interrupted_run_is_not_resumed_with_another_learning_rate(
+    sites: TinySites, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with killed_after(0, monkeypatch):
         play(sites, tmp_path / "out", "adamerging", **FEW)
     with pytest.raises(JournalError, match="interrupted run with other learning"):
         play(sites, tmp_path / "out", "adamerging", **FEW | {"adamerging.learning-rate": 0.1})
 
 
-def test_a_site_that_lost_its_cache_gets_the_updates_again(sites, whole, tmp_path, monkeypatch):
+def test_a_site_that_lost_its_cache_gets_the_updates_again(
+    sites: TinySites,
+    whole: tuple[RunResults, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     chosen = settings_of(sites, "adamerging", **FEW)
     grid, rounds = sites.grid(chosen), []
     answer = grid._answer
 
-    def forget(message):
+    def forget(message: Message) -> Message:
         if message.metadata.message_type == "train.entropy":
             rounds.append(message)
             if len(rounds) == 8:  # in the third round: a new process with an empty cache
@@ -227,12 +254,12 @@ def test_a_site_that_lost_its_cache_gets_the_updates_again(sites, whole, tmp_pat
     assert results.methods[-1].bytes_down > whole[0].methods[-1].bytes_down
 
 
-def test_sites_without_a_head_are_refused_in_the_handshake(tmp_path):
+def test_sites_without_a_head_are_refused_in_the_handshake(tmp_path: Path) -> None:
     with pytest.raises(CohortError, match=r"adamerging: it needs a head .* ash has none: let the"):
         play(make_sites(tmp_path, ["query"]), tmp_path / "out", "adamerging")
 
 
-def test_whole_models_are_weighed_as_well(tmp_path):
+def test_whole_models_are_weighed_as_well(tmp_path: Path) -> None:
     sites = with_heads(make_sites(tmp_path, ["query"]))
     for seed, node in enumerate(sites.nodes[:2]):
         tuned = load_base(sites.base).backbone
@@ -247,7 +274,7 @@ def test_whole_models_are_weighed_as_well(tmp_path):
     assert results.methods[-1].metrics["largest coefficient"] == pytest.approx(0.4, abs=0.01)
 
 
-def test_label_words_are_a_head_once_rows_name_the_classes(tmp_path):
+def test_label_words_are_a_head_once_rows_name_the_classes(tmp_path: Path) -> None:
     sites = make_sites(tmp_path, ["q_proj", "down_proj"], "llama")
     words = {"calibration.prompt-end": " w3"}
     with pytest.raises(CohortError, match="label words need labelled samples"):

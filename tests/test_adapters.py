@@ -1,5 +1,8 @@
 import json
 import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,12 +31,12 @@ BERT_QUERY = "encoder.layer.0.attention.self.query"
 
 
 @pytest.fixture(scope="module")
-def bases(tmp_path_factory):
+def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
     return {f: save_base(f, tmp_path_factory.mktemp("base") / f) for f in TARGETS}
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained") / "adapter"
     targets = ["query", "attention.self.value"]
     train_adapter(new_model("bert"), folder, targets, task_type="SEQ_CLS")
@@ -41,15 +44,15 @@ def trained(tmp_path_factory):
 
 
 @pytest.fixture
-def folder(trained, tmp_path):
+def folder(trained: Path, tmp_path: Path) -> Path:
     return shutil.copytree(trained, tmp_path / "adapter")
 
 
-def weights(folder):
+def weights(folder: Path) -> Path:
     return folder / "adapter_model.safetensors"
 
 
-def tensor_name(factor, layer=BERT_QUERY):
+def tensor_name(factor: str, layer: str = BERT_QUERY) -> str:
     return f"base_model.model.bert.{layer}.lora_{factor}.weight"
 
 
@@ -70,7 +73,9 @@ VARIANTS = {
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("family", TARGETS)
-def test_updates_are_what_peft_would_add_to_the_weights(family, variant, bases, tmp_path):
+def test_updates_are_what_peft_would_add_to_the_weights(
+    family: Any, variant: Any, bases: dict[Any, Any], tmp_path: Path
+) -> None:
     wrapped = train_adapter(
         new_model(family),
         tmp_path,
@@ -90,13 +95,15 @@ def test_updates_are_what_peft_would_add_to_the_weights(family, variant, bases, 
         assert adapter.ranks[name] == update.rank == module.r["default"]
 
 
-def test_the_pattern_rule_takes_the_first_key_that_ends_the_name():
+def test_the_pattern_rule_takes_the_first_key_that_ends_the_name() -> None:
     assert get_pattern_key(["b.c", "c"], "a.b.c") == "b.c"
     assert get_pattern_key(["bc"], "a.b.c") == "a.b.c"
 
 
 @pytest.mark.parametrize("family", TARGETS)
-def test_the_base_model_with_the_updates_is_the_model_of_the_site(family, bases, tmp_path):
+def test_the_base_model_with_the_updates_is_the_model_of_the_site(
+    family: Any, bases: dict[Any, Any], tmp_path: Path
+) -> None:
     wrapped = train_adapter(
         new_model(family), tmp_path, TARGETS[family], exclude_modules=["bert.pooler.dense"]
     )
@@ -111,7 +118,9 @@ def test_the_base_model_with_the_updates_is_the_model_of_the_site(family, bases,
 @pytest.mark.parametrize(
     ("family", "prefix"), [("bert", "bert."), ("llama", "model."), ("gpt2", "")]
 )
-def test_the_prefix_of_a_head_class_is_found_and_stripped(family, prefix, bases, tmp_path):
+def test_the_prefix_of_a_head_class_is_found_and_stripped(
+    family: str, prefix: str, bases: dict[Any, Any], tmp_path: Path
+) -> None:
     model = new_model(family)
     train_adapter(model, tmp_path, TARGETS[family], exclude_modules=["bert.pooler.dense"])
     adapter = read_adapter(tmp_path, bases[family])
@@ -119,12 +128,16 @@ def test_the_prefix_of_a_head_class_is_found_and_stripped(family, prefix, bases,
     assert set(adapter.task_vector.updates) <= set(linear_layers(bases[family].backbone))
 
 
-def test_an_adapter_of_the_backbone_alone_has_no_prefix(bases, tmp_path):
+def test_an_adapter_of_the_backbone_alone_has_no_prefix(
+    bases: dict[Any, Any], tmp_path: Path
+) -> None:
     train_adapter(new_model("llama").model, tmp_path, ["q_proj"])
     assert read_adapter(tmp_path, bases["llama"]).prefix == ""
 
 
-def test_all_linear_reads_every_layer_of_the_backbone(bases, tmp_path):
+def test_all_linear_reads_every_layer_of_the_backbone(
+    bases: dict[Any, Any], tmp_path: Path
+) -> None:
     train_adapter(new_model("llama"), tmp_path, "all-linear", task_type="CAUSAL_LM")
     updates = read_adapter(tmp_path, bases["llama"]).task_vector.updates
     assert set(updates) == set(linear_layers(bases["llama"].backbone))
@@ -132,20 +145,24 @@ def test_all_linear_reads_every_layer_of_the_backbone(bases, tmp_path):
     assert set(read_adapter(tmp_path, bases["llama"]).task_vector.updates) == set(updates)
 
 
-def test_factors_are_float32_and_the_head_stays_at_the_site(folder, bases):
-    def halve(tensors):
+def test_factors_are_float32_and_the_head_stays_at_the_site(
+    folder: Path, bases: dict[Any, Any]
+) -> None:
+    def halve(tensors: Any) -> None:
         assert any("classifier" in name for name in tensors)
         tensors.update({name: tensor.bfloat16() for name, tensor in tensors.items()})
 
     edit_tensors(weights(folder), halve)
     task_vector = read_adapter(folder, bases["bert"]).task_vector
-    assert {u.left.dtype for u in task_vector.updates.values()} == {torch.float32}
+    assert {u.left.dtype for u in task_vector.updates.values()} == {torch.float32}  # type: ignore[attr-defined]
     assert len(task_vector.updates) == 4
     assert not task_vector.other_params
     assert task_vector.is_low_rank
 
 
-def test_the_digest_is_of_what_was_learnt_and_not_of_how_it_was_written(folder, bases):
+def test_the_digest_is_of_what_was_learnt_and_not_of_how_it_was_written(
+    folder: Path, bases: dict[Any, Any]
+) -> None:
     before = read_adapter(folder, bases["bert"]).digest
     config = json.loads((folder / "adapter_config.json").read_text())
     edit_config(folder, target_modules=config["target_modules"][::-1], lora_dropout=0.5)
@@ -154,7 +171,7 @@ def test_the_digest_is_of_what_was_learnt_and_not_of_how_it_was_written(folder, 
     assert read_adapter(folder, bases["bert"]).digest != before
 
 
-def test_the_digest_tells_factors_dense_updates_and_other_params_apart():
+def test_the_digest_tells_factors_dense_updates_and_other_params_apart() -> None:
     eye = torch.eye(2)
     vectors = [
         TaskVector({"a": LowRankUpdate(eye, eye)}),
@@ -183,19 +200,23 @@ REFUSED_VALUES = {
 
 
 @pytest.mark.parametrize("setting", REFUSED_VALUES)
-def test_a_variant_that_changes_the_mathematics_is_refused_by_name(setting, folder, bases):
+def test_a_variant_that_changes_the_mathematics_is_refused_by_name(
+    setting: Any, folder: Path, bases: dict[Any, Any]
+) -> None:
     edit_config(folder, **{setting: REFUSED_VALUES[setting]})
     with pytest.raises(AdapterError, match=rf"`{setting}`.*instead") as caught:
         read_adapter(folder, bases["bert"])
     assert "\n" not in str(caught.value)
 
 
-def test_every_refused_variant_has_a_test():
+def test_every_refused_variant_has_a_test() -> None:
     assert set(_REFUSED) < set(REFUSED_VALUES)
 
 
 @pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "olora", "corda", "loftq", "lora_ga"])
-def test_an_initialisation_that_changes_the_base_is_refused(start, folder, bases):
+def test_an_initialisation_that_changes_the_base_is_refused(
+    start: str, folder: Path, bases: dict[Any, Any]
+) -> None:
     edit_config(folder, init_lora_weights=start)
     with pytest.raises(AdapterError, match="path_initial_model_for_weight_conversion"):
         read_adapter(folder, bases["bert"])
@@ -218,17 +239,19 @@ def test_an_initialisation_that_changes_the_base_is_refused(start, folder, bases
         ({"lora_alpha": 0}, "was it trained"),
     ],
 )
-def test_a_configuration_that_does_not_fit_says_what_to_do(entries, remedy, folder, bases):
+def test_a_configuration_that_does_not_fit_says_what_to_do(
+    entries: Any, remedy: str, folder: Path, bases: dict[Any, Any]
+) -> None:
     edit_config(folder, **entries)
     with pytest.raises(AdapterError, match=remedy):
         read_adapter(folder, bases["bert"])
 
 
-def add(name, shape=(2, 2)):
+def add(name: str, shape: int | tuple[int, int] = (2, 2)) -> Callable[..., Any]:
     return lambda tensors: tensors.update({f"base_model.model.{name}": torch.ones(shape)})
 
 
-def fill(name, value):
+def fill(name: str, value: float) -> Callable[..., Any]:
     return lambda tensors: tensors[name].view(-1)[:1].fill_(value)
 
 
@@ -254,7 +277,9 @@ TENSOR_FAULTS = {
 
 
 @pytest.mark.parametrize("fault", TENSOR_FAULTS)
-def test_a_tensor_that_does_not_fit_is_named_with_the_way_out(fault, folder, bases):
+def test_a_tensor_that_does_not_fit_is_named_with_the_way_out(
+    fault: Any, folder: Path, bases: dict[Any, Any]
+) -> None:
     change, remedy = TENSOR_FAULTS[fault]
     edit_tensors(weights(folder), change)
     with pytest.raises(AdapterError, match=remedy) as caught:
@@ -262,13 +287,13 @@ def test_a_tensor_that_does_not_fit_is_named_with_the_way_out(fault, folder, bas
     assert "\n" not in str(caught.value)
 
 
-def test_an_adapter_of_another_base_model_is_refused(folder, bases):
+def test_an_adapter_of_another_base_model_is_refused(folder: Path, bases: dict[Any, Any]) -> None:
     with pytest.raises(AdapterError, match="check that the site started from this base model"):
         read_adapter(folder, bases["llama"])
 
 
-def test_a_missing_pair_is_refused(folder, bases):
-    def drop(tensors):
+def test_a_missing_pair_is_refused(folder: Path, bases: dict[Any, Any]) -> None:
+    def drop(tensors: Any) -> None:
         del tensors[tensor_name("A")], tensors[tensor_name("B")]
 
     edit_tensors(weights(folder), drop)
@@ -277,13 +302,15 @@ def test_a_missing_pair_is_refused(folder, bases):
 
 
 @pytest.mark.parametrize("kept", [0, 5, 300, 2000])
-def test_a_file_that_was_cut_short_names_its_folder(kept, folder, bases):
+def test_a_file_that_was_cut_short_names_its_folder(
+    kept: int, folder: Path, bases: dict[Any, Any]
+) -> None:
     weights(folder).write_bytes(weights(folder).read_bytes()[:kept])
     with pytest.raises(AdapterError, match=f"{folder}.*copy or save the adapter again"):
         read_adapter(folder, bases["bert"])
 
 
-def test_pickled_weights_are_never_opened(folder, bases):
+def test_pickled_weights_are_never_opened(folder: Path, bases: dict[Any, Any]) -> None:
     weights(folder).rename(folder / "adapter_model.bin")
     with pytest.raises(AdapterError, match=r"convert it where you trust it: .*save_pretrained"):
         read_adapter(folder, bases["bert"])
@@ -293,29 +320,37 @@ def test_pickled_weights_are_never_opened(folder, bases):
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "\ufeff", ""])
-def test_an_unreadable_configuration_is_refused(text, folder, bases):
+def test_an_unreadable_configuration_is_refused(
+    text: str, folder: Path, bases: dict[Any, Any]
+) -> None:
     (folder / "adapter_config.json").write_text(text)
     with pytest.raises(AdapterError, match="save the adapter again"):
         read_adapter(folder, bases["bert"])
 
 
-def test_another_peft_method_is_refused_by_name(bases, tmp_path):
+def test_another_peft_method_is_refused_by_name(bases: dict[Any, Any], tmp_path: Path) -> None:
     config = IA3Config(target_modules=["query"], feedforward_modules=[])
     get_peft_model(new_model("bert"), config).save_pretrained(tmp_path)
     with pytest.raises(AdapterError, match=r"'IA3'.*merge_and_unload"):
         read_adapter(tmp_path, bases["bert"])
 
 
-def test_the_name_of_the_base_model_is_information_only(folder, bases):
+def test_the_name_of_the_base_model_is_information_only(
+    folder: Path, bases: dict[Any, Any]
+) -> None:
     edit_config(folder, base_model_name_or_path="/nowhere/else", revision="v2")
     read_adapter(folder, bases["bert"])
 
 
-def test_a_folder_that_is_neither_adapter_nor_model_is_refused(tmp_path, bases):
+def test_a_folder_that_is_neither_adapter_nor_model_is_refused(
+    tmp_path: Path, bases: dict[Any, Any]
+) -> None:
     with pytest.raises(AdapterError, match=r"folder that `save_pretrained` wrote"):
         read_fine_tuned(tmp_path / "nothing", bases["bert"])
 
 
-def test_an_adapter_is_told_from_a_model_by_its_configuration(folder, bases):
+def test_an_adapter_is_told_from_a_model_by_its_configuration(
+    folder: Path, bases: dict[Any, Any]
+) -> None:
     expected = read_adapter(folder, bases["bert"])
     assert read_fine_tuned(str(folder), bases["bert"]).digest == expected.digest

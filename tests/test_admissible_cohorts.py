@@ -57,7 +57,7 @@ def sent(draw: Random, introduction: SiteInfo, shared: bool) -> dict[Any, DenseU
             left = size * torch.randn(d_out, rank, generator=own)
             if draw.random() < 0.2:  # a product of zero, of factors that are not
                 left[:, 1:], right[0] = 0, 0
-            updates[layer] = LowRankUpdate(left, right)
+            updates[layer] = LowRankUpdate(left, right)  # type: ignore[assignment]
     return updates
 
 

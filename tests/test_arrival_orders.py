@@ -15,7 +15,7 @@ from layerweld.settings.run import RunSettings
 from layerweld.transport.statistics import StatisticsReply
 from server import in_process
 from strategies import notices, poll
-from strategies.chain_of_merges import ChainOfMerges
+from strategies.merge_strategy import MergeStrategy
 from tests.faulty_grid import Clock, InProcessGrid, handing_over, with_content
 from tests.stub_sites import NAMES, RUN, RecordedApp, StubApp, digest_of, new_chain, settings
 
@@ -96,7 +96,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
 
 def play(
     grid: ShufflingGrid | InProcessGrid, chosen: RunSettings, method: str, run: str = RUN
-) -> ChainOfMerges:
+) -> MergeStrategy:
     chain = new_chain(chosen, method)
     chain.cohort.run = run
     chain.run(grid)
@@ -130,7 +130,7 @@ def test_no_order_of_arrival_changes_a_bit_and_every_surplus_reply_is_counted(
         grid = ShufflingGrid(RecordedApp(recording), chosen, clock, seed, others)
         chain = play(grid, chosen, method)
         assert digest_of(chain) == whole, f"seed {seed}"
-        used = len(chain.rounds.groups) * len(NAMES)
+        used = len(chain.rounds.groups) * len(NAMES)  # type: ignore[attr-defined]
         assert chain.cohort.ignored.total() == grid.arrived - used, f"seed {seed}"
         ignored.update(chain.cohort.ignored)
         arrived += grid.arrived

@@ -1,11 +1,14 @@
 """What is between rows and scores beside the model: batches, heads, accuracy."""
 
 import shutil
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 from transformers import BitImageProcessorPil
 
 from client.data.batches import Preprocessor, batches, load_tokenizer
@@ -21,21 +24,21 @@ EVALUATE = EvaluateSettings(batch_size=5)
 
 
 @pytest.fixture(scope="module")
-def text_base(tmp_path_factory) -> BaseModel:
+def text_base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
     return save_text_base(tmp_path_factory.mktemp("bert"))
 
 
 @pytest.fixture(scope="module")
-def image_base(tmp_path_factory) -> BaseModel:
+def image_base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
     return save_image_base(tmp_path_factory.mktemp("vit"))
 
 
-def test_padding_and_batch_size_do_not_change_the_logits(text_base):
+def test_padding_and_batch_size_do_not_change_the_logits(text_base: BaseModel) -> None:
     torch.manual_seed(0)
     head = ClassifierHead(text_base.d_model, ROWS.classes)
     rows = make_dataset(["warm", "the cold is very blue", "a red"], None)
 
-    def logits(batch_size):
+    def logits(batch_size: int) -> Tensor:
         made = list(batches(rows, Preprocessor(text_base, 16), batch_size))
         states = [text_base.backbone(**batch).last_hidden_state for batch in made]
         pairs = zip(states, made, strict=True)
@@ -44,7 +47,9 @@ def test_padding_and_batch_size_do_not_change_the_logits(text_base):
     torch.testing.assert_close(logits(3), logits(1))
 
 
-def test_batches_of_like_length_hold_every_text_once_and_little_padding(text_base):
+def test_batches_of_like_length_hold_every_text_once_and_little_padding(
+    text_base: BaseModel,
+) -> None:
     texts = ["a " * (1 + (7 * i) % 14) + "b" for i in range(40)]
     found = [*Preprocessor(text_base, 16).by_length(texts, batch_size=6)]
     assert sorted(place for places, _ in found for place in places) == list(range(40))
@@ -55,7 +60,7 @@ def test_batches_of_like_length_hold_every_text_once_and_little_padding(text_bas
         assert batch["input_ids"].shape[1] == lengths.max() <= 1.2 * lengths.min()
 
 
-def test_texts_are_cut_at_the_shorter_of_setting_and_model(text_base):
+def test_texts_are_cut_at_the_shorter_of_setting_and_model(text_base: BaseModel) -> None:
     rows = make_dataset(["a " * 40], None)
     lengths = [
         next(batches(rows, Preprocessor(text_base, length), 1))["input_ids"].shape[1]
@@ -64,7 +69,9 @@ def test_texts_are_cut_at_the_shorter_of_setting_and_model(text_base):
     assert lengths == [4, 16]
 
 
-def test_a_model_folder_without_a_tokenizer_says_how_to_get_one(image_base, text_base, tmp_path):
+def test_a_model_folder_without_a_tokenizer_says_how_to_get_one(
+    image_base: BaseModel, text_base: BaseModel, tmp_path: Path
+) -> None:
     base = BaseModel(tmp_path, text_base.backbone, "base")
     with pytest.raises(ConfigError, match=r"tokenizer\.save_pretrained"):
         Preprocessor(base, 16)
@@ -74,14 +81,16 @@ def test_a_model_folder_without_a_tokenizer_says_how_to_get_one(image_base, text
     "content",
     ["", "{", "null", '{"size": "large"}', '{"image_processor_type": "NoneSuch"}'],
 )
-def test_an_image_processor_that_cannot_be_read_says_how_to_get_one(image_base, tmp_path, content):
+def test_an_image_processor_that_cannot_be_read_says_how_to_get_one(
+    image_base: BaseModel, tmp_path: Path, content: str
+) -> None:
     (tmp_path / "config.json").write_bytes((image_base.folder / "config.json").read_bytes())
     (tmp_path / "preprocessor_config.json").write_text(content)
     with pytest.raises(ConfigError, match=r"image_processor\.save_pretrained"):
         Preprocessor(BaseModel(tmp_path, image_base.backbone, "base"), 16)
 
 
-def test_a_head_is_read_back_as_it_was_saved(tmp_path):
+def test_a_head_is_read_back_as_it_was_saved(tmp_path: Path) -> None:
     head = ClassifierHead(4, ["ä", "b"])
     head.save(tmp_path / "head.safetensors")
     again = load_head(tmp_path / "head.safetensors")
@@ -90,7 +99,7 @@ def test_a_head_is_read_back_as_it_was_saved(tmp_path):
     assert torch.equal(again(hidden), head(hidden))
 
 
-def test_a_head_that_is_missing_or_damaged_is_an_error(tmp_path):
+def test_a_head_that_is_missing_or_damaged_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match="let the site fine-tune, or name its file with `head`"):
         load_head(tmp_path / "head.safetensors")
     (tmp_path / "head.safetensors").write_bytes(b"damaged")
@@ -98,13 +107,13 @@ def test_a_head_that_is_missing_or_damaged_is_an_error(tmp_path):
         load_head(tmp_path / "head.safetensors")
 
 
-def test_accuracy_matches_classes_by_name_not_by_position(text_base):
+def test_accuracy_matches_classes_by_name_not_by_position(text_base: BaseModel) -> None:
     head = ClassifierHead(text_base.d_model, ["air", *ROWS.classes])
     everything_is_ice = torch.tensor([0.0, 0.0, 99.0])
     head.linear.weight.data.zero_()
     head.linear.bias.data = everything_is_ice
     share = ROWS.labels.count(1) / len(ROWS)
-    assert accuracy(text_base, head, ROWS, EVALUATE) == (pytest.approx(share), len(ROWS))
+    assert accuracy(text_base, head, ROWS, EVALUATE) == (pytest.approx(share), len(ROWS))  # type: ignore[comparison-overlap]
 
 
 @pytest.mark.parametrize(
@@ -114,12 +123,16 @@ def test_accuracy_matches_classes_by_name_not_by_position(text_base):
         (make_dataset(["a"], ["steam"]), "train on such samples too"),
     ],
 )
-def test_rows_that_cannot_be_scored_are_an_error(text_base, rows, remedy):
+def test_rows_that_cannot_be_scored_are_an_error(
+    text_base: BaseModel, rows: Any, remedy: str
+) -> None:
     with pytest.raises(DataError, match=remedy):
         accuracy(text_base, ClassifierHead(text_base.d_model, ROWS.classes), rows, EVALUATE)
 
 
-def test_a_token_without_an_embedding_is_named_and_never_looked_up(text_base, tmp_path):
+def test_a_token_without_an_embedding_is_named_and_never_looked_up(
+    text_base: BaseModel, tmp_path: Path
+) -> None:
     shutil.copytree(text_base.folder, tmp_path / "base")
     tokenizer = load_tokenizer(tmp_path / "base")
     tokenizer.add_special_tokens({"pad_token": "<new>"})
@@ -129,7 +142,9 @@ def test_a_token_without_an_embedding_is_named_and_never_looked_up(text_base, tm
         Preprocessor(base, 16)(["a red", "the warm red"])
 
 
-def test_images_one_by_one_are_the_batch_that_the_processor_makes(image_base, tmp_path):
+def test_images_one_by_one_are_the_batch_that_the_processor_makes(
+    image_base: BaseModel, tmp_path: Path
+) -> None:
     shutil.copytree(image_base.folder, tmp_path / "base")
     processor = BitImageProcessorPil(size={"shortest_edge": 32}, crop_size=28)
     processor.save_pretrained(tmp_path / "base")

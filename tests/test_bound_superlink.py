@@ -110,7 +110,7 @@ class SuperLink:
         return fleet_pb2.PullMessagesResponse.FromString(answer.content).messages_list
 
     def push(
-        self, caller: Any, metadata: Metadata, tree: ObjectTree | None = None, **changed: Any
+        self, caller: Any, metadata: Any, tree: ObjectTree | None = None, **changed: Any
     ) -> Response:
         message = message_pb2.Message(metadata=metadata)
         message.content.SetInParent()
@@ -344,7 +344,7 @@ def test_no_body_of_a_registered_site_is_an_error_of_the_superlink(
     draw = random.Random(0)
     for _ in range(count):
         path, request = draw.choice(list(whole.items()))
-        body = bytearray(request.SerializeToString())
+        body = bytearray(request.SerializeToString())  # type: ignore[attr-defined]
         for _ in range(draw.randrange(4)):
             body[draw.randrange(len(body))] = draw.randrange(256)
         answer = superlink.call(superlink.ash, path, bytes(body[: draw.randint(1, len(body))]))

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from layerweld.formats.task_vectors import read_fine_tuned
 from layerweld.model.base_model import load_base
 from layerweld.model.discover import discover_plan
 from layerweld.model.linear import updated, weight_of
+from layerweld.plan import LayerGroup
 from layerweld.updates.named_tensors import update_tensors
 from layerweld.updates.update import DenseUpdate
 from server import federation
@@ -26,15 +28,15 @@ from strategies import ChainOfMerges
 from strategies.other_params import OtherParams
 from tests.dying_server import killed_after
 from tests.tiny_peft import new_model
-from tests.tiny_sites import BERT_LAYERS, make_sites
+from tests.tiny_sites import BERT_LAYERS, TinySites, make_sites
 
 
 @pytest.fixture(scope="module")
-def bert_sites(tmp_path_factory):
+def bert_sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
     return make_sites(tmp_path_factory.mktemp("bert"), BERT_LAYERS)
 
 
-def merged_updates(output):
+def merged_updates(output: Path) -> dict[Any, Any]:
     """ΔW of every layer of the written adapter, as PEFT itself reads it."""
     wrapped = PeftModel.from_pretrained(new_model("bert"), output / "adapter")
     return {
@@ -47,7 +49,7 @@ def merged_updates(output):
 class Reference:
     """Algorithm 1 by the book: dense updates, float64, the whole model run again every time."""
 
-    def __init__(self, sites):
+    def __init__(self, sites: TinySites) -> None:
         self.base = load_base(sites.base)
         self.plan = discover_plan(self.base.backbone)
         self.layers = {n: self.base.backbone.get_submodule(n) for n in self.plan.layer_names}
@@ -65,7 +67,7 @@ class Reference:
                 texts, padding=True, truncation=True, max_length=12, return_tensors="pt"
             )
 
-    def inputs(self, site, group, in_place):
+    def inputs(self, site: str, group: LayerGroup, in_place: dict[Any, Any]) -> Any:
         """Kept tokens that reach the group in the whole model, with these updates in place."""
         batch, seen = self.batches[site], []
         layer = self.layers[group.layers[0].name]
@@ -76,7 +78,7 @@ class Reference:
         hook.remove()
         return seen[0][batch["attention_mask"].bool()].double()
 
-    def gram(self, x, normalization):
+    def gram(self, x: Any, normalization: str) -> Any:
         if normalization == "token":
             x = x / x.norm(dim=1, keepdim=True)
         gram = x.T @ x / len(x)
@@ -85,7 +87,16 @@ class Reference:
             gram = gram * scale * scale[:, None]
         return gram / gram.trace() if normalization == "trace" else gram
 
-    def solve(self, group, grams, *, importance, shrinkage, ridge, anchor):
+    def solve(
+        self,
+        group: LayerGroup,
+        grams: dict[str, Any],
+        *,
+        importance: Any,
+        shrinkage: Any,
+        ridge: float,
+        anchor: Any,
+    ) -> dict[str, Any]:
         d = group.d_in
         off = torch.ones(d, d, dtype=torch.float64).triu(1)
         omega = {s: float((g.abs() * off).sum()) for s, g in grams.items()}
@@ -110,16 +121,22 @@ class Reference:
             merged[layer] = torch.linalg.solve(s + lam * torch.eye(d), r.T).T
         return merged
 
-    def chain(self, granularity="group", rounds=2, normalization="token", **settings):
+    def chain(
+        self,
+        granularity: str = "group",
+        rounds: int = 2,
+        normalization: str = "token",
+        **settings: Any,
+    ) -> dict[Any, Any]:
         settings = {"importance": "off-diagonal", "shrinkage": 1.0, "ridge": 0.01} | settings
         settings = {"anchor": "base"} | settings
         groups = self.plan.groups
         if granularity == "group":
             steps = [[group] for group in groups]
         elif granularity == "block":
-            steps = [self.plan.groups_of_block(b) for b in range(len(self.plan.blocks))]
+            steps = [self.plan.groups_of_block(b) for b in range(len(self.plan.blocks))]  # type: ignore[misc]
         else:
-            steps = [groups] * (1 if granularity == "model" else rounds)
+            steps = [groups] * (1 if granularity == "model" else rounds)  # type: ignore[list-item]
         merged = {}
         for number, step in enumerate(steps):
             names = {shape.name for group in step for shape in group.layers}
@@ -151,7 +168,9 @@ SETTINGS = [
 
 
 @pytest.mark.parametrize("merge", SETTINGS, ids=str)
-def test_the_merge_is_what_the_formulas_say(bert_sites, tmp_path, merge):
+def test_the_merge_is_what_the_formulas_say(
+    bert_sites: TinySites, tmp_path: Path, merge: Any
+) -> None:
     bert_sites.play(tmp_path / "out", **merge)
     reference = Reference(bert_sites)
     expected = reference.chain(**merge)
@@ -161,7 +180,7 @@ def test_the_merge_is_what_the_formulas_say(bert_sites, tmp_path, merge):
         assert (got[layer] - update).norm() / update.norm() < 1e-4, layer
 
 
-def test_a_llama_with_grouped_query_attention_is_merged_too(tmp_path):
+def test_a_llama_with_grouped_query_attention_is_merged_too(tmp_path: Path) -> None:
     sites = make_sites(tmp_path, ["q_proj", "v_proj", "o_proj", "down_proj"], family="llama")
     sites.play(tmp_path / "out")
     with safe_open(tmp_path / "out/adapter/adapter_model.safetensors", "pt") as file:
@@ -172,7 +191,9 @@ def test_a_llama_with_grouped_query_attention_is_merged_too(tmp_path):
     assert not any("k_proj" in name for name in names)  # nobody fine-tuned it
 
 
-def test_dense_products_give_the_weights_of_factored_ones(bert_sites, tmp_path):
+def test_dense_products_give_the_weights_of_factored_ones(
+    bert_sites: TinySites, tmp_path: Path
+) -> None:
     bert_sites.play(tmp_path / "factored")
     bert_sites.play(tmp_path / "dense", products="dense")
     base = load_base(bert_sites.base)
@@ -185,7 +206,7 @@ def test_dense_products_give_the_weights_of_factored_ones(bert_sites, tmp_path):
         torch.testing.assert_close(difference.double(), update, rtol=1e-3, atol=2e-6)
 
 
-def fully_fine_tuned(sites, folder):
+def fully_fine_tuned(sites: TinySites, folder: Path) -> tuple[Any, ...]:
     """The sites with one and the same fully fine-tuned model, and that model."""
     tuned = load_base(sites.base).backbone
     torch.manual_seed(5)
@@ -197,7 +218,9 @@ def fully_fine_tuned(sites, folder):
     return replace(sites, nodes=nodes), tuned
 
 
-def test_fully_fine_tuned_sites_that_agree_merge_to_themselves(bert_sites, tmp_path):
+def test_fully_fine_tuned_sites_that_agree_merge_to_themselves(
+    bert_sites: TinySites, tmp_path: Path
+) -> None:
     sites, tuned = fully_fine_tuned(bert_sites, tmp_path / "tuned")
     sites.play(tmp_path / "out", ridge=1e-9)
     merged = AutoModel.from_pretrained(tmp_path / "out/model", add_pooling_layer=False).eval()
@@ -210,7 +233,9 @@ def test_fully_fine_tuned_sites_that_agree_merge_to_themselves(bert_sites, tmp_p
         torch.testing.assert_close(got[keep], expected[keep], rtol=0, atol=1e-3)
 
 
-def test_compressed_ranks_and_their_errors_are_in_the_manifest(bert_sites, tmp_path):
+def test_compressed_ranks_and_their_errors_are_in_the_manifest(
+    bert_sites: TinySites, tmp_path: Path
+) -> None:
     bert_sites.play(tmp_path / "out", rank=4)
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
     assert all(0 < group["compression_error"] < 1 for group in manifest["groups"])
@@ -219,7 +244,9 @@ def test_compressed_ranks_and_their_errors_are_in_the_manifest(bert_sites, tmp_p
     assert ranks == {4}
 
 
-def test_the_order_of_the_sites_does_not_change_a_bit(bert_sites, tmp_path):
+def test_the_order_of_the_sites_does_not_change_a_bit(
+    bert_sites: TinySites, tmp_path: Path
+) -> None:
     first = bert_sites.play(tmp_path / "one")
     bert_sites.nodes.reverse()
     second = bert_sites.play(tmp_path / "two")
@@ -227,7 +254,7 @@ def test_the_order_of_the_sites_does_not_change_a_bit(bert_sites, tmp_path):
     assert first.manifest_hash == second.manifest_hash
 
 
-def test_flowers_own_start_plays_the_same_chain(bert_sites, tmp_path):
+def test_flowers_own_start_plays_the_same_chain(bert_sites: TinySites, tmp_path: Path) -> None:
     journal = RunJournal(tmp_path / "journal")
     settings = bert_sites.settings()
     grid = bert_sites.grid(settings)
@@ -257,14 +284,16 @@ def test_flowers_own_start_plays_the_same_chain(bert_sites, tmp_path):
     assert resumed.rounds.outcome().groups[-1]["influence"] == outcome.groups[-1]["influence"]
 
 
-def test_an_output_folder_in_use_is_left_alone(bert_sites, tmp_path):
+def test_an_output_folder_in_use_is_left_alone(bert_sites: TinySites, tmp_path: Path) -> None:
     (tmp_path / "letter.txt").write_text("mine")
     with pytest.raises(OutputError, match=r"letter\.txt"):
         bert_sites.play(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["letter.txt"]
 
 
-def test_every_group_of_the_chain_measures_behind_the_one_before(bert_sites, tmp_path):
+def test_every_group_of_the_chain_measures_behind_the_one_before(
+    bert_sites: TinySites, tmp_path: Path
+) -> None:
     manifest_of = {}
     for name in ("one", "two"):
         bert_sites.play(tmp_path / name)
@@ -275,8 +304,8 @@ def test_every_group_of_the_chain_measures_behind_the_one_before(bert_sites, tmp
 
 
 def test_a_resumed_run_keeps_the_other_params_its_steps_were_measured_behind(
-    bert_sites, tmp_path, monkeypatch
-):
+    bert_sites: TinySites, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sites, _ = fully_fine_tuned(bert_sites, tmp_path / "tuned")
     whole = sites.play(tmp_path / "whole")
     with killed_after(2, monkeypatch):
@@ -285,7 +314,7 @@ def test_a_resumed_run_keeps_the_other_params_its_steps_were_measured_behind(
     assert sites.play(tmp_path / "out").manifest_hash == whole.manifest_hash
 
 
-def test_sites_without_adapters_fine_tune_first(bert_sites, tmp_path):
+def test_sites_without_adapters_fine_tune_first(bert_sites: TinySites, tmp_path: Path) -> None:
     nodes = []
     for node in bert_sites.nodes:
         rows = [json.loads(line) for line in Path(node["data"]).read_text().splitlines()]
@@ -305,7 +334,7 @@ def test_sites_without_adapters_fine_tune_first(bert_sites, tmp_path):
     assert again.manifest_hash == results.manifest_hash
 
 
-def test_sites_forget_a_finished_run(bert_sites, tmp_path):
+def test_sites_forget_a_finished_run(bert_sites: TinySites, tmp_path: Path) -> None:
     before = {*(bert_sites.folder / "cache/runs").glob("*")}
     bert_sites.play(tmp_path / "out")
     assert {*(bert_sites.folder / "cache/runs").glob("*")} == before

@@ -99,14 +99,14 @@ def play(
 
 @pytest.mark.parametrize("seed", range(12))
 def test_a_site_that_sends_another_a_than_it_claims_is_refused_by_name(
-    seed: int, clock: "Clock"
+    seed: int, clock: Clock
 ) -> None:
     draw = random.Random(seed)
     liar, method = draw.choice(NAMES), draw.choice(("ffa-lora", "flora", "mean"))
     honest = {name: sharing(name) for name in NAMES}
     sent = {**honest, liar: another_a(honest[liar], draw)}
     claimed = {name: digest_of_factors(honest[name]) for name in NAMES}
-    with pytest.raises(RefusedReplyError, match=f"^{liar}, .*: the A of its LoRA is another"):
+    with pytest.raises(RefusedReplyError, match=f"^{liar}, .*: the A of its LoRA is not the one"):
         play(sent, claimed, clock, method)
     lacking = play(sent, claimed, clock, method, **GOES_ON)
     assert lacking.cohort.lost.keys() == {liar}
@@ -115,7 +115,7 @@ def test_a_site_that_sends_another_a_than_it_claims_is_refused_by_name(
 
 @pytest.mark.parametrize("seed", range(12))
 def test_where_a_is_drawn_the_site_that_drew_another_is_the_one_left_out(
-    seed: int, clock: "Clock"
+    seed: int, clock: Clock
 ) -> None:
     draw = random.Random(seed)
     liar, honest = draw.choice(NAMES), {name: sharing(name) for name in NAMES}
@@ -135,13 +135,13 @@ def assert_merged(merging: Any, honest: dict[str, dict[Any, Any]], liar: str) ->
         torch.testing.assert_close(update.dense(), mean)
 
 
-def test_where_all_drew_different_ones_nobody_is_to_blame(clock: "Clock") -> None:
+def test_where_all_drew_different_ones_nobody_is_to_blame(clock: Clock) -> None:
     sent = {name: another_a(sharing(name), random.Random(k)) for k, name in enumerate(NAMES)}
     with pytest.raises(CohortError, match=r"one frozen A .* ash, birch, cedar sent different ones"):
         play(sent, dict.fromkeys(NAMES, DRAWN), clock, "ffa-lora", **GOES_ON)
 
 
-def test_what_is_not_shared_is_nobodys_business_in_another_method(clock: "Clock") -> None:
+def test_what_is_not_shared_is_nobodys_business_in_another_method(clock: Clock) -> None:
     sent = {name: another_a(sharing(name), random.Random(k)) for k, name in enumerate(NAMES)}
     claimed = {name: digest_of_factors(sent[name]) for name in NAMES}
     assert not play(sent, claimed, clock, "flora").cohort.lost
@@ -175,7 +175,7 @@ class WholeLayers(StubApp):
 
 
 @pytest.mark.parametrize("liar", NAMES)
-def test_who_comes_first_does_not_fix_the_form_of_the_sums(liar: Any, clock: "Clock") -> None:
+def test_who_comes_first_does_not_fix_the_form_of_the_sums(liar: Any, clock: Clock) -> None:
     chosen = settings(**GOES_ON)
     chain = new_chain(chosen)
     nothing = (0,) * len(PLAN.layer_names)

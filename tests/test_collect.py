@@ -100,7 +100,7 @@ def counted_products() -> Iterator[list[int]]:
     """Multiplications in linear layers on batches of more than one row, in a list's only entry."""
     count = [0]
 
-    def add(module: Any, args: Any, output: Path) -> None:
+    def add(module: Any, args: Any, output: Any) -> None:
         if isinstance(module, nn.Linear) and len(output) > 1:
             count[0] += output.numel() * args[0].shape[-1]
 

@@ -4,8 +4,10 @@ import csv
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from click.testing import Result
 from typer.testing import CliRunner
 
 from layerweld.cli import main as cli
@@ -22,17 +24,18 @@ from layerweld.settings.grids import candidates, with_candidate
 from layerweld.settings.methods import setting_named
 from layerweld.settings.run import RunSettings, read_run_settings
 from server.federation import Federation
-from tests.tiny_sites import make_labelled_sites
+from server.merged_model import MergedModel
+from tests.tiny_sites import TinySites, make_labelled_sites
 
 CHOSEN = "mean,com,dare,ffa-lora,opcm"
 
 
 @pytest.fixture(scope="module")
-def sites(tmp_path_factory):
+def sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
     return make_labelled_sites(tmp_path_factory.mktemp("sites"))
 
 
-def run_file(sites, folder, **changes):
+def run_file(sites: TinySites, folder: Path, **changes: Any) -> Path:
     tables = [
         f'base = "{sites.base}"\ncache = "{sites.folder / "cache"}"\n'
         "[calibration]\nmax-length = 12\nbatch-size = 8\nthreads = 1\n"
@@ -45,12 +48,12 @@ def run_file(sites, folder, **changes):
     return file
 
 
-def compare(file, output, *options):
+def compare(file: Path, output: Path, *options: str) -> Result:
     return CliRunner().invoke(cli.app, ["compare", str(file), "--output", str(output), *options])
 
 
 @pytest.fixture(scope="module")
-def compared(sites, tmp_path_factory):
+def compared(sites: TinySites, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("compared")
     options = ("--methods", CHOSEN, "--seeds", "2", "--tune", "2")
     result = compare(run_file(sites, folder), folder / "out", *options)
@@ -58,12 +61,12 @@ def compared(sites, tmp_path_factory):
     return folder / "out", result.output
 
 
-def read(file):
+def read(file: Path) -> list[Any]:
     with file.open(newline="") as stream:
         return list(csv.DictReader(stream))
 
 
-def test_every_method_is_a_row_or_is_left_out_with_its_reason(compared):
+def test_every_method_is_a_row_or_is_left_out_with_its_reason(compared: tuple[Path, str]) -> None:
     folder, printed = compared
     names = [row["method"] for row in read(folder / "methods.csv")]
     assert names == ["base", "individual", "mean", "com", "dare", "opcm"]
@@ -71,14 +74,16 @@ def test_every_method_is_a_row_or_is_left_out_with_its_reason(compared):
     assert "ffa-lora" in (folder / "comparison.html").read_text()
 
 
-def test_the_end_names_the_best_merge_as_one_types_it(compared):
+def test_the_end_names_the_best_merge_as_one_types_it(compared: tuple[Path, str]) -> None:
     folder, printed = compared
     rows = {r["method"]: float(r["normalised"]) for r in read(folder / "methods.csv")[2:]}
     best = max(rows, key=rows.__getitem__)
     assert f"({best}) keeps {100 * rows[best]:.1f}\u00a0%" in printed.replace("\n", " ")
 
 
-def test_every_site_and_seed_has_a_line_and_individual_is_the_measure(compared):
+def test_every_site_and_seed_has_a_line_and_individual_is_the_measure(
+    compared: tuple[Path, str],
+) -> None:
     rows = read(compared[0] / "sites.csv")
     assert len(rows) == 2 * 6 * 3
     alone = [row for row in rows if row["method"] == "individual"]
@@ -86,7 +91,9 @@ def test_every_site_and_seed_has_a_line_and_individual_is_the_measure(compared):
     assert {row["samples"] for row in rows} == {"18"}
 
 
-def test_the_same_number_of_candidates_is_tried_for_all_and_named(compared):
+def test_the_same_number_of_candidates_is_tried_for_all_and_named(
+    compared: tuple[Path, str],
+) -> None:
     rows = {row["method"]: row for row in read(compared[0] / "methods.csv")}
     assert {row["budget"] for row in rows.values()} == {"2"}
     grids = {
@@ -100,7 +107,7 @@ def test_the_same_number_of_candidates_is_tried_for_all_and_named(compared):
     assert "best of at most 2 declared candidates" in (compared[0] / "comparison.md").read_text()
 
 
-def test_costs_are_those_of_the_merge(compared):
+def test_costs_are_those_of_the_merge(compared: tuple[Path, str]) -> None:
     rows = {row["method"]: row for row in read(compared[0] / "methods.csv")}
     assert rows["mean"]["rounds"] == "1"
     assert int(rows["com"]["rounds"]) > 1
@@ -109,16 +116,18 @@ def test_costs_are_those_of_the_merge(compared):
     assert int(rows["mean"]["peak_bytes"]) > 10**7
 
 
-def test_the_sites_forget_the_runs_of_a_comparison(sites, compared):
+def test_the_sites_forget_the_runs_of_a_comparison(
+    sites: TinySites, compared: tuple[Path, str]
+) -> None:
     assert not list((sites.folder / "cache" / "runs").glob("*/*"))
 
 
 @pytest.fixture
-def merges(monkeypatch):
+def merges(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Names of the methods that are really run."""
     names, merge = [], Federation.merge
 
-    def noted(self, method, other_params):
+    def noted(self: Any, method: Any, other_params: Any) -> MergedModel:
         names.append(method.name)
         return merge(self, method, other_params)
 
@@ -126,7 +135,9 @@ def merges(monkeypatch):
     return names
 
 
-def test_a_comparison_goes_on_where_it_stopped_and_only_adds(sites, tmp_path, merges):
+def test_a_comparison_goes_on_where_it_stopped_and_only_adds(
+    sites: TinySites, tmp_path: Path, merges: list[Any]
+) -> None:
     file, output = run_file(sites, tmp_path), tmp_path / "out"
     assert compare(file, output, "--methods", "mean").exit_code == 0
     before = read(output / "methods.csv")
@@ -136,11 +147,11 @@ def test_a_comparison_goes_on_where_it_stopped_and_only_adds(sites, tmp_path, me
 
 
 def test_of_two_comparisons_into_one_folder_at_once_the_second_is_refused(
-    sites, tmp_path, monkeypatch
-):
+    sites: TinySites, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file, output, merge, second = run_file(sites, tmp_path), tmp_path / "out", Federation.merge, []
 
-    def meanwhile(self, method, other_params):
+    def meanwhile(self: Any, method: Any, other_params: Any) -> MergedModel:
         second.append(compare(file, output, "--methods", "mean").exception)
         return merge(self, method, other_params)
 
@@ -153,7 +164,9 @@ def test_of_two_comparisons_into_one_folder_at_once_the_second_is_refused(
     assert not list(tmp_path.glob(".*.lock"))
 
 
-def test_what_was_played_under_other_settings_is_not_found(sites, tmp_path, merges):
+def test_what_was_played_under_other_settings_is_not_found(
+    sites: TinySites, tmp_path: Path, merges: list[Any]
+) -> None:
     file, output = run_file(sites, tmp_path), tmp_path / "out"
     compare(file, output, "--methods", "ties,mean")
     file.write_text(file.read_text() + "[ties]\ndensity = 0.5\n")
@@ -161,7 +174,9 @@ def test_what_was_played_under_other_settings_is_not_found(sites, tmp_path, merg
     assert merges == ["ties", "mean", "ties"]
 
 
-def test_what_was_played_on_other_held_out_rows_is_not_found(sites, tmp_path, merges):
+def test_what_was_played_on_other_held_out_rows_is_not_found(
+    sites: TinySites, tmp_path: Path, merges: list[Any]
+) -> None:
     file, output = run_file(sites, tmp_path), tmp_path / "out"
     held_out = tmp_path / "held-out.jsonl"
     rows = [json.loads(line) for line in Path(sites.nodes[0]["data"]).read_text().splitlines()]
@@ -176,7 +191,9 @@ def test_what_was_played_on_other_held_out_rows_is_not_found(sites, tmp_path, me
     assert merges == ["mean", "mean"]
 
 
-def test_a_kept_result_that_was_cut_short_is_played_again(sites, tmp_path, merges):
+def test_a_kept_result_that_was_cut_short_is_played_again(
+    sites: TinySites, tmp_path: Path, merges: list[Any]
+) -> None:
     file, output = run_file(sites, tmp_path), tmp_path / "out"
     compare(file, output, "--methods", "mean")
     before = (output / "sites.csv").read_bytes()
@@ -187,14 +204,16 @@ def test_a_kept_result_that_was_cut_short_is_played_again(sites, tmp_path, merge
     assert (output / "sites.csv").read_bytes() == before
 
 
-def test_a_folder_with_something_else_in_it_is_left_alone(sites, tmp_path):
+def test_a_folder_with_something_else_in_it_is_left_alone(sites: TinySites, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").touch()
     result = compare(run_file(sites, tmp_path), tmp_path / "out", "--methods", "mean")
     assert "thesis.tex" in str(result.exception)
 
 
-def test_a_site_can_be_judged_on_a_draw_of_its_held_out_rows(sites, tmp_path):
+def test_a_site_can_be_judged_on_a_draw_of_its_held_out_rows(
+    sites: TinySites, tmp_path: Path
+) -> None:
     file, output = run_file(sites, tmp_path), tmp_path / "out"
     file.write_text(file.read_text() + "[evaluate]\nsamples = 3\n")
     assert compare(file, output, "--methods", "mean").exit_code == 0
@@ -203,7 +222,9 @@ def test_a_site_can_be_judged_on_a_draw_of_its_held_out_rows(sites, tmp_path):
     assert counts == {3}
 
 
-def test_without_held_out_rows_there_is_nothing_to_compare(sites, tmp_path):
+def test_without_held_out_rows_there_is_nothing_to_compare(
+    sites: TinySites, tmp_path: Path
+) -> None:
     file = run_file(sites, tmp_path, held_out="")
     result = compare(file, tmp_path / "out", "--methods", "mean")
     assert isinstance(result.exception, ConfigError)
@@ -211,13 +232,15 @@ def test_without_held_out_rows_there_is_nothing_to_compare(sites, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_an_unknown_method_is_refused_before_anything_is_played(sites, tmp_path):
+def test_an_unknown_method_is_refused_before_anything_is_played(
+    sites: TinySites, tmp_path: Path
+) -> None:
     result = compare(run_file(sites, tmp_path), tmp_path / "out", "--methods", "meen")
     assert isinstance(result.exception, ConfigError)
     assert "unknown method 'meen'" in str(result.exception)
 
 
-def test_every_candidate_is_a_possible_setting_and_the_default_comes_first():
+def test_every_candidate_is_a_possible_setting_and_the_default_comes_first() -> None:
     usual = RunSettings()
     assert with_candidate(usual, 0) == usual
     for method in METHODS.values():
@@ -229,17 +252,17 @@ def test_every_candidate_is_a_possible_setting_and_the_default_comes_first():
                 assert changed[name] == value != usual.flat()[name]
 
 
-def test_a_budget_is_the_same_for_all_that_have_as_many_candidates():
+def test_a_budget_is_the_same_for_all_that_have_as_many_candidates() -> None:
     assert {len(candidates(METHODS[name], 4)) for name in ("com", "ties", "pcb")} == {4}
     assert candidates(METHODS["mean"], 4) == ({},)
 
 
-def test_one_seed_has_no_spread():
+def test_one_seed_has_no_spread() -> None:
     assert Spread((0.5,)).deviation is None
     assert Spread((0.4, 0.6)).mean == 0.5
 
 
-def test_memory_that_was_given_back_still_counts():
+def test_memory_that_was_given_back_still_counts() -> None:
     with peak_resident() as peak:
         before = peak()
         block = bytearray(64 * 2**20)
@@ -250,24 +273,24 @@ def test_memory_that_was_given_back_still_counts():
     assert after - before > 32 * 2**20
 
 
-def test_where_the_kernel_does_not_tell_memory_is_unknown(tmp_path):
+def test_where_the_kernel_does_not_tell_memory_is_unknown(tmp_path: Path) -> None:
     with peak_resident(tmp_path / "no-such-process") as peak:
         pass
     assert peak() is None
 
 
-def result(name, label, **scores):
+def result(name: str, label: str, **scores: Any) -> MethodResult:
     by_site = {site: Score(accuracy, 100) for site, accuracy in scores.items()}
     return MethodResult(name, label, 1, 2.0, 10, 20, by_site)
 
 
-def comparison(*seeds):
+def comparison(*seeds: list[Any]) -> Comparison:
     """A comparison of what was scored at seeds 0, 1 …: a list of method results each."""
     entries = [Entry(seed, found) for seed, results in enumerate(seeds) for found in results]
     return Comparison("x", "base", (), tuple(range(len(seeds))), 1, tuple(entries), ())
 
 
-def test_figures_are_normalised_at_each_seed_and_then_averaged():
+def test_figures_are_normalised_at_each_seed_and_then_averaged() -> None:
     first = [result("individual", "Own", a=0.5, b=1.0), result("mean", "Mean", a=0.4, b=0.5)]
     second = [result("individual", "Own", a=0.8, b=1.0), result("mean", "Mean", a=0.4, b=0.6)]
     own, mean = over_seeds(comparison(first, second))
@@ -278,7 +301,7 @@ def test_figures_are_normalised_at_each_seed_and_then_averaged():
     assert mean.sites["a"].mean == 0.4
 
 
-def test_what_the_run_sets_otherwise_than_published_is_told():
+def test_what_the_run_sets_otherwise_than_published_is_told() -> None:
     given = {"ties.density": 0.1, "merge.influence": True, "dare.drop": 0.5, "merge.ridge": 0.01}
     settings = read_run_settings({"methods": "com,ties", **given})
     found = ComparisonSettings(settings, [0]).differences()
@@ -288,7 +311,7 @@ def test_what_the_run_sets_otherwise_than_published_is_told():
     assert "but for" not in budget_text(comparison([result("mean", "Mean", a=0.4)]))
 
 
-def test_a_method_that_lacks_a_seed_says_so():
+def test_a_method_that_lacks_a_seed_says_so() -> None:
     first = [result("individual", "Own", a=0.5), result("mean", "Mean", a=0.4)]
     second = [result("individual", "Own", a=0.5)]
     own, mean = over_seeds(comparison(first, second))
@@ -296,8 +319,8 @@ def test_a_method_that_lacks_a_seed_says_so():
     assert mean.label == "Mean (1 of 2 seeds)"
 
 
-def test_the_verdict_names_the_lead_and_whether_it_could_be_chance():
-    def seed(com, mean):
+def test_the_verdict_names_the_lead_and_whether_it_could_be_chance() -> None:
+    def seed(com: float, mean: float) -> list[Any]:
         return [
             result("individual", "Own", a=1.0),
             result("com", "Chain", a=com),

@@ -3,6 +3,7 @@
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -71,26 +72,26 @@ def jsonl(folder: Path, *lines: str) -> Path:
         ("saved", write_saved_dataset),
     ],
 )
-def test_the_same_rows_are_the_same_in_every_format(tmp_path, name, write):
+def test_the_same_rows_are_the_same_in_every_format(tmp_path: Path, name: str, write: Any) -> None:
     rows = read_dataset(write(tmp_path / name), STRICT, reads_images=False)
     assert rows == make_dataset(TEXTS, LABELS)
     assert rows.classes == ("a", "b", "c")
     assert rows.labels == (1, 0, 1, 2, 0)
 
 
-def test_rows_without_the_label_column_have_no_labels(tmp_path):
+def test_rows_without_the_label_column_have_no_labels(tmp_path: Path) -> None:
     rows = read_dataset(
         jsonl(tmp_path, '{"text": "a"}', '{"text": "b"}'), STRICT, reads_images=False
     )
     assert (rows.labels, rows.classes) == (None, ())
 
 
-def test_a_number_names_the_same_class_in_every_format(tmp_path):
+def test_a_number_names_the_same_class_in_every_format(tmp_path: Path) -> None:
     lines = [json.dumps({"text": "a", "label": label}) for label in (1, 1.0, "1")]
     assert read_dataset(jsonl(tmp_path, *lines), STRICT, reads_images=False).classes == ("1",)
 
 
-def test_the_digest_sees_inputs_labels_and_order():
+def test_the_digest_sees_inputs_labels_and_order() -> None:
     versions = [
         make_dataset(["a", "b"], None),
         make_dataset(["b", "a"], None),
@@ -105,20 +106,22 @@ BROKEN = ['{"text": ', "[1]", "{}", '{"text": ""}', '{"text": 3}', '{"text": "\\
 
 
 @pytest.mark.parametrize("line", BROKEN)
-def test_an_unreadable_row_is_counted_and_skipped(tmp_path, line):
+def test_an_unreadable_row_is_counted_and_skipped(tmp_path: Path, line: Any) -> None:
     source = jsonl(tmp_path, '{"text": "first"}', line, '{"text": "last"}')
     rows = read_dataset(source, LENIENT, reads_images=False)
     assert (list(rows.inputs), rows.skipped) == (["first", "last"], 1)
 
 
-def test_more_unreadable_rows_than_allowed_are_an_error(tmp_path):
+def test_more_unreadable_rows_than_allowed_are_an_error(tmp_path: Path) -> None:
     source = jsonl(tmp_path, '{"text": "first"}', "", *BROKEN)
     with pytest.raises(DataError, match=r"6 of 7 .* line 3: .*`calibration.max-unreadable`"):
         read_dataset(source, LENIENT, reads_images=False)
 
 
 @pytest.mark.parametrize("lines", [BROKEN, BROKEN[:1], ['{"text": ""}', '{"text": null}']])
-def test_rows_that_are_all_unreadable_are_an_error_whatever_is_allowed(tmp_path, lines):
+def test_rows_that_are_all_unreadable_are_an_error_whatever_is_allowed(
+    tmp_path: Path, lines: Any
+) -> None:
     anything_goes = CalibrationSettings(max_unreadable=1.0)
     with pytest.raises(DataError, match=rf"{len(lines)} of {len(lines)} .* line 1: .*fix them$"):
         read_dataset(jsonl(tmp_path, *lines), anything_goes, reads_images=False)
@@ -142,7 +145,9 @@ def test_rows_that_are_all_unreadable_are_an_error_whatever_is_allowed(tmp_path,
         ("rows.csv", b'"secret', r"its quotes are broken, or not closed"),
     ],
 )
-def test_the_first_unreadable_row_says_why_and_shows_nothing(tmp_path, name, content, reason):
+def test_the_first_unreadable_row_says_why_and_shows_nothing(
+    tmp_path: Path, name: str, content: Any, reason: str
+) -> None:
     start = {"rows.csv": b"text,label\nfine,1\n", "rows.jsonl": b'{"text": "fine", "label": 1}\n'}
     (tmp_path / name).write_bytes(start[name] + content)
     with pytest.raises(
@@ -153,7 +158,9 @@ def test_the_first_unreadable_row_says_why_and_shows_nothing(tmp_path, name, con
 
 
 @pytest.mark.parametrize("indent", [None, 1])
-def test_a_file_that_is_one_json_array_is_told_from_lines(tmp_path, indent):
+def test_a_file_that_is_one_json_array_is_told_from_lines(
+    tmp_path: Path, indent: int | None
+) -> None:
     source = tmp_path / "rows.json"
     source.write_text(json.dumps([{"text": "a"}, {"text": "b"}], indent=indent))
     with pytest.raises(DataError, match=r"is a JSON array; write one object per line$"):
@@ -163,7 +170,7 @@ def test_a_file_that_is_one_json_array_is_told_from_lines(tmp_path, indent):
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
-def test_a_row_of_a_million_characters_is_read_whole(tmp_path, suffix):
+def test_a_row_of_a_million_characters_is_read_whole(tmp_path: Path, suffix: str) -> None:
     texts = ["short", "ä" * 1_000_000, "after"]
     file, table = tmp_path / f"rows.{suffix}", pd.DataFrame({"text": texts})
     write = {
@@ -175,27 +182,29 @@ def test_a_row_of_a_million_characters_is_read_whole(tmp_path, suffix):
     assert list(read_dataset(file, STRICT, reads_images=False).inputs) == texts
 
 
-def test_an_open_quote_in_a_csv_costs_every_line_it_swallows(tmp_path):
+def test_an_open_quote_in_a_csv_costs_every_line_it_swallows(tmp_path: Path) -> None:
     source = tmp_path / "rows.csv"
     source.write_text('text\nfine\n"never closed\nlost\nlost too\n')
     with pytest.raises(DataError, match=r"3 of 4 samples .* line 3: its quotes are"):
         read_dataset(source, LENIENT, reads_images=False)
 
 
-def test_text_that_is_not_utf8_is_unreadable(tmp_path):
+def test_text_that_is_not_utf8_is_unreadable(tmp_path: Path) -> None:
     source = tmp_path / "rows.csv"
     source.write_bytes("text\nfine\nna\xefve\n".encode("latin-1"))
     assert read_dataset(source, LENIENT, reads_images=False).skipped == 1
 
 
-def test_a_missing_column_lists_those_that_exist(tmp_path):
+def test_a_missing_column_lists_those_that_exist(tmp_path: Path) -> None:
     source = jsonl(tmp_path, '{"body": "a", "label": 1}')
     with pytest.raises(DataError, match=r"has body, label: set `calibration.text-column`"):
         read_dataset(source, STRICT, reads_images=False)
 
 
 @pytest.mark.parametrize("column", ["Text", "TEXT", " text"])
-def test_a_missing_column_names_the_one_that_is_spelt_nearly_so(tmp_path, column):
+def test_a_missing_column_names_the_one_that_is_spelt_nearly_so(
+    tmp_path: Path, column: str
+) -> None:
     source = jsonl(tmp_path, json.dumps({column: "a", "label": 1}))
     with pytest.raises(DataError, match=rf"set `calibration.text-column` to '{column}', or "):
         read_dataset(source, STRICT, reads_images=False)
@@ -209,8 +218,8 @@ LATIN = r"the header is not UTF-8; convert the file \(iconv -f latin1 -t utf8\)$
     [("naïve,x", "text", "label"), ("naïve,x", "naïve", "label"), ("text,état", "text", "état")],
 )
 def test_a_header_that_is_not_utf8_is_an_error_where_a_column_is_missing(
-    tmp_path, header, text_column, label_column
-):
+    tmp_path: Path, header: str, text_column: str, label_column: str
+) -> None:
     source = tmp_path / "rows.csv"
     source.write_bytes(f"{header}\na,b\n".encode("latin-1"))
     settings = CalibrationSettings(text_column=text_column, label_column=label_column)
@@ -219,7 +228,7 @@ def test_a_header_that_is_not_utf8_is_an_error_where_a_column_is_missing(
 
 
 @pytest.mark.parametrize("header", ["text,label,état", "text,état,x"])
-def test_a_header_that_nobody_reads_may_be_in_any_encoding(tmp_path, header):
+def test_a_header_that_nobody_reads_may_be_in_any_encoding(tmp_path: Path, header: str) -> None:
     source = tmp_path / "rows.csv"
     source.write_bytes(f"{header}\na,b,c\n".encode("latin-1"))
     assert list(read_dataset(source, STRICT, reads_images=False).inputs) == ["a"]
@@ -227,7 +236,9 @@ def test_a_header_that_nobody_reads_may_be_in_any_encoding(tmp_path, header):
 
 @pytest.mark.parametrize(("separator", "name"), [(";", "';'"), ("\t", "tabs")])
 @pytest.mark.parametrize("text", ["fine", "one, two"])
-def test_a_csv_with_another_separator_is_told_so(tmp_path, separator, name, text):
+def test_a_csv_with_another_separator_is_told_so(
+    tmp_path: Path, separator: str, name: str, text: str
+) -> None:
     source = tmp_path / "rows.csv"
     source.write_text(f"text{separator}label\n{text}{separator}a\n")
     with pytest.raises(
@@ -248,38 +259,40 @@ def test_a_csv_with_another_separator_is_told_so(tmp_path, separator, name, text
         ("rows.parquet", b"not parquet", "damaged"),
     ],
 )
-def test_a_source_that_cannot_be_read_is_an_error(tmp_path, name, content, remedy):
+def test_a_source_that_cannot_be_read_is_an_error(
+    tmp_path: Path, name: str, content: bytes, remedy: str
+) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=remedy):
         read_dataset(tmp_path / name, STRICT, reads_images=False)
 
 
 @pytest.mark.parametrize("reads_images", [False, True])
-def test_a_missing_source_is_an_error(tmp_path, reads_images):
+def test_a_missing_source_is_an_error(tmp_path: Path, reads_images: bool) -> None:
     with pytest.raises(DataError, match="check the site's `data` path"):
         read_dataset(tmp_path / "absent", STRICT, reads_images)
 
 
-def test_a_folder_without_a_saved_dataset_is_an_error(tmp_path):
+def test_a_folder_without_a_saved_dataset_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="name one of its splits"):
         read_dataset(tmp_path, STRICT, reads_images=False)
 
 
-def test_sub_folders_of_images_are_classes(tmp_path):
+def test_sub_folders_of_images_are_classes(tmp_path: Path) -> None:
     files = [write_image(tmp_path / name) for name in ("cat/b.png", "cat/a.jpg", "dog/c.webp")]
     rows = read_dataset(tmp_path, STRICT, reads_images=True)
     assert list(rows.inputs) == sorted(files)
     assert (rows.classes, rows.labels) == (("cat", "dog"), (0, 0, 1))
 
 
-def test_a_flat_folder_of_images_has_no_labels(tmp_path):
+def test_a_flat_folder_of_images_has_no_labels(tmp_path: Path) -> None:
     files = [write_image(tmp_path / name) for name in ("b.bmp", "a.png")]
     (tmp_path / "notes.txt").write_text("not an image")
     rows = read_dataset(tmp_path, STRICT, reads_images=True)
     assert (list(rows.inputs), rows.labels) == (sorted(files), None)
 
 
-def test_the_digest_of_images_is_over_their_bytes(tmp_path):
+def test_the_digest_of_images_is_over_their_bytes(tmp_path: Path) -> None:
     colours = ("red", "blue", "red")
     folders = [write_image(tmp_path / str(i) / "a.png", c).parent for i, c in enumerate(colours)]
     red, blue, again = (
@@ -288,7 +301,7 @@ def test_the_digest_of_images_is_over_their_bytes(tmp_path):
     assert red == again != blue
 
 
-def test_an_image_that_cannot_be_decoded_is_counted_and_skipped(tmp_path):
+def test_an_image_that_cannot_be_decoded_is_counted_and_skipped(tmp_path: Path) -> None:
     whole = write_image(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(whole.read_bytes()[:-30])
     assert read_dataset(tmp_path, LENIENT, reads_images=True).skipped == 1
@@ -296,21 +309,21 @@ def test_an_image_that_cannot_be_decoded_is_counted_and_skipped(tmp_path):
         read_dataset(tmp_path, STRICT, reads_images=True)
 
 
-def test_images_beside_class_folders_are_an_error(tmp_path):
+def test_images_beside_class_folders_are_an_error(tmp_path: Path) -> None:
     write_image(tmp_path / "a.png")
     write_image(tmp_path / "cat" / "b.png")
     with pytest.raises(DataError, match="move the images into a sub-folder"):
         read_dataset(tmp_path, STRICT, reads_images=True)
 
 
-def test_a_model_that_reads_images_wants_a_folder(tmp_path):
+def test_a_model_that_reads_images_wants_a_folder(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="give a folder of images"):
         read_dataset(write_jsonl(tmp_path / "rows.jsonl"), STRICT, reads_images=True)
 
 
 @pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl"])
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be"])
-def test_utf16_is_called_that_with_the_way_out(tmp_path, name, encoding):
+def test_utf16_is_called_that_with_the_way_out(tmp_path: Path, name: str, encoding: str) -> None:
     content = "text\na\n" if name == "rows.csv" else '{"text": "a"}\n'
     (tmp_path / name).write_bytes(("\ufeff" if encoding != "utf-16" else "").encode(encoding) +
                                   content.encode(encoding))  # fmt: skip
@@ -319,7 +332,7 @@ def test_utf16_is_called_that_with_the_way_out(tmp_path, name, encoding):
 
 
 @pytest.mark.parametrize("kind", ["date", "list", "decimal"])
-def test_a_column_that_nobody_reads_may_hold_what_python_cannot(tmp_path, kind):
+def test_a_column_that_nobody_reads_may_hold_what_python_cannot(tmp_path: Path, kind: str) -> None:
     other = {
         "date": pa.array([253402297200] * 2, pa.timestamp("s", "+14:00")),
         "list": pa.array([[[1]], None]),
@@ -331,26 +344,26 @@ def test_a_column_that_nobody_reads_may_hold_what_python_cannot(tmp_path, kind):
     assert (list(rows.inputs), rows.labels) == (["a", "b"], None)
 
 
-def test_text_that_is_no_text_names_its_column(tmp_path):
+def test_text_that_is_no_text_names_its_column(tmp_path: Path) -> None:
     pd.DataFrame({"text": [["a"], ["b"]]}).to_parquet(tmp_path / "rows.parquet")
     with pytest.raises(DataError, match=r"rows\.parquet: column 'text' holds 'list<.*, not text"):
         read_dataset(tmp_path / "rows.parquet", STRICT, reads_images=False)
 
 
-def test_labels_of_every_parquet_kind_name_the_same_classes(tmp_path):
+def test_labels_of_every_parquet_kind_name_the_same_classes(tmp_path: Path) -> None:
     for number, labels in enumerate((["1", "0"], [1, 0], [1.0, 0.0], pd.Categorical(["1", "0"]))):
         file = tmp_path / f"{number}.parquet"
         pd.DataFrame({"text": ["a", "b"], "label": labels}).to_parquet(file)
         assert read_dataset(file, STRICT, reads_images=False).classes == ("0", "1")
 
 
-def test_the_first_unreadable_row_is_the_first_whatever_it_lacks(tmp_path):
+def test_the_first_unreadable_row_is_the_first_whatever_it_lacks(tmp_path: Path) -> None:
     source = jsonl(tmp_path, '{"text": "a", "label": 1}', '{"text": "a"}', '{"label": 1}')
     with pytest.raises(DataError, match=r"2 of 3 .* line 2: no label in column 'label'"):
         read_dataset(source, STRICT, reads_images=False)
 
 
-def test_a_message_shows_few_columns_and_never_what_a_terminal_obeys(tmp_path):
+def test_a_message_shows_few_columns_and_never_what_a_terminal_obeys(tmp_path: Path) -> None:
     keys = {f"key {i:04}": 1 for i in range(5000)} | {"\x1b[2J": 1, "a" * 999: 1}
     with pytest.raises(DataError, match="and 980 more: set `calibration") as error:
         read_dataset(jsonl(tmp_path, json.dumps(keys)), STRICT, reads_images=False)
@@ -358,7 +371,7 @@ def test_a_message_shows_few_columns_and_never_what_a_terminal_obeys(tmp_path):
     assert str(error.value).isprintable()
 
 
-def test_images_of_other_kinds_are_counted_and_named(tmp_path):
+def test_images_of_other_kinds_are_counted_and_named(tmp_path: Path) -> None:
     write_image(tmp_path / "a.png")
     write_image(tmp_path / "b.tif")
     with pytest.raises(DataError, match=r"1 of 2 .* file b.tif: .tif is not supported; convert"):
@@ -366,20 +379,20 @@ def test_images_of_other_kinds_are_counted_and_named(tmp_path):
     assert read_dataset(tmp_path, LENIENT, reads_images=True).skipped == 1
 
 
-def test_an_animation_is_no_image(tmp_path):
+def test_an_animation_is_no_image(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (9, 7), colour) for colour in ("red", "blue")]
     frames[0].save(tmp_path / "a.webp", save_all=True, append_images=frames[1:])
     with pytest.raises(DataError, match=r"file a.webp: holds an animation"):
         read_dataset(tmp_path, STRICT, reads_images=True)
 
 
-def test_grey_values_of_16_bits_are_those_of_8(tmp_path):
+def test_grey_values_of_16_bits_are_those_of_8(tmp_path: Path) -> None:
     deep = np.arange(0, 65_000, 1000, dtype=np.uint16).reshape(5, 13)
     Image.fromarray(deep).save(tmp_path / "a.png")
     assert np.array_equal(np.asarray(read_image(tmp_path / "a.png"))[..., 0], deep >> 8)
 
 
-def test_a_name_in_a_saved_dataset_does_not_lead_out_of_its_folder(tmp_path):
+def test_a_name_in_a_saved_dataset_does_not_lead_out_of_its_folder(tmp_path: Path) -> None:
     folder = write_saved_dataset(tmp_path / "saved")
     (tmp_path / "outside.arrow").write_bytes((folder / "data-00000-of-00001.arrow").read_bytes())
     (folder / "state.json").write_text('{"_data_files": [{"filename": "../outside.arrow"}]}')
@@ -390,7 +403,9 @@ def test_a_name_in_a_saved_dataset_does_not_lead_out_of_its_folder(tmp_path):
 @pytest.mark.parametrize("version", ["1.0", "2.0"])
 @pytest.mark.parametrize("packing", ["none", "snappy", "zstd", "gzip", "brotli"])
 @pytest.mark.parametrize("dictionary", [True, False])
-def test_pages_unpack_to_what_an_honest_footer_says(tmp_path, version, packing, dictionary):
+def test_pages_unpack_to_what_an_honest_footer_says(
+    tmp_path: Path, version: str, packing: str, dictionary: bool
+) -> None:
     table = pa.table({"text": [f"row {i}" * (i % 40) for i in range(3000)]})
     pa.parquet.write_table(
         table, tmp_path / "rows.parquet", compression=packing, use_dictionary=dictionary,

@@ -20,7 +20,7 @@ from layerweld.demo.packages import pip_file
 from layerweld.demo.splits import Split, drawn
 from layerweld.demo.texts import READERS, LabelledText, distinct, write_texts
 from layerweld.errors import ConfigError, DataError, InUseError
-from layerweld.runtime.disk import only_here
+from layerweld.runtime.disk import holding_lock
 from layerweld.settings.run import CalibrationSettings, RunSettings, read_run_settings
 from layerweld.settings.sites import read_run_file
 from tests.test_config import app_config
@@ -161,7 +161,7 @@ def test_a_preparation_that_fails_leaves_nothing_to_be_taken_for_a_federation(
 def test_two_processes_do_not_make_the_same_federation_at_once(task: Task) -> None:
     name = task.prepare().parent.name
     lock = task.cache.parent / "locks" / f"{name}.lock"
-    with only_here(lock, "it"), pytest.raises(InUseError):
+    with holding_lock(lock, "it"), pytest.raises(InUseError):
         task.prepare()
 
 

@@ -31,7 +31,7 @@ def test_units_start_at_boot_and_for_ever(here: Path, sites: TinySites) -> None:
     ]
     for file in units:
         read = configparser.ConfigParser(strict=False, interpolation=None)
-        read.optionxform = str
+        read.optionxform = str  # type: ignore[assignment]
         read.read(file)
         assert read["Service"]["Restart"] == "always"
         assert read["Unit"]["StartLimitIntervalSec"] == "0"

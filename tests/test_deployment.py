@@ -178,8 +178,8 @@ def test_a_site_refuses_another_application_before_unpacking_it(
 
 
 def test_one_site_cannot_instruct_another_through_the_door(federation: Federation) -> None:
-    node = federation.sites.nodes[0]
-    given = ("--model", federation.sites.base, "--adapter", node["adapter"], "--data", node["data"])
+    node = federation.sites.nodes[0]  # type: ignore[attr-defined]
+    given = ("--model", federation.sites.base, "--adapter", node["adapter"], "--data", node["data"])  # type: ignore[attr-defined]
     federation.init_site("mallory", *given)
     folder = federation.folder / "mallory"
     federation.lw("coordinator", "add", "mallory", str(folder / "mallory.pub"))
@@ -232,8 +232,8 @@ def test_runs_cannot_be_started_through_the_door(federation: Federation, tmp_pat
 
 
 def test_an_unregistered_key_does_not_get_in(federation: Federation) -> None:
-    node = federation.sites.nodes[0]
-    given = ("--model", federation.sites.base, "--adapter", node["adapter"], "--data", node["data"])
+    node = federation.sites.nodes[0]  # type: ignore[attr-defined]
+    given = ("--model", federation.sites.base, "--adapter", node["adapter"], "--data", node["data"])  # type: ignore[attr-defined]
     federation.init_site("stranger", *given)
     federation.join("stranger")
     log = federation.folder / "stranger.log"
@@ -245,13 +245,13 @@ def test_an_unregistered_key_does_not_get_in(federation: Federation) -> None:
 @pytest.mark.skipif(not shutil.which("faketime"), reason="there is no `faketime` here")
 @pytest.mark.parametrize("skew", ["+400s", "-400s"])
 def test_a_site_whose_clock_is_off_does_not_join_and_says_why(
-    federation: Federation, skew: str
+    federation: Federation, skew: Any
 ) -> None:
-    federation.inside["cedar"] = ("faketime", "-f", skew)
+    federation.inside["cedar"] = ("faketime", "-f", skew)  # type: ignore[index]
     try:
         join = ("site", "join", federation.gateway.address)
         done = federation.lw(*join, folder="cedar", check=False)
     finally:
-        del federation.inside["cedar"]
+        del federation.inside["cedar"]  # type: ignore[attr-defined]
     assert done.returncode == 14
     assert re.search(r"clock is \d{3}\.\d s .* `timedatectl set-ntp 1`", done.stderr)

@@ -5,20 +5,24 @@ else. Whatever it is, the group ends by their name, or none of them moves the me
 the bounds allow.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
+from torch._C import Generator
 
 from layerweld.errors import RefusedReplyError, UnusableMergeError
 from layerweld.plan import LayerGroup, LayerShape
 from layerweld.settings.merge import MergeSettings
-from layerweld.statistics.group import GroupAccumulator, Product, ProductForm
+from layerweld.statistics.group import GroupAccumulator, GroupStatistics, Product, ProductForm
 from layerweld.statistics.influence import opposed
-from layerweld.statistics.pool import GroupPool
+from layerweld.statistics.pool import GroupPool, GroupSolution
 from layerweld.updates.bounds import LARGEST_WEIGHT, largest_of_update
 from layerweld.updates.proportion import OutOfProportionError
 from layerweld.updates.update import LowRankUpdate
@@ -28,11 +32,13 @@ GROUP = LayerGroup("mlp.{up,gate}", 0, D_IN, (LayerShape("up", D_OUT), LayerShap
 WIDTHS = {"up": D_OUT, "gate": 8}
 
 
-def random(generator, *shape):
+def random(generator: Generator, *shape: int) -> Tensor:
     return torch.randn(*shape, generator=generator)
 
 
-def cohort(count, seed, chosen, *, tokens=40):
+def cohort(
+    count: int, seed: int, chosen: MergeSettings, *, tokens: int = 40
+) -> dict[str, GroupStatistics]:
     """Statistics of sites whose tokens have a decaying spectrum, fewer than features or more."""
     generator = torch.Generator().manual_seed(seed)
     spectrum = torch.arange(1, D_IN + 1) ** -0.7
@@ -51,18 +57,22 @@ def cohort(count, seed, chosen, *, tokens=40):
     return found
 
 
-def solved(statistics, chosen):
+def solved(
+    statistics: dict[str, GroupStatistics] | dict[Any, Any], chosen: MergeSettings
+) -> GroupSolution:
     pool = GroupPool(GROUP, chosen)
     for site, one in statistics.items():
         pool.add(site, one)
     return pool.solve()
 
 
-def dense(solution):
+def dense(solution: GroupSolution) -> Tensor:
     return torch.cat([u.dense().double() for u in solution.updates.values()])
 
 
-def moves(statistics, chosen):
+def moves(
+    statistics: dict[str, GroupStatistics], chosen: MergeSettings
+) -> dict[str, tuple[Any, ...]]:
     """By site, how far it moves the merge of the others, in the metric of S + λI and in itself."""
     pool = GroupPool(GROUP, chosen)
     for site, one in statistics.items():
@@ -78,27 +88,27 @@ def moves(statistics, chosen):
     return distances
 
 
-def with_products(statistics, change):
+def with_products(statistics: GroupStatistics, change: Callable[..., Any]) -> GroupStatistics:
     return replace(statistics, products={k: change(p) for k, p in statistics.products.items()})
 
 
-def with_rows(product, change):
+def with_rows(product: Product, change: Callable[..., Any]) -> Product:
     return replace(product, moments=product.moments.map_rows(change))
 
 
-def scaled(factor):
-    def change(product):
+def scaled(factor: float | int | float) -> Callable[..., GroupStatistics]:
+    def change(product: Any) -> Product:
         own = None if product.own is None else (product.update * factor).rows
         return Product(product.moments * factor, own)
 
     return lambda statistics, _draw: with_products(statistics, change)
 
 
-def shifted(size):
+def shifted(size: float) -> Callable[..., Any]:
     """Products with a part that no update has: of any direction, in the range of G or not."""
 
-    def lie(statistics, draw):
-        def change(product):
+    def lie(statistics: Any, draw: Any) -> GroupStatistics:
+        def change(product: Any) -> Product:
             noise = size * random(draw, *product.moments.rows.shape)
             return with_rows(product, lambda rows: rows + noise)
 
@@ -107,13 +117,13 @@ def shifted(size):
     return lie
 
 
-def along_the_weakest(size):
+def along_the_weakest(size: float) -> Callable[..., Any]:
     """The same along the direction that the site's own tokens excite least."""
 
-    def lie(statistics, _draw):
+    def lie(statistics: Any, _draw: Any) -> GroupStatistics:
         weakest = torch.linalg.eigh(statistics.gram.double())[1][:, 0].float()
 
-        def change(product):
+        def change(product: Any) -> Product:
             return with_rows(product, lambda rows: rows + size * weakest)
 
         return with_products(statistics, change)
@@ -121,9 +131,9 @@ def along_the_weakest(size):
     return lie
 
 
-def factors_of(left, right):
-    def lie(statistics, _draw):
-        def change(product):
+def factors_of(left: float, right: float) -> Callable[..., Any]:
+    def lie(statistics: Any, _draw: Any) -> GroupStatistics:
+        def change(product: Any) -> Any:
             moments = product.moments.map_rows(lambda rows: torch.full_like(rows, right))
             if left is not None:
                 moments = moments.map_columns(lambda columns: torch.full_like(columns, left))
@@ -134,7 +144,7 @@ def factors_of(left, right):
     return lie
 
 
-def spike(statistics, draw):
+def spike(statistics: GroupStatistics, draw: Generator) -> GroupStatistics:
     """The Gram matrix of one token with all entries alike: none of its trace weighs more."""
     gram = torch.full_like(statistics.gram, float(statistics.gram.trace()) / D_IN)
     products = {
@@ -165,7 +175,9 @@ WAYS = {
 
 
 @cache
-def honest_cohort(way, tokens):
+def honest_cohort(
+    way: Any, tokens: int
+) -> tuple[MergeSettings, dict[str, GroupStatistics], list[Any]]:
     """An honest cohort, and how far its median site moves the merge."""
     chosen = MergeSettings(**WAYS[way], influence=False)
     honest = cohort(5, 0, chosen, tokens=tokens)
@@ -176,7 +188,9 @@ def honest_cohort(way, tokens):
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("lie", LIES.values(), ids=LIES)
 @pytest.mark.parametrize("tokens", [10, 60])
-def test_a_lie_ends_by_name_or_moves_the_merge_no_further_than_the_bounds_allow(lie, way, tokens):
+def test_a_lie_ends_by_name_or_moves_the_merge_no_further_than_the_bounds_allow(
+    lie: Any, way: Any, tokens: int
+) -> None:
     chosen, honest, usual = honest_cohort(way, tokens)
     everybody = honest | {"site-2": lie(honest["site-2"], torch.Generator().manual_seed(1))}
     named: set[str] = set()
@@ -198,7 +212,9 @@ def test_a_lie_ends_by_name_or_moves_the_merge_no_further_than_the_bounds_allow(
 
 
 @pytest.mark.parametrize("products", ["auto", "dense"])
-def test_an_update_many_times_too_large_is_refused_by_name_whatever_form_it_has(products):
+def test_an_update_many_times_too_large_is_refused_by_name_whatever_form_it_has(
+    products: Any,
+) -> None:
     chosen = MergeSettings(products=products)
     for factor in (100, 264, 2e4):
         statistics = cohort(4, 0, chosen)
@@ -207,7 +223,7 @@ def test_an_update_many_times_too_large_is_refused_by_name_whatever_form_it_has(
             solved(statistics, chosen)
 
 
-def test_no_site_sets_a_groups_residual():
+def test_no_site_sets_a_groups_residual() -> None:
     chosen = MergeSettings(influence=False)
     for seed in range(2):
         honest = cohort(4, seed, chosen)
@@ -222,13 +238,13 @@ def test_no_site_sets_a_groups_residual():
             assert plain / 4 < residual <= 1.01
 
 
-def test_an_update_that_contradicts_its_product_is_refused():
+def test_an_update_that_contradicts_its_product_is_refused() -> None:
     for products in ("auto", "dense"):
         chosen = MergeSettings(anchor="mean", products=products)
         statistics = cohort(3, 0, chosen)
         for factor in (0.9, -1.0, 1e3, 0.0):
 
-            def change(product, factor=factor):
+            def change(product: Any, factor: float = factor) -> Any:
                 return replace(product, own=product.own * factor)
 
             liar = with_products(statistics["site-0"], change)
@@ -238,7 +254,7 @@ def test_an_update_that_contradicts_its_product_is_refused():
 
 
 @pytest.mark.parametrize("spikes", [1, 2, 3])
-def test_spikes_up_to_half_of_the_sites_weigh_no_more_than_the_bound_each(spikes):
+def test_spikes_up_to_half_of_the_sites_weigh_no_more_than_the_bound_each(spikes: int) -> None:
     chosen = MergeSettings(influence=False)
     draw = torch.Generator().manual_seed(0)
     for seed in range(5):
@@ -249,7 +265,7 @@ def test_spikes_up_to_half_of_the_sites_weigh_no_more_than_the_bound_each(spikes
         assert all(weights[site] <= 3.001 * usual for site in liars)
 
 
-def test_a_turned_update_is_flagged_where_the_sites_agree():
+def test_a_turned_update_is_flagged_where_the_sites_agree() -> None:
     chosen = MergeSettings()
     for seed in range(8):
         sites = cohort(5, seed, chosen)
@@ -262,7 +278,7 @@ def test_a_turned_update_is_flagged_where_the_sites_agree():
         assert opposed(solved(turned, chosen).agreement) == ("site-3",)
 
 
-def test_two_sites_can_be_out_of_proportion_and_one_alone_cannot():
+def test_two_sites_can_be_out_of_proportion_and_one_alone_cannot() -> None:
     chosen = MergeSettings()
     statistics = cohort(2, 0, chosen)
     statistics["site-0"] = scaled(1e3)(statistics["site-0"], None)
@@ -272,7 +288,7 @@ def test_two_sites_can_be_out_of_proportion_and_one_alone_cannot():
     assert solved(statistics, MergeSettings(max_size=1e6)).updates
 
 
-def test_a_site_that_was_never_trained_is_no_measure_for_the_others():
+def test_a_site_that_was_never_trained_is_no_measure_for_the_others() -> None:
     chosen = MergeSettings()
     statistics = cohort(3, 0, chosen)
     for site in ("site-1", "site-2"):
@@ -288,8 +304,8 @@ def test_a_site_that_was_never_trained_is_no_measure_for_the_others():
     ridge=st.sampled_from([1e-4, 0.01, 1.0]),
 )
 def test_honest_statistics_are_in_proportion_and_move_no_further_than_their_energy(
-    seed, scale, tokens, ridge
-):
+    seed: int, scale: float, tokens: int, ridge: Any
+) -> None:
     # ω² tr[P (S + λI)⁻¹ Pᵀ] ≤ ω E wherever λ ≥ ω ε, since S + λI ≥ ω (G + εI) there.
     chosen = MergeSettings(ridge=ridge, max_weight=0.0, influence=False)
     statistics = cohort(3, seed, chosen, tokens=tokens)

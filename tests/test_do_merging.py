@@ -10,7 +10,7 @@ from layerweld.updates.update import LowRankUpdate
 from tests.random_updates import by_site, dense, random_sites, relative, side_by_side
 
 
-def by_autograd(factors: list[Any], steps: int, rate: float, loyalty: float) -> list[Any]:
+def by_autograd(factors: list[Any], steps: int, rate: float, loyalty: Any) -> list[Any]:
     scale = float(np.linalg.norm(np.vstack(factors), 2)) ** 2
     start = [torch.from_numpy(factor) for factor in factors]
     moved = [factor.clone().requires_grad_() for factor in start]
@@ -52,7 +52,7 @@ def test_the_merge_is_what_autograd_and_a_loop_over_columns_say() -> None:
 
 
 def test_descent_makes_factors_more_orthogonal() -> None:
-    factors = [u.right.double() for u in random_sites(3).layers["up"].values()]
+    factors = [u.right.double() for u in random_sites(3).layers["up"].values()]  # type: ignore[attr-defined]
     moved = pulled_apart(factors)
     assert float((moved[0] @ moved[1].T).norm()) < 0.7 * float((factors[0] @ factors[1].T).norm())
 

@@ -24,11 +24,11 @@ _PATH = re.compile(
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 
 
-def name_of(page: str) -> str:
+def name_of(page: Any) -> str:
     return str(page.relative_to(ROOT))
 
 
-def anchors_in(page: str) -> set[Any]:
+def anchors_in(page: Any) -> set[Any]:
     """The names that a forge gives the headings."""
     headings = _HEADING.findall(re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S))
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
@@ -76,7 +76,7 @@ def test_the_example_in_python_prints_what_its_comment_says(
     assert capsys.readouterr().out.strip() == said
 
 
-def code_lines(name, file):
+def code_lines(name: str, file: Path) -> int:
     """Lines of a function, without its docstring."""
     scope: ast.AST = ast.parse(file.read_text())
     for part in name.split("."):
@@ -92,7 +92,7 @@ def code_lines(name, file):
     return scope.end_lineno - scope.lineno + 1 - own
 
 
-def test_one_round_is_followed_in_at_most_300_lines():
+def test_one_round_is_followed_in_at_most_300_lines() -> None:
     page = ROOT / "docs/architecture.md"
     stops = re.findall(r"^\d+\. \[`([\w.]+)`\]\((\S+)\)", page.read_text(), re.MULTILINE)
     assert len(stops) == 20

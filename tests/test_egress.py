@@ -1,26 +1,31 @@
 """What a site is told it would send is what it sends, to the byte."""
 
 from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 import pytest
+from flwr.app import Message
 
-from layerweld.deploy.egress import egress_lines, measure
-from layerweld.settings.run import read_run_settings
+from layerweld.deploy.egress import Egress, egress_lines, measure
+from layerweld.report.results import RunResults
+from layerweld.settings.run import RunSettings, read_run_settings
 from layerweld.settings.sites import SiteEntry
 from server.run import run as run_server
-from tests.tiny_sites import make_labelled_sites, with_whole_models
+from tests.tiny_sites import TinySites, make_labelled_sites, with_whole_models
 
 METHODS = ["com", "jacobi", "mats", "fisher", "adamerging", "prodistill", "ties"]
 FEW_ROUNDS = {"merge.rounds": 3, "adamerging.rounds": 2, "prodistill.steps": 2}
 
 
 @pytest.fixture(scope="module")
-def lora_sites(tmp_path_factory):
+def lora_sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
     return make_labelled_sites(tmp_path_factory.mktemp("lora"))
 
 
 @pytest.fixture(scope="module")
-def whole_sites(tmp_path_factory):
+def whole_sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
     """Sites that fine-tuned everything, with a head beside the model."""
     made = make_labelled_sites(tmp_path_factory.mktemp("whole"))
     for node in made.nodes:
@@ -28,20 +33,22 @@ def whole_sites(tmp_path_factory):
     return with_whole_models(made)
 
 
-def settings_of(sites, methods, **entries):
+def settings_of(sites: TinySites, methods: str, **entries: Any) -> RunSettings:
     return read_run_settings(sites.settings().flat() | {"methods": methods} | FEW_ROUNDS | entries)
 
 
-def said_of(sites, settings):
+def said_of(sites: TinySites, settings: RunSettings) -> Egress:
     return measure(SiteEntry.model_validate(sites.nodes[0]), settings)
 
 
-def play(sites, settings, output):
+def play(
+    sites: TinySites, settings: RunSettings, output: Path
+) -> tuple[RunResults, Counter[Any], Counter[Any]]:
     """The run's results, and by type of message what the first site sent: bytes, and replies."""
     grid = sites.grid(settings)
     sent, replies, pull = Counter(), Counter(), grid.pull_messages
 
-    def listening(message_ids):
+    def listening(message_ids: Any) -> Iterable[Message]:
         arrived = pull(message_ids)
         for reply in arrived:
             if reply.metadata.src_node_id == 1:
@@ -58,7 +65,9 @@ def play(sites, settings, output):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", ["lora", "whole"])
-def test_what_is_said_is_what_the_first_of_three_sites_sends(kind, method, request, tmp_path):
+def test_what_is_said_is_what_the_first_of_three_sites_sends(
+    kind: str, method: Any, request: Any, tmp_path: Path
+) -> None:
     sites = request.getfixturevalue(f"{kind}_sites")
     settings = settings_of(sites, method)
     said = said_of(sites, settings)
@@ -78,7 +87,9 @@ def test_what_is_said_is_what_the_first_of_three_sites_sends(kind, method, reque
 @pytest.mark.parametrize(
     "entries", [{"merge.products": "dense"}, {"merge.anchor": "mean"}], ids=["dense", "anchor"]
 )
-def test_settings_that_send_more_are_counted(lora_sites, tmp_path, entries):
+def test_settings_that_send_more_are_counted(
+    lora_sites: TinySites, tmp_path: Path, entries: dict[str, str]
+) -> None:
     settings = settings_of(lora_sites, "com", **entries)
     said = said_of(lora_sites, settings).uploads[0]
     assert said.num_bytes > said_of(lora_sites, settings_of(lora_sites, "com")).uploads[0].num_bytes
@@ -86,7 +97,7 @@ def test_settings_that_send_more_are_counted(lora_sites, tmp_path, entries):
     assert play(lora_sites, settings, tmp_path / "out")[1].total() == said.num_bytes
 
 
-def test_figures_that_go_along_are_counted(lora_sites, tmp_path):
+def test_figures_that_go_along_are_counted(lora_sites: TinySites, tmp_path: Path) -> None:
     entries = {"merge.covariate-shift": "all", "evaluate.enabled": False}
     settings = settings_of(lora_sites, "com,mean,regmean", **entries)
     said = said_of(lora_sites, settings)
@@ -99,7 +110,7 @@ def test_figures_that_go_along_are_counted(lora_sites, tmp_path):
     assert said_of(lora_sites, first).shifts == 0  # the first has no groups
 
 
-def test_a_whole_model_and_figures_have_lines_of_their_own(whole_sites):
+def test_a_whole_model_and_figures_have_lines_of_their_own(whole_sites: TinySites) -> None:
     entry = SiteEntry.model_validate(whole_sites.nodes[0])
     settings = settings_of(whole_sites, "com,fisher", **{"merge.covariate-shift": "first"})
     said = "\n".join(egress_lines(measure(entry, settings), entry))

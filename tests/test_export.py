@@ -1,7 +1,10 @@
 import json
 import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,11 +27,11 @@ from tests.tiny_peft import TARGETS, edit_config, hidden_states, new_model, save
 
 
 @pytest.fixture(scope="module")
-def bases(tmp_path_factory):
+def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
     return {f: save_base(f, tmp_path_factory.mktemp("base") / f) for f in TARGETS}
 
 
-def random_updates(base, ranks=(3, 1, 5)):
+def random_updates(base: Any, ranks: tuple[Any, ...] = (3, 1, 5)) -> dict[str, LowRankUpdate]:
     """One factored update per layer of the backbone; the ranks take turns."""
     generator = torch.Generator().manual_seed(4)
     updates = {}
@@ -40,13 +43,13 @@ def random_updates(base, ranks=(3, 1, 5)):
     return updates
 
 
-def with_updates(base, updates):
+def with_updates(base: Any, updates: dict[str, LowRankUpdate]) -> Any:
     with updated(linear_layers(base.backbone), updates):
         return hidden_states(base.backbone)
 
 
 @contextmanager
-def no_word_from_peft():
+def no_word_from_peft() -> Iterator[None]:
     """PEFT only warns of missing keys, unknown keys and patterns that match nothing."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -54,13 +57,15 @@ def no_word_from_peft():
         yield
 
 
-def contents(folder):
+def contents(folder: Path) -> dict[Any, Any]:
     return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
 
 
 @pytest.mark.parametrize("ranks", [(4,), (3, 1, 5)], ids=["one-rank", "three-ranks"])
 @pytest.mark.parametrize("family", TARGETS)
-def test_peft_loads_the_adapter_as_the_base_model_with_the_updates(family, ranks, bases, tmp_path):
+def test_peft_loads_the_adapter_as_the_base_model_with_the_updates(
+    family: Any, ranks: tuple[int, ...], bases: dict[Any, Any], tmp_path: Path
+) -> None:
     base = bases[family]
     updates = random_updates(base, ranks)
     write_adapter(tmp_path / "merged", updates, base, prefix="")
@@ -74,7 +79,9 @@ def test_peft_loads_the_adapter_as_the_base_model_with_the_updates(family, ranks
 
 
 @pytest.mark.parametrize("family", ["bert", "llama"])
-def test_with_a_prefix_it_loads_onto_the_class_that_the_sites_trained(family, bases, tmp_path):
+def test_with_a_prefix_it_loads_onto_the_class_that_the_sites_trained(
+    family: str, bases: dict[Any, Any], tmp_path: Path
+) -> None:
     base = bases[family]
     updates = random_updates(base)
     write_adapter(tmp_path / "merged", updates, base, prefix=base.prefix)
@@ -84,7 +91,9 @@ def test_with_a_prefix_it_loads_onto_the_class_that_the_sites_trained(family, ba
     torch.testing.assert_close(inner, with_updates(base, updates), rtol=1e-5, atol=1e-5)
 
 
-def test_the_task_that_all_sites_name_lets_peft_find_the_class_by_itself(bases, tmp_path):
+def test_the_task_that_all_sites_name_lets_peft_find_the_class_by_itself(
+    bases: dict[Any, Any], tmp_path: Path
+) -> None:
     base = bases["llama"]
     updates = random_updates(base)
     write_adapter(tmp_path / "merged", updates, base, prefix=base.prefix, task="CAUSAL_LM")
@@ -96,14 +105,18 @@ def test_the_task_that_all_sites_name_lets_peft_find_the_class_by_itself(bases, 
     assert read_adapter(tmp_path / "merged", base).task == "CAUSAL_LM"
 
 
-def test_a_task_whose_head_peft_would_look_for_is_not_kept(bases, tmp_path):
+def test_a_task_whose_head_peft_would_look_for_is_not_kept(
+    bases: dict[Any, Any], tmp_path: Path
+) -> None:
     write_adapter(tmp_path / "merged", random_updates(bases["bert"]), bases["bert"], prefix="bert.")
     edit_config(tmp_path / "merged", task_type="SEQ_CLS")
     assert read_adapter(tmp_path / "merged", bases["bert"]).task == ""
 
 
 @pytest.mark.parametrize("family", TARGETS)
-def test_reading_what_was_written_gives_the_same_factors(family, bases, tmp_path):
+def test_reading_what_was_written_gives_the_same_factors(
+    family: Any, bases: dict[Any, Any], tmp_path: Path
+) -> None:
     base = bases[family]
     updates = random_updates(base)
     write_adapter(tmp_path / "merged", updates, base, prefix=base.prefix)
@@ -111,11 +124,11 @@ def test_reading_what_was_written_gives_the_same_factors(family, bases, tmp_path
     assert adapter.prefix == base.prefix
     assert set(adapter.task_vector.updates) == set(updates)
     for name, update in adapter.task_vector.updates.items():
-        assert torch.equal(update.left, updates[name].left)
-        assert torch.equal(update.right, updates[name].right)
+        assert torch.equal(update.left, updates[name].left)  # type: ignore[attr-defined]
+        assert torch.equal(update.right, updates[name].right)  # type: ignore[attr-defined]
 
 
-def test_a_subset_of_the_layers_stays_a_subset(bases, tmp_path):
+def test_a_subset_of_the_layers_stays_a_subset(bases: dict[Any, Any], tmp_path: Path) -> None:
     base = bases["llama"]
     every = random_updates(base)
     updates = {name: every[name] for name in list(every)[3:5]}
@@ -123,7 +136,9 @@ def test_a_subset_of_the_layers_stays_a_subset(bases, tmp_path):
     assert set(read_adapter(tmp_path / "merged", base).task_vector.updates) == set(updates)
 
 
-def test_layers_that_share_a_factor_are_written_each_with_its_own(bases, tmp_path):
+def test_layers_that_share_a_factor_are_written_each_with_its_own(
+    bases: dict[Any, Any], tmp_path: Path
+) -> None:
     shared = torch.randn(2, 16)
     names = [f"layers.0.self_attn.{name}_proj" for name in ("k", "v")]
     updates = {name: LowRankUpdate(torch.randn(8, 2), shared) for name in names}
@@ -132,7 +147,9 @@ def test_layers_that_share_a_factor_are_written_each_with_its_own(bases, tmp_pat
     assert len(tensors) == 4
 
 
-def test_the_order_of_the_updates_does_not_change_a_byte(bases, tmp_path):
+def test_the_order_of_the_updates_does_not_change_a_byte(
+    bases: dict[Any, Any], tmp_path: Path
+) -> None:
     updates = random_updates(bases["bert"])
     backwards = dict(reversed(updates.items()))
     write_adapter(tmp_path / "one" / "merged", updates, bases["bert"], prefix="bert.")
@@ -140,7 +157,9 @@ def test_the_order_of_the_updates_does_not_change_a_byte(bases, tmp_path):
     assert contents(tmp_path / "one" / "merged") == contents(tmp_path / "two" / "merged")
 
 
-def test_neither_the_hash_seed_nor_a_path_gets_into_the_configuration(bases, tmp_path):
+def test_neither_the_hash_seed_nor_a_path_gets_into_the_configuration(
+    bases: dict[Any, Any], tmp_path: Path
+) -> None:
     base = bases["llama"]
     write_adapter(tmp_path / "merged", random_updates(base), base, prefix="")
     text = (tmp_path / "merged" / "adapter_config.json").read_text()
@@ -151,14 +170,16 @@ def test_neither_the_hash_seed_nor_a_path_gets_into_the_configuration(bases, tmp
 
 
 @pytest.mark.parametrize("updates", [{}, {"layers.0.mlp.up_proj": 0}])
-def test_an_adapter_without_a_column_is_our_own_mistake(updates, bases, tmp_path):
+def test_an_adapter_without_a_column_is_our_own_mistake(
+    updates: Any, bases: dict[Any, Any], tmp_path: Path
+) -> None:
     empty = {n: LowRankUpdate(torch.zeros(24, r), torch.zeros(r, 16)) for n, r in updates.items()}
     with pytest.raises(ValueError, match="rank 1 or more"):
         write_adapter(tmp_path / "merged", empty, bases["llama"], prefix="")
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_with_something_in_it_is_refused(bases, tmp_path):
+def test_a_folder_with_something_in_it_is_refused(bases: dict[Any, Any], tmp_path: Path) -> None:
     (tmp_path / "note.txt").write_text("keep me")
     for write in (write_adapter, write_model):
         with pytest.raises(OutputError, match="give another name, or remove it first"):
@@ -166,11 +187,13 @@ def test_a_folder_with_something_in_it_is_refused(bases, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["note.txt"]
 
 
-def last_arguments(write, base):
+def last_arguments(write: Callable[..., None], base: Any) -> tuple[Any, ...]:
     return (base, "") if write is write_adapter else ({}, base)
 
 
-def test_an_empty_folder_and_the_rest_of_a_killed_run_are_in_nobodys_way(bases, tmp_path):
+def test_an_empty_folder_and_the_rest_of_a_killed_run_are_in_nobodys_way(
+    bases: dict[Any, Any], tmp_path: Path
+) -> None:
     (tmp_path / "merged").mkdir()
     (tmp_path / "merged.partial").mkdir()
     (tmp_path / "merged.partial" / "half.safetensors").write_bytes(b"x")
@@ -182,7 +205,9 @@ def test_an_empty_folder_and_the_rest_of_a_killed_run_are_in_nobodys_way(bases, 
     }
 
 
-def test_a_place_that_cannot_be_written_is_a_storage_error(bases, tmp_path):
+def test_a_place_that_cannot_be_written_is_a_storage_error(
+    bases: dict[Any, Any], tmp_path: Path
+) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="merged cannot be written"):
         write_adapter(
@@ -191,7 +216,9 @@ def test_a_place_that_cannot_be_written_is_a_storage_error(bases, tmp_path):
 
 
 @pytest.mark.parametrize("family", TARGETS)
-def test_the_written_model_is_the_base_model_with_the_updates(family, bases, tmp_path):
+def test_the_written_model_is_the_base_model_with_the_updates(
+    family: Any, bases: dict[Any, Any], tmp_path: Path
+) -> None:
     base = bases[family]
     before = base.fingerprint
     updates = random_updates(base)
@@ -203,7 +230,9 @@ def test_the_written_model_is_the_base_model_with_the_updates(family, bases, tmp
     assert load_base(base.folder).fingerprint == before
 
 
-def test_the_other_params_and_dense_updates_come_back_from_the_written_model(bases, tmp_path):
+def test_the_other_params_and_dense_updates_come_back_from_the_written_model(
+    bases: dict[Any, Any], tmp_path: Path
+) -> None:
     base = bases["gpt2"]
     updates = {"h.1.mlp.c_fc": DenseUpdate(torch.randn(64, 16))}
     other_params = {"h.0.ln_1.bias": torch.randn(16), "wte.weight": torch.randn(40, 16)}
@@ -218,14 +247,18 @@ def test_the_other_params_and_dense_updates_come_back_from_the_written_model(bas
         torch.testing.assert_close(vector.other_params[name], difference)
 
 
-def test_the_written_model_is_the_same_to_the_byte_each_time(bases, tmp_path):
+def test_the_written_model_is_the_same_to_the_byte_each_time(
+    bases: dict[Any, Any], tmp_path: Path
+) -> None:
     updates = random_updates(bases["bert"])
     write_model(tmp_path / "one", updates, {}, bases["bert"])
     write_model(tmp_path / "two", updates, {}, bases["bert"])
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
-def test_the_pooler_goes_along_only_if_the_base_model_has_one(bases, tmp_path):
+def test_the_pooler_goes_along_only_if_the_base_model_has_one(
+    bases: dict[Any, Any], tmp_path: Path
+) -> None:
     write_model(tmp_path / "with", {}, {}, bases["bert"])
     assert "pooler.dense.weight" in load_file(tmp_path / "with" / "model.safetensors")
     bases["bert"].backbone.save_pretrained(tmp_path / "base")
@@ -233,7 +266,7 @@ def test_the_pooler_goes_along_only_if_the_base_model_has_one(bases, tmp_path):
     assert "pooler.dense.weight" not in load_file(tmp_path / "without" / "model.safetensors")
 
 
-def test_the_tokenizer_goes_along(bases, tmp_path):
+def test_the_tokenizer_goes_along(bases: dict[Any, Any], tmp_path: Path) -> None:
     base = save_base("bert", tmp_path / "base")
     (base.folder / "vocab.txt").write_text("[PAD]\n")
     (base.folder / "notes.txt").write_text("private")
@@ -260,7 +293,9 @@ CARD = RunResults(
 )  # fmt: skip
 
 
-def test_the_card_says_what_it_is_where_it_came_from_and_what_to_know(bases, tmp_path):
+def test_the_card_says_what_it_is_where_it_came_from_and_what_to_know(
+    bases: dict[Any, Any], tmp_path: Path
+) -> None:
     folder = tmp_path / "merged"
     write_adapter(folder, random_updates(bases["bert"]), bases["bert"], prefix="")
     write_model_card(folder, CARD, COM)
@@ -282,7 +317,9 @@ def test_the_card_says_what_it_is_where_it_came_from_and_what_to_know(bases, tmp
         assert line in card.text
 
 
-def test_the_card_of_a_model_and_of_a_head_class_say_how_to_load_them(bases, tmp_path):
+def test_the_card_of_a_model_and_of_a_head_class_say_how_to_load_them(
+    bases: dict[Any, Any], tmp_path: Path
+) -> None:
     tmp_path.joinpath("model").mkdir()
     write_model_card(tmp_path / "model", replace(CARD, form="model"), COM)
     card = ModelCard.load(tmp_path / "model" / "README.md")
@@ -295,7 +332,7 @@ def test_the_card_of_a_model_and_of_a_head_class_say_how_to_load_them(bases, tmp
     assert "## Scores" not in text
 
 
-def test_the_card_of_a_merge_without_statistics_claims_none(tmp_path):
+def test_the_card_of_a_merge_without_statistics_claims_none(tmp_path: Path) -> None:
     tmp_path.joinpath("model").mkdir()
     write_model_card(tmp_path / "model", replace(CARD, form="model"), METHODS["ties"])
     text = (tmp_path / "model" / "README.md").read_text()
@@ -303,7 +340,7 @@ def test_the_card_of_a_merge_without_statistics_claims_none(tmp_path):
     assert "Gram" not in text
 
 
-def test_the_same_facts_give_the_same_card(tmp_path):
+def test_the_same_facts_give_the_same_card(tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name / "merged").mkdir(parents=True)
         write_model_card(tmp_path / name / "merged", CARD, COM)

@@ -25,7 +25,6 @@ from layerweld.updates.update import LowRankUpdate
 from server import in_process
 from strategies import notices
 from strategies.by_method import rounds_of
-from strategies.chain_of_merges import ChainOfMerges
 from strategies.merge_strategy import MergeStrategy
 from tests import faulty_grid
 from tests.faulty_grid import (
@@ -68,7 +67,7 @@ def no_wire(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def play(
     faults: Faults, clock: Clock, method: str = "com", app: Any = None, **entries: Any
-) -> ChainOfMerges:
+) -> MergeStrategy:
     chosen = settings(**entries)
     grid = FaultyGrid(app or StubApp(), NODES, chosen, faults, clock)
     chain = new_chain(chosen, method)
@@ -77,7 +76,7 @@ def play(
 
 
 @pytest.mark.parametrize("method", ["com", "regmean++"])
-def test_no_fault_on_the_way_changes_a_bit(method: str, clock: "Clock", no_wire: None) -> None:
+def test_no_fault_on_the_way_changes_a_bit(method: str, clock: Clock, no_wire: None) -> None:
     whole = digest_of(play(none(), clock, method))
     met, ignored, recording = Counter(), Counter(), {}
     for seed in range(CASES // 2):
@@ -92,7 +91,7 @@ def test_no_fault_on_the_way_changes_a_bit(method: str, clock: "Clock", no_wire:
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
 def test_a_spoilt_answer_is_refused_before_any_sum_and_asked_for_again(
-    name: Any, clock: "Clock", monkeypatch: pytest.MonkeyPatch
+    name: Any, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(faulty_grid, "CORRUPTIONS", {name: CORRUPTIONS[name]})
     chain = play(Faults(seed=3, rate=1.0, most=9, kinds=("corrupt",)), clock)
@@ -143,7 +142,7 @@ def play_without(
     method: str = "com",
     journal: MemoryJournal | None = None,
     **entries: Any,
-) -> ChainOfMerges:
+) -> Any:
     chosen = settings(**entries)
     grid = SilentGrid(Without("birch", step, fail), NODES, chosen, none(), clock)
     chain = new_chain(chosen, method, journal)
@@ -152,7 +151,7 @@ def play_without(
 
 
 def test_a_run_waits_for_a_lost_site_until_the_deadline_and_says_how_to_go_on(
-    clock: "Clock",
+    clock: Clock,
 ) -> None:
     with pytest.raises(LostSiteError, match=r"birch: its app raised .*same command.*resumes") as e:
         play_without(clock, raises, deadline=600.0)
@@ -161,14 +160,14 @@ def test_a_run_waits_for_a_lost_site_until_the_deadline_and_says_how_to_go_on(
 
 
 @pytest.fixture
-def said(clock: "Clock", monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+def said(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     lines = []
     monkeypatch.setattr(notices, "log", lambda _level, t: lines.append(t))
     return lines
 
 
 def test_a_site_that_takes_long_is_named_while_the_others_have_answered(
-    clock: "Clock", said: list[Any]
+    clock: Clock, said: list[Any]
 ) -> None:
     chosen = settings(timeout=600.0)
     faults = Faults(seed=0, rate=1.0, most=1, kinds=("late",))
@@ -179,7 +178,7 @@ def test_a_site_that_takes_long_is_named_while_the_others_have_answered(
     assert digest_of(chain) == digest_of(play(none(), clock))
 
 
-def test_asking_again_backs_off(clock: "Clock") -> None:
+def test_asking_again_backs_off(clock: Clock) -> None:
     sent = []
 
     class CountingGrid(SilentGrid):
@@ -194,13 +193,13 @@ def test_asking_again_backs_off(clock: "Clock") -> None:
     assert len(sent) < 80  # one a minute, after the first six
 
 
-def test_a_run_that_aborts_stops_at_the_first_failure(clock: "Clock") -> None:
+def test_a_run_that_aborts_stops_at_the_first_failure(clock: Clock) -> None:
     with pytest.raises(LostSiteError, match="birch failed at the statistics of step 3"):
         play_without(clock, raises, **{"lost-site": "abort"})
     assert clock.now < 10
 
 
-def test_a_run_that_goes_on_leaves_a_lost_site_out_from_there(clock: "Clock") -> None:
+def test_a_run_that_goes_on_leaves_a_lost_site_out_from_there(clock: Clock) -> None:
     chain = play_without(clock, raises, deadline=600.0, **{"lost-site": "continue"})
     groups = [group for step in chain.rounds.groups for group in step]
     assert [group["lost"] for group in groups] == [(), (), ("birch",), ("birch",)]
@@ -209,7 +208,7 @@ def test_a_run_that_goes_on_leaves_a_lost_site_out_from_there(clock: "Clock") ->
     assert sites == [["ash", "birch", "cedar"]] * 2 + [["ash", "cedar"]] * 2
 
 
-def test_a_lost_site_stays_out_when_the_run_is_resumed(clock: "Clock") -> None:
+def test_a_lost_site_stays_out_when_the_run_is_resumed(clock: Clock) -> None:
     journal = MemoryJournal()
     whole = play_without(clock, raises, journal=journal, deadline=60.0, **{"lost-site": "continue"})
     journal.rounds.pop()
@@ -219,20 +218,20 @@ def test_a_lost_site_stays_out_when_the_run_is_resumed(clock: "Clock") -> None:
     assert digest_of(resumed) == digest_of(whole)
 
 
-def test_fewer_than_min_sites_do_not_go_on(clock: "Clock") -> None:
+def test_fewer_than_min_sites_do_not_go_on(clock: Clock) -> None:
     entries = {"lost-site": "continue", "min-sites": 3, "deadline": 60.0}
     with pytest.raises(LostSiteError, match="2 sites would be left, and min-sites is 3"):
         play_without(clock, raises, **entries)
 
 
-def test_a_site_that_keeps_sending_nonsense_ends_the_run_by_name(clock: "Clock") -> None:
+def test_a_site_that_keeps_sending_nonsense_ends_the_run_by_name(clock: Clock) -> None:
     with pytest.raises(RefusedReplyError, match=r"birch, asked 3 times: 1\.in: .*not finite"):
         play_without(clock, with_a_nan_in_the_last_group)
 
 
 @pytest.mark.parametrize("method", ["com", "regmean++"])
 def test_nothing_of_a_site_is_added_when_one_of_its_groups_is_bad(
-    method: str, clock: "Clock"
+    method: Any, clock: Clock
 ) -> None:
     entries = {"lost-site": "continue", "deadline": 60.0}
     spoilt = play_without(clock, with_a_nan_in_the_last_group, 0, method, **entries)
@@ -241,9 +240,7 @@ def test_nothing_of_a_site_is_added_when_one_of_its_groups_is_bad(
 
 
 @pytest.mark.parametrize("field", ["run", "request", "plan", "chain_digest"])
-def test_a_site_that_only_replays_is_waited_for_and_never_summed(
-    field: str, clock: "Clock"
-) -> None:
+def test_a_site_that_only_replays_is_waited_for_and_never_summed(field: str, clock: Clock) -> None:
     class Old(StubApp):
         def __call__(self, message: Message, context: Any) -> Message:
             reply = super().__call__(message, context)
@@ -258,7 +255,7 @@ def test_a_site_that_only_replays_is_waited_for_and_never_summed(
         play(none(), clock, app=Old(), deadline=60.0)
 
 
-def test_a_site_that_never_has_what_it_was_sent_is_refused(clock: "Clock") -> None:
+def test_a_site_that_never_has_what_it_was_sent_is_refused(clock: Clock) -> None:
     def behind(answer: Any) -> Any:
         return replace(answer, statistics=(), need_from=1)
 
@@ -271,7 +268,7 @@ def test_a_site_that_never_has_what_it_was_sent_is_refused(clock: "Clock") -> No
     [({"tokens": 21}, "another tokens"), ({"base": "c"}, "another base"), ({"site": "elm"}, "elm")],
 )
 def test_a_node_that_is_not_the_site_it_replaces_is_turned_away(
-    change: dict[str, int] | dict[str, str], says: str, clock: "Clock", said: list[Any]
+    change: dict[str, int] | dict[str, str], says: str, clock: Clock, said: list[Any]
 ) -> None:
     class Impostor(StubApp):
         def __call__(self, message: Message, context: Any) -> Message:
@@ -288,7 +285,7 @@ def test_a_node_that_is_not_the_site_it_replaces_is_turned_away(
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_averaged_updates_survive_faults_too(seed: int, clock: "Clock") -> None:
+def test_averaged_updates_survive_faults_too(seed: int, clock: Clock) -> None:
     merged = []
     for faults in (none(), Faults(seed)):
         chosen = settings()
@@ -302,7 +299,7 @@ def test_averaged_updates_survive_faults_too(seed: int, clock: "Clock") -> None:
 
 
 @pytest.mark.parametrize("name", ["nan", "infinity", "shape", "extra", "huge"])
-def test_an_update_to_be_averaged_is_checked_as_strictly(name: str, clock: "Clock") -> None:
+def test_an_update_to_be_averaged_is_checked_as_strictly(name: str, clock: Clock) -> None:
     def spoil(updates: dict[Any, Any]) -> dict[Any, Any]:
         left, right = updates["0.q"].left.clone(), updates["0.q"].right
         left[0, 0] = {"nan": float("nan"), "infinity": float("inf"), "huge": 1e20}.get(name, 1.0)
@@ -356,7 +353,7 @@ def test_bytes_that_are_no_array_are_refused(data: Any) -> None:
         read_arrays(record, {"x": (4,)})
 
 
-def test_flowers_own_start_asks_again_what_its_loop_did_not_get(clock: "Clock") -> None:
+def test_flowers_own_start_asks_again_what_its_loop_did_not_get(clock: Clock) -> None:
     chosen = settings()
     grid = FaultyGrid(StubApp(), NODES, chosen, Faults(5, kinds=("error 2", "error 5")), clock)
     chain = new_chain(chosen)

@@ -3,10 +3,14 @@
 import hashlib
 import logging
 import warnings
+from collections.abc import Iterator
 from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from _pytest.mark.structures import MarkDecorator
 from peft import PeftModel
 from PIL import Image
 from safetensors.torch import load_file
@@ -16,7 +20,7 @@ from transformers import (
 )
 
 from client.data.parcels import in_parcels
-from client.data.samples import make_dataset, read_dataset
+from client.data.samples import Dataset, make_dataset, read_dataset
 from client.training.evaluate import accuracy
 from client.training.finetune import fine_tune
 from client.training.heads import ClassifierHead, load_head
@@ -40,13 +44,13 @@ SETTINGS = FinetuneSettings(
 EVALUATE = EvaluateSettings(batch_size=5)
 
 
-def needs(extra):
+def needs(extra: str) -> MarkDecorator:
     reason = f"needs pip install 'layerweld[{extra}]'"
     return pytest.mark.skipif(find_spec(extra) is None, reason=reason)
 
 
 @pytest.fixture(autouse=True, scope="module")
-def one_thread():
+def one_thread() -> Iterator[None]:
     """Models this small only lose by sharing their work, most of all on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -55,31 +59,38 @@ def one_thread():
 
 
 @pytest.fixture(scope="module")
-def text_base(tmp_path_factory) -> BaseModel:
+def text_base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
     return save_text_base(tmp_path_factory.mktemp("bert"))
 
 
 @pytest.fixture(scope="module")
-def image_base(tmp_path_factory) -> BaseModel:
+def image_base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
     return save_image_base(tmp_path_factory.mktemp("vit"))
 
 
-def adaptable(base):
+def adaptable(base: BaseModel) -> list[Any]:
     return [name for name in linear_layers(base.backbone) if "layer" in name]
 
 
-def trained(base, folder, rows=ROWS, settings=SETTINGS, seed=0, **options):
+def trained(
+    base: BaseModel,
+    folder: Path,
+    rows: Dataset = ROWS,
+    settings: FinetuneSettings = SETTINGS,
+    seed: int = 0,
+    **options: Any,
+) -> Path:
     fine_tune(base, adaptable(base), in_parcels(rows, 1), settings, seed, folder, **options)
     return folder
 
 
-def adapted(base, folder):
+def adapted(base: BaseModel, folder: Path) -> BaseModel:
     """The site's own model: what PEFT makes of the saved adapter on a fresh base model."""
     model = PeftModel.from_pretrained(load_base(base.folder).backbone, folder / "adapter")
     return BaseModel(base.folder, model.merge_and_unload(), base.name)
 
 
-def bytes_below(folder):
+def bytes_below(folder: Path) -> dict[Any, Any]:
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     return {
         str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
@@ -87,7 +98,7 @@ def bytes_below(folder):
     }
 
 
-def test_training_separates_what_can_be_separated(text_base, tmp_path):
+def test_training_separates_what_can_be_separated(text_base: BaseModel, tmp_path: Path) -> None:
     folder = trained(text_base, tmp_path / "site")
     untrained = ClassifierHead(text_base.d_model, ROWS.classes)
     before, _ = accuracy(text_base, untrained, ROWS, EVALUATE)
@@ -98,7 +109,7 @@ def test_training_separates_what_can_be_separated(text_base, tmp_path):
     assert before <= 0.75 < 0.95 < after
 
 
-def test_the_base_model_is_left_as_it_was(text_base, tmp_path):
+def test_the_base_model_is_left_as_it_was(text_base: BaseModel, tmp_path: Path) -> None:
     modules = [type(module) for module in text_base.backbone.modules()]
     before = load_base(text_base.folder).fingerprint
     trained(text_base, tmp_path / "site", settings=SETTINGS.model_copy(update={"max_steps": 3}))
@@ -108,7 +119,9 @@ def test_the_base_model_is_left_as_it_was(text_base, tmp_path):
     assert not any(p.requires_grad or p.grad is not None for p in text_base.backbone.parameters())
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(text_base, tmp_path):
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(
+    text_base: BaseModel, tmp_path: Path
+) -> None:
     settings = SETTINGS.model_copy(update={"max_steps": 4, "dropout": 0.1})
     folders = [
         trained(text_base, tmp_path / str(i), settings=settings, seed=seed)
@@ -120,7 +133,9 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(text_base, t
     assert first[weights] != other[weights]
 
 
-def test_lora_dropout_is_active_and_the_base_models_own_is_not(text_base, tmp_path):
+def test_lora_dropout_is_active_and_the_base_models_own_is_not(
+    text_base: BaseModel, tmp_path: Path
+) -> None:
     weights = []
     for own, lora in ((0.0, 0.0), (0.5, 0.0), (0.0, 0.5)):
         base = load_base(text_base.folder)
@@ -134,7 +149,9 @@ def test_lora_dropout_is_active_and_the_base_models_own_is_not(text_base, tmp_pa
     assert plain == with_own != with_lora
 
 
-def test_the_callers_random_numbers_and_switches_are_left_alone(text_base, tmp_path):
+def test_the_callers_random_numbers_and_switches_are_left_alone(
+    text_base: BaseModel, tmp_path: Path
+) -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -143,7 +160,7 @@ def test_the_callers_random_numbers_and_switches_are_left_alone(text_base, tmp_p
     assert not torch.are_deterministic_algorithms_enabled()
 
 
-def test_only_the_chosen_layers_are_adapted(text_base, tmp_path):
+def test_only_the_chosen_layers_are_adapted(text_base: BaseModel, tmp_path: Path) -> None:
     chosen = [name for name in adaptable(text_base) if "layer.1" in name and "query" in name]
     settings = SETTINGS.model_copy(update={"max_steps": 1})
     fine_tune(text_base, chosen, in_parcels(ROWS, 1), settings, 0, tmp_path / "site")
@@ -153,7 +170,9 @@ def test_only_the_chosen_layers_are_adapted(text_base, tmp_path):
     assert list(model.targeted_module_names) == chosen
 
 
-def test_a_frozen_a_is_the_same_whatever_the_rows_and_b_is_trained(text_base, tmp_path):
+def test_a_frozen_a_is_the_same_whatever_the_rows_and_b_is_trained(
+    text_base: BaseModel, tmp_path: Path
+) -> None:
     settings = SETTINGS.model_copy(update={"freeze_a": True})
     others = make_dataset(ROWS.inputs[::-1], [ROWS.classes[label] for label in ROWS.labels])
     found = {}
@@ -167,13 +186,13 @@ def test_a_frozen_a_is_the_same_whatever_the_rows_and_b_is_trained(text_base, tm
         assert values.any()
 
 
-def test_a_single_step_is_a_step(text_base, tmp_path):
+def test_a_single_step_is_a_step(text_base: BaseModel, tmp_path: Path) -> None:
     trained(text_base, tmp_path / "site", settings=SETTINGS.model_copy(update={"max_steps": 1}))
     weights = load_file(tmp_path / "site/adapter/adapter_model.safetensors")
     assert any(bool(values.any()) for name, values in weights.items() if "lora_B" in name)
 
 
-def test_progress_counts_to_the_last_step(text_base, tmp_path):
+def test_progress_counts_to_the_last_step(text_base: BaseModel, tmp_path: Path) -> None:
     seen = []
     settings = SETTINGS.model_copy(update={"epochs": 2})
     trained(
@@ -185,7 +204,7 @@ def test_progress_counts_to_the_last_step(text_base, tmp_path):
     assert seen == [(step, 8) for step in range(1, 9)]  # 2 epochs of 32 rows, 8 at a time
 
 
-def test_a_conv1d_model_without_a_pad_token_is_trained(tmp_path):
+def test_a_conv1d_model_without_a_pad_token_is_trained(tmp_path: Path) -> None:
     save_tokenizer(tmp_path / "gpt2", eos_token="[END]", unk_token="[UNK]")
     config = GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=len(WORDS), n_positions=16)
     base = save_model(GPT2Model, config, tmp_path / "gpt2")
@@ -198,7 +217,7 @@ def test_a_conv1d_model_without_a_pad_token_is_trained(tmp_path):
     assert set(model.targeted_module_names) == set(targets)
 
 
-def test_images_work_end_to_end(image_base, tmp_path):
+def test_images_work_end_to_end(image_base: BaseModel, tmp_path: Path) -> None:
     for i in range(8):
         for name, colour in {"dark": (10 * i, 9, 0), "light": (255 - 10 * i, 220, 240)}.items():
             (tmp_path / "images" / name).mkdir(parents=True, exist_ok=True)
@@ -219,8 +238,8 @@ def test_images_work_end_to_end(image_base, tmp_path):
     ],
 )
 def test_training_curves_lie_beside_a_result_that_they_do_not_change(
-    text_base, tmp_path, logger, file
-):
+    text_base: BaseModel, tmp_path: Path, logger: str, file: str
+) -> None:
     settings = SETTINGS.model_copy(update={"logger": logger, "epochs": 3})  # 12 steps, 10 to a log
     with_curves = trained(text_base, tmp_path / "with" / "site", settings=settings)
     without = trained(
@@ -231,7 +250,12 @@ def test_training_curves_lie_beside_a_result_that_they_do_not_change(
     assert bytes_below(with_curves) == bytes_below(without)
 
 
-def test_training_says_nothing(text_base, tmp_path, capfd, caplog):
+def test_training_says_nothing(
+    text_base: BaseModel,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     with warnings.catch_warnings(record=True) as announced:
         warnings.simplefilter("always")
         trained(text_base, tmp_path / "site", settings=SETTINGS.model_copy(update={"epochs": 1}))
@@ -240,7 +264,9 @@ def test_training_says_nothing(text_base, tmp_path, capfd, caplog):
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-def test_an_interrupted_run_leaves_no_result_and_does_not_block_the_next(text_base, tmp_path):
+def test_an_interrupted_run_leaves_no_result_and_does_not_block_the_next(
+    text_base: BaseModel, tmp_path: Path
+) -> None:
     def interrupt(done: int, total: int) -> None:
         raise InterruptedError
 
@@ -253,18 +279,20 @@ def test_an_interrupted_run_leaves_no_result_and_does_not_block_the_next(text_ba
     assert sorted(path.name for path in tmp_path.iterdir()) == ["site"]
 
 
-def test_rows_without_labels_cannot_be_trained_on(text_base, tmp_path):
+def test_rows_without_labels_cannot_be_trained_on(text_base: BaseModel, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"`calibration\.label-column`, or bring an adapter"):
         trained(text_base, tmp_path / "site", rows=make_dataset(TEXTS, None))
 
 
-def test_a_single_class_cannot_be_trained_on(text_base, tmp_path):
+def test_a_single_class_cannot_be_trained_on(text_base: BaseModel, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="add samples of another class"):
         trained(text_base, tmp_path / "site", rows=make_dataset(["a", "is"], ["x", "x"], ["y"]))
 
 
 @pytest.mark.parametrize("targets", [[], ["encoder.layer.9.query"]])
-def test_targets_that_are_no_layers_are_refused(text_base, tmp_path, targets):
+def test_targets_that_are_no_layers_are_refused(
+    text_base: BaseModel, tmp_path: Path, targets: Any
+) -> None:
     with pytest.raises(ConfigError, match=r"`finetune\.targets`"):
         fine_tune(text_base, targets, in_parcels(ROWS, 1), SETTINGS, 0, tmp_path / "site")
 
@@ -284,14 +312,14 @@ def test_targets_that_are_no_layers_are_refused(text_base, tmp_path, targets):
     ],
 )
 def test_an_accelerator_or_precision_that_is_not_there_is_refused(
-    text_base, tmp_path, setting, value
-):
+    text_base: BaseModel, tmp_path: Path, setting: str, value: str
+) -> None:
     settings = SETTINGS.model_copy(update={setting: value})
     with pytest.raises(ConfigError, match=rf"finetune\.{setting} = '{value}'.*`auto`.*always work"):
         trained(text_base, tmp_path / "site", settings=settings)
     assert not (tmp_path / "site").exists()
 
 
-def test_an_earlier_result_is_not_overwritten(text_base, tmp_path):
+def test_an_earlier_result_is_not_overwritten(text_base: BaseModel, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="remove it to fine-tune again"):
         trained(text_base, tmp_path)

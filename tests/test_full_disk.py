@@ -3,15 +3,22 @@
 import os
 import shutil
 import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
 
 import pytest
+from flwr.app import Message
 
 from client.app import app as client_app
+from client.guard import SiteApp
 from layerweld.errors import LostSiteError, StorageError
+from layerweld.settings.run import RunSettings
 from server.run import run as run_server
 from strategies import notices, poll
 from tests.faulty_grid import Clock, InProcessGrid
-from tests.tiny_sites import make_sites
+from tests.tiny_sites import TinySites, make_sites
 
 POINTS = int(os.environ.get("LAYERWELD_DISK_POINTS", "4"))  # at which the disk fills up
 _SIZE = 16 * 2**20
@@ -24,32 +31,32 @@ class SmallDisk:
         folder: where it is mounted.
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._filler = folder / "filler"
 
-    def mount(self):
+    def mount(self) -> CompletedProcess[str]:
         options = ("-t", "tmpfs", "-o", f"size={_SIZE}", "layerweld-test")
         command = ["mount", *options, str(self.folder)]
         return subprocess.run(command, capture_output=True, text=True, check=False)
 
     @property
-    def free(self):
+    def free(self) -> int:
         return shutil.disk_usage(self.folder).free
 
-    def leave(self, free):
+    def leave(self, free: int) -> None:
         """Take all space but so many bytes."""
         self._filler.write_bytes(bytes(self.free - free))
 
-    def make_room(self):
+    def make_room(self) -> None:
         self._filler.unlink()
 
-    def unmount(self):
+    def unmount(self) -> None:
         subprocess.run(["umount", "--lazy", str(self.folder)], check=True)
 
 
 @pytest.fixture
-def disk(tmp_path):
+def disk(tmp_path: Path) -> Iterator[SmallDisk]:
     folder = tmp_path / "disk"
     folder.mkdir()
     disk = SmallDisk(folder)
@@ -65,17 +72,19 @@ def disk(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def sites(tmp_path_factory):
+def sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
     return make_sites(tmp_path_factory.mktemp("bert"), ["query", "value"])
 
 
-def play(sites, output):
+def play(sites: TinySites, output: Path) -> bytes:
     chosen = sites.settings()
     run_server(sites.grid(chosen), chosen, str(sites.base), output)
     return (output / "manifest.json").read_bytes()
 
 
-def test_a_coordinators_full_disk_is_exit_code_12_and_the_same_call_goes_on(sites, disk, tmp_path):
+def test_a_coordinators_full_disk_is_exit_code_12_and_the_same_call_goes_on(
+    sites: TinySites, disk: SmallDisk, tmp_path: Path
+) -> None:
     output = disk.folder / "out"
     empty = disk.free
     whole = play(sites, output)
@@ -96,11 +105,17 @@ def test_a_coordinators_full_disk_is_exit_code_12_and_the_same_call_goes_on(site
 class DeployedGrid(InProcessGrid):
     """Its nodes hide their errors, as in processes of their own."""
 
-    def __init__(self, app, nodes, chosen, after_each):
+    def __init__(
+        self,
+        app: SiteApp,
+        nodes: list[dict[str, Any]],
+        chosen: RunSettings,
+        after_each: Callable[..., None],
+    ) -> None:
         super().__init__(app, nodes, chosen)
         self._after_each = after_each
 
-    def _answer(self, message):
+    def _answer(self, message: Message) -> Message:
         reply = self._app(message, self._contexts[message.metadata.dst_node_id])
         self._after_each()
         return reply
@@ -109,7 +124,7 @@ class DeployedGrid(InProcessGrid):
 class Birch:
     """One site of three, whose cache is on the small disk."""
 
-    def __init__(self, sites, disk):
+    def __init__(self, sites: TinySites, disk: SmallDisk) -> None:
         self.sites, self.disk = sites, disk
         self.cache = disk.folder / "cache"
         self.most = 0
@@ -119,35 +134,37 @@ class Birch:
             for node in sites.nodes
         ]
 
-    def play(self, output, **entries):
+    def play(self, output: Path, **entries: Any) -> bytes:
         """The manifest; afterwards ``most`` is what the site had on its disk at one time."""
         chosen = self.sites.settings().model_copy(update=entries)
         grid = DeployedGrid(client_app, self.nodes, chosen, self._measure)
         run_server(grid, chosen, str(self.sites.base), output)
         return (output / "manifest.json").read_bytes()
 
-    def _measure(self):
+    def _measure(self) -> None:
         files = [path for path in self.cache.rglob("*") if path.is_file()]
         self.most = max(self.most, sum(file.stat().st_size for file in files))
 
-    def half_written(self):
+    def half_written(self) -> list[Any]:
         files = [path for path in self.cache.rglob("*") if path.is_file()]
         return [file for file in files if ".partial" in file.name or not file.stat().st_size]
 
 
 @pytest.fixture
-def clock(monkeypatch):
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(poll, "time", clock)
     return clock
 
 
 @pytest.fixture
-def birch(sites, disk, clock):
+def birch(sites: TinySites, disk: SmallDisk, clock: Clock) -> Birch:
     return Birch(sites, disk)
 
 
-def test_a_sites_full_disk_is_e501_and_the_same_call_goes_on(birch, disk, tmp_path):
+def test_a_sites_full_disk_is_e501_and_the_same_call_goes_on(
+    birch: Birch, disk: SmallDisk, tmp_path: Path
+) -> None:
     whole, needed = birch.play(tmp_path / "whole"), birch.most
     for point in range(POINTS):
         shutil.rmtree(birch.cache)
@@ -160,13 +177,15 @@ def test_a_sites_full_disk_is_e501_and_the_same_call_goes_on(birch, disk, tmp_pa
         assert birch.play(output) == whole
 
 
-def test_a_run_waits_until_a_site_has_space_again(birch, disk, clock, tmp_path, monkeypatch):
+def test_a_run_waits_until_a_site_has_space_again(
+    birch: Birch, disk: SmallDisk, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = birch.play(tmp_path / "whole")
     shutil.rmtree(birch.cache)
     disk.leave(0)
     said = []
 
-    def hear(_level, text):
+    def hear(_level: Any, text: str) -> None:
         if not text.startswith("solved "):
             said.append(text)
             disk.make_room()

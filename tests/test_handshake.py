@@ -123,7 +123,7 @@ def test_whatever_one_site_claims_of_itself_no_other_is_named(seed: int) -> None
     draw = random.Random(seed)
     liar = draw.choice(NAMES)
     claims = [changes for changes, _ in REFUSED.values()]
-    changes = {key: value for one in draw.sample(claims, 3) for key, value in one.items()}
+    changes = {key: value for one in draw.sample(claims, 3) for key, value in one.items()}  # type: ignore[attr-defined]
     versions = draw.choices([*VERSIONS, "torch=9", "torch", "=", ""], k=draw.randrange(6))
     came = list(sites(liar, **{"versions": tuple(versions)} | changes))
     draw.shuffle(came)

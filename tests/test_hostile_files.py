@@ -32,14 +32,14 @@ RAN = []
 
 
 def _watch(event: Any, args: Any) -> None:
-    if event in ("pickle.find_class", "exec", "os.system", "subprocess.Popen") and _watch.on:
+    if event in ("pickle.find_class", "exec", "os.system", "subprocess.Popen") and _watch.on:  # type: ignore[attr-defined]
         # Flower, torch and pytest compile code of their own: only ours counts.
         if event == "exec" and "hostile" not in str(args[0]):
             return
         RAN.append((event, args))
 
 
-_watch.on = False
+_watch.on = False  # type: ignore[attr-defined]
 sys.addaudithook(_watch)
 
 
@@ -47,9 +47,9 @@ sys.addaudithook(_watch)
 def nothing_runs() -> Iterator[None]:
     """No pickle is opened and no code from a file runs while a test of this file does."""
     RAN.clear()
-    _watch.on = True
+    _watch.on = True  # type: ignore[attr-defined]
     yield
-    _watch.on = False
+    _watch.on = False  # type: ignore[attr-defined]
     assert RAN == []
 
 

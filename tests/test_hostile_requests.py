@@ -1,12 +1,16 @@
 """What a site is asked by whoever took its coordinator over: a code and a number, and no more."""
 
+from typing import Any
+
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 
 from client.app import app as client_app
+from client.guard import SiteApp
 from layerweld.model.base_model import load_base
 from layerweld.model.discover import discover_plan
+from layerweld.plan import MergePlan
 from layerweld.runtime.incidents import Code, parse_incident
 from layerweld.statistics.group import ProductForm
 from layerweld.transport.arrays import to_arrays
@@ -25,7 +29,7 @@ FORM = ProductForm(dense=False, with_updates=False)
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory):
+def site(tmp_path_factory: pytest.TempPathFactory) -> tuple[SiteApp, Context, MergePlan]:
     """One site's app, its context, and its merge plan."""
     folder = tmp_path_factory.mktemp("sites")
     made = make_labelled_sites(folder)
@@ -36,7 +40,7 @@ def site(tmp_path_factory):
     return client_app, context, plan
 
 
-def asked(site, kind, content):
+def asked(site: tuple[SiteApp, Context, MergePlan], kind: str, content: RecordDict) -> int | Code:
     """The code that a question ends in; 0 where it is answered."""
     app, context, _ = site
     reply = app(Message(content, 1, kind, ttl=60.0, group_id="hostile"), context)
@@ -47,7 +51,12 @@ def asked(site, kind, content):
     return incident.code
 
 
-def requests(plan, updates, other_params, step=0):
+def requests(
+    plan: MergePlan,
+    updates: dict[Any, Any] | dict[str, DenseUpdate],
+    other_params: dict[Any, Any],
+    step: int = 0,
+) -> dict[Any, Any]:
     """One of every kind that carries updates, about the same."""
     names = plan.layer_names
     learnt = CoefficientsRequest(
@@ -67,7 +76,7 @@ def requests(plan, updates, other_params, step=0):
     }
 
 
-def misfits(plan):
+def misfits(plan: MergePlan) -> dict[Any, Any]:
     """Updates and other parameters that no model of this plan has."""
     group = plan.groups[0]
     layer, d_out, d_in = group.layers[0].name, group.layers[0].d_out, group.d_in
@@ -88,13 +97,17 @@ def misfits(plan):
 @pytest.mark.parametrize("name", ["another layer", "another shape", "one dimension",
                                   "a rank without end", "another parameter",
                                   "another parameter's shape"])  # fmt: skip
-def test_what_does_not_fit_the_sites_model_is_not_taken(name, site):
+def test_what_does_not_fit_the_sites_model_is_not_taken(
+    name: str, site: tuple[SiteApp, Context, MergePlan]
+) -> None:
     updates, other_params = misfits(site[2])[name]
     for kind, content in requests(site[2], updates, other_params).items():
         assert asked(site, kind, content) is Code.QUESTION, kind
 
 
-def test_a_step_that_the_chain_does_not_have_is_refused(site):
+def test_a_step_that_the_chain_does_not_have_is_refused(
+    site: tuple[SiteApp, Context, MergePlan],
+) -> None:
     steps = len(site[2].groups)
     for step in (steps - 1, 2**16 - 1):
         content = requests(site[2], {}, {}, step)
@@ -103,7 +116,9 @@ def test_a_step_that_the_chain_does_not_have_is_refused(site):
 
 @pytest.mark.parametrize("dtype", ["<M8[s/0]", "O", "float32\n", "float64"])
 @pytest.mark.parametrize("stype", ["numpy.ndarray", "layerweld.raw", "torch"])
-def test_no_array_of_a_question_is_parsed(dtype, stype, site):
+def test_no_array_of_a_question_is_parsed(
+    dtype: str, stype: str, site: tuple[SiteApp, Context, MergePlan]
+) -> None:
     header = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': (4,), }}".encode()
     data = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + b"\0" * 16
     array = Array(dtype, (4,), stype, data)
@@ -114,7 +129,9 @@ def test_no_array_of_a_question_is_parsed(dtype, stype, site):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_mutated_question_is_answered_or_is_an_incident(seed, site):
+def test_a_mutated_question_is_answered_or_is_an_incident(
+    seed: int, site: tuple[SiteApp, Context, MergePlan]
+) -> None:
     mutator, codes = Mutator(seed), set()
     layer = site[2].groups[0].layers[0].name
     updates = {layer: DenseUpdate(torch.ones(site[2].groups[0].layers[0].d_out, 3))}
@@ -126,7 +143,7 @@ def test_a_mutated_question_is_answered_or_is_an_incident(seed, site):
     assert Code.MEMORY not in codes
 
 
-def mutated(mutator, content):
+def mutated(mutator: Mutator, content: RecordDict) -> RecordDict:
     while True:
         try:
             return mutator.content(content)
@@ -135,6 +152,8 @@ def mutated(mutator, content):
 
 
 @pytest.mark.parametrize("text", NASTY_TEXTS)
-def test_a_run_whose_name_is_none_is_refused_and_what_it_says_is_cut(text, site):
+def test_a_run_whose_name_is_none_is_refused_and_what_it_says_is_cut(
+    text: Any, site: tuple[SiteApp, Context, MergePlan]
+) -> None:
     content = RecordDict({"about": request_record(Identity(f"{text}/", "id")), "x": to_arrays({})})
     assert asked(site, "query.handshake", content) is Code.QUESTION

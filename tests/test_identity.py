@@ -86,7 +86,7 @@ class EchoApp:
 
     def __call__(self, message: Message, context: Any) -> Message:
         number = message.content["about"]["model"]
-        return reply_with(RecordDict({"score": ConfigRecord({"is": number})}), message, context)
+        return reply_with(RecordDict({"score": ConfigRecord({"is": number})}), message, context)  # type: ignore[dict-item]
 
 
 @pytest.mark.parametrize("kind", ["evaluate.model", "query.shift", "train.remainder"])

@@ -20,7 +20,7 @@ from client import guard
 from client.app import app as client_app
 from client.handlers import site_info as site_infos
 from layerweld import errors
-from layerweld.runtime.disk import reported
+from layerweld.runtime.disk import raising_storage_error
 from layerweld.runtime.incidents import Code, Incident, code_of, parse_incident, raising_here
 from layerweld.transport.identity import encode_plain
 from layerweld.transport.untrusted import refusing_malformed
@@ -146,7 +146,7 @@ def test_a_site_keeps_what_it_was_asked_and_what_it_sent(
     asked.metadata.group_id = "a step\n2026-01-01  forged: sent 0 bytes in 0.0 s"
     client_app(asked, context)
     with monkeypatch.context() as patch:
-        patch.setattr(site_infos, "site_info", lambda _state: CANARY / 0)
+        patch.setattr(site_infos, "site_info", lambda _state: CANARY / 0)  # type: ignore[operator]
         reply = client_app(handshake(), context)
     sent, failed = (tmp_path / "logs/answers.log").read_text().splitlines()
     assert re.search(r"a step 2026-01-01 forged: .*: sent \d+ bytes in \d+\.\d s$", sent)
@@ -173,12 +173,12 @@ def test_memory_that_the_coordinator_lacks_is_not_put_down_to_a_site() -> None:
 
 
 def full_disk() -> None:
-    with reported(Path("x")):
+    with raising_storage_error(Path("x")):
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def full_disk_in_rust() -> None:
-    with reported(Path("x")):
+    with raising_storage_error(Path("x")):
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
 
@@ -250,7 +250,9 @@ def test_the_watchdog_is_set_by_the_node_and_never_in_process(
 ) -> None:
     started = []
     monkeypatch.setattr(
-        guard.faulthandler, "dump_traceback_later", lambda s, **_: started.append(s)
+        guard.faulthandler,  # type: ignore[attr-defined]
+        "dump_traceback_later",
+        lambda s, **_: started.append(s),
     )
     monkeypatch.setattr(guard, "raises_here", lambda: in_process)
     message = handshake()

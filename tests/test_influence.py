@@ -200,7 +200,7 @@ def test_a_capped_merge_is_the_merge_with_the_lower_weight(products: str) -> Non
     s = sum(weights[name] * gram for name, gram in grams.items())
     own = {site.name: site.updates["q"].dense().double() for site in sites}
     r = sum(weights[name] * own[name] @ gram for name, gram in grams.items())
-    system = s + 0.1 * s.trace() / len(s) * torch.eye(len(s), dtype=torch.float64)
+    system = s + 0.1 * s.trace() / len(s) * torch.eye(len(s), dtype=torch.float64)  # type: ignore[operator, union-attr]
     expected = torch.linalg.solve(system, r.T).T
     got = solution.updates["q"].dense().double()
     assert float((got - expected).norm() / expected.norm()) < 1e-5
@@ -215,10 +215,10 @@ def test_a_silent_feature_cannot_carry_an_update() -> None:
     tokens[:, 0] = 0
     statistics = statistics_of(replace(site, tokens=tokens), chosen)
     product = statistics.products["q"]
-    right = product.moments.right.clone()
+    right = product.moments.right.clone()  # type: ignore[attr-defined]
     right[:, 0] = 0.1
-    spoilt = replace(product, moments=replace(product.moments, right=right))
-    spoilt = {**statistics.products, "q": spoilt}
+    spoilt = replace(product, moments=replace(product.moments, right=right))  # type: ignore[type-var]
+    spoilt = {**statistics.products, "q": spoilt}  # type: ignore[assignment]
     with pytest.raises(RefusedReplyError, match="q: features that never fire carry a part"):
         GroupPool(GROUP, chosen).add("a", replace(statistics, products=spoilt))
     GroupPool(GROUP, chosen).add("a", statistics)

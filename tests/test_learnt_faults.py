@@ -87,7 +87,7 @@ def learn(
     faults: Faults,
     clock: Clock,
     journal: MemoryJournal | None = None,
-    grid: type[SilentGrid] | type[FaultyGrid] = FaultyGrid,
+    grid: Any = FaultyGrid,
     **entries: Any,
 ) -> tuple[MergeStrategy, type[SilentGrid] | type[FaultyGrid]]:
     chosen = settings(
@@ -107,7 +107,7 @@ STUBS = pytest.mark.parametrize("stub", [LearningStub, DistilledStub])
 
 @STUBS
 @pytest.mark.parametrize("seed", range(12))
-def test_no_fault_on_the_way_changes_a_bit(stub: Any, seed: int, clock: "Clock") -> None:
+def test_no_fault_on_the_way_changes_a_bit(stub: Any, seed: int, clock: Clock) -> None:
     merges = []
     for faults in (none(), Faults(seed)):
         strategy, grid = learn(stub(), faults, clock)
@@ -119,7 +119,7 @@ def test_no_fault_on_the_way_changes_a_bit(stub: Any, seed: int, clock: "Clock")
 
 
 @STUBS
-def test_flowers_own_loop_learns_the_same(stub: Any, clock: "Clock") -> None:
+def test_flowers_own_loop_learns_the_same(stub: Any, clock: Clock) -> None:
     played, grid = learn(stub(), none(), clock)
     played.run(grid)
     started, grid = learn(stub(), Faults(5, kinds=("error 2", "moved")), clock)
@@ -130,8 +130,8 @@ def test_flowers_own_loop_learns_the_same(stub: Any, clock: "Clock") -> None:
 
 @STUBS
 @pytest.mark.parametrize("name", ["nan", "infinity", "shape"])
-def test_a_gradient_that_cannot_be_added_is_refused(stub: Any, name: str, clock: "Clock") -> None:
-    class Spoiler(stub):
+def test_a_gradient_that_cannot_be_added_is_refused(stub: Any, name: str, clock: Clock) -> None:
+    class Spoiler(stub):  # type: ignore[misc]
         def spoilt(self, site: str, gradient: Any) -> Any:
             if site == "birch":
                 gradient[0, 0] = {"nan": float("nan"), "infinity": float("inf")}.get(name, 1.0)
@@ -145,9 +145,9 @@ def test_a_gradient_that_cannot_be_added_is_refused(stub: Any, name: str, clock:
 
 @STUBS
 def test_a_run_goes_on_without_a_lost_site_and_is_resumed_without_it(
-    stub: Any, clock: "Clock"
+    stub: Any, clock: Clock
 ) -> None:
-    class Lost(stub):
+    class Lost(stub):  # type: ignore[misc]
         def spoilt(self, site: str, gradient: Any) -> Any:
             answers[site] = answers.get(site, 0) + 1
             if site == "birch" and answers[site] > 2:

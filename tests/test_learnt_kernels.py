@@ -125,14 +125,14 @@ def test_entry_coefficients_go_down_as_autograd_over_them_would() -> None:
         "o": {"birch": DenseUpdate(torch.randn(3, 4))},
     }  # fmt: skip
     ours = EntryCoefficients(updates, ProDistill(learning_rate=0.05))
-    vectors = {k: torch.stack([u.dense() for u in of.values()]) for k, of in updates.items()}
+    vectors = {k: torch.stack([u.dense() for u in of.values()]) for k, of in updates.items()}  # type: ignore[attr-defined]
     theirs = {k: torch.full_like(v, 0.3).requires_grad_() for k, v in vectors.items()}
     optimiser = torch.optim.Adam(theirs.values(), lr=0.05)
     target = {k: torch.randn_like(v[0]) for k, v in vectors.items()}
     for _ in range(10):
         optimiser.zero_grad()
         whole = {k: (theirs[k] * vectors[k]).sum(dim=0) for k in vectors}
-        sum((whole[k] - target[k]).square().sum() for k in whole).backward()
+        sum((whole[k] - target[k]).square().sum() for k in whole).backward()  # type: ignore[union-attr]
         optimiser.step()
         merged = ours.merged
         ours.step({k: 2 * (merged[k].dense() - target[k]).double() for k in vectors})

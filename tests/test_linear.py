@@ -49,7 +49,7 @@ def test_inside_a_layer_computes_with_its_update_and_afterwards_without() -> Non
 
 def test_an_error_inside_leaves_no_update_behind() -> None:
     model = two_layers()
-    before = model["up"].weight.clone()
+    before = model["up"].weight.clone()  # type: ignore[operator]
     with (
         pytest.raises(ZeroDivisionError),
         updated(linear_layers(model), updates()),
@@ -72,7 +72,7 @@ def test_a_small_update_survives_a_bfloat16_layer() -> None:
 
 def test_other_parameters_are_shifted_and_put_back() -> None:
     model = two_layers()
-    before = model["up"].bias.clone()
+    before = model["up"].bias.clone()  # type: ignore[operator]
     with shifted(model, {"up.bias": torch.full((6,), 2.0)}):
         torch.testing.assert_close(model["up"].bias, before + 2)
     assert torch.equal(model["up"].bias, before)

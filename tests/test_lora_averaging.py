@@ -1,5 +1,7 @@
 """The ways in which LoRAs are averaged in federated fine-tuning, and what each loses."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -17,11 +19,11 @@ SAMPLES = {"ash": 10, "birch": 40, "cedar": 50}
 SHARES = (0.1, 0.4, 0.5)
 
 
-def weighted_sites(ranks=(2, 2, 2)):
+def weighted_sites(ranks: tuple[int, int, int] = (2, 2, 2)) -> SiteUpdates:
     return side_by_side(by_site(random_sites(3, ranks=ranks)), SAMPLES)
 
 
-def sharing_sites():
+def sharing_sites() -> SiteUpdates:
     """The same A at every site."""
     sites = by_site(weighted_sites())
     shared = sites["ash"]
@@ -34,34 +36,34 @@ def sharing_sites():
     )
 
 
-def mean(sites, shares=SHARES):
+def mean(sites: SiteUpdates, shares: tuple[float, float, float] = SHARES) -> dict[Any, Any]:
     return {
         layer: sum(p * update for p, update in zip(shares, updates, strict=True))
         for layer, updates in dense(sites).items()
     }
 
 
-def apart(sites, shares=SHARES):
+def apart(sites: SiteUpdates, shares: tuple[float, float, float] = SHARES) -> dict[str, Any]:
     result = {}
     for layer, of in sites.layers.items():
         pairs = list(zip(shares, of.values(), strict=True))
-        left = sum(p * update.left.double().numpy() for p, update in pairs)
-        right = sum(p * update.right.double().numpy() for p, update in pairs)
-        result[layer] = left @ right
+        left = sum(p * update.left.double().numpy() for p, update in pairs)  # type: ignore[attr-defined]
+        right = sum(p * update.right.double().numpy() for p, update in pairs)  # type: ignore[attr-defined]
+        result[layer] = left @ right  # type: ignore[operator]
     return result
 
 
-def cut_to(matrix, rank):
+def cut_to(matrix: Any, rank: int) -> Any:
     u, s, vt = np.linalg.svd(matrix, full_matrices=False)
     return u[:, :rank] * s[:rank] @ vt[:rank]
 
 
-def distance(one, other):
+def distance(one: dict[Any, Any], other: dict[Any, Any]) -> Any:
     lost = sum(np.sum((one[k] - other[k]) ** 2) for k in other)
     return np.sqrt(lost / sum(np.sum(m**2) for m in other.values()))
 
 
-def test_fedit_averages_factors_and_says_how_far_that_is_from_the_mean():
+def test_fedit_averages_factors_and_says_how_far_that_is_from_the_mean() -> None:
     sites = weighted_sites()
     merged = FedIt().merge(sites)
     assert relative(merged, apart(sites)) < 1e-5
@@ -71,7 +73,7 @@ def test_fedit_averages_factors_and_says_how_far_that_is_from_the_mean():
 
 
 @pytest.mark.parametrize("ranks", [(2, 2, 2), (1, 2, 3)])
-def test_flora_is_the_weighted_mean_whatever_the_ranks(ranks):
+def test_flora_is_the_weighted_mean_whatever_the_ranks(ranks: tuple[int, int, int]) -> None:
     sites = weighted_sites(ranks)
     merged = Flora().merge(sites)
     assert relative(merged, mean(sites)) < 1e-5
@@ -79,7 +81,7 @@ def test_flora_is_the_weighted_mean_whatever_the_ranks(ranks):
     assert merged.metrics[ERROR] == 0
 
 
-def test_fedex_is_the_mean_and_says_how_much_of_it_is_residual():
+def test_fedex_is_the_mean_and_says_how_much_of_it_is_residual() -> None:
     sites = weighted_sites()
     merged = FedEx().merge(sites)
     third = (1 / 3,) * 3
@@ -89,7 +91,7 @@ def test_fedex_is_the_mean_and_says_how_much_of_it_is_residual():
 
 
 @pytest.mark.parametrize("rank", [0, 1, 4])
-def test_flexlora_is_the_mean_cut_to_its_rank(rank):
+def test_flexlora_is_the_mean_cut_to_its_rank(rank: int) -> None:
     sites = weighted_sites((1, 2, 3))
     merged = FlexLora(rank=rank).merge(sites)
     expected = {layer: cut_to(matrix, rank or 3) for layer, matrix in mean(sites).items()}
@@ -98,20 +100,20 @@ def test_flexlora_is_the_mean_cut_to_its_rank(rank):
     assert merged.metrics[ERROR] == pytest.approx(distance(expected, mean(sites)), rel=1e-4)
 
 
-def test_ffa_lora_is_the_mean_at_one_sites_rank_where_a_is_shared():
+def test_ffa_lora_is_the_mean_at_one_sites_rank_where_a_is_shared() -> None:
     sites = sharing_sites()
     merged = FfaLora().merge(sites)
     assert relative(merged, mean(sites)) < 1e-5
     assert merged.updates["q"].rank == 2
-    assert torch.equal(merged.updates["q"].right, sites.layers["q"]["ash"].right)
+    assert torch.equal(merged.updates["q"].right, sites.layers["q"]["ash"].right)  # type: ignore[attr-defined]
 
 
-def test_fedit_is_exact_where_a_is_shared():
+def test_fedit_is_exact_where_a_is_shared() -> None:
     assert FedIt().merge(sharing_sites()).metrics[ERROR] < 1e-6
 
 
 @pytest.mark.parametrize("method", [FedIt(), Flora(), FedEx(), FlexLora(), FfaLora()], ids=str)
-def test_one_site_and_sites_that_agree_are_given_back(method):
+def test_one_site_and_sites_that_agree_are_given_back(method: Any) -> None:
     one = by_site(random_sites(1))["ash"]
     expected = {layer: update.dense().double().numpy() for layer, update in one.items()}
     for names in (("ash",), ("ash", "birch", "cedar")):
@@ -120,7 +122,7 @@ def test_one_site_and_sites_that_agree_are_given_back(method):
         assert merged.metrics[ERROR] < 1e-5
 
 
-def test_samples_or_sites_decide_the_weights():
+def test_samples_or_sites_decide_the_weights() -> None:
     sites = weighted_sites()
     assert relative(Flora(weighting="uniform").merge(sites), mean(sites, (1 / 3,) * 3)) < 1e-5
     assert relative(FedEx(weighting="samples").merge(sites), mean(sites)) < 1e-5
@@ -129,7 +131,9 @@ def test_samples_or_sites_decide_the_weights():
 @given(
     st.lists(st.integers(1, 10**6), min_size=3, max_size=6), st.integers(1, 2**63 - 1), st.data()
 )
-def test_no_number_of_rows_that_a_site_claims_buys_more_than_half(counts, claimed, data):
+def test_no_number_of_rows_that_a_site_claims_buys_more_than_half(
+    counts: Any, claimed: Any, data: Any
+) -> None:
     liar = data.draw(st.integers(0, len(counts) - 1))
     said = {f"site-{i}": claimed if i == liar else n for i, n in enumerate(counts)}
     shares = SiteUpdates(said, {}).shares(by_samples=True)
@@ -141,13 +145,13 @@ def test_no_number_of_rows_that_a_site_claims_buys_more_than_half(counts, claime
 
 
 @pytest.mark.parametrize("method", [FedIt(), Flora(), CoreSpace(), DoMerging()], ids=str)
-def test_methods_that_work_on_factors_refuse_a_dense_update_by_name(method):
+def test_methods_that_work_on_factors_refuse_a_dense_update_by_name(method: Any) -> None:
     sites = by_site(random_sites(2))
     sites["birch"]["q"] = DenseUpdate(sites["birch"]["q"].dense())
     with pytest.raises(ValueError, match="'birch' has a dense update"):
         method.merge(side_by_side(sites))
 
 
-def test_ffa_lora_refuses_sites_with_an_a_of_their_own():
+def test_ffa_lora_refuses_sites_with_an_a_of_their_own() -> None:
     with pytest.raises(ValueError, match="those of 'q' differ"):
         FfaLora().merge(random_sites(2, ranks=(2, 2)))

@@ -3,19 +3,26 @@
 import os
 import random
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 from flwr.app import Error, Message
 
 from client import state as site_states
 from layerweld.errors import LostSiteError, RefusedReplyError
+from layerweld.formats.adapters import Adapter
+from layerweld.settings.run import RunSettings
 from server.run import run as run_server
 from strategies.cohort import Cohort
 from tests.deployed import digest_in
 from tests.dying_server import killed_after
+from tests.faulty_grid import Clock
 from tests.losing_caches import PARTS, LosingGrid, make_training_sites, training_settings
 from tests.stub_sites import introduction_of
+from tests.tiny_sites import TinySites
 
 pytestmark = pytest.mark.usefixtures("one_thread", "clock")
 RUNS = int(os.environ.get("LAYERWELD_LOSING_RUNS", "3"))
@@ -27,26 +34,30 @@ QUESTIONS = {
 WAYS = [*PARTS, "a bit"]
 
 
-def nothing(*_asked):
+def nothing(*_asked: Any) -> str:
     return ""
 
 
 @pytest.fixture(scope="module")
-def sites(tmp_path_factory):
+def sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
     return make_training_sites(tmp_path_factory.mktemp("training"))
 
 
 @pytest.fixture(scope="module")
-def settings(sites):
+def settings(sites: TinySites) -> RunSettings:
     short = {"adamerging": {"rounds": 2}, "prodistill": {"steps": 2}}
     return training_settings(sites, METHODS, **short)
 
 
 @pytest.fixture
-def play(sites, settings, tmp_path):
+def play(
+    sites: TinySites, settings: RunSettings, tmp_path: Path
+) -> Callable[..., tuple[LosingGrid, str]]:
     shutil.rmtree(sites.folder / "caches", ignore_errors=True)  # of another test
 
-    def play(loses, output=tmp_path / "out", chosen=settings):
+    def play(
+        loses: Any, output: Path = tmp_path / "out", chosen: RunSettings = settings
+    ) -> tuple[LosingGrid, str]:
         grid = LosingGrid(sites.nodes, chosen, loses)
         run_server(grid, chosen, str(sites.base), output)
         return grid, digest_in(output)
@@ -55,7 +66,7 @@ def play(sites, settings, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def whole(sites, settings, tmp_path_factory):
+def whole(sites: TinySites, settings: RunSettings, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Of the manifest of a run in which nothing is lost."""
     output = tmp_path_factory.mktemp("whole") / "out"
     grid = LosingGrid(sites.nodes, settings, nothing)
@@ -65,10 +76,12 @@ def whole(sites, settings, tmp_path_factory):
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_at_the_first_message_of_each_kind_every_site_may_lose_it(play, whole, way):
+def test_at_the_first_message_of_each_kind_every_site_may_lose_it(
+    play: Callable[..., tuple[LosingGrid, str]], whole: str, way: Any
+) -> None:
     met = set()
 
-    def loses(_number, question, site):
+    def loses(_number: Any, question: Any, site: str) -> Any:
         first = (question, site) not in met
         met.add((question, site))
         return way if first else ""
@@ -79,10 +92,12 @@ def test_at_the_first_message_of_each_kind_every_site_may_lose_it(play, whole, w
 
 
 @pytest.mark.parametrize("seed", range(RUNS))
-def test_any_part_may_be_lost_at_any_message(play, whole, seed):
+def test_any_part_may_be_lost_at_any_message(
+    play: Callable[..., tuple[LosingGrid, str]], whole: str, seed: int
+) -> None:
     drawn = random.Random(seed)
 
-    def loses(_number, question, _site):
+    def loses(_number: Any, question: Any, _site: Any) -> str:
         ways = WAYS if question == "query.handshake" else [*WAYS, "moved"]
         return drawn.choice(ways) if drawn.random() < 0.3 else ""
 
@@ -91,10 +106,16 @@ def test_any_part_may_be_lost_at_any_message(play, whole, seed):
     assert grid.lost
 
 
-def test_a_cache_may_go_while_a_message_is_handled(play, whole, monkeypatch):
+def test_a_cache_may_go_while_a_message_is_handled(
+    play: Callable[..., tuple[LosingGrid, str]], whole: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gone = []
 
-    def read_and_lose(folder, base, read=site_states.read_fine_tuned):
+    def read_and_lose(
+        folder: Path,
+        base: Any,
+        read: Callable[..., Adapter] = site_states.read_fine_tuned,  # type: ignore[attr-defined]
+    ) -> Adapter:
         adapter = read(folder, base)
         if len(gone) < 20 and len(gone) % 2 == 0:
             shutil.rmtree(folder.parents[2])  # the whole cache, lock and all
@@ -106,7 +127,12 @@ def test_a_cache_may_go_while_a_message_is_handled(play, whole, monkeypatch):
     assert len(gone) > 20
 
 
-def test_a_resumed_run_goes_on_with_sites_that_have_lost_all(play, whole, tmp_path, monkeypatch):
+def test_a_resumed_run_goes_on_with_sites_that_have_lost_all(
+    play: Callable[..., tuple[LosingGrid, str]],
+    whole: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     with killed_after(1, monkeypatch):
         play(nothing)
     _, digest = play(lambda _n, question, _site: "all" if question == "query.handshake" else "")
@@ -114,10 +140,10 @@ def test_a_resumed_run_goes_on_with_sites_that_have_lost_all(play, whole, tmp_pa
 
 
 def test_a_site_that_says_so_for_ever_is_asked_ever_less_often_and_ends_the_run_by_name(
-    sites, tmp_path, clock
-):
+    sites: TinySites, tmp_path: Path, clock: Clock
+) -> None:
     class LiesAboutIt(LosingGrid):
-        def _answer(self, message):
+        def _answer(self, message: Message) -> Message:
             if message.metadata.message_type == "train.statistics":
                 self.asked.append("train.statistics")
                 return Message(Error(204, f"E204 incident {'a' * 16}"), reply_to=message)
@@ -132,7 +158,9 @@ def test_a_site_that_says_so_for_ever_is_asked_ever_less_often_and_ends_the_run_
     assert grid.asked.count("train.finetune") < 3 * 20
 
 
-def test_a_node_that_comes_without_its_adapter_must_train_it_even_if_the_sites_old_node_has():
+def test_a_node_that_comes_without_its_adapter_must_train_it_even_if_the_sites_old_node_has() -> (
+    None
+):
     known = replace(introduction_of("ash"), adapter="a", dataset="h")
     bare = replace(known, kind="none", adapter="", dataset="x", factors="")
     cohort = Cohort({"ash": 1}, {"ash": known}, "run", None)
@@ -150,13 +178,13 @@ class TestAnotherAdapter:
     """Trained again it has other bits, as on other hardware."""
 
     @pytest.fixture(autouse=True)
-    def other_bits(self, monkeypatch):
+    def other_bits(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """From the second time on that somebody trains; then the seed is another one."""
         from client.training import finetune
 
         trained = []
 
-        def fine_tune(*given, train=finetune.fine_tune):
+        def fine_tune(*given: Any, train: Callable[..., None] = finetune.fine_tune) -> None:
             trained.append(given)
             again = len(trained) > 3
             train(*given[:4], given[4] + again, *given[5:])
@@ -164,20 +192,24 @@ class TestAnotherAdapter:
         monkeypatch.setattr(finetune, "fine_tune", fine_tune)
 
     @pytest.fixture
-    def sites(self, tmp_path):
+    def sites(self, tmp_path: Path) -> TinySites:
         return make_training_sites(tmp_path / "own")
 
     @pytest.fixture
-    def settings(self, sites):
+    def settings(self, sites: TinySites) -> RunSettings:
         return training_settings(sites)
 
     says = r"lost the adapter that it had trained .*other .*adapter.* put its cache folder back"
 
-    def test_the_site_is_refused_by_name_with_what_to_do(self, play):
+    def test_the_site_is_refused_by_name_with_what_to_do(
+        self, play: Callable[..., tuple[LosingGrid, str]]
+    ) -> None:
         with pytest.raises(RefusedReplyError, match=f"ash, asked 3 times: it {self.says}"):
             play(lambda n, question, site: "all" if (n, site) == (6, "ash") else "")
 
-    def test_so_it_is_when_the_run_is_resumed(self, play, monkeypatch):
+    def test_so_it_is_when_the_run_is_resumed(
+        self, play: Callable[..., tuple[LosingGrid, str]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         with killed_after(1, monkeypatch):
             play(nothing)
         with pytest.raises(RefusedReplyError, match=self.says):

@@ -4,11 +4,15 @@ import hashlib
 import shutil
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from flwr.app import RecordDict
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from client import store as client_store
 from client.handlers.merged_prefix import merged_prefix
@@ -20,10 +24,10 @@ from layerweld.transport.step_context import StepContext
 from layerweld.untrusted import tensors
 from layerweld.updates import digest as layerweld_digest
 from layerweld.updates.digest import extend_digest, first_digest
-from layerweld.updates.update import LowRankUpdate
+from layerweld.updates.update import LowRankUpdate, Update
 from strategies.catching_up import CatchUp
 from tests.dying_server import after_keeping
-from tests.tiny_sites import BERT_LAYERS, make_sites
+from tests.tiny_sites import BERT_LAYERS, TinySites, make_sites
 
 BLOCKS = (2, 4, 8)
 TARGETS = ["query", "value", "output.dense"]
@@ -33,42 +37,42 @@ STEPS = [Step(index, (), "merged") for index in range(6)]
 class Counted:
     """How often sites open files of merged steps, and bytes hashed by sites and server."""
 
-    def __init__(self, monkeypatch):
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.reads = self.hashed = 0
-        self._open = tensors.safe_open
+        self._open = tensors.safe_open  # type: ignore[attr-defined]
         monkeypatch.setattr(tensors, "safe_open", self.safe_open)
         for module in (client_store, layerweld_digest):
             monkeypatch.setattr(module, "hashlib", self)
 
-    def safe_open(self, file, framework):
+    def safe_open(self, file: Path, framework: Any) -> safe_open:
         self.reads += "step-" in file.name
         return self._open(file, framework=framework)
 
-    def sha256(self, text=b""):
+    def sha256(self, text: bytes = b"") -> Any:
         digest, update = hashlib.sha256(text), self._update
 
         class Digest:
             hexdigest = digest.hexdigest
 
-            def update(self, content):
+            def update(self, content: RecordDict) -> None:
                 update(digest, content)
 
         return Digest()
 
-    def _update(self, digest, content):
+    def _update(self, digest: Any, content: Any) -> None:
         self.hashed += memoryview(content).nbytes
         digest.update(content)
 
 
 @pytest.fixture(scope="module")
-def sites_of(tmp_path_factory):
+def sites_of(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
     """Sites of a base model of so many blocks."""
     folder = tmp_path_factory.mktemp("bert")
     return {blocks: make_sites(folder / str(blocks), TARGETS, blocks=blocks) for blocks in BLOCKS}
 
 
 @pytest.fixture(scope="module")
-def bert_sites(tmp_path_factory):
+def bert_sites(tmp_path_factory: pytest.TempPathFactory) -> tuple[TinySites, str]:
     """Sites that adapt all layers, and the hash of their undisturbed merge."""
     folder = tmp_path_factory.mktemp("all")
     sites = make_sites(folder, BERT_LAYERS)
@@ -77,8 +81,8 @@ def bert_sites(tmp_path_factory):
 
 @pytest.mark.parametrize("granularity", ["group", "block"])
 def test_what_a_chain_reads_and_hashes_grows_with_its_steps(
-    granularity, sites_of, tmp_path, monkeypatch
-):
+    granularity: str, sites_of: dict[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     reads, hashed = [], []
     for blocks in BLOCKS:
         with monkeypatch.context() as patch:
@@ -94,7 +98,9 @@ def test_what_a_chain_reads_and_hashes_grows_with_its_steps(
 class Server:
     """What was merged by one run, and what it asks a site about its last step."""
 
-    def __init__(self, seed=0, settings="settings", like=None):
+    def __init__(
+        self, seed: int = 0, settings: str = "settings", like: dict[Any, Any] | None = None
+    ) -> None:
         self.settings = settings
         self.other_params = {"norm.weight": torch.arange(3.0) + seed}
         generator = torch.Generator().manual_seed(seed)
@@ -103,7 +109,7 @@ class Server:
             left, right = torch.randn(2, 2, 2, generator=generator)
             self.merged[index] = {f"block.{index}": LowRankUpdate(left, right)}
 
-    def context(self, step, received, with_other_params):
+    def context(self, step: int, received: range, with_other_params: bool) -> Any:
         digest = first_digest("plan", self.settings, self.other_params)
         for index in range(step):
             digest = extend_digest(digest, self.merged[index])
@@ -119,7 +125,9 @@ class Server:
             merged={index: self.merged[index] for index in received},
         )
 
-    def caught_up(self, step, store, usual=None):
+    def caught_up(
+        self, step: int, store: SiteStore, usual: int | None = None
+    ) -> tuple[dict[str, Tensor], dict[str, Update], list[int]]:
         """Remainder and updates of a site that is sent what it says it lacks, and what it said."""
         usual = step - 1 if usual is None else usual
         catch_up = CatchUp(STEPS[step], partial(self.context, step), usual)
@@ -133,7 +141,7 @@ class Server:
                 catch_up.note("ash", lack.first)
                 lacked.append(lack.first)
 
-    def played(self, folder, steps=5):
+    def played(self, folder: Path, steps: int = 5) -> SiteStore:
         """The store of a site that was asked about so many steps."""
         store = SiteStore(folder)
         for step in range(steps):
@@ -141,7 +149,7 @@ class Server:
         return store
 
 
-def flipped(file, place):
+def flipped(file: Path, place: int | bytes) -> None:
     content = bytearray(file.read_bytes())
     content[content.index(place) if isinstance(place, bytes) else place] ^= 1
     file.write_bytes(content)
@@ -164,7 +172,9 @@ DAMAGE = {
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
 @pytest.mark.parametrize("index", [0, 1, 2])
-def test_a_site_asks_for_what_was_merged_from_its_first_bad_file_on(index, damage, tmp_path):
+def test_a_site_asks_for_what_was_merged_from_its_first_bad_file_on(
+    index: int, damage: Any, tmp_path: Path
+) -> None:
     server = Server()
     store = server.played(tmp_path)
     damage(tmp_path / f"step-{index:04d}.safetensors")
@@ -189,7 +199,9 @@ FOREIGN = {
 @pytest.mark.parametrize("other", FOREIGN.values(), ids=FOREIGN)
 @pytest.mark.parametrize("files", ["other_params*", "step-0001*", "step-000[23]*", "step*", "*"])
 @pytest.mark.parametrize("usual", [4, 5])
-def test_files_of_another_run_are_never_used(usual, files, other, tmp_path):
+def test_files_of_another_run_are_never_used(
+    usual: int, files: str, other: Any, tmp_path: Path
+) -> None:
     server = Server()
     store = server.played(tmp_path / "own", 6)
     other.played(tmp_path / "other", 6)
@@ -203,7 +215,9 @@ def test_files_of_another_run_are_never_used(usual, files, other, tmp_path):
     assert torch.equal(other_params["norm.weight"], server.other_params["norm.weight"])
 
 
-def test_a_request_whose_own_updates_do_not_give_its_digest_is_refused_and_not_kept(tmp_path):
+def test_a_request_whose_own_updates_do_not_give_its_digest_is_refused_and_not_kept(
+    tmp_path: Path,
+) -> None:
     server, store = Server(), SiteStore(tmp_path)
     later = server.context(4, range(4), True)
     context = replace(server.context(3, range(3), True), chain_digest=later.chain_digest)
@@ -214,20 +228,20 @@ def test_a_request_whose_own_updates_do_not_give_its_digest_is_refused_and_not_k
 
 @pytest.mark.parametrize("kind", ["a flipped bit of an update", "gone", "the next step"])
 def test_a_run_whose_sites_find_a_damaged_file_in_the_middle_ends_in_the_same_bytes(
-    kind, bert_sites, tmp_path, monkeypatch
-):
+    kind: str, bert_sites: tuple[TinySites, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sites, whole = bert_sites
     noted = []
     note = CatchUp.note
 
-    def spoil(index):
+    def spoil(index: Any) -> None:
         if index == 5:
             for folder in (sites.folder / "cache/runs").glob("*/*/*"):
                 DAMAGE[kind](folder / "step-0002.safetensors")
                 for file in folder.glob("hidden-*"):
                     file.unlink()  # so that the damaged step is needed once more
 
-    def noting(self, site, first):
+    def noting(self: Any, site: str, first: Any) -> None:
         noted.append((site, first))
         note(self, site, first)
 
@@ -237,7 +251,7 @@ def test_a_run_whose_sites_find_a_damaged_file_in_the_middle_ends_in_the_same_by
     assert sorted(noted) == [("ash", 2), ("birch", 2), ("cedar", 2)]
 
 
-def test_hidden_states_in_the_format_of_the_version_before_are_made_again(tmp_path):
+def test_hidden_states_in_the_format_of_the_version_before_are_made_again(tmp_path: Path) -> None:
     store, file = SiteStore(tmp_path), tmp_path / "hidden-0001.safetensors"
     store.save_hidden(1, "digest", [torch.ones(2)])
     assert store.load_hidden(1, "digest") is not None

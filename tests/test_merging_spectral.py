@@ -144,8 +144,8 @@ def slow_knots(sites: SiteUpdates, merge_rows: Callable[..., Any]) -> dict[Any, 
 def slow_core(sites: SiteUpdates, merge_cores: Callable[..., Any]) -> dict[Any, Any]:
     result = {}
     for layer, of in sites.layers.items():
-        outputs = svd(np.hstack([u.left.double().numpy() for u in of.values()]))[0]
-        inputs = svd(np.vstack([u.right.double().numpy() for u in of.values()]))[2]
+        outputs = svd(np.hstack([u.left.double().numpy() for u in of.values()]))[0]  # type: ignore[attr-defined]
+        inputs = svd(np.vstack([u.right.double().numpy() for u in of.values()]))[2]  # type: ignore[attr-defined]
         merged = merge_cores([outputs.T @ w @ inputs.T for w in dense(sites)[layer]])
         result[layer] = outputs @ merged @ inputs
     return result
@@ -227,7 +227,7 @@ def test_knots_dare_ties_drops_in_the_shared_basis() -> None:
     ("inner", "outside"),
     [("task-arithmetic", TaskArithmetic(scaling=0.3)), ("tsv", Tsv(scaling=0.3))],
 )
-def test_what_turns_with_the_basis_is_the_same_in_core_space(inner: str, outside: Any) -> None:
+def test_what_turns_with_the_basis_is_the_same_in_core_space(inner: Any, outside: Any) -> None:
     sites = random_sites(3, ranks=(2, 2, 2))
     got = CoreSpace(inner=inner, scaling=0.3).merge(sites)
     expected = outside.merge(sites).updates
@@ -290,8 +290,8 @@ def test_opcm_depends_on_the_order_of_the_names_and_says_so() -> None:
 def test_no_order_of_the_dicts_decides_what_a_sequential_method_makes() -> None:
     sites = random_sites(3)
     turned = SiteUpdates(
-        dict(reversed(sites.samples.items())),
-        {layer: dict(reversed(of.items())) for layer, of in sites.layers.items()},
+        dict(reversed(sites.samples.items())),  # type: ignore[call-overload]
+        {layer: dict(reversed(of.items())) for layer, of in sites.layers.items()},  # type: ignore[call-overload]
     )
     assert turned.sites == sites.sites == ("ash", "birch", "cedar")
     assert [list(of) for of in turned.layers.values()] == [list(sites.sites)] * 3
@@ -309,9 +309,9 @@ def test_all_directions_of_the_merge_can_be_closed_to_later_sites() -> None:
     one, other = (random_sites(1, seed=seed, dense=True).layers["q"]["ash"] for seed in (0, 1))
     inside = one.spectrum()
     merged = Opcm(threshold=1.0).merge(side_by_side({"a": {"q": one}, "b": {"q": other}}))
-    merged = merged.updates["q"].dense().double()
+    merged = merged.updates["q"].dense().double()  # type: ignore[assignment]
     left, right = inside.left[:, :9], inside.right[:9]  # the last one is a matter of rounding
-    there, before = left.T @ merged @ right.T, left.T @ one.dense().double() @ right.T
+    there, before = left.T @ merged @ right.T, left.T @ one.dense().double() @ right.T  # type: ignore[operator]
     torch.testing.assert_close(there / there[0, 0], before / before[0, 0], rtol=1e-4, atol=1e-5)
 
 

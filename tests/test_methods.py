@@ -117,7 +117,7 @@ def test_averages_weigh_sites_by_their_training_rows_not_by_what_was_drawn(
     changed[0]["data"] = str(few)
     mixed = TinySites(base, changed, sharing_sites.folder)
     play(mixed, tmp_path / "out", "flora", **{"calibration.samples": 6})
-    base = load_base(base)
+    base = load_base(base)  # type: ignore[assignment]
     own = [read_fine_tuned(n["adapter"], base).task_vector.updates for n in changed]
     for layer, values in written(mixed, tmp_path / "out").items():
         shares = (6 / 42, 18 / 42, 18 / 42)

@@ -7,14 +7,17 @@ import json
 import os
 import re
 import signal
+from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from time import sleep
+from typing import Any
 
 import pytest
 
 from server.run import run as run_server
-from tests.deployed import Gateway, install_wheel, running
-from tests.private_network import private_network
+from tests.deployed import Federation, Gateway, install_wheel, running
+from tests.private_network import PrivateNetwork, private_network
 from tests.tiny_sites import TinySites, make_sites
 
 pytestmark = pytest.mark.network
@@ -26,7 +29,7 @@ _MODEM = 7_000  # bytes a second: 56 kbit/s
 
 
 @pytest.fixture(scope="module")
-def network():
+def network() -> Iterator[PrivateNetwork]:
     with ExitStack() as stack:
         try:
             network = stack.enter_context(private_network(["fed", "ash", "birch"]))
@@ -36,13 +39,15 @@ def network():
 
 
 @pytest.fixture(scope="module")
-def sites(tmp_path_factory):
+def sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
     three = make_sites(tmp_path_factory.mktemp("given"), ["query", "value"])
     return TinySites(three.base, three.nodes[:2], three.folder)
 
 
 @pytest.fixture(scope="module")
-def federation(network, sites, tmp_path_factory):
+def federation(
+    network: PrivateNetwork, sites: TinySites, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Federation]:
     installed = install_wheel(tmp_path_factory.mktemp("wheel"))
     gateway = Gateway(network.addresses["fed"], "0.0.0.0", _PORT)
     inside = {name: network.inside(name) for name in ("fed", "ash", "birch")}
@@ -51,18 +56,18 @@ def federation(network, sites, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(sites, tmp_path_factory):
+def undisturbed(sites: TinySites, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Output of the same run within one process."""
     output, settings = tmp_path_factory.mktemp("in-process") / "output", sites.settings()
     run_server(sites.grid(settings), settings, str(sites.base), output)
     return output
 
 
-def read_results(output):
+def read_results(output: Path) -> Any:
     return json.loads((output / "results.json").read_text())
 
 
-def contributions(results):
+def contributions(results: Any) -> list[Any]:
     """Tokens by site, of every group of every step: a site that counted twice would show."""
     return [group["tokens"] for method in results["methods"] for group in method["groups"]]
 
@@ -75,20 +80,20 @@ class Disturbed:
         name: of the run.
     """
 
-    def __init__(self, federation, name):
+    def __init__(self, federation: Federation, name: str) -> None:
         self._federation, self._name = federation, name
         self.said = ""
 
-    def __enter__(self):
+    def __enter__(self) -> "Disturbed":
         self._run = self._federation.run(self._name)
         self._federation.wait_for_steps(self._name)
         return self
 
-    def end(self):
+    def end(self) -> None:
         """Wait until the run has ended well."""
         self.said = self._federation.finish(self._run)
 
-    def __exit__(self, kind, *_):
+    def __exit__(self, kind: str, *_: Any) -> None:
         if kind is None:
             if not self.said:
                 self.end()
@@ -98,16 +103,16 @@ class Disturbed:
         self._federation.lw("coordinator", "stop", check=False)
 
     @property
-    def output(self):
+    def output(self) -> Path:
         return self._federation.output(self._name)
 
     @property
-    def waited_for(self):
+    def waited_for(self) -> set[Any]:
         """Sites that the run has named."""
         lines = re.findall(r"^waiting for (.*) at the statistics of step 2: ", self.said, re.M)
         return {name for line in lines for name in line.split(", ")}
 
-    def is_as(self, undisturbed):
+    def is_as(self, undisturbed: Path) -> bool:
         manifest = (self.output / "manifest.json").read_bytes()
         results = read_results(self.output)
         return manifest == (undisturbed / "manifest.json").read_bytes() and (
@@ -116,8 +121,8 @@ class Disturbed:
 
 
 def test_a_link_as_slow_as_a_modem_that_loses_packets_changes_nothing(
-    federation, network, undisturbed
-):
+    federation: Federation, network: PrivateNetwork, undisturbed: Path
+) -> None:
     slow = network.slow("ash", delay=0.15, loss=0.02, rate=_MODEM)
     with Disturbed(federation, "slow") as run, slow:
         run.end()
@@ -125,7 +130,9 @@ def test_a_link_as_slow_as_a_modem_that_loses_packets_changes_nothing(
     assert read_results(run.output)["ignored"] == {}  # nobody was asked twice for being slow
 
 
-def test_a_link_that_is_cut_for_half_a_minute_changes_nothing(federation, network, undisturbed):
+def test_a_link_that_is_cut_for_half_a_minute_changes_nothing(
+    federation: Federation, network: PrivateNetwork, undisturbed: Path
+) -> None:
     with Disturbed(federation, "cut") as run, network.cut("ash"):
         sleep(30)
     assert run.is_as(undisturbed)
@@ -133,8 +140,8 @@ def test_a_link_that_is_cut_for_half_a_minute_changes_nothing(federation, networ
 
 
 def test_a_link_that_comes_and_goes_every_five_seconds_changes_nothing(
-    federation, network, undisturbed
-):
+    federation: Federation, network: PrivateNetwork, undisturbed: Path
+) -> None:
     with Disturbed(federation, "flapping") as run:
         for _ in range(20):
             with network.cut("ash"):
@@ -143,14 +150,18 @@ def test_a_link_that_comes_and_goes_every_five_seconds_changes_nothing(
     assert run.is_as(undisturbed)
 
 
-def test_a_coordinator_that_is_out_of_reach_is_waited_for(federation, network, undisturbed):
+def test_a_coordinator_that_is_out_of_reach_is_waited_for(
+    federation: Federation, network: PrivateNetwork, undisturbed: Path
+) -> None:
     with Disturbed(federation, "gone") as run, network.cut("fed"):
         sleep(_AWAY)
     assert run.is_as(undisturbed)
     assert run.waited_for == {"ash", "birch"}
 
 
-def test_a_site_that_is_stopped_is_waited_for_by_name(federation, undisturbed):
+def test_a_site_that_is_stopped_is_waited_for_by_name(
+    federation: Federation, undisturbed: Path
+) -> None:
     with Disturbed(federation, "stopped") as run:
         group = federation.child_of("ash", "supernode")
         os.killpg(group, signal.SIGSTOP)

@@ -93,7 +93,7 @@ def test_a_number_of_threads_that_no_machine_has_is_refused(count: int) -> None:
 def test_a_number_that_this_machine_does_not_give_is_refused_with_the_way_out(
     monkeypatch: pytest.MonkeyPatch, threads: None
 ) -> None:
-    start, begun = numerics.threading.Thread.start, []
+    start, begun = numerics.threading.Thread.start, []  # type: ignore[attr-defined]
 
     def refuse(thread: Any) -> None:
         begun.append(thread)
@@ -101,7 +101,7 @@ def test_a_number_that_this_machine_does_not_give_is_refused_with_the_way_out(
             raise RuntimeError("can't start new thread")
         start(thread)
 
-    monkeypatch.setattr(numerics.threading.Thread, "start", refuse)
+    monkeypatch.setattr(numerics.threading.Thread, "start", refuse)  # type: ignore[attr-defined]
     with pytest.raises(ConfigError, match=r"refuses a process more than 20; all machines"):
         use_threads(64)
     assert not any(thread.is_alive() for thread in begun)

@@ -51,7 +51,7 @@ def is_path(parameter: Any) -> bool:
     return isinstance(parameter.type, click.Path) or parameter.name in PATHS_AS_TEXT
 
 
-def usual(path: Path, sites: TinySites) -> dict[Any, Any]:
+def usual(path: Any, sites: TinySites) -> dict[Any, Any]:
     """What a command is given where its other parameters are to be well."""
     node = sites.nodes[0]
     brings = f"ash={node['adapter']}:{node['data']}"
@@ -64,7 +64,7 @@ def usual(path: Path, sites: TinySites) -> dict[Any, Any]:
     }  # fmt: skip
 
 
-def belongs(parameter: Any, path: Path) -> Any:
+def belongs(parameter: Any, path: Any) -> Any:
     """Whether a command means anything only with this parameter."""
     own = parameter.name in ("certificate", "key", "authority") and path[-1] in ("init", "renew")
     return parameter.required or own or parameter.name in ("adapter", "folder")
@@ -84,7 +84,7 @@ def places(sites: TinySites) -> Iterator[tuple[str, Callable[..., Any]]]:
                 given: list[Any] = given,
             ) -> list[Any]:
                 values = {p.name: str(usual(path, sites)[p.name]) for p in given} | {odd.name: what}
-                line = [*path]
+                line = [*path]  # type: ignore[misc]
                 for parameter in params:
                     if parameter.name in values:
                         is_option = isinstance(parameter, click.Option)
@@ -167,7 +167,7 @@ def test_a_tokenizer_larger_than_any_is_refused_unread(tmp_path: Path) -> None:
     "host", ["a" * 64, "a" * 5000, ".".join(["a" * 60] * 5), "a..b", "-a.b", "a-.b", ":::", "a b"]
 )
 @pytest.mark.parametrize("option", ["host", "bind"])
-def test_a_coordinator_has_only_a_host_that_dns_allows(host: Any, option: str) -> None:
+def test_a_coordinator_has_only_a_host_that_dns_allows(host: Any, option: Any) -> None:
     given = {"name": "fed", "host": "h", "port": 1, "superlink_port": 2} | {option: host}
     with pytest.raises(DeployError, match=f"{option} = "):
         check_file(**given)

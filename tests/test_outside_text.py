@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+import yaml  # type: ignore[import-untyped]
 from rich.console import Console
 from rich.table import Table
 
@@ -65,7 +65,7 @@ def test_plain_text_is_shown_as_it_is() -> None:
 
 def test_no_cell_is_a_formula_and_numbers_stay_numbers() -> None:
     for text in TEXTS:
-        assert not csv_cell(text).lstrip().startswith(tuple("=+-@＝＋－＠"))
+        assert not csv_cell(text).lstrip().startswith(tuple("=+-@＝＋－＠"))  # type: ignore[attr-defined]
     assert csv_cell(-0.5) == -0.5
     assert csv_cell(None) is None
 

@@ -2,27 +2,30 @@
 
 import random
 from itertools import combinations
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from client.data.parcels import in_parcels
-from client.data.samples import make_dataset
+from client.data.samples import Dataset, make_dataset
 
 
-def made(total):
+def made(total: int) -> Dataset:
     return make_dataset(
         [f"text {i:03}" for i in range(total)], [f"class {i % 3}" for i in range(total)]
     )
 
 
 @given(total=st.integers(1, 30), samples=st.integers(0, 40), seed=st.integers(0, 99))
-def test_a_draw_of_single_rows_keeps_number_order_and_labels(total, samples, seed):
+def test_a_draw_of_single_rows_keeps_number_order_and_labels(
+    total: int, samples: int, seed: int
+) -> None:
     rows = made(total)
     drawn = in_parcels(rows, 1).draw(samples, seed).dataset
     assert len(drawn) == (min(samples, total) or total)
-    assert list(drawn.inputs) == sorted(set(drawn.inputs))
+    assert list(drawn.inputs) == sorted(set(drawn.inputs))  # type: ignore[type-var]
     pairs = dict(zip(rows.inputs, rows.labels, strict=True))
     assert [pairs[text] for text in drawn.inputs] == list(drawn.labels)
     assert drawn.classes == rows.classes
@@ -30,7 +33,9 @@ def test_a_draw_of_single_rows_keeps_number_order_and_labels(total, samples, see
 
 
 @given(st.integers(1, 40), st.sampled_from([0.0, 0.2, 0.5]), st.integers(0, 3), st.integers(1, 7))
-def test_setting_aside_splits_rows_without_loss_or_overlap(count, share, seed, least):
+def test_setting_aside_splits_rows_without_loss_or_overlap(
+    count: Any, share: Any, seed: Any, least: Any
+) -> None:
     rows = made(count)
     kept, aside = in_parcels(rows, least).set_aside(share, seed)
     assert least > 1 or len(aside) == round(share * count)
@@ -40,7 +45,7 @@ def test_setting_aside_splits_rows_without_loss_or_overlap(count, share, seed, l
 
 
 @given(st.integers(1, 200), st.integers(1, 40))
-def test_parcels_share_all_rows_evenly_and_none_is_too_small(total, least):
+def test_parcels_share_all_rows_evenly_and_none_is_too_small(total: Any, least: Any) -> None:
     parcels = in_parcels(made(total), least).places
     assert sorted(place for parcel in parcels for place in parcel) == list(range(total))
     sizes = {len(parcel) for parcel in parcels}
@@ -48,14 +53,16 @@ def test_parcels_share_all_rows_evenly_and_none_is_too_small(total, least):
     assert min(sizes) >= min(least, total)
 
 
-def test_a_draw_of_parcels_holds_about_as_many_rows_as_were_asked_for():
+def test_a_draw_of_parcels_holds_about_as_many_rows_as_were_asked_for() -> None:
     parcels = in_parcels(made(205), 10)
     for samples in range(10, 205):
         assert -2 <= len(parcels.draw(samples, 0)) - samples <= 11
 
 
 @pytest.mark.parametrize(("total", "least"), [(60, 10), (64, 7), (23, 10), (300, 25)])
-def test_whatever_a_run_draws_two_sets_differ_by_nothing_or_by_a_parcel_and_more(total, least):
+def test_whatever_a_run_draws_two_sets_differ_by_nothing_or_by_a_parcel_and_more(
+    total: int, least: int
+) -> None:
     rng = random.Random(total)
     whole = in_parcels(made(total), least)
     chosen = [{*whole.dataset.inputs}]

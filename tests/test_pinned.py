@@ -201,7 +201,7 @@ def test_another_bundle_is_refused_unread(site: Site, monkeypatch: pytest.Monkey
     for _ in range(200):
         whole[draw.randrange(len(whole))] = draw.randrange(256)
         with pytest.raises(ForeignApplicationError, match="install the same layerweld"):
-            run_clientapp.install_from_fab(bytes(whole), skip_prompt=True)
+            run_clientapp.install_from_fab(bytes(whole), skip_prompt=True)  # type: ignore[attr-defined]
 
 
 def test_no_run_installs_packages_at_a_site(site: Site) -> None:
@@ -306,7 +306,7 @@ def test_a_bundle_that_would_fill_the_memory_is_refused_in_no_time(site: Site) -
     site.pin(b"another one")
     before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
     with pytest.raises(ForeignApplicationError):
-        run_clientapp.install_from_fab(zeros.getvalue(), skip_prompt=True)
+        run_clientapp.install_from_fab(zeros.getvalue(), skip_prompt=True)  # type: ignore[attr-defined]
     assert time.monotonic() - began < 5
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**16  # KiB
 

@@ -61,7 +61,7 @@ def message(**changed: Any) -> Any:
         "ttl": 60.0,
         "message_type": "query.statistics",
     }
-    return Message(RecordDict(), metadata=Metadata(**(about | changed)))
+    return Message(RecordDict(), metadata=Metadata(**(about | changed)))  # type: ignore[call-overload]
 
 
 def run(**changed: Any) -> SimpleNamespace:
@@ -120,7 +120,7 @@ def connected(
     def connect(*_arguments: Any) -> Iterator[tuple[Any, ...]]:
         yield NODE, lambda: received, None, lambda _: asked, None, None, None, None
 
-    flowers[_LOOP].http_request_response = connect
+    flowers[_LOOP].http_request_response = connect  # type: ignore[attr-defined]
     accept_only("0" * 64)
     with flowers[_LOOP]._init_connection("localhost:1", True) as connection:
         yield connection
@@ -146,7 +146,7 @@ def test_a_foreign_bundle_stays_closed(
     with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         archive.writestr("pyproject.toml", bytes(2**26))
     opened = []
-    flowers[_LOOP].get_fused_config_from_fab = lambda bundle, _: opened.append(bundle) or {"a": 1}
+    flowers[_LOOP].get_fused_config_from_fab = lambda bundle, _: opened.append(bundle) or {"a": 1}  # type: ignore[attr-defined]
     accept_only(hashlib.sha256(b"ours").hexdigest())
     assert flowers[_LOOP].get_fused_config_from_fab(bomb.getvalue(), None) == {}
     assert flowers[_LOOP].get_fused_config_from_fab(b"ours", None) == {"a": 1}
@@ -157,7 +157,7 @@ def test_nothing_is_installed_whatever_the_command_line_says(
     flowers: dict[str, ModuleType],
 ) -> None:
     started = []
-    flowers[_COMMAND].start_client_internal = lambda **options: started.append(options)
+    flowers[_COMMAND].start_client_internal = lambda **options: started.append(options)  # type: ignore[attr-defined]
     accept_only("0" * 64)
     flowers[_COMMAND].start_client_internal(runtime_dependency_install=True, host="here")
     assert started == [{"runtime_dependency_install": False, "host": "here"}]

@@ -35,7 +35,7 @@ def merge(sites: list[Any], **entries: Any) -> GroupSolution:
     return pool.solve()
 
 
-def dense_gram(tokens: int, normalization: str) -> Any:
+def dense_gram(tokens: Any, normalization: str) -> Any:
     """The normalised Gram matrix in numpy, from its definition in words."""
     x = tokens.double().numpy()
     if normalization == "token":
@@ -80,7 +80,7 @@ def merged_of(solution: GroupSolution, layer: str) -> Any:
     update = solution.updates[layer]
     if isinstance(update, LowRankUpdate):  # in float64: the product of factors is not the subject
         return update.left.double() @ update.right.double()
-    return update.weight
+    return update.weight  # type: ignore[attr-defined]
 
 
 EVERY_WAY = list(
@@ -204,7 +204,7 @@ def test_grams_of_one_shape_but_different_size_merge_to_the_weighted_mean(
 @pytest.mark.parametrize("anchor", ["base", "mean"])
 @given(count=sites_counts, seed=seeds)
 def test_sites_that_agree_merge_to_what_they_agree_on_up_to_the_ridge(
-    anchor: str, count: Any, seed: Any
+    anchor: Any, count: Any, seed: Any
 ) -> None:
     # R = ΔW S, so the merge is ΔW S (S + λI)⁻¹ = ΔW - λ ΔW (S + λI)⁻¹; the anchor adds it back.
     sites = new_sites(count, seed)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -39,19 +40,19 @@ REFUSED_PRODUCTS = {
 }
 
 
-def refuse(pool, site, statistics, message):
+def refuse(pool: GroupPool, site: str, statistics: Any, message: str) -> None:
     """The reply is refused, and the pool is as it was: another site's merge has its own bits."""
     with pytest.raises(RefusedReplyError, match=message):
         pool.add(site, statistics)
 
 
-def honest(**entries):
+def honest(**entries: Any) -> tuple[MergeSettings, GroupStatistics, GroupStatistics]:
     chosen = MergeSettings(**entries)
     one, other = new_sites(2, seed=0)
     return chosen, statistics_of(one, chosen), statistics_of(other, chosen)
 
 
-def same_as_alone(pool, chosen, statistics):
+def same_as_alone(pool: GroupPool, chosen: MergeSettings, statistics: GroupStatistics) -> None:
     alone = GroupPool(GROUP, chosen)
     alone.add("b", statistics)
     pool.add("b", statistics)
@@ -64,7 +65,7 @@ def same_as_alone(pool, chosen, statistics):
 @pytest.mark.parametrize(
     ("change", "message"), REFUSED_STATISTICS.values(), ids=REFUSED_STATISTICS.keys()
 )
-def test_statistics_that_answer_nothing_we_asked_are_refused(change, message):
+def test_statistics_that_answer_nothing_we_asked_are_refused(change: Any, message: Any) -> None:
     chosen, one, other = honest()
     pool = GroupPool(GROUP, chosen)
     refuse(pool, "a", dataclasses.replace(one, **change), message)
@@ -74,23 +75,25 @@ def test_statistics_that_answer_nothing_we_asked_are_refused(change, message):
 @pytest.mark.parametrize(
     ("change", "message"), REFUSED_PRODUCTS.values(), ids=REFUSED_PRODUCTS.keys()
 )
-def test_products_of_impossible_form_are_refused_and_nothing_is_added(change, message):
+def test_products_of_impossible_form_are_refused_and_nothing_is_added(
+    change: Any, message: Any
+) -> None:
     chosen, one, other = honest()
     pool = GroupPool(GROUP, chosen)
-    broken = Product(dataclasses.replace(one.products["q"].moments, **change))
-    broken = dataclasses.replace(one, products={**one.products, "q": broken})
+    broken = Product(dataclasses.replace(one.products["q"].moments, **change))  # type: ignore[type-var]
+    broken = dataclasses.replace(one, products={**one.products, "q": broken})  # type: ignore[assignment]
     refuse(pool, "a", broken, message)
     same_as_alone(pool, chosen, other)
 
 
 @pytest.mark.parametrize("entry", ["moments", "own"])
-def test_dense_numbers_beyond_the_exact_sum_are_refused_and_nothing_is_added(entry):
+def test_dense_numbers_beyond_the_exact_sum_are_refused_and_nothing_is_added(entry: str) -> None:
     chosen, one, other = honest(products="dense", anchor="mean")
     pool = GroupPool(GROUP, chosen)
     huge = torch.full((3, D_IN), 1e20)
     change = {entry: DenseUpdate(huge) if entry == "moments" else huge}
-    huge = dataclasses.replace(one.products["v"], **change)
-    broken = dataclasses.replace(one, products={**one.products, "v": huge})
+    huge = dataclasses.replace(one.products["v"], **change)  # type: ignore[assignment]
+    broken = dataclasses.replace(one, products={**one.products, "v": huge})  # type: ignore[dict-item]
     refuse(
         pool,
         "a",
@@ -100,27 +103,27 @@ def test_dense_numbers_beyond_the_exact_sum_are_refused_and_nothing_is_added(ent
     same_as_alone(pool, chosen, other)
 
 
-def test_a_site_counts_once():
+def test_a_site_counts_once() -> None:
     chosen, one, other = honest()
     pool = GroupPool(GROUP, chosen)
     pool.add("a", one)
-    refuse(pool, "a", other, "a answered for attn.* twice")
+    refuse(pool, "a", other, "a replied for attn.* twice")
 
 
-def test_a_layer_of_another_group_is_refused():
+def test_a_layer_of_another_group_is_refused() -> None:
     chosen, one, _ = honest()
     broken = dataclasses.replace(one, products={"mlp.up": one.products["q"]})
     refuse(GroupPool(GROUP, chosen), "a", broken, "'mlp.up' is not a layer of attn")
 
 
-def test_factored_and_dense_products_do_not_mix():
+def test_factored_and_dense_products_do_not_mix() -> None:
     chosen, one, _ = honest()
     pool = GroupPool(GROUP, chosen)
     pool.add("a", one)
     refuse(pool, "b", honest(products="dense")[2], "q: factored and dense products in one run")
 
 
-def test_an_anchor_needs_the_updates():
+def test_an_anchor_needs_the_updates() -> None:
     _, one, _ = honest(anchor="base")
     pool = GroupPool(GROUP, MergeSettings(anchor="mean"))
     refuse(pool, "a", one, "q: the anchor 'mean' needs the update itself")
@@ -145,7 +148,9 @@ TOO_LITTLE = {
 
 
 @pytest.mark.parametrize(("tokens", "entries", "message"), TOO_LITTLE.values(), ids=TOO_LITTLE)
-def test_a_site_that_would_count_for_nothing_is_refused_by_name(tokens, entries, message):
+def test_a_site_that_would_count_for_nothing_is_refused_by_name(
+    tokens: Any, entries: Any, message: Any
+) -> None:
     chosen, one, other = honest(**entries)
     silent = statistics_of(dataclasses.replace(new_sites(1, seed=0)[0], tokens=tokens), chosen)
     pool = GroupPool(GROUP, chosen)
@@ -156,16 +161,16 @@ def test_a_site_that_would_count_for_nothing_is_refused_by_name(tokens, entries,
 
 @pytest.mark.parametrize("normalization", ["feature", "none"])
 @pytest.mark.parametrize("importance", ["off-diagonal", "uniform"])
-def test_a_site_whose_rows_excite_nothing_is_refused(normalization, importance):
+def test_a_site_whose_rows_excite_nothing_is_refused(normalization: str, importance: str) -> None:
     chosen, _, other = honest(normalization=normalization, importance=importance)
     dead = dataclasses.replace(new_sites(1, seed=0)[0], tokens=torch.zeros(9, D_IN))
     pool = GroupPool(GROUP, chosen)
-    refuse(pool, "a", statistics_of(dead, chosen), "is all zero: .* give the site other samples")
+    refuse(pool, "a", statistics_of(dead, chosen), "is all zero: .* give it other samples")
     same_as_alone(pool, chosen, other)
 
 
 @pytest.mark.parametrize("products", ["auto", "dense"])
-def test_the_smallest_moments_that_are_taken_still_merge_alike(products):
+def test_the_smallest_moments_that_are_taken_still_merge_alike(products: str) -> None:
     entries = {"normalization": "none", "importance": "uniform", "products": products}
     chosen, (site,) = MergeSettings(**entries), new_sites(1, seed=0)
     largest = float(statistics_of(site, chosen).gram.abs().max())
@@ -178,7 +183,7 @@ def test_the_smallest_moments_that_are_taken_still_merge_alike(products):
     assert float((merged[0] - merged[1]).norm() / merged[0].norm()) < 600 * 2**-20
 
 
-def test_a_diagonal_gram_counts_where_every_site_counts_alike():
+def test_a_diagonal_gram_counts_where_every_site_counts_alike() -> None:
     chosen, _, other = honest(importance="uniform")
     diagonal = dataclasses.replace(new_sites(1, seed=0)[0], tokens=ONE_HOT)
     pool = GroupPool(GROUP, chosen)
@@ -189,7 +194,7 @@ def test_a_diagonal_gram_counts_where_every_site_counts_alike():
 
 @pytest.mark.parametrize("normalization", ["token", "feature", "trace", "none"])
 @pytest.mark.parametrize("scale", [1e-2, 1.0, 30.0])
-def test_a_site_of_one_token_counts(normalization, scale):
+def test_a_site_of_one_token_counts(normalization: Any, scale: float) -> None:
     chosen = MergeSettings(normalization=normalization)
     (site,) = new_sites(1, seed=0, num_tokens=1)
     pool = GroupPool(GROUP, chosen)
@@ -197,7 +202,7 @@ def test_a_site_of_one_token_counts(normalization, scale):
     assert pool.solve().importance["a"] > 0
 
 
-def test_a_group_of_one_feature_has_no_off_diagonal_and_counts_all_the_same():
+def test_a_group_of_one_feature_has_no_off_diagonal_and_counts_all_the_same() -> None:
     chosen = MergeSettings(ridge=0.0)
     group = LayerGroup("one", 0, 1, (LayerShape("q", D_OUT),))
     pool = GroupPool(group, chosen)

@@ -2,8 +2,11 @@
 
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
+from os import stat_result
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +16,7 @@ from layerweld.deploy.site import open_site
 from layerweld.runtime.disk import new_folder, writing
 from server.journal import FINISHED, RunJournal
 from server.run import run as run_server
-from tests.tiny_sites import make_labelled_sites
+from tests.tiny_sites import TinySites, make_labelled_sites
 from tests.typed_commands import init_coordinator, init_site, lw
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -22,50 +25,52 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 class Disk:
     """What was brought to the disk, and as what: whatever changed afterwards is not on it."""
 
-    def __init__(self, monkeypatch):
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.renamed_early = []
         self._kept = set()
         self._fsync, self._replace = os.fsync, Path.replace
         monkeypatch.setattr(os, "fsync", self._note)
         monkeypatch.setattr(Path, "replace", lambda *names: self._rename(*names))
 
-    def lacks(self, folder):
+    def lacks(self, folder: Path) -> list[Any]:
         """The files and folders that a power cut would take, or take a name out of."""
         there = (folder, *folder.rglob("*"))
         return [str(path) for path in there if _content(path.stat()) not in self._kept]
 
-    def _note(self, descriptor):
+    def _note(self, descriptor: Any) -> None:
         self._fsync(descriptor)
         self._kept.add(_content(os.fstat(descriptor)))
 
-    def _rename(self, source, target):
+    def _rename(self, source: Any, target: Any) -> Any:
         if target.name != FINISHED:  # a journal that goes may lack anything
             self.renamed_early += self.lacks(source)
         return self._replace(source, target)
 
 
-def _content(stat):
+def _content(stat: stat_result) -> tuple[int, int, int]:
     return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 @pytest.fixture
-def disk(monkeypatch):
+def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
     disk = Disk(monkeypatch)
     yield disk
     assert not disk.renamed_early
 
 
 @pytest.fixture(scope="module")
-def sites(tmp_path_factory):
+def sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
     return make_labelled_sites(tmp_path_factory.mktemp("sites"))
 
 
-def play(sites, output, **changes):
+def play(sites: TinySites, output: Path, **changes: Any) -> None:
     settings = sites.settings(granularity="model").model_copy(update=changes)
     run_server(sites.grid(settings), settings, str(sites.base), output)
 
 
-def test_the_folders_that_were_made_for_a_file_or_folder_are_on_the_disk_too(disk, tmp_path):
+def test_the_folders_that_were_made_for_a_file_or_folder_are_on_the_disk_too(
+    disk: Disk, tmp_path: Path
+) -> None:
     with writing(tmp_path / "a/b/file") as partial:
         partial.write_text("x")
     with new_folder(tmp_path / "c/d/folder") as partial:
@@ -74,10 +79,12 @@ def test_the_folders_that_were_made_for_a_file_or_folder_are_on_the_disk_too(dis
     assert disk.lacks(tmp_path) == []
 
 
-def test_all_products_are_on_the_disk_before_the_journal_goes(sites, disk, tmp_path, monkeypatch):
+def test_all_products_are_on_the_disk_before_the_journal_goes(
+    sites: TinySites, disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     output, names, lost = tmp_path / "out", set(), []
 
-    def remove(_journal):
+    def remove(_journal: Any) -> None:
         names.update(path.name for path in output.iterdir())
         lost.extend(path for path in disk.lacks(output) if "out/journal" not in path)
 
@@ -90,7 +97,9 @@ def test_all_products_are_on_the_disk_before_the_journal_goes(sites, disk, tmp_p
     assert lost == []
 
 
-def test_a_finished_run_does_not_come_back_as_an_interrupted_one(disk, tmp_path, monkeypatch):
+def test_a_finished_run_does_not_come_back_as_an_interrupted_one(
+    disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     journal = RunJournal(tmp_path / "journal")
     journal.open({"run": "1"})
     lacking = {}
@@ -100,7 +109,9 @@ def test_a_finished_run_does_not_come_back_as_an_interrupted_one(disk, tmp_path,
     assert lacking == {FINISHED: []}
 
 
-def test_what_a_site_trains_and_measures_is_on_the_disk(sites, disk, tmp_path):
+def test_what_a_site_trains_and_measures_is_on_the_disk(
+    sites: TinySites, disk: Disk, tmp_path: Path
+) -> None:
     finetune = sites.settings().finetune.model_copy(update={"max_steps": 1, "logger": "none"})
     untrained = replace(sites, nodes=[node | {"adapter": ""} for node in sites.nodes])
     play(untrained, tmp_path / "out", finetune=finetune, cache=str(tmp_path / "cache"))
@@ -109,7 +120,7 @@ def test_what_a_site_trains_and_measures_is_on_the_disk(sites, disk, tmp_path):
         assert disk.lacks(tmp_path / "cache" / kept) == []
 
 
-def test_a_comparison_is_on_the_disk(sites, disk, tmp_path):
+def test_a_comparison_is_on_the_disk(sites: TinySites, disk: Disk, tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
     tables = [f'base = "{sites.base}"\ncache = "{tmp_path / "cache"}"\n']
     tables.append("[calibration]\nthreads = 1\nmax-length = 12\n")
@@ -123,7 +134,9 @@ def test_a_comparison_is_on_the_disk(sites, disk, tmp_path):
     assert disk.lacks(tmp_path / "out") == []
 
 
-def test_the_folders_of_a_deployment_are_on_the_disk(sites, disk, tmp_path, monkeypatch):
+def test_the_folders_of_a_deployment_are_on_the_disk(
+    sites: TinySites, disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     init_coordinator()
     init_site(sites)
@@ -133,7 +146,9 @@ def test_the_folders_of_a_deployment_are_on_the_disk(sites, disk, tmp_path, monk
     assert disk.lacks(tmp_path / "fed") == disk.lacks(tmp_path / "hospital-a/bin") == []
 
 
-def test_a_prepared_federation_is_on_the_disk(disk, tmp_path, monkeypatch):
+def test_a_prepared_federation_is_on_the_disk(
+    disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     site = {"name": "a", "data": "a.jsonl", "held-out": "b.jsonl"}
     tables = {"name": "demo", "calibration": {"seed": 0}, "sites": [site]}

@@ -2,9 +2,12 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from flwr.app import Message
+from torch import Tensor
 from transformers import AutoTokenizer
 
 from client.data.samples import read_dataset
@@ -14,28 +17,30 @@ from layerweld.merging.prodistill import ProDistill
 from layerweld.model.base_model import load_base
 from layerweld.model.discover import discover_plan
 from layerweld.model.linear import weight_of
+from layerweld.report.results import RunResults
+from layerweld.settings.run import RunSettings
 from server.run import run as run_server
 from tests.dying_server import killed_after
 from tests.played_methods import play, settings_of, written
-from tests.tiny_sites import make_sites, with_whole_models
+from tests.tiny_sites import TinySites, make_sites, with_whole_models
 
 TARGETS = ["query", "value", "output.dense"]
 FEW = {"prodistill.steps": 4, "prodistill.learning-rate": 0.05}
 
 
 @pytest.fixture(scope="module")
-def sites(tmp_path_factory):
+def sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
     return make_sites(tmp_path_factory.mktemp("bert"), TARGETS)
 
 
 @pytest.fixture(scope="module")
-def whole(sites, tmp_path_factory):
+def whole(sites: TinySites, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunResults, Path]:
     """A run that nothing disturbs: its results, and what it wrote."""
     output = tmp_path_factory.mktemp("whole") / "out"
     return play(sites, output, "prodistill", **FEW), output
 
 
-def in_one_place(sites, settings):
+def in_one_place(sites: TinySites, settings: RunSettings) -> dict[Any, Any]:
     """ΔW after the same steps: whole models run from end to end, autograd over the coefficients."""
     backbone = load_base(sites.base).backbone
     own = [
@@ -60,13 +65,13 @@ def in_one_place(sites, settings):
                 wanted = after_block(backbone, dense, rows, block)
                 keep = rows["attention_mask"].bool()
                 loss = loss + (got - wanted)[keep].square().sum() / len(keep)
-            loss.backward()
+            loss.backward()  # type: ignore[attr-defined]
             adam.step()
         merged |= {k: (free[k].detach() * vectors[k]).sum(dim=0) for k in names}
     return merged
 
 
-def inputs_of(sites, node, settings):
+def inputs_of(sites: TinySites, node: dict[str, str], settings: RunSettings) -> dict[Any, Any]:
     rows = read_dataset(Path(node["data"]), settings.calibration, reads_images=False)
     tokenizer = AutoTokenizer.from_pretrained(sites.base)
     encoded = tokenizer(
@@ -75,7 +80,9 @@ def inputs_of(sites, node, settings):
     return {k: encoded[k] for k in ("input_ids", "attention_mask")}
 
 
-def after_block(backbone, updates, inputs, block):
+def after_block(
+    backbone: Any, updates: dict[Any, Any] | dict[str, Tensor], inputs: dict[Any, Any], block: int
+) -> Any:
     weights = {f"{k}.weight": weight_of(backbone.get_submodule(k)) + v for k, v in updates.items()}
     states = torch.func.functional_call(
         backbone, weights, (), inputs | {"output_hidden_states": True}
@@ -83,7 +90,9 @@ def after_block(backbone, updates, inputs, block):
     return states[block + 1]
 
 
-def test_the_federation_learns_what_one_process_with_all_rows_would(sites, whole):
+def test_the_federation_learns_what_one_process_with_all_rows_would(
+    sites: TinySites, whole: tuple[RunResults, Path]
+) -> None:
     results, output = whole
     expected = in_one_place(sites, settings_of(sites, "prodistill", **FEW))
     got = written(sites, output)
@@ -94,7 +103,7 @@ def test_the_federation_learns_what_one_process_with_all_rows_would(sites, whole
     assert all(0 < value < 1 for value in results.methods[-1].metrics.values())
 
 
-def test_no_step_is_task_arithmetic(sites, tmp_path):
+def test_no_step_is_task_arithmetic(sites: TinySites, tmp_path: Path) -> None:
     play(sites, tmp_path / "none", "prodistill", **{"prodistill.steps": 0})
     play(sites, tmp_path / "sum", "task-arithmetic")
     learnt, summed = written(sites, tmp_path / "none"), written(sites, tmp_path / "sum")
@@ -102,22 +111,28 @@ def test_no_step_is_task_arithmetic(sites, tmp_path):
         torch.testing.assert_close(learnt[layer], values, rtol=1e-4, atol=1e-6)
 
 
-def test_the_order_of_the_sites_does_not_change_a_bit(sites, whole, tmp_path):
+def test_the_order_of_the_sites_does_not_change_a_bit(
+    sites: TinySites, whole: tuple[RunResults, Path], tmp_path: Path
+) -> None:
     sites.nodes.reverse()
     second = play(sites, tmp_path / "two", "prodistill", **FEW)
     sites.nodes.reverse()
     assert second.manifest_hash == whole[0].manifest_hash
 
 
-def test_a_merge_is_cut_to_a_rank_and_is_an_adapter_again(sites, tmp_path):
+def test_a_merge_is_cut_to_a_rank_and_is_an_adapter_again(sites: TinySites, tmp_path: Path) -> None:
     play(sites, tmp_path / "out", "prodistill", **FEW | {"merge.rank": 4})
     assert (tmp_path / "out/adapter").is_dir()
 
 
 @pytest.mark.parametrize("after", [0, 1, 2])
 def test_a_run_killed_after_any_block_ends_in_the_same_bytes(
-    sites, whole, tmp_path, monkeypatch, after
-):
+    sites: TinySites,
+    whole: tuple[RunResults, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    after: int,
+) -> None:
     with killed_after(after, monkeypatch):
         play(sites, tmp_path / "out", "prodistill", **FEW)
     resumed = play(sites, tmp_path / "out", "prodistill", **FEW)
@@ -126,13 +141,17 @@ def test_a_run_killed_after_any_block_ends_in_the_same_bytes(
 
 @pytest.mark.parametrize("number", [2, 8, 14, 20])
 def test_a_site_in_a_new_process_without_a_cache_catches_up(
-    sites, whole, tmp_path, monkeypatch, number
-):
+    sites: TinySites,
+    whole: tuple[RunResults, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+) -> None:
     chosen = settings_of(sites, "prodistill", **FEW)
     grid, asked = sites.grid(chosen), []
     answer = grid._answer
 
-    def forget(message):
+    def forget(message: Message) -> Message:
         if message.metadata.message_type == "train.distillation":
             asked.append(message)
             if len(asked) == number:
@@ -146,14 +165,14 @@ def test_a_site_in_a_new_process_without_a_cache_catches_up(
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_other_families_are_distilled_as_well(tmp_path, family):
+def test_other_families_are_distilled_as_well(tmp_path: Path, family: str) -> None:
     targets = {"gpt2": ["c_attn", "c_fc", "c_proj"], "llama": ["q_proj", "down_proj"]}[family]
     sites = make_sites(tmp_path, targets, family)
     results = play(sites, tmp_path / "out", "prodistill", **FEW)
     assert all(0 < value < 1 for value in results.methods[-1].metrics.values())
 
 
-def test_whole_models_are_distilled_each_behind_its_own_embeddings(tmp_path):
+def test_whole_models_are_distilled_each_behind_its_own_embeddings(tmp_path: Path) -> None:
     sites = with_whole_models(make_sites(tmp_path, TARGETS))
     results = play(sites, tmp_path / "out", "prodistill", **FEW)
     assert all(0 < value < 1 for value in results.methods[-1].metrics.values())

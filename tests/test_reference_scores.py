@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -22,9 +23,7 @@ def site(tmp_path: Path) -> SimpleNamespace:
     )
 
 
-def measured_once(
-    site: SimpleNamespace, kind: str, score: tuple[float, int]
-) -> tuple[tuple[float, int], int]:
+def measured_once(site: Any, kind: str, score: tuple[float, int]) -> tuple[tuple[float, int], int]:
     taken = []
 
     def measure() -> tuple[float, int]:

@@ -21,7 +21,7 @@ RAW = {"merge.normalization": "none", "merge.importance": "uniform", "merge.ridg
 
 
 @pytest.fixture(scope="module")
-def sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
+def sites(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return make_sites(tmp_path_factory.mktemp("sites"), TARGETS)
 
 
@@ -88,7 +88,7 @@ def test_mats_descends_from_the_mean_to_regmean(sites: TinySites, tmp_path: Path
         "short": {"mats.iterations": 1},
         "dense": {"mats.iterations": 1, "merge.products": "dense"},
     }.items():
-        play(sites, tmp_path / name, name if name == "regmean" else "mats", **calibrated | entries)
+        play(sites, tmp_path / name, name if name == "regmean" else "mats", **calibrated | entries)  # type: ignore[operator]
     exact, far, near = (written(sites, tmp_path / name) for name in ("regmean", "mats", "short"))
     dense = written(sites, tmp_path / "dense")
     means = by_the_kernel(sites, RunSettings().table(Mean))

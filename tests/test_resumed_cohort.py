@@ -55,7 +55,7 @@ class LateGrid(InProcessGrid):
 
     def get_node_ids(self) -> Any:
         nodes = super().get_node_ids()
-        return nodes if self._clock.now >= self._comes_at else nodes[:-1]
+        return nodes if self._clock.now >= self._comes_at else nodes[:-1]  # type: ignore[index]
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from layerweld import errors
 from layerweld.cli import main as cli
 from layerweld.errors import JournalError, LayerweldError, LostSiteError
 from layerweld.report.results import RunResults
-from layerweld.runtime.disk import lock_of, only_here
+from layerweld.runtime.disk import holding_lock, lock_of
 from layerweld.runtime.progress import listening, report_progress
 from layerweld.runtime.run_state import RunState, read_state, recording
 from server.app import app as server_app
@@ -142,7 +142,7 @@ def test_a_killed_run_is_told_from_one_that_is_played(sites: TinySites, tmp_path
     state = read_state(output)
     assert (state.status, state.exit_code, state.done) == ("died", 15, 1)
     assert "was killed" in state.cause
-    with only_here(lock_of(output), "out"):
+    with holding_lock(lock_of(output), "out"):
         assert read_state(output).status == "running"
     play(sites, output)
     assert read_state(output).status == "completed"
@@ -182,7 +182,7 @@ def test_of_the_same_work_every_percent_is_written_and_not_every_batch(tmp_path:
     times = []
     with recording(tmp_path) as recorder:
         write = recorder.write
-        recorder.write = lambda state: (times.append(state.done), write(state))
+        recorder.write = lambda state: (times.append(state.done), write(state))  # type: ignore[assignment]
         for batch in range(1001):
             report_progress("fine-tuning", batch, 1000)
     assert times == list(range(0, 1001, 10))

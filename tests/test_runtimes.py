@@ -8,7 +8,10 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from subprocess import Popen
+from typing import Any
 
 import pytest
 
@@ -16,7 +19,7 @@ from layerweld.runtime.app_path import app_folder
 from server.run import run as run_server
 from tests.played_methods import settings_of
 from tests.test_adamerging import with_heads
-from tests.tiny_sites import make_sites
+from tests.tiny_sites import TinySites, make_sites
 
 pytestmark = pytest.mark.slow
 
@@ -26,36 +29,36 @@ _DEADLINE = 300  # seconds; a loaded two-core machine needs about 90
 
 
 @pytest.fixture(scope="module")
-def sites(tmp_path_factory):
+def sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
     return with_run_file(make_sites(tmp_path_factory.mktemp("sites"), ["query", "value"]))
 
 
-def with_run_file(sites):
+def with_run_file(sites: TinySites) -> TinySites:
     tables = ["[[sites]]\n" + "".join(f'{k} = "{v}"\n' for k, v in n.items()) for n in sites.nodes]
     (sites.folder / "run.toml").write_text("\n".join(tables))
     return sites
 
 
 @pytest.fixture(scope="module")
-def in_process_manifest(sites):
+def in_process_manifest(sites: TinySites) -> str:
     settings = sites.settings()
     output = sites.folder / "in-process"
     run_server(sites.grid(settings), settings, str(sites.base), output)
     return digest(output)
 
 
-def digest(output):
+def digest(output: Path) -> str:
     return hashlib.sha256((output / "manifest.json").read_bytes()).hexdigest()
 
 
-def free_port():
+def free_port() -> Any:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
 @pytest.fixture
-def flower(tmp_path):
+def flower(tmp_path: Path) -> Iterator[tuple[Callable[..., Popen[bytes]], Callable[..., str]]]:
     """Starts processes of Flower with a home of their own, and ends all of them afterwards."""
     started = []
     environment = os.environ | {
@@ -68,7 +71,7 @@ def flower(tmp_path):
         "RAY_USAGE_STATS_ENABLED": "0",
     }
 
-    def start(*command):
+    def start(*command: Any) -> Popen[bytes]:
         process = subprocess.Popen(
             [str(_BIN / command[0]), *command[1:]],
             env=environment,
@@ -79,7 +82,7 @@ def flower(tmp_path):
         started.append(process)
         return process
 
-    def ask(*command):
+    def ask(*command: Any) -> str:
         return subprocess.run(
             [str(_BIN / "flwr"), *command, "--format", "json"],
             env=environment,
@@ -95,7 +98,14 @@ def flower(tmp_path):
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def play(ask, superlink, sites, output, *options, **entries):
+def play(
+    ask: Callable[..., Any],
+    superlink: str,
+    sites: TinySites,
+    output: Path,
+    *options: str,
+    **entries: Any,
+) -> None:
     """Run the app and wait for a final state: `flwr run` itself exits 0 whatever becomes of it."""
     settings = {
         "sites": f"'{sites.folder / 'run.toml'}'",
@@ -123,7 +133,7 @@ def play(ask, superlink, sites, output, *options, **entries):
     pytest.fail(f"the run did not finish within {_DEADLINE} s")
 
 
-def superlink(start, tmp_path, *options):
+def superlink(start: Callable[..., Any], tmp_path: Path, *options: str) -> Any:
     port = free_port()
     start("flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(port), *options)
     (tmp_path / "flwr/config.toml").write_text(
@@ -139,7 +149,12 @@ def superlink(start, tmp_path, *options):
     pytest.fail("the SuperLink does not listen")
 
 
-def test_flowers_simulation_gives_the_same_manifest(flower, sites, in_process_manifest, tmp_path):
+def test_flowers_simulation_gives_the_same_manifest(
+    flower: tuple[Callable[..., Popen[bytes]], Callable[..., str]],
+    sites: TinySites,
+    in_process_manifest: str,
+    tmp_path: Path,
+) -> None:
     start, ask = flower
     superlink(start, tmp_path, "--simulation", NO_INSTALLATION)
     federation = "num-supernodes=3 client-resources-num-cpus=2"
@@ -147,7 +162,7 @@ def test_flowers_simulation_gives_the_same_manifest(flower, sites, in_process_ma
     assert digest(tmp_path / "out") == in_process_manifest
 
 
-def supernodes(start, port, sites):
+def supernodes(start: Callable[..., Any], port: int, sites: TinySites) -> None:
     for node in sites.on_their_own(sites.folder / "caches").nodes:
         node_config = " ".join(f"{key}={json.dumps(value)}" for key, value in node.items())
         own = ("--port", str(free_port()), "--node-config", node_config)
@@ -155,15 +170,20 @@ def supernodes(start, port, sites):
 
 
 def test_supernodes_on_loopback_give_the_same_manifest(
-    flower, sites, in_process_manifest, tmp_path
-):
+    flower: tuple[Callable[..., Popen[bytes]], Callable[..., str]],
+    sites: TinySites,
+    in_process_manifest: str,
+    tmp_path: Path,
+) -> None:
     start, ask = flower
     supernodes(start, superlink(start, tmp_path, NO_INSTALLATION), sites)
     play(ask, "here", sites, tmp_path / "out")
     assert digest(tmp_path / "out") == in_process_manifest
 
 
-def test_coefficients_are_learnt_to_the_bit_with_a_process_per_message(flower, tmp_path):
+def test_coefficients_are_learnt_to_the_bit_with_a_process_per_message(
+    flower: tuple[Callable[..., Popen[bytes]], Callable[..., str]], tmp_path: Path
+) -> None:
     sites = with_run_file(with_heads(make_sites(tmp_path / "sites", ["query"])))
     learning = {"adamerging.rounds": 2, "prodistill.steps": 1}
     settings = settings_of(sites, "prodistill,adamerging", **learning)
@@ -177,5 +197,5 @@ def test_coefficients_are_learnt_to_the_bit_with_a_process_per_message(flower, t
     assert metrics(tmp_path / "there") == metrics(here)
 
 
-def metrics(output):
+def metrics(output: Path) -> list[Any]:
     return [m["metrics"] for m in json.loads((output / "results.json").read_text())["methods"]]

@@ -3,6 +3,7 @@
 import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,16 +12,16 @@ from layerweld.deploy.site import explain_end, is_joined, joined, node_config, o
 from layerweld.errors import CohortError, DataError, DeployError, InUseError
 from layerweld.settings.run import RunSettings
 from layerweld.settings.sites import LEAST_ROWS
-from tests.tiny_sites import make_sites
+from tests.tiny_sites import TinySites, make_sites
 from tests.typed_commands import init_site, is_private, lw, things_of
 
 
 @pytest.fixture(scope="module")
-def sites(tmp_path_factory):
+def sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
     return make_sites(tmp_path_factory.mktemp("sites"), ["query", "value"])
 
 
-def test_a_site_says_what_it_would_send(here, sites):
+def test_a_site_says_what_it_would_send(here: Path, sites: TinySites) -> None:
     result = init_site(sites)
     assert result.exit_code == 0, result.output
     assert "LoRA, rank 2, 4 layers" in result.output
@@ -32,7 +33,9 @@ def test_a_site_says_what_it_would_send(here, sites):
     assert (here / "hospital-a/hospital-a.pub").is_file()
 
 
-def test_a_site_says_of_each_method_of_the_run_what_goes_where(here, sites):
+def test_a_site_says_of_each_method_of_the_run_what_goes_where(
+    here: Path, sites: TinySites
+) -> None:
     run = here / "run.toml"
     run.write_text('methods = "chain, ties, adamerging"\n[adamerging]\nrounds = 9\n')
     said = init_site(sites, *things_of(sites), "--settings", run).output
@@ -45,7 +48,7 @@ def test_a_site_says_of_each_method_of_the_run_what_goes_where(here, sites):
     assert "own settings may send more" not in said
 
 
-def test_a_site_has_its_own_say_on_how_few_rows_are_measured(here, sites):
+def test_a_site_has_its_own_say_on_how_few_rows_are_measured(here: Path, sites: TinySites) -> None:
     with pytest.raises(CohortError, match=r"18 samples would be measured, .* min-rows is 19"):
         init_site(sites, *things_of(sites), "--min-rows", "19")
     assert not (here / "hospital-a").exists()
@@ -53,7 +56,9 @@ def test_a_site_has_its_own_say_on_how_few_rows_are_measured(here, sites):
     assert open_site(here / "hospital-a").entry.min_rows == LEAST_ROWS == 10
 
 
-def test_what_a_site_does_not_say_has_the_default_of_the_settings(here, sites):
+def test_what_a_site_does_not_say_has_the_default_of_the_settings(
+    here: Path, sites: TinySites
+) -> None:
     init_site(sites)
     entry, usual = open_site(here / "hospital-a").entry, RunSettings()
     columns = (usual.calibration.text_column, usual.calibration.label_column)
@@ -61,7 +66,7 @@ def test_what_a_site_does_not_say_has_the_default_of_the_settings(here, sites):
     assert entry.logger == usual.finetune.logger
 
 
-def test_a_site_calls_its_columns_what_it_likes(here, sites):
+def test_a_site_calls_its_columns_what_it_likes(here: Path, sites: TinySites) -> None:
     from flwr.common.config import parse_config_args
 
     rows = [json.loads(line) for line in Path(sites.nodes[0]["data"]).read_text().splitlines()]
@@ -76,7 +81,7 @@ def test_a_site_calls_its_columns_what_it_likes(here, sites):
     assert site_of_node(parsed, RunSettings()).text_column == "note of the day"
 
 
-def test_a_sites_paths_are_absolute_and_flower_hands_them_on(here, sites):
+def test_a_sites_paths_are_absolute_and_flower_hands_them_on(here: Path, sites: TinySites) -> None:
     from flwr.common.config import parse_config_args
 
     init_site(sites)
@@ -86,7 +91,9 @@ def test_a_sites_paths_are_absolute_and_flower_hands_them_on(here, sites):
     assert all(parsed[key].startswith("/") for key in ("data", "adapter", "base", "cache"))
 
 
-def test_a_pinned_site_runs_one_application_and_no_other_kind_of_task(here, sites):
+def test_a_pinned_site_runs_one_application_and_no_other_kind_of_task(
+    here: Path, sites: TinySites
+) -> None:
     init_site(sites)
     site = open_site(here / "hospital-a")
     site.pin("0" * 64)
@@ -102,7 +109,7 @@ def test_a_pinned_site_runs_one_application_and_no_other_kind_of_task(here, site
     assert environment["PATH"].startswith(f"{site.folder}/bin:")
 
 
-def test_a_site_that_others_may_write_into_does_not_join(here, sites):
+def test_a_site_that_others_may_write_into_does_not_join(here: Path, sites: TinySites) -> None:
     init_site(sites)
     site = open_site(here / "hospital-a")
     for place in (site.folder, here):
@@ -115,7 +122,7 @@ def test_a_site_that_others_may_write_into_does_not_join(here, sites):
     site.pin("0" * 64)
 
 
-def test_one_process_per_site(here, sites):
+def test_one_process_per_site(here: Path, sites: TinySites) -> None:
     init_site(sites)
     site = open_site(here / "hospital-a")
     assert not is_joined(site)
@@ -126,7 +133,9 @@ def test_one_process_per_site(here, sites):
 
 
 @pytest.mark.parametrize("error", [BlockingIOError, InUseError])
-def test_an_error_of_a_joined_site_is_not_taken_for_a_second_process(here, sites, error):
+def test_an_error_of_a_joined_site_is_not_taken_for_a_second_process(
+    here: Path, sites: TinySites, error: Any
+) -> None:
     init_site(sites)
     site = open_site(here / "hospital-a")
     with pytest.raises(error, match="its own"), joined(site):
@@ -135,7 +144,7 @@ def test_an_error_of_a_joined_site_is_not_taken_for_a_second_process(here, sites
     assert not (site.folder / "join.lock").exists()
 
 
-def test_purge_deletes_runs_and_keeps_trained_adapters(here, sites):
+def test_purge_deletes_runs_and_keeps_trained_adapters(here: Path, sites: TinySites) -> None:
     init_site(sites)
     cache = here / "hospital-a/cache"
     for folder in ("runs/1", "adapters/a"):
@@ -148,7 +157,9 @@ def test_purge_deletes_runs_and_keeps_trained_adapters(here, sites):
 
 
 @pytest.mark.parametrize("missing", ["--model", "--adapter", "--data"])
-def test_a_site_with_a_wrong_path_leaves_nothing_behind(here, sites, missing):
+def test_a_site_with_a_wrong_path_leaves_nothing_behind(
+    here: Path, sites: TinySites, missing: str
+) -> None:
     node = sites.nodes[0]
     options = {"--model": sites.base, "--adapter": node["adapter"], "--data": node["data"]}
     options[missing] = "nowhere"
@@ -157,19 +168,19 @@ def test_a_site_with_a_wrong_path_leaves_nothing_behind(here, sites, missing):
     assert not list(here.iterdir())
 
 
-def test_a_path_that_flower_cannot_quote_is_refused(here, sites):
+def test_a_path_that_flower_cannot_quote_is_refused(here: Path, sites: TinySites) -> None:
     rows = here / 'a"b.jsonl'
     rows.write_text('{"text": "a"}\n')
     with pytest.raises(DeployError, match="rename it"):
         init_site(sites, "--model", sites.base, "--fine-tune", "--data", rows)
 
 
-def test_adapter_and_fine_tuning_exclude_each_other(here, sites):
+def test_adapter_and_fine_tuning_exclude_each_other(here: Path, sites: TinySites) -> None:
     node = sites.nodes[0]
     both = ("--model", sites.base, "--data", node["data"], "--adapter", "x", "--fine-tune")
     assert init_site(sites, *both).exit_code == 2
 
 
-def test_what_flower_prints_when_a_key_is_refused_is_explained():
+def test_what_flower_prints_when_a_key_is_refused_is_explained() -> None:
     assert "not registered" in explain_end("[code: 2004] Failed to activate SuperNode.")
     assert explain_end("nothing to see") == ""

@@ -52,7 +52,7 @@ def fields() -> Iterator[tuple[Any, ...]]:
             yield key, entry.annotation
 
 
-def hostile_values(kind: str) -> tuple[Any, ...]:
+def hostile_values(kind: Any) -> tuple[Any, ...]:
     if get_origin(kind) is Literal:
         return (*get_args(kind), "../x")
     return {str: WORDS, int: NUMBERS, float: SHARES, bool: (True, False)}[kind]
@@ -176,9 +176,9 @@ def watch_files() -> None:
 
     def hook(event: Any, arguments: Any) -> None:
         if _watching[0] and event == "open" and isinstance(arguments[0], str | bytes):
-            path, mode, flags = os.fsdecode(arguments[0]), *arguments[1:]
-            writes = any(c in (mode or "") for c in "wax+") or (flags or 0) & 3
-            OPENED.append((str(Path(path).absolute()), "w" if writes else "r"))
+            path, mode, flags = os.fsdecode(arguments[0]), *arguments[1:]  # type: ignore[misc]
+            writes = any(c in (mode or "") for c in "wax+") or (flags or 0) & 3  # type: ignore[has-type]
+            OPENED.append((str(Path(path).absolute()), "w" if writes else "r"))  # type: ignore[has-type]
 
     sys.addaudithook(hook)
 

@@ -30,7 +30,7 @@ seeds = st.integers(0, 2**16)
 
 
 def measured(
-    normalization: str = "token",
+    normalization: Any = "token",
     shrinkage: float = 1.0,
     dense: bool = False,
     with_updates: bool = False,
@@ -92,9 +92,9 @@ def test_what_travels_is_all_of_it_and_has_the_shapes_that_are_known_before(
 def test_dense_form_sends_no_factors_and_the_anchor_sends_the_updates() -> None:
     statistics, updates = measured(dense=True, with_updates=True)
     assert all(isinstance(p.moments, DenseUpdate) for p in statistics.products.values())
-    torch.testing.assert_close(statistics.products["up"].update.weight, updates["up"].dense())
+    torch.testing.assert_close(statistics.products["up"].update.weight, updates["up"].dense())  # type: ignore[attr-defined]
     factored, _ = measured(with_updates=True)
-    assert torch.equal(factored.products["up"].update.right, updates["up"].right)
+    assert torch.equal(factored.products["up"].update.right, updates["up"].right)  # type: ignore[attr-defined]
     assert measured()[0].products["up"].update is None
 
 

@@ -7,8 +7,11 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from subprocess import Popen
+from typing import Any
 
 import pytest
 from filelock import FileLock
@@ -17,16 +20,18 @@ from safetensors import SafetensorError
 from client import store
 from layerweld.errors import InUseError, JournalError, OutputError, StorageError
 from layerweld.report import output_folder
+from layerweld.report.results import RunResults
 from layerweld.report.run import files as run_files
 from layerweld.runtime import disk
-from layerweld.runtime.disk import only_here, writing
+from layerweld.runtime.disk import holding_lock, writing
 from server import journal as server_journal
 from server import kept_rounds
 from server.journal import RunJournal
 from server.run import run as run_server
+from strategies.merge_strategy import MergeStrategy
 from tests.faulty_grid import InProcessGrid
 from tests.stub_sites import NAMES, StubApp, digest_of, new_chain, settings
-from tests.tiny_sites import make_sites
+from tests.tiny_sites import TinySites, make_sites
 
 NODES = [{"name": name} for name in NAMES]
 EVERY = int(os.environ.get("LAYERWELD_KILL_EVERY", "4"))  # of the points at which to kill
@@ -36,11 +41,11 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
-def sites(tmp_path_factory):
+def sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
     return make_sites(tmp_path_factory.mktemp("bert"), ["query", "value"])
 
 
-def play_chain(folder):
+def play_chain(folder: Path) -> MergeStrategy:
     journal = RunJournal(folder)
     chosen = settings()
     chain = new_chain(chosen, journal=journal.of_method("com"))
@@ -48,7 +53,7 @@ def play_chain(folder):
     return chain
 
 
-def play(sites, output, **merge):
+def play(sites: TinySites, output: Path, **merge: Any) -> RunResults:
     chosen = sites.settings(**merge)
     return run_server(sites.grid(chosen), chosen, str(sites.base), output)
 
@@ -56,16 +61,18 @@ def play(sites, output, **merge):
 class Points:
     """Counts the moments before and after every change on the disk, and may end it all at one."""
 
-    def __init__(self, monkeypatch, act=lambda _number: None):
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, act: Callable[..., None] = lambda _number: None
+    ) -> None:
         self.count, self._act = 0, act
         for owner, name in (
             (disk, "_sync"), (Path, "replace"), (kept_rounds, "save_file"), (Path, "mkdir"),
-            (run_files, "write_report"), (output_folder.shutil, "rmtree"),
+            (run_files, "write_report"), (output_folder.shutil, "rmtree"),  # type: ignore[attr-defined]
         ):  # fmt: skip
             monkeypatch.setattr(owner, name, self._around(getattr(owner, name)))
 
-    def _around(self, function):
-        def wrapped(*args, **kwargs):
+    def _around(self, function: Any) -> Callable[..., Any]:
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
             self._point()
             result = function(*args, **kwargs)
             self._point()
@@ -73,12 +80,12 @@ class Points:
 
         return wrapped
 
-    def _point(self):
+    def _point(self) -> None:
         self.count += 1
         self._act(self.count)
 
 
-def killed_at(point, work):
+def killed_at(point: int, work: Callable[..., Any]) -> bool:
     """Do the work in a child process that gets SIGKILL at a point; whether it was killed."""
     child = os.fork()
     if child == 0:
@@ -89,14 +96,14 @@ def killed_at(point, work):
     return os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
 
-def points_of(work):
+def points_of(work: Callable[..., Any]) -> int:
     with pytest.MonkeyPatch.context() as patch:
         points = Points(patch)
         work()
         return points.count
 
 
-def test_a_server_killed_at_any_point_of_its_journal_ends_in_the_same_bytes(tmp_path):
+def test_a_server_killed_at_any_point_of_its_journal_ends_in_the_same_bytes(tmp_path: Path) -> None:
     whole = digest_of(play_chain(tmp_path / "whole"))
     count = points_of(lambda: play_chain(tmp_path / "counted"))
     assert count > 40
@@ -109,7 +116,9 @@ def test_a_server_killed_at_any_point_of_its_journal_ends_in_the_same_bytes(tmp_
     print(f"\n{survived} kills of the journal survived, of {count} points")
 
 
-def test_a_run_killed_while_it_writes_its_products_ends_in_the_same_bytes(sites, tmp_path):
+def test_a_run_killed_while_it_writes_its_products_ends_in_the_same_bytes(
+    sites: TinySites, tmp_path: Path
+) -> None:
     whole = play(sites, tmp_path / "whole", granularity="model")
     count = points_of(lambda: play(sites, tmp_path / "counted", granularity="model"))
     survived = 0
@@ -129,7 +138,7 @@ def test_a_run_killed_while_it_writes_its_products_ends_in_the_same_bytes(sites,
 
 
 @pytest.mark.parametrize("kept", [0, 1, 7, 100, 0.5, 0.9, -1])
-def test_a_last_step_that_was_cut_short_is_solved_again(kept, tmp_path):
+def test_a_last_step_that_was_cut_short_is_solved_again(kept: float, tmp_path: Path) -> None:
     whole = digest_of(play_chain(tmp_path))
     file = tmp_path / "com/round-00003.safetensors"
     content = file.read_bytes()
@@ -139,7 +148,7 @@ def test_a_last_step_that_was_cut_short_is_solved_again(kept, tmp_path):
     assert len(file.read_bytes()) > len(content) - 10  # not equal: more was sent to catch up
 
 
-def test_an_earlier_step_that_is_damaged_is_refused_by_name(tmp_path):
+def test_an_earlier_step_that_is_damaged_is_refused_by_name(tmp_path: Path) -> None:
     play_chain(tmp_path)
     file = tmp_path / "com/round-00001.safetensors"
     content = bytearray(file.read_bytes())
@@ -153,8 +162,8 @@ def test_an_earlier_step_that_is_damaged_is_refused_by_name(tmp_path):
 
 
 def test_who_was_lost_is_read_from_the_last_step_and_from_what_the_others_say_of_themselves(
-    tmp_path, monkeypatch
-):
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     play_chain(tmp_path)
     steps, read = RunJournal(tmp_path).of_method("com"), []
     whole = kept_rounds._read
@@ -171,18 +180,20 @@ def test_who_was_lost_is_read_from_the_last_step_and_from_what_the_others_say_of
 class FullDisk:
     """After so many bytes a write fails as it does on a full disk."""
 
-    def __init__(self, monkeypatch, writes):
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, writes: int) -> None:
         self.left = writes
         monkeypatch.setattr(disk, "_sync", self._sync)
 
-    def _sync(self, path):
+    def _sync(self, path: Path) -> None:
         self.left -= 1
         if self.left < 0:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
 @pytest.mark.parametrize("writes", [0, 1, 7, 15])
-def test_a_disk_that_fills_up_keeps_the_steps_before_and_resumes(writes, tmp_path, monkeypatch):
+def test_a_disk_that_fills_up_keeps_the_steps_before_and_resumes(
+    writes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = digest_of(play_chain(tmp_path / "whole"))
     with monkeypatch.context() as patch:
         FullDisk(patch, writes)
@@ -193,12 +204,14 @@ def test_a_disk_that_fills_up_keeps_the_steps_before_and_resumes(writes, tmp_pat
 
 
 @pytest.mark.parametrize("writes", [0, 2])
-def test_a_site_whose_disk_fills_up_resumes_with_the_run(writes, sites, tmp_path, monkeypatch):
+def test_a_site_whose_disk_fills_up_resumes_with_the_run(
+    writes: int, sites: TinySites, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = play(sites, tmp_path / "whole")
     shutil.rmtree(sites.folder / "cache/runs")
-    left, save_file = [writes], store.save_file
+    left, save_file = [writes], store.save_file  # type: ignore[attr-defined]
 
-    def save(tensors, file, metadata):
+    def save(tensors: Any, file: Path, metadata: Any) -> None:
         left[0] -= 1
         if left[0] < 0:
             Path(file).write_bytes(b"half")
@@ -213,10 +226,12 @@ def test_a_site_whose_disk_fills_up_resumes_with_the_run(writes, sites, tmp_path
     assert play(sites, tmp_path / "out").manifest_hash == whole.manifest_hash
 
 
-def test_products_that_do_not_fit_leave_nothing_but_journal_and_state(sites, tmp_path, monkeypatch):
+def test_products_that_do_not_fit_leave_nothing_but_journal_and_state(
+    sites: TinySites, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = play(sites, tmp_path / "whole", granularity="model")
 
-    def full(*_args):
+    def full(*_args: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
@@ -228,11 +243,11 @@ def test_products_that_do_not_fit_leave_nothing_but_journal_and_state(sites, tmp
     assert resumed.manifest_hash == whole.manifest_hash
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path):
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("old")
 
-    def write_half():
+    def write_half() -> None:
         with writing(file) as partial:
             partial.write_text("ne")
             raise OSError(errno.EIO, "Input/output error")
@@ -254,11 +269,11 @@ with FileLock(sys.argv[1]):
 
 
 @pytest.fixture
-def holding(tmp_path):
+def holding(tmp_path: Path) -> Iterator[Callable[..., Popen[str]]]:
     """Another process that holds a lock until the test is over."""
     started = []
 
-    def hold(lock):
+    def hold(lock: Any) -> Popen[str]:
         lock.parent.mkdir(parents=True, exist_ok=True)
         process = subprocess.Popen(
             [sys.executable, "-c", HOLD, str(lock)], stdout=subprocess.PIPE, text=True
@@ -273,7 +288,9 @@ def holding(tmp_path):
         process.wait()
 
 
-def test_a_second_run_in_the_same_output_folder_is_refused(sites, tmp_path, holding):
+def test_a_second_run_in_the_same_output_folder_is_refused(
+    sites: TinySites, tmp_path: Path, holding: Callable[..., Popen[str]]
+) -> None:
     process = holding(tmp_path / ".out.lock")
     with pytest.raises(InUseError, match=r"another process is using .*out"):
         play(sites, tmp_path / "out")
@@ -284,29 +301,36 @@ def test_a_second_run_in_the_same_output_folder_is_refused(sites, tmp_path, hold
     assert {p.name for p in tmp_path.iterdir()} == {"out"}
 
 
-def test_a_second_process_of_a_site_in_one_run_is_refused(sites, tmp_path, holding, monkeypatch):
-    monkeypatch.setattr(server_journal.secrets, "token_hex", lambda _n: "0" * 16)
+def test_a_second_process_of_a_site_in_one_run_is_refused(
+    sites: TinySites,
+    tmp_path: Path,
+    holding: Callable[..., Popen[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server_journal.secrets, "token_hex", lambda _n: "0" * 16)  # type: ignore[attr-defined]
     holding(sites.folder / f"cache/locks/birch-{'0' * 16}.lock")
     with pytest.raises(InUseError, match=r"another process is using .*cache, as birch"):
         play(sites, tmp_path / "out")
 
 
-def test_sites_of_different_names_share_a_cache(sites, holding):
+def test_sites_of_different_names_share_a_cache(
+    sites: TinySites, holding: Callable[..., Popen[str]]
+) -> None:
     holding(sites.folder / "cache/locks/elm.lock")
-    with only_here(sites.folder / "cache/locks/ash.lock", "cache"):
+    with holding_lock(sites.folder / "cache/locks/ash.lock", "cache"):
         pass
 
 
-def test_a_lock_is_gone_afterwards(tmp_path):
+def test_a_lock_is_gone_afterwards(tmp_path: Path) -> None:
     lock = tmp_path / "x.lock"
-    with only_here(lock, "x"), pytest.raises(InUseError), only_here(lock, "x"):
+    with holding_lock(lock, "x"), pytest.raises(InUseError), holding_lock(lock, "x"):
         pass
     assert not list(tmp_path.iterdir())
     with FileLock(tmp_path / "x.lock", timeout=0):
         pass
 
 
-def test_what_is_not_ours_beside_a_journal_is_left_alone(sites, tmp_path):
+def test_what_is_not_ours_beside_a_journal_is_left_alone(sites: TinySites, tmp_path: Path) -> None:
     (tmp_path / "out/journal").mkdir(parents=True)
     (tmp_path / "out/letter.txt").write_text("mine")
     with pytest.raises(OutputError, match=r"not empty \(it holds 'letter\.txt'\)"):
@@ -314,7 +338,7 @@ def test_what_is_not_ours_beside_a_journal_is_left_alone(sites, tmp_path):
     assert (tmp_path / "out/letter.txt").read_text() == "mine"
 
 
-def test_a_finished_merge_in_the_way_is_named_with_the_way_out(tmp_path):
+def test_a_finished_merge_in_the_way_is_named_with_the_way_out(tmp_path: Path) -> None:
     (tmp_path / "out/adapter").mkdir(parents=True)
     says = r"is not empty \(it holds 'adapter'\); choose another output folder, or move"
     with pytest.raises(OutputError, match=says) as error:
@@ -322,7 +346,9 @@ def test_a_finished_merge_in_the_way_is_named_with_the_way_out(tmp_path):
     assert error.value.exit_code == 11
 
 
-def test_a_journal_of_another_version_is_refused_with_the_way_out(sites, tmp_path):
+def test_a_journal_of_another_version_is_refused_with_the_way_out(
+    sites: TinySites, tmp_path: Path
+) -> None:
     play_chain(tmp_path / "out/journal")
     for facts in ({}, {"format": 1}, {"format": "2"}):
         header = json.dumps({"run": "0a1b", "methods": ["com"], "sites": {}} | facts)
@@ -333,7 +359,7 @@ def test_a_journal_of_another_version_is_refused_with_the_way_out(sites, tmp_pat
     assert (tmp_path / "out/journal/com/round-00003.safetensors").is_file()
 
 
-def test_a_damaged_header_of_a_journal_is_refused(sites, tmp_path):
+def test_a_damaged_header_of_a_journal_is_refused(sites: TinySites, tmp_path: Path) -> None:
     (tmp_path / "out/journal").mkdir(parents=True)
     for text in ("{", "[]", json.dumps({"run": 3})[:-3]):
         (tmp_path / "out/journal/run.json").write_text(text)

@@ -24,7 +24,7 @@ def flower(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Flower's module as it is, put back afterwards."""
     handled = []
     monkeypatch.setattr(run_superexec, "_handle_launch_result", lambda *task: handled.append(task))
-    monkeypatch.setattr(run_superexec, "time", run_superexec.time)
+    monkeypatch.setattr(run_superexec, "time", run_superexec.time)  # type: ignore[attr-defined]
     return handled
 
 
@@ -34,13 +34,13 @@ def test_it_asks_seldom_until_there_is_a_task_and_often_for_two_minutes_then(
     clock = Clock()
     keep_pace(Pace(lambda: clock.now, clock.sleep))
     for _ in range(3):
-        run_superexec.time.sleep(0.01)
+        run_superexec.time.sleep(0.01)  # type: ignore[attr-defined]
     assert clock.pauses == [2.0] * 3
     run_superexec._handle_launch_result("accepted", "task")
     assert flower == [("accepted", "task")]
     begun = clock.now
     while clock.now < begun + 130:
-        run_superexec.time.sleep(0.01)
+        run_superexec.time.sleep(0.01)  # type: ignore[attr-defined]
     assert clock.pauses[3:600] == [0.2] * 597
     assert clock.pauses[-4:] == [2.0] * 4
 

@@ -42,10 +42,10 @@ with training_logger(sys.argv[1], Path("logs", "site")) as logger:
 """
 
 
-def log(kind: str, folder: Path, loss: float = 0.5) -> None:
+def log(kind: Any, folder: Path, loss: float = 0.5) -> None:
     with training_logger(kind, folder) as logger:
-        logger.log_metrics({"train/loss": loss}, step=1)
-        logger.finalize("success")
+        logger.log_metrics({"train/loss": loss}, step=1)  # type: ignore[union-attr]
+        logger.finalize("success")  # type: ignore[union-attr]
 
 
 def losses(database: Path) -> list[Any]:

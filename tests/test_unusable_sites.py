@@ -2,35 +2,38 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from flwr.app import Message
 
 from client.app import app as client_app
 from client.training.heads import ClassifierHead
 from layerweld.errors import LostSiteError
+from layerweld.settings.run import RunSettings
 from server.run import run as run_server
 from tests.faulty_grid import InProcessGrid
-from tests.tiny_sites import make_labelled_sites
+from tests.tiny_sites import TinySites, make_labelled_sites
 
 
 class AskedGrid(InProcessGrid):
     """Its nodes hide their errors, as in processes of their own; what they are asked is noted."""
 
-    def __init__(self, nodes, settings):
+    def __init__(self, nodes: list[dict[str, str]], settings: RunSettings) -> None:
         super().__init__(client_app, nodes, settings)
         self.asked = set()
 
-    def _answer(self, message):
+    def _answer(self, message: Message) -> Message:
         self.asked.add(message.metadata.message_type)
         return self._app(message, self._contexts[message.metadata.dst_node_id])
 
 
 @pytest.fixture
-def sites(tmp_path):
+def sites(tmp_path: Path) -> TinySites:
     return make_labelled_sites(tmp_path).on_their_own(tmp_path / "caches")
 
 
-def relabelled(node, field, label):
+def relabelled(node: Any, field: str, label: str | None | str | None) -> None:
     """The site with rows of its own under this field, all of that label, or of none."""
     file = Path(node["data"]).with_name(f"{field}.jsonl")
     rows = [json.loads(line) for line in Path(node["data"]).read_text().splitlines()]
@@ -40,20 +43,20 @@ def relabelled(node, field, label):
     node[field] = str(file)
 
 
-def untrained(node, label):
+def untrained(node: Any, label: str | None) -> None:
     del node["adapter"]
     relabelled(node, "data", label)
 
 
-def with_damaged_head(node):
+def with_damaged_head(node: Any) -> None:
     (Path(node["adapter"]).parent / "head.safetensors").write_bytes(b"\x09")
 
 
-def with_wide_head(node):
+def with_wide_head(node: Any) -> None:
     ClassifierHead(17, "ab").save(Path(node["adapter"]).parent / "head.safetensors")
 
 
-def with_head_elsewhere(node):
+def with_head_elsewhere(node: Any) -> None:
     node["head"] = "nowhere.safetensors"
 
 
@@ -70,8 +73,8 @@ UNUSABLE = {
 
 @pytest.mark.parametrize(("spoil", "code"), UNUSABLE.values(), ids=UNUSABLE.keys())
 def test_nothing_is_computed_before_a_site_is_named_that_could_not_go_through_with_it(
-    sites, tmp_path, spoil, code
-):
+    sites: TinySites, tmp_path: Path, spoil: Any, code: Any
+) -> None:
     spoil(sites.nodes[1])
     settings = sites.settings()
     grid = AskedGrid(sites.nodes, settings)

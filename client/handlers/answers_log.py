@@ -9,7 +9,7 @@ from pathlib import Path
 from layerweld.runtime.incidents import ANSWERS
 from layerweld.untrusted.text import shown
 
-_LONGEST = 200  # characters of a question
+_LONGEST = 200  # characters of a request
 _LARGEST = 2**20  # bytes; an older file is kept beside it
 
 

@@ -67,7 +67,7 @@ def site_info(state: SiteState) -> SiteInfo:
         environment=tuple(f"{name}={value}" for name, value in here.items()),
     )
     if state.files.must_fine_tune != is_untrained:
-        raise AdapterLostError(f"{state.site.name} lost its adapter while it introduced itself")
+        raise AdapterLostError(f"{state.site.name} lost its adapter during the handshake")
     return info
 
 

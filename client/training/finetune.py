@@ -183,7 +183,7 @@ def fine_tune(
 def _check(base: BaseModel, targets: Sequence[str], dataset: Dataset, folder: Path) -> None:
     unknown = sorted(set(targets) - set(linear_layers(base.backbone)))
     if unknown or not targets:
-        what = f"{unknown[0]!r} is no linear layer of" if unknown else "no layer is chosen in"
+        what = f"{unknown[0]!r} is not a linear layer of" if unknown else "no layer is chosen in"
         raise ConfigError(f"{what} the model in {base.folder}; change `finetune.targets`")
     check_trainable(dataset)
     if folder.exists():

@@ -16,7 +16,7 @@ import tomli_w
 from layerweld.demo.packages import pip_file
 from layerweld.demo.splits import SAMPLES, E, drawn
 from layerweld.demo.texts import READERS, distinct, write_texts
-from layerweld.runtime.disk import new_folder, only_here, user_cache
+from layerweld.runtime.disk import holding_lock, new_folder, user_cache
 from layerweld.runtime.sealed import is_whole, seal
 from layerweld.untrusted.names import below
 
@@ -81,7 +81,7 @@ def prepared(
     seed = tables["calibration"]["seed"]
     name = f"{tables['name']}-{key}"
     folder = below(user_cache(), "federations", name)
-    with only_here(below(user_cache(), "locks", f"{name}.lock"), str(folder)):
+    with holding_lock(below(user_cache(), "locks", f"{name}.lock"), str(folder)):
         if not is_whole(folder):
             shutil.rmtree(folder, ignore_errors=True)
             with new_folder(folder) as new:

@@ -76,7 +76,7 @@ def up(folder: Folder = HERE, only_print: Print = False) -> None:
     from layerweld.deploy.processes import Supervisor
     from layerweld.deploy.speak import print_commands, say
     from layerweld.deploy.validity import require_alive, tend
-    from layerweld.runtime.disk import only_here
+    from layerweld.runtime.disk import holding_lock
 
     coordinator = open_coordinator(folder)
     programs = coordinator.programs()
@@ -84,7 +84,7 @@ def up(folder: Folder = HERE, only_print: Print = False) -> None:
         commands = [program.command for program in programs]
         print_commands(coordinator.environment, *commands)
         return
-    with only_here(coordinator.folder / "up.lock", str(coordinator.folder)):
+    with holding_lock(coordinator.folder / "up.lock", str(coordinator.folder)):
         tend(coordinator, say)
         require_alive(coordinator)
         require_free("127.0.0.1", coordinator.file.superlink_port)

@@ -25,7 +25,7 @@ from layerweld.deploy.keys import make_key, public_file
 from layerweld.deploy.processes import Program
 from layerweld.errors import DeployError, InUseError
 from layerweld.runtime.app_path import app_folder
-from layerweld.runtime.disk import is_held, only_here
+from layerweld.runtime.disk import holding_lock, is_held
 from layerweld.settings.sites import SiteEntry, on_its_own
 from layerweld.untrusted.files import named_path
 
@@ -223,7 +223,7 @@ def joined(site: Site) -> Iterator[None]:
     """
     with ExitStack() as held:
         try:
-            held.enter_context(only_here(_join_lock(site), str(site.folder)))
+            held.enter_context(holding_lock(_join_lock(site), str(site.folder)))
         except InUseError:
             raise DeployError(
                 f"{site.folder} has joined already, and a site is one process; end that one first"

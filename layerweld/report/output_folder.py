@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from layerweld.errors import OutputError
-from layerweld.runtime.disk import move, reported, sync_below
+from layerweld.runtime.disk import move, raising_storage_error, sync_below
 from layerweld.runtime.run_state import is_state
 
 JOURNAL = "journal"
@@ -56,7 +56,7 @@ def finished_together(folder: Path) -> Iterator[Path]:
         StorageError: the disk is full; the products so far are removed, the journal stays.
     """
     staging = folder / JOURNAL / "products"
-    with reported(folder):
+    with raising_storage_error(folder):
         shutil.rmtree(staging, ignore_errors=True)  # of a run that was killed
         staging.mkdir(parents=True)
         try:

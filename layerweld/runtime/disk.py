@@ -31,7 +31,7 @@ def writing(target: Path) -> Iterator[Path]:
         StorageError: the disk is full, the folder is read-only, or the disk is damaged.
     """
     partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
-    with reported(target):
+    with raising_storage_error(target):
         try:
             make_folder(target.parent)
             yield partial
@@ -56,7 +56,7 @@ def new_folder(target: Path, mode: int = 0o777) -> Iterator[Path]:
         StorageError: the disk is full, the folder is read-only, or the disk is damaged.
     """
     partial = target.with_name(f"{target.name}.partial")
-    with reported(target):
+    with raising_storage_error(target):
         try:
             shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
             make_folder(target.parent)
@@ -89,7 +89,7 @@ def sync_below(folder: Path) -> None:
 
 
 @contextmanager
-def reported(target: Path) -> Iterator[None]:
+def raising_storage_error(target: Path) -> Iterator[None]:
     """Turn what the operating system says about a write into an error with a way out.
 
     Raises:
@@ -105,7 +105,7 @@ def reported(target: Path) -> Iterator[None]:
 
 
 @contextmanager
-def only_here(lock: Path, what: str) -> Iterator[None]:
+def holding_lock(lock: Path, what: str) -> Iterator[None]:
     """Hold a lock file; the operating system releases it when the process dies.
 
     Args:
@@ -115,7 +115,7 @@ def only_here(lock: Path, what: str) -> Iterator[None]:
     Raises:
         InUseError: another process holds it.
     """
-    with reported(lock):
+    with raising_storage_error(lock):
         make_folder(lock.parent)
         held = FileLock(lock, timeout=0)
         try:

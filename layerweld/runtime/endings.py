@@ -12,7 +12,7 @@ from contextlib import suppress
 import click
 
 from layerweld.errors import UNFORESEEN, LayerweldError
-from layerweld.out_of_memory import naming_memory
+from layerweld.out_of_memory import raising_memory_shortage
 from layerweld.runtime.interruptions import INTERRUPTED, RESUMES, ending_on_signals
 from layerweld.untrusted.paths import refused_path
 
@@ -41,7 +41,7 @@ def run_and_end(app: Callable[..., object]) -> None:
 
 def _code_of(app: Callable[..., object]) -> int:
     try:
-        with naming_memory():
+        with raising_memory_shortage():
             returned = app(standalone_mode=False)
         if sys.stdout is not None:
             sys.stdout.flush()

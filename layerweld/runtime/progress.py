@@ -33,7 +33,7 @@ def listening(listener: Listener) -> Iterator[None]:
 
 
 @contextmanager
-def overhearing(listener: Listener) -> Iterator[None]:
+def also_listening(listener: Listener) -> Iterator[None]:
     """Send progress reported in this context to ``listener``, and then to the current listener."""
     now = _listener.get()
 

@@ -21,7 +21,7 @@ from layerweld.errors import (
 )
 from layerweld.runtime.disk import is_held, lock_of, writing
 from layerweld.runtime.interruptions import INTERRUPTED, RESUMES
-from layerweld.runtime.progress import overhearing
+from layerweld.runtime.progress import also_listening
 from layerweld.untrusted.documents import read_json
 from layerweld.untrusted.files import reading
 from layerweld.untrusted.paths import refused_path
@@ -132,7 +132,7 @@ def recording(folder: Path) -> Iterator[Recorder]:
     recorder = Recorder(folder)
     recorder.write(RunState())
     try:
-        with overhearing(recorder):
+        with also_listening(recorder):
             yield recorder
     except BaseException as error:
         with suppress(StorageError):  # the error that ends the run says more than a full disk

@@ -132,7 +132,7 @@ def check_statistics(statistics: GroupStatistics, d_in: int, normalization: str)
         raise RefusedReplyError(f"{where} breaks |G_pq|² ≤ G_pp G_qq: no data has such moments")
     if trace == 0:
         raise RefusedReplyError(
-            f"{where} is all zero: no row excites these layers; give the site other rows"
+            f"{where} is all zero: no sample excites these layers; give it other samples"
         )
     factor = GramFactor(gram)
     if not factor.is_semidefinite:

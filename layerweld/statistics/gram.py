@@ -119,7 +119,9 @@ def unpack_symmetric(packed: Float[Tensor, " packed"], d: int) -> Float[Tensor, 
         ValueError: ``packed`` is not a triangle of width ``d``.
     """
     if packed.numel() != packed_size(d):
-        raise ValueError(f"{packed.numel()} numbers are no upper triangle of a {d} x {d} matrix")
+        raise ValueError(
+            f"{packed.numel()} numbers are not the upper triangle of a {d} x {d} matrix"
+        )
     gram = packed.new_empty(d, d)
     for i, row in enumerate(packed.split(list(range(d, 0, -1)))):
         gram[i, i:] = row

@@ -120,7 +120,7 @@ class GroupPool:
                 same site, or products of another form than those of the other sites.
         """
         if site in self._admitted:
-            raise RefusedReplyError(f"{site} answered for {self.group.name} twice")
+            raise RefusedReplyError(f"{site} replied for {self.group.name} twice")
         admitted = admit(site, statistics, self.group, self.settings)
         for layer, product in statistics.products.items():
             known = self._layers.get(layer)

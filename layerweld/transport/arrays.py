@@ -84,7 +84,7 @@ def require_sendable(content: RecordDict) -> None:
             if not np.isfinite(np.frombuffer(array.data, dtype="<f4")).all():
                 raise UnusableMergeError(
                     f"{name[:100]} came out with numbers that are not finite, and is not sent; "
-                    f"does the model give such numbers on these rows, in another precision too?"
+                    f"does the model give such numbers on these samples, in another precision too?"
                 )
 
 

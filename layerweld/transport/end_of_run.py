@@ -8,4 +8,4 @@ END_OF_RUN = "query.finished"
 """Flower's type of the message; its request says no more than what it is about."""
 
 END_OF_RUN_BUDGET = Budget(2**16, 8)
-"""What the reply may take, which nobody reads."""
+"""What the reply may take; nothing reads it."""

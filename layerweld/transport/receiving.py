@@ -108,7 +108,7 @@ class Receiver:
             if error.response.status_code not in _ITS_FAULT:
                 raise
             raise UnreadableReplyError("the SuperLink cannot hand its reply over") from error
-        for message in named.messages_list:  # Flower also hands over what nobody has asked for
+        for message in named.messages_list:  # Flower also hands over what was not requested
             if message.metadata.reply_to_message_id == message_id:
                 self._announced[message_id] = _Announced(message.metadata.message_id)
         return self._announced.get(message_id)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from layerweld.errors import LayerweldError, RefusedReplyError
-from layerweld.out_of_memory import naming_memory
+from layerweld.out_of_memory import raising_memory_shortage
 from layerweld.untrusted.text import quoted, shown
 
 T = TypeVar("T")
@@ -26,7 +26,7 @@ def refusing_malformed() -> Iterator[None]:
         MemoryShortageError: this process has no memory left, which says nothing of the reply.
     """
     try:
-        with naming_memory():
+        with raising_memory_shortage():
             yield
     except LayerweldError:
         raise

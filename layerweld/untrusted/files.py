@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from layerweld.errors import LayerweldError, MemoryShortageError
-from layerweld.out_of_memory import naming_memory
+from layerweld.out_of_memory import raising_memory_shortage
 from layerweld.untrusted.paths import LONGEST_PATH
 from layerweld.untrusted.text import shown
 
@@ -42,7 +42,7 @@ def reading(problem: str, remedy: str, error: type[LayerweldError]) -> Iterator[
             Lack of memory keeps its own name, because a file may claim any size.
     """
     try:
-        with naming_memory():
+        with raising_memory_shortage():
             yield
     except MemoryShortageError as short:
         raise MemoryShortageError(f"{short}; or {problem}, and claims too much") from short

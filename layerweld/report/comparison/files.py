@@ -12,7 +12,7 @@ from layerweld.report.comparison.page import write_comparison_report
 from layerweld.report.comparison.results import Comparison
 from layerweld.report.comparison.tables import comparison_markdown, write_csv_files
 from layerweld.report.output_folder import check_output_folder
-from layerweld.runtime.disk import lock_of, only_here, writing
+from layerweld.runtime.disk import holding_lock, lock_of, writing
 
 KEPT = "results"
 """Where in the output folder results are kept as they come."""
@@ -26,7 +26,7 @@ def comparing_in(folder: Path) -> Iterator[None]:
         InUseError: another comparison, or a run, works in it.
         OutputError: it holds something else, or cannot be made.
     """
-    with only_here(lock_of(folder), str(folder)):
+    with holding_lock(lock_of(folder), str(folder)):
         if not (folder / KEPT).is_dir():
             check_output_folder(folder)
         yield
