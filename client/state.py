@@ -17,8 +17,7 @@ from client.site import SiteRun
 from client.store import SiteStore
 from client.training.own_head import OwnHead
 from layerweld.errors import AdapterError
-from layerweld.formats.adapters import Adapter
-from layerweld.formats.task_vectors import read_fine_tuned
+from layerweld.formats.adapters import Adapter, read_fine_tuned
 from layerweld.model.base_model import BaseModel, device_named, load_base
 from layerweld.model.collect import ReplayableModel
 from layerweld.model.discover import discover_plan

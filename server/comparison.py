@@ -17,8 +17,7 @@ from layerweld.report.results import MethodResult, SiteSummary
 from layerweld.report.scores import REFERENCES
 from layerweld.runtime.peak_memory import peak_resident
 from layerweld.runtime.progress import report_progress
-from layerweld.settings.comparison import ComparisonSettings
-from layerweld.settings.grids import candidates, with_candidate
+from layerweld.settings.comparison import ComparisonSettings, candidates, with_candidate
 from layerweld.settings.methods import methods_of
 from layerweld.settings.run import RunSettings
 from server.federation import Federation

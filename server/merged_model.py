@@ -11,8 +11,7 @@ from torch import Tensor
 from layerweld.errors import UnusableMergeError
 from layerweld.merging.method import Method
 from layerweld.report.results import GroupMetrics, Score
-from layerweld.updates.bounds import out_of_bounds
-from layerweld.updates.ranks import all_within_ranks
+from layerweld.updates.bounds import all_within_ranks, out_of_bounds
 from layerweld.updates.update import Update
 from strategies.merge_strategy import MergeStrategy
 

@@ -21,9 +21,13 @@ from layerweld.transport.coefficients import (
     decode_coefficients,
     encode_coefficients_request,
 )
-from layerweld.updates.digest import digest_of_sites, first_digest
 from layerweld.updates.exact_sum import LIMIT, ExactSum
-from layerweld.updates.named_tensors import site_tensors, updates_by_site
+from layerweld.updates.named_tensors import (
+    digest_of_sites,
+    first_digest,
+    site_tensors,
+    updates_by_site,
+)
 from strategies.poll import Request
 from strategies.rounds import Kept, MethodRounds, Outcome, Round
 from strategies.site_updates import OfOneSite, side_by_side, updates_round

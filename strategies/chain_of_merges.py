@@ -28,9 +28,13 @@ from layerweld.transport.statistics import (
     encode_statistics_request,
     statistics_layout,
 )
-from layerweld.updates.digest import extend_digest, first_digest
-from layerweld.updates.named_tensors import update_tensors, updates_from
-from layerweld.updates.ranks import all_within_ranks
+from layerweld.updates.bounds import all_within_ranks
+from layerweld.updates.named_tensors import (
+    extend_digest,
+    first_digest,
+    update_tensors,
+    updates_from,
+)
 from layerweld.updates.update import Update
 from strategies.catching_up import CatchUp
 from strategies.cohort import Cohort

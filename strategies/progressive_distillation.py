@@ -22,9 +22,10 @@ from layerweld.transport.block_gradients import (
     decode_block_gradients,
     encode_block_request,
 )
-from layerweld.updates.digest import extend_digest, first_digest
 from layerweld.updates.exact_sum import LIMIT, ExactSum
 from layerweld.updates.named_tensors import (
+    extend_digest,
+    first_digest,
     site_tensors,
     update_tensors,
     updates_by_site,

@@ -10,9 +10,9 @@ from typing import Any, Generic, Protocol, TypeVar
 from torch import Tensor
 
 from layerweld.errors import JournalError
-from layerweld.merging.compression import compressed
 from layerweld.merging.method import Method
 from layerweld.merging.one_round import Merge
+from layerweld.merging.spectral import compressed
 from layerweld.plan import MergePlan
 from layerweld.settings.run import RunSettings
 from layerweld.transport.step_context import StepContext

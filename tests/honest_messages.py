@@ -30,14 +30,24 @@ from layerweld.transport.coefficients import (
     encode_coefficients,
     encode_coefficients_request,
 )
-from layerweld.transport.evaluation import EVALUATION, EVALUATION_LAYOUT, encode_accuracy
+from layerweld.transport.evaluation import (
+    EVALUATION,
+    EVALUATION_LAYOUT,
+    decode_accuracy,
+    encode_accuracy,
+)
 from layerweld.transport.fisher import FisherSums, encode_fisher, fisher_layout
 from layerweld.transport.identity import Identity, encode_plain, identity_of
 from layerweld.transport.layout import Budget
 from layerweld.transport.model import ModelToMeasure, decode_model, encode_model
 from layerweld.transport.other_params import encode_other_params, other_params_layout
 from layerweld.transport.shift import decode_shifts, encode_shifts, shifts_layout
-from layerweld.transport.site_info import HANDSHAKE, SITE_INFO_BUDGET, encode_site_info
+from layerweld.transport.site_info import (
+    HANDSHAKE,
+    SITE_INFO_BUDGET,
+    decode_site_info,
+    encode_site_info,
+)
 from layerweld.transport.statistics import (
     StatisticsReply,
     StatisticsRequest,
@@ -48,7 +58,7 @@ from layerweld.transport.statistics import (
 )
 from layerweld.transport.step_context import StepContext
 from layerweld.transport.updates import encode_updates, updates_layout
-from server import replies as server
+from server.handshake import read_trained
 from strategies import site_updates
 from strategies.fisher_averaging import AdmittedSums, FisherAveraging
 from strategies.other_params import OtherParams
@@ -136,12 +146,12 @@ def replies() -> dict[Any, Any]:
     return {
         "handshake": (
             encode_site_info(introduction_of(SITE)),
-            server.read_site_info,
+            lambda _site, content: decode_site_info(content),
             SITE_INFO_BUDGET,
         ),
         "trained": (
             encode_site_info(introduction_of(SITE)),
-            lambda _site, content: server.read_trained(content, known),
+            lambda _site, content: read_trained(content, known),
             SITE_INFO_BUDGET,
         ),
         "statistics": _statistics(FORM),
@@ -151,7 +161,11 @@ def replies() -> dict[Any, Any]:
         "coefficients": _coefficients(),
         "block gradients": _block(),
         "other parameters": _other_params(),
-        "metrics": (encode_accuracy(0.75, 12), server.read_score, EVALUATION_LAYOUT.budget),
+        "metrics": (
+            encode_accuracy(0.75, 12),
+            lambda _site, content: decode_accuracy(content),
+            EVALUATION_LAYOUT.budget,
+        ),
         "shift": (
             encode_shifts(dict.fromkeys(groups, 0.25)),
             lambda _site, content: decode_shifts(content, groups),

@@ -18,7 +18,7 @@ from layerweld.transport.statistics import StatisticsReply
 from layerweld.transport.updates import encode_updates
 from layerweld.updates.shared_factor import digest_of_draw, digest_of_factors
 from layerweld.updates.update import DenseUpdate, LowRankUpdate
-from server.replies import read_trained
+from server.handshake import read_trained
 from strategies.by_method import rounds_of
 from strategies.merge_strategy import MergeStrategy
 from tests.faulty_grid import Clock, FaultyGrid, none

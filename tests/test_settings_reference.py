@@ -3,8 +3,7 @@
 import re
 from pathlib import Path
 
-from layerweld.settings.page import settings_page
-from layerweld.settings.reference import CHECKOUT, documents
+from layerweld.settings.reference import CHECKOUT, documents, settings_page
 from layerweld.settings.run import RunSettings
 from layerweld.settings.sites import SiteEntry, read_run_file
 

@@ -18,7 +18,7 @@ from layerweld.model.base_model import device_named
 from layerweld.model.collect import ReplayableModel
 from layerweld.model.weighted_layers import Addition, additions, weighted
 from layerweld.transport.coefficients import CoefficientsReply, CoefficientsRequest
-from layerweld.updates.digest import digest_of_sites, first_digest
+from layerweld.updates.named_tensors import digest_of_sites, first_digest
 
 
 def reply_to(state: SiteState, request: CoefficientsRequest) -> CoefficientsReply:

@@ -18,9 +18,8 @@ from layerweld.report.comparison.tables import (
 )
 from layerweld.report.comparison.template import COMPARISON_PAGE
 from layerweld.report.page.axes import axis, log_scale, row_axis, rule_at
-from layerweld.report.page.chart import Chart
 from layerweld.report.page.palette import method_style
-from layerweld.report.page.render import Table, render_page
+from layerweld.report.page.render import Chart, Table, render_page
 from layerweld.report.scores import REFERENCES
 from layerweld.report.wording import byte_text, chart_text
 from layerweld.runtime.disk import writing

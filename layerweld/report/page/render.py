@@ -1,10 +1,10 @@
-"""Self-contained pages: one file each, with charts, that opens without a network."""
+"""Self-contained pages: one file each, with charts and tables, that opens without a network."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from math import isfinite
 from typing import Any
 
@@ -12,11 +12,29 @@ from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from layerweld.report.page.chart import Chart
 from layerweld.report.page.frame import PARTS, SHELL
 from layerweld.report.page.palette import DARK, LIGHT
 from layerweld.report.page.style import SCRIPT, STYLE
 from layerweld.untrusted.text import shown, shown_lines
+
+Trace = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One figure and the sentence that says how to read it."""
+
+    key: str
+    """Unique in the page."""
+    title: str
+    reading: str
+    height: int
+    """Pixels."""
+    data: list[Trace]
+    layout: dict[str, Any]
+    narrow: dict[str, Any] = field(default_factory=dict)
+    """What of the layout differs on a phone; keys are dotted paths."""
+
 
 _LONGEST = 10_000  # characters of one text
 _LAYOUT: dict[str, Any] = {

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from math import isfinite
 
 from layerweld.report.page.axes import axis, group_axis, log_scale, row_axis, rule_at
-from layerweld.report.page.chart import Chart, Trace
 from layerweld.report.page.palette import method_style, site_style
+from layerweld.report.page.render import Chart, Trace
 from layerweld.report.results import GroupMetrics, MethodResult, RunResults
 from layerweld.report.scores import half_width, normalised, scored_sites
 from layerweld.report.wording import (

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from layerweld.report.model_card import loading
-from layerweld.report.page.chart import Chart
-from layerweld.report.page.render import Table, render_page
+from layerweld.report.page.render import Chart, Table, render_page
 from layerweld.report.results import MethodResult, RunResults, SiteSummary
 from layerweld.report.run import charts
 from layerweld.report.run.accuracy_rows import accuracy_rows

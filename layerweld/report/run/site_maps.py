@@ -8,7 +8,7 @@ from math import log2
 from typing import Any
 
 from layerweld.report.page.axes import group_axis, ratio_bar, row_axis, value_bar
-from layerweld.report.page.chart import Chart, Trace
+from layerweld.report.page.render import Chart, Trace
 from layerweld.report.results import GroupMetrics, MethodResult, RunResults
 from layerweld.report.wording import chart_text, full_name, number_text
 from layerweld.statistics.influence import OPPOSITE
