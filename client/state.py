@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -144,7 +145,7 @@ class SiteState:
         key = hashlib.sha256(decides.encode()).hexdigest()[:16]
         return SiteStore(below(self._at.folder, method, f"{self.site.name}-{key}"))
 
-    def with_other_params(self, other_params: dict[str, Tensor]) -> AbstractContextManager[None]:
+    def with_other_params(self, other_params: Mapping[str, Tensor]) -> AbstractContextManager[None]:
         """Run with norms, biases and embeddings as full fine-tuning (or its average) left them."""
         return shifted(self.base.backbone, other_params)
 

@@ -69,15 +69,8 @@ def updates_round(
 
 def side_by_side(plan: MergePlan, cohort: Cohort, by_site: Mapping[str, OfOneSite]) -> SiteUpdates:
     """Layers in the plan's order, and in each the sites in the order of their names."""
-    names = sorted(by_site)
-    layers = {
-        layer: {site: by_site[site][layer] for site in names if layer in by_site[site]}
-        for layer in plan.layer_names
-    }
-    return SiteUpdates(
-        {site: cohort.site_infos[site].samples for site in names},
-        {layer: updates for layer, updates in layers.items() if updates},
-    )
+    samples = {site: cohort.site_infos[site].samples for site in by_site}
+    return SiteUpdates.side_by_side(samples, by_site, plan.layer_names)
 
 
 def _sizes(updates: OfOneSite) -> dict[str, Part]:

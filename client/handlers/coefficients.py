@@ -83,12 +83,7 @@ def _gains(held: _Held, settings: AdaMerging, device: torch.device) -> Mapping[s
     by_site = held.store.load_updates(held.digest)
     if by_site is None:
         raise _LacksUpdates
-    names = sorted(by_site)
-    layers = {
-        layer: {site: by_site[site][layer] for site in names if layer in by_site[site]}
-        for layer in held.layers
-    }
-    sites = SiteUpdates(dict.fromkeys(names, 1), {k: of for k, of in layers.items() if of})
+    sites = SiteUpdates.side_by_side(dict.fromkeys(by_site, 1), by_site, held.layers)
     return additions(weighed(held.method, sites, settings), device)
 
 

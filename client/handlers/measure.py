@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-
-from torch import Tensor
 
 from client.data.samples import Dataset
 from client.handlers.reference_scores import kept_or_measured
@@ -18,13 +14,7 @@ from layerweld.model.linear import updated
 from layerweld.plan import MergePlan
 from layerweld.statistics.covariate_shift import MomentAccumulator, squared_wasserstein
 from layerweld.transport.model import ModelToMeasure
-from layerweld.updates.update import Update
-
-
-@dataclass(frozen=True)
-class _Parts:
-    updates: Mapping[str, Update]
-    other_params: Mapping[str, Tensor]
+from layerweld.updates.task_vector import TaskVector
 
 
 def held_out_accuracy(state: SiteState, model: ModelToMeasure) -> tuple[float, int]:
@@ -45,10 +35,7 @@ def _measured(state: SiteState, model: ModelToMeasure, held_out: Dataset) -> tup
     head = state.head.load()
     parts = _parts(state, model)
     replayable = ReplayableModel(state.base.backbone, state.plan)
-    with (
-        state.with_other_params(dict(parts.other_params)),
-        updated(replayable.layers, parts.updates),
-    ):
+    with state.with_other_params(parts.other_params), updated(replayable.layers, parts.updates):
         return accuracy(
             state.base,
             head,
@@ -64,10 +51,9 @@ def shift_per_group(state: SiteState, model: ModelToMeasure) -> dict[str, float]
     The two models are walked side by side: the moments of all blocks of an 8-billion-parameter one
     would be 65 GB each, those of one block are 2.
     """
-    own = state.adapter.task_vector
     plan = state.plan.restricted_to(model.layers)
     there = _Walk(state, plan, _parts(state, model))
-    here = _Walk(state, plan, _Parts(own.updates, own.other_params))
+    here = _Walk(state, plan, state.adapter.task_vector)
     shifts: dict[str, float] = {}
     for block in range(plan.groups[-1].block + 1):
         shifts |= _shifts_of_block(there.moments(block), here.moments(block))
@@ -95,7 +81,7 @@ class _Walk:
         parts: what is in place in this model.
     """
 
-    def __init__(self, state: SiteState, plan: MergePlan, parts: _Parts) -> None:
+    def __init__(self, state: SiteState, plan: MergePlan, parts: TaskVector) -> None:
         self._state = state
         self._model = ReplayableModel(state.base.backbone, plan)
         self._parts = parts
@@ -115,13 +101,10 @@ class _Walk:
         return moments
 
     def _with_other_params(self) -> AbstractContextManager[None]:
-        return self._state.with_other_params(dict(self._parts.other_params))
+        return self._state.with_other_params(self._parts.other_params)
 
 
-def _parts(state: SiteState, model: ModelToMeasure) -> _Parts:
-    if model.kind == "base":
-        return _Parts({}, {})
+def _parts(state: SiteState, model: ModelToMeasure) -> TaskVector:
     if model.kind == "individual":
-        own = state.adapter.task_vector
-        return _Parts(own.updates, own.other_params)
-    return _Parts(model.updates, model.other_params)
+        return state.adapter.task_vector
+    return TaskVector(model.updates, model.other_params)

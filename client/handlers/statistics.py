@@ -48,7 +48,7 @@ class _ChainSite:
     def statistics(self) -> tuple[GroupStatistics, ...]:
         digest = self.settings.digest()
         prefix = merged_prefix(self.context, self.steps, self.plan.digest, digest, self.store)
-        own = dict(self.state.adapter.task_vector.other_params)
+        own = self.state.adapter.task_vector.other_params
         if self.step.inside == "own" and self.step.restarts:
             with self.state.with_other_params(own):
                 recording = self.model.record(self.state.batches) if own else self._recording(own)

@@ -41,6 +41,19 @@ class SiteUpdates:
         object.__setattr__(self, "samples", dict(sorted(self.samples.items())))
         object.__setattr__(self, "layers", in_order)
 
+    @staticmethod
+    def side_by_side(
+        samples: Mapping[str, int],
+        by_site: Mapping[str, Mapping[str, Update]],
+        layers: Sequence[str],
+    ) -> "SiteUpdates":
+        """The updates of each site, laid side by side in these layers that any site changed."""
+        by_layer = {
+            layer: {site: own[layer] for site, own in by_site.items() if layer in own}
+            for layer in layers
+        }
+        return SiteUpdates(samples, {layer: own for layer, own in by_layer.items() if own})
+
     @property
     def sites(self) -> tuple[str, ...]:
         """All names, sorted."""
