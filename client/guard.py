@@ -14,7 +14,7 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from rich.filesize import decimal
 
-from client.handlers.answers_log import note_answer
+from client.handlers.reply_log import note_reply
 from layerweld.errors import AdapterLostError
 from layerweld.runtime.incidents import raises_here, record_incident
 
@@ -70,7 +70,7 @@ class SiteApp(ClientApp):
             sent = f"failed, {incident}"
         if not raises_here():
             requested = message.metadata.group_id or message.metadata.message_type
-            note_answer(logs, requested, sent, time.monotonic() - started)
+            note_reply(logs, requested, sent, time.monotonic() - started)
         return reply
 
     def _alone(

@@ -44,10 +44,10 @@ Steps = Annotated[int, Field(ge=0, le=100_000)]
 """Of an optimiser; 0 takes none."""
 Rank = Annotated[int, Field(ge=0, le=65_536)]
 """Of a matrix, where 0 stands for as it is."""
-Rows = Annotated[int, Field(ge=0, le=1_000_000_000)]
+Samples = Annotated[int, Field(ge=0, le=1_000_000_000)]
 """Of a site, where 0 stands for all."""
 BatchSize = Annotated[int, Field(ge=1, le=65_536)]
-"""Rows at once."""
+"""Samples at once."""
 Tokens = Annotated[int, Field(ge=1, le=1_048_576)]
 """Of one text."""
 Seconds = Annotated[float, Field(gt=0, le=31_536_000)]
@@ -58,7 +58,7 @@ _VISIBLE = r"^[^\x00-\x1f\x7f-\x9f\x{200b}-\x{200f}\x{2028}-\x{202e}\x{2060}-\x{
 PathText = Annotated[str, Field(max_length=4096, pattern=_VISIBLE)]
 """A path, or nothing."""
 ColumnText = Annotated[str, Field(max_length=256, pattern=r"^[^\x00\n\r]*$")]
-"""What a column of somebody's rows is called, or nothing."""
+"""What a column of somebody's samples is called, or nothing."""
 WordText = Annotated[str, Field(max_length=64, pattern=r"^[A-Za-z0-9:_.-]*$")]
 """A word that a library of ours knows."""
 ListText = Annotated[str, Field(max_length=16_384, pattern=_VISIBLE)]

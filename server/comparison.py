@@ -113,7 +113,7 @@ class _Seed:
 
     def _choose(self) -> dict[str, int]:
         """The best candidate of each method on the samples that were set aside, by number."""
-        evaluate = self.settings.evaluate.model_copy(update={"rows": "validation"})
+        evaluate = self.settings.evaluate.model_copy(update={"split": "validation"})
         settings = self.settings.model_copy(update={"evaluate": evaluate})
         best = {method.name: (float("-inf"), 0) for method in self.methods}
         individual: MethodResult | None = None

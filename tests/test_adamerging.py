@@ -38,7 +38,7 @@ from tests.tiny_sites import TinySites, make_sites
 
 TARGETS = ["query", "value", "output.dense"]
 CLASSES = ("no", "yes", "perhaps")
-FEW = {"adamerging.rounds": 5, "adamerging.learning-rate": 0.05, "adamerging.rows": 7}
+FEW = {"adamerging.rounds": 5, "adamerging.learning-rate": 0.05, "adamerging.samples": 7}
 
 
 def with_heads(sites: TinySites) -> TinySites:
@@ -95,7 +95,7 @@ def in_one_place(
         for node in sites.nodes:
             rows = read_dataset(Path(node["data"]), settings.calibration, reads_images=False)
             of_round = (settings.table(AdaMerging).seed << 32) + round_
-            rows = in_parcels(rows, 1).draw(settings.table(AdaMerging).rows, of_round).dataset
+            rows = in_parcels(rows, 1).draw(settings.table(AdaMerging).samples, of_round).dataset
             inputs = tokenizer(
                 list(rows.inputs),
                 truncation=True,

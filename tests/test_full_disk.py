@@ -128,7 +128,7 @@ class Birch:
         self.sites, self.disk = sites, disk
         self.cache = disk.folder / "cache"
         self.most = 0
-        own = {"base": str(sites.base), "cache": str(sites.folder / "cache"), "min-rows": 1}
+        own = {"base": str(sites.base), "cache": str(sites.folder / "cache"), "min-samples": 1}
         self.nodes = [
             node | own | ({"cache": str(self.cache)} if node["name"] == "birch" else {})
             for node in sites.nodes

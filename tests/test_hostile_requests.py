@@ -33,7 +33,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> tuple[SiteApp, Context, Me
     """One site's app, its context, and its merge plan."""
     folder = tmp_path_factory.mktemp("sites")
     made = make_labelled_sites(folder)
-    own = {"base": str(made.base), "cache": str(folder / "own"), "min-rows": 1}
+    own = {"base": str(made.base), "cache": str(folder / "own"), "min-samples": 1}
     context = Context(1, 1, dict(made.nodes[0]) | own, RecordDict(), dict(made.settings().flat()))
     base = load_base(made.base)
     plan = discover_plan(base.backbone)
@@ -102,7 +102,7 @@ def test_what_does_not_fit_the_sites_model_is_not_taken(
 ) -> None:
     updates, other_params = misfits(site[2])[name]
     for kind, content in requests(site[2], updates, other_params).items():
-        assert asked(site, kind, content) is Code.QUESTION, kind
+        assert asked(site, kind, content) is Code.REQUEST, kind
 
 
 def test_a_step_that_the_chain_does_not_have_is_refused(
@@ -111,7 +111,7 @@ def test_a_step_that_the_chain_does_not_have_is_refused(
     steps = len(site[2].groups)
     for step in (steps - 1, 2**16 - 1):
         content = requests(site[2], {}, {}, step)
-        assert asked(site, "train.statistics", content["train.statistics"]) is Code.QUESTION
+        assert asked(site, "train.statistics", content["train.statistics"]) is Code.REQUEST
 
 
 @pytest.mark.parametrize("dtype", ["<M8[s/0]", "O", "float32\n", "float64"])
@@ -125,7 +125,7 @@ def test_no_array_of_a_question_is_parsed(
     for kind, content in requests(site[2], {}, {}).items():
         for name in content.array_records:
             changed = RecordDict(dict(content) | {name: ArrayRecord({"x/left": array})})
-            assert asked(site, kind, changed) is Code.QUESTION, (kind, name)
+            assert asked(site, kind, changed) is Code.REQUEST, (kind, name)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -139,7 +139,7 @@ def test_a_mutated_question_is_answered_or_is_an_incident(
         for _ in range(20):
             changed = mutated(mutator, content)
             codes.add(asked(site, kind, changed))
-    assert Code.QUESTION in codes
+    assert Code.REQUEST in codes
     assert Code.MEMORY not in codes
 
 
@@ -156,4 +156,4 @@ def test_a_run_whose_name_is_none_is_refused_and_what_it_says_is_cut(
     text: Any, site: tuple[SiteApp, Context, MergePlan]
 ) -> None:
     content = RecordDict({"about": request_record(Identity(f"{text}/", "id")), "x": to_arrays({})})
-    assert asked(site, "query.handshake", content) is Code.QUESTION
+    assert asked(site, "query.handshake", content) is Code.REQUEST

@@ -94,9 +94,9 @@ def test_an_error_in_the_configuration_does_not_leave_either(
 
 
 def test_fewer_rows_than_the_site_itself_allows_are_never_measured(sites: TinySites) -> None:
-    reply = client_app(handshake(), context_of(sites, **{"min-rows": 19}))
+    reply = client_app(handshake(), context_of(sites, **{"min-samples": 19}))
     assert parse_incident(reply.error.reason).code is Code.COHORT
-    reply = client_app(handshake(), context_of(sites, **{"min-rows": 18}))
+    reply = client_app(handshake(), context_of(sites, **{"min-samples": 18}))
     assert reply.has_content()
 
 
@@ -104,7 +104,7 @@ def test_fewer_rows_than_the_site_itself_allows_are_never_measured(sites: TinySi
 def test_a_run_whose_name_would_leave_the_cache_is_refused(run: str, sites: TinySites) -> None:
     message = Message(encode_plain("query.handshake", run), 1, "query.handshake")
     reply = client_app(message, context_of(sites))
-    assert parse_incident(reply.error.reason).code is Code.QUESTION
+    assert parse_incident(reply.error.reason).code is Code.REQUEST
 
 
 def test_an_unknown_message_is_an_incident_too(sites: TinySites) -> None:
@@ -148,7 +148,7 @@ def test_a_site_keeps_what_it_was_asked_and_what_it_sent(
     with monkeypatch.context() as patch:
         patch.setattr(site_infos, "site_info", lambda _state: CANARY / 0)  # type: ignore[operator]
         reply = client_app(handshake(), context)
-    sent, failed = (tmp_path / "logs/answers.log").read_text().splitlines()
+    sent, failed = (tmp_path / "logs/replies.log").read_text().splitlines()
     assert re.search(r"a step 2026-01-01 forged: .*: sent \d+ bytes in \d+\.\d s$", sent)
     assert f"query.handshake: failed, {reply.error.reason} in " in failed
 

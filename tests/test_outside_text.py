@@ -17,7 +17,7 @@ import yaml  # type: ignore[import-untyped]
 from rich.console import Console
 from rich.table import Table
 
-from client.handlers.answers_log import note_answer
+from client.handlers.reply_log import note_reply
 from layerweld.errors import ConfigError, LostSiteError
 from layerweld.merging.registry import METHODS
 from layerweld.report.comparison.files import write_comparison
@@ -156,7 +156,7 @@ def test_the_state_of_a_run_holds_text_of_bounded_length(tmp_path: Path) -> None
 
 def test_a_line_of_the_sites_log_is_one_line_and_begins_with_its_own_time(tmp_path: Path) -> None:
     for text in TEXTS:
-        note_answer(tmp_path, text, f"failed, {text}", 0.1)
+        note_reply(tmp_path, text, f"failed, {text}", 0.1)
     lines = [
         line
         for file in tmp_path.glob("answers*.log")

@@ -11,7 +11,7 @@ from client.site import site_of_node
 from layerweld.deploy.site import explain_end, is_joined, joined, node_config, open_site
 from layerweld.errors import CohortError, DataError, DeployError, InUseError
 from layerweld.settings.run import RunSettings
-from layerweld.settings.sites import LEAST_ROWS
+from layerweld.settings.sites import LEAST_SAMPLES
 from tests.tiny_sites import TinySites, make_sites
 from tests.typed_commands import init_site, is_private, lw, things_of
 
@@ -49,11 +49,11 @@ def test_a_site_says_of_each_method_of_the_run_what_goes_where(
 
 
 def test_a_site_has_its_own_say_on_how_few_rows_are_measured(here: Path, sites: TinySites) -> None:
-    with pytest.raises(CohortError, match=r"18 samples would be measured, .* min-rows is 19"):
-        init_site(sites, *things_of(sites), "--min-rows", "19")
+    with pytest.raises(CohortError, match=r"18 samples would be measured, .* min-samples is 19"):
+        init_site(sites, *things_of(sites), "--min-samples", "19")
     assert not (here / "hospital-a").exists()
     init_site(sites)
-    assert open_site(here / "hospital-a").entry.min_rows == LEAST_ROWS == 10
+    assert open_site(here / "hospital-a").entry.min_samples == LEAST_SAMPLES == 10
 
 
 def test_what_a_site_does_not_say_has_the_default_of_the_settings(

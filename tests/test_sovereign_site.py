@@ -23,7 +23,7 @@ from layerweld.errors import CohortError, ConfigError, DataError, RefusedReplyEr
 from layerweld.merging.adamerging import AdaMerging
 from layerweld.runtime.incidents import Code, parse_incident, raising_here
 from layerweld.settings.run import RunSettings, read_run_settings
-from layerweld.settings.sites import LEAST_ROWS
+from layerweld.settings.sites import LEAST_SAMPLES
 from layerweld.settings_table import Settings
 from layerweld.transport.identity import encode_plain
 from layerweld.transport.statistics import StatisticsRequest
@@ -68,7 +68,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
     rows = [r | {"text": f"{r['text']} w{i}", "secret": SECRET} for i, r in enumerate(rows)]
     Path(own["data"]).write_text("\n".join(map(json.dumps, rows)))
     paths = {"base": str(made.base), "cache": str(made.folder / "own-cache")}
-    return own | paths | {"min-rows": LEAST}
+    return own | paths | {"min-samples": LEAST}
 
 
 def settings_with(**changed: Any) -> RunSettings:
@@ -88,7 +88,7 @@ class Chosen:
         for where, choose in (
             (self.work, lambda: state.data.calibration_samples),
             (self.work, lambda: state.data.training_samples.dataset),
-            (self.work, lambda: state.data.drawn(state.settings.table(AdaMerging).rows, 7)),
+            (self.work, lambda: state.data.drawn(state.settings.table(AdaMerging).samples, 7)),
             (self.held_out, lambda: state.data.evaluation_samples),
         ):
             try:
@@ -153,8 +153,8 @@ def test_pairs_of_settings_do_not_single_out_rows_either(node: dict[Any, Any]) -
     rng, chosen = random.Random(0), Chosen()
     keys = {
         "calibration.samples": range(20), "calibration.seed": range(50),
-        "calibration.validation": (0.0, 0.05, 0.06, 0.1, 0.2, 0.5, 0.9), "adamerging.rows":
-        range(1, 20), "evaluate.samples": range(20), "evaluate.rows": ("held-out", "validation"),
+        "calibration.validation": (0.0, 0.05, 0.06, 0.1, 0.2, 0.5, 0.9), "adamerging.samples":
+        range(1, 20), "evaluate.samples": range(20), "evaluate.split": ("held-out", "validation"),
         "finetune.batch-size": range(1, 20),
     }  # fmt: skip
     for _ in range(300):
@@ -238,8 +238,8 @@ def test_nothing_is_written_outside_of_the_sites_cache_and_nothing_foreign_is_re
 
 
 def test_fewer_rows_than_the_least_are_not_trained_or_evaluated_on(node: dict[Any, Any]) -> None:
-    trains = {k: v for k, v in node.items() if k != "adapter"} | {"min-rows": 19}
-    for own in (trains, node | {"min-rows": 19}):
+    trains = {k: v for k, v in node.items() if k != "adapter"} | {"min-samples": 19}
+    for own in (trains, node | {"min-samples": 19}):
         assert parse_incident(ask(own, settings_with()).error.reason).code is Code.COHORT
     few = settings_with(**{"evaluate.samples": LEAST - 1})
     assert parse_incident(ask(node, few).error.reason).code is Code.COHORT
@@ -256,7 +256,7 @@ def test_a_site_that_says_little_has_careful_defaults_and_not_the_runs(
     )
     site = site_of_node(bare, settings)
     assert (site.text_column, site.label_column, site.logger) == ("text", "label", "tensorboard")
-    assert site.min_rows == LEAST_ROWS
+    assert site.min_samples == LEAST_SAMPLES
     assert site.cache.endswith("layerweld")
     with pytest.raises(ConfigError, match="no `base`"):
         site_of_node({k: node[k] for k in ("name", "data")}, settings_with(base=node["base"]))
@@ -267,7 +267,7 @@ def test_who_runs_sites_of_their_own_decides_for_them(node: dict[Any, Any]) -> N
     settings = settings_with(**{"calibration.text-column": "secret"}, base=node["base"])
     with raising_here():
         site = site_of_node(bare, settings)
-    assert (site.text_column, site.base, site.min_rows) == ("", "", 1)
+    assert (site.text_column, site.base, site.min_samples) == ("", "", 1)
 
 
 HOSTILE_NAMES = [word for word in WORDS if word not in ("secret", "text", "label", "wandb",

@@ -136,7 +136,7 @@ REPLIES: dict[str, tuple[Any, Callable[[Any], RecordDict], Layout, Callable[[Any
 @pytest.mark.parametrize("name", REPLIES)
 def test_a_reply_is_read_as_it_was_sent_and_is_as_large_as_its_layout_says(name: str) -> None:
     value, encode, layout, decode = REPLIES[name]
-    content = with_identity(encode(value), IDENTITY)  # type: ignore[operator]
+    content = with_identity(encode(value), IDENTITY)
     layout.check(content)
     assert equal(decode(content), value)
     assert layout.num_bytes == num_bytes(content)

@@ -52,7 +52,7 @@ class TinySites:
     def on_their_own(self, caches: Path) -> "TinySites":
         """The same sites as they are in deployment, where no run says where their things lie."""
         nodes = [
-            node | {"base": str(self.base), "cache": str(caches / node["name"]), "min-rows": 1}
+            node | {"base": str(self.base), "cache": str(caches / node["name"]), "min-samples": 1}
             for node in self.nodes
         ]
         return replace(self, nodes=nodes)

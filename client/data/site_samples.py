@@ -82,7 +82,7 @@ class SiteSamples:
         Raises:
             CohortError: they are fewer than the site's own policy allows.
         """
-        self._require(samples or self._site.min_rows, "measured", "adamerging.rows")
+        self._require(samples or self._site.min_samples, "measured", "adamerging.samples")
         return self._calibration.draw(samples, seed).dataset
 
     @cached_property
@@ -95,16 +95,16 @@ class SiteSamples:
     @cached_property
     def _held_out(self) -> Parcels | None:
         evaluate = self._settings.evaluate
-        parcels = self._divided[1] if evaluate.rows == "validation" else self._all_held_out
+        parcels = self._divided[1] if evaluate.split == "validation" else self._all_held_out
         seed = self._settings.calibration.seed
         return None if parcels is None else parcels.draw(evaluate.samples, seed)
 
     def _require(self, samples: int, what: str, keys: str) -> None:
-        least = self._site.min_rows
+        least = self._site.min_samples
         if samples < least:
             raise CohortError(
-                f"{samples} samples would be {what}, and the site's min-rows is {least}: the run "
-                f"must ask for more ({keys}), or the site must have more"
+                f"{samples} samples would be {what}, and the site's min-samples is {least}: the "
+                f"run must ask for more ({keys}), or the site must have more"
             )
 
     @cached_property
@@ -112,7 +112,7 @@ class SiteSamples:
         """The samples to work with, and those set aside to choose settings on."""
         calibration = self._settings.calibration
         dataset = self._read(self._site.data)
-        return in_parcels(dataset, self._site.min_rows).set_aside(
+        return in_parcels(dataset, self._site.min_samples).set_aside(
             calibration.validation, calibration.seed
         )
 
@@ -120,7 +120,7 @@ class SiteSamples:
     def _all_held_out(self) -> Parcels | None:
         if not self._site.held_out:
             return None
-        return in_parcels(self._read(self._site.held_out), self._site.min_rows)
+        return in_parcels(self._read(self._site.held_out), self._site.min_samples)
 
     def _read(self, source: str) -> Dataset:
         calibration = self._settings.calibration

@@ -93,7 +93,7 @@ def _entropy_and_gradient(
     """Mean entropy over the round's samples, and its gradient by the coefficients."""
     settings = state.settings.table(AdaMerging)
     # One seed per round: no two rounds of any two runs of small seeds draw alike.
-    dataset = state.data.drawn(settings.rows, (settings.seed << 32) + request.round)
+    dataset = state.data.drawn(settings.samples, (settings.seed << 32) + request.round)
     batches = state.model_inputs(dataset)
     model = ReplayableModel(state.base.backbone, state.plan.restricted_to(request.layers))
     coefficients = request.coefficients.to(next(model.backbone.parameters()).device)

@@ -22,7 +22,7 @@ class MergedSteps:
 
     Files are read from the last one backwards, and only as far as something is computed from them:
     the hash of all steps proves the last one and the hash before it, which proves the one before.
-    Read from the first one on, every question would cost as much as all steps before it.
+    Read from the first one on, every request would cost as much as all steps before it.
 
     Args:
         needs: indices of the steps.

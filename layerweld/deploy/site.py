@@ -129,14 +129,14 @@ class Site:
 
 
 def site_entry(
-    name: str, parent: Path, min_rows: int | None, words: Mapping[str, str], **paths: str
+    name: str, parent: Path, min_samples: int | None, words: Mapping[str, str], **paths: str
 ) -> SiteEntry:
     """Check what a person typed, and make every path absolute.
 
     Args:
         name: of the site and of its folder.
         parent: absolute folder in which that will be made.
-        min_rows: as in :class:`SiteEntry`; None means the default.
+        min_samples: as in :class:`SiteEntry`; None means the default.
         words: ``text_column``, ``label_column`` and ``logger`` of :class:`SiteEntry`. An empty one
             means the default; no run can change it.
         paths: the fields of :class:`SiteEntry` that are paths, other than ``cache``.
@@ -152,7 +152,7 @@ def site_entry(
                 f"{key} {value!r} has a quote, backslash or line break in it; rename it"
             )
     try:
-        fewest = {} if min_rows is None else {"min-rows": min_rows}
+        fewest = {} if min_samples is None else {"min-samples": min_samples}
         return on_its_own(SiteEntry.model_validate(entries | fewest))
     except ValidationError as error:
         problem = error.errors()[0]
@@ -209,9 +209,9 @@ def node_config(entry: SiteEntry) -> str:
     The watchdog is always on. Flower starts one process per message here, and a process that hangs
     would block the site for every later message.
     """
-    entries = entry.model_dump(by_alias=True, exclude={"watchdog", "min_rows"})
+    entries = entry.model_dump(by_alias=True, exclude={"watchdog", "min_samples"})
     texts = [f'{key}="{value}"' for key, value in entries.items() if value]
-    return " ".join([*texts, f"min-rows={entry.min_rows}", "watchdog=true"])
+    return " ".join([*texts, f"min-samples={entry.min_samples}", "watchdog=true"])
 
 
 @contextmanager

@@ -51,7 +51,7 @@ def init(
     logger: Annotated[
         str, typer.Option(help="Training curves: tensorboard, csv, mlflow, wandb or none.")
     ] = "",
-    min_rows: Annotated[
+    min_samples: Annotated[
         int | None,
         typer.Option(
             help="Never measure, train or evaluate on fewer samples, whatever a run says."
@@ -80,7 +80,7 @@ def init(
         raise DeployError(f"{folder} exists already; choose another name, or remove it")
     paths = {"base": model, "data": data, "adapter": adapter, "head": head, "held_out": held_out}
     words = {"text_column": text_column, "label_column": label_column, "logger": logger}
-    entry = site_entry(site, Path.cwd(), min_rows, words, **paths)
+    entry = site_entry(site, Path.cwd(), min_samples, words, **paths)
     with showing_progress():
         egress = measure(entry, _settings(settings))
     run_file = contents(settings, DeployError, MOST_BYTES) if settings else b""
@@ -174,7 +174,7 @@ def status(folder: Folder = HERE) -> None:
     from layerweld.deploy.site import bytes_in, is_joined, open_site
     from layerweld.deploy.speak import say
     from layerweld.errors import DeployError
-    from layerweld.runtime.incidents import ANSWERS
+    from layerweld.runtime.incidents import REPLIES
     from layerweld.untrusted.files import last_lines
 
     site = open_site(folder)
@@ -183,7 +183,7 @@ def status(folder: Folder = HERE) -> None:
     say(f"key    {fingerprint(read_public_key(site.public_key))}")
     say(f"cache  {bytes_in(site.cache) / 2**20:,.1f} MiB in {site.cache}")
     for word, log in (
-        ("asked", site.cache / "logs" / ANSWERS),
+        ("asked", site.cache / "logs" / REPLIES),
         ("log", site.logs / "supernode.log"),
     ):
         for line in last_lines(log, 5, DeployError):

@@ -1,4 +1,4 @@
-"""AdaMerging: one coefficient per site and layer, learnt from unlabelled rows. Tensors only."""
+"""AdaMerging: one coefficient per site and layer, learnt from unlabelled samples. Tensors only."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -26,7 +26,7 @@ class AdaMerging(Settings):
     """Of Adam: about the most that a coefficient moves in a round."""
     start: Share = 0.3
     """Every coefficient before the first round."""
-    rows: Annotated[int, Field(ge=1, le=65_536)] = 32
+    samples: Annotated[int, Field(ge=1, le=65_536)] = 32
     """Samples of each site in a round; the authors draw two batches of 16."""
     density: NonZeroShare = 0.2
     """Share of a site's entries that AdaMerging++ keeps; AdaMerging does not read it."""
@@ -94,7 +94,7 @@ def merge_by_layer(
     )
 
 
-def mean_entropy(logits: Float[Tensor, "rows classes"]) -> Float[Tensor, ""]:
+def mean_entropy(logits: Float[Tensor, "samples classes"]) -> Float[Tensor, ""]:
     """Mean over samples of ``-Σ p log p``, in nats: 0 if the head is sure of every sample."""
     logs = logits.log_softmax(dim=1)
     return -(logs.exp() * logs).sum(dim=1).mean()

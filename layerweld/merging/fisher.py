@@ -25,7 +25,7 @@ class Fisher(Settings):
 
 
 def squared_gradients(
-    inputs: Float[Tensor, "rows tokens d_in"], gradients: Float[Tensor, "rows tokens d_out"]
+    inputs: Float[Tensor, "samples tokens d_in"], gradients: Float[Tensor, "samples tokens d_out"]
 ) -> Float[Tensor, "d_out d_in"]:
     """Sum over samples of the squared gradient of the sample's own loss by a linear layer's weight.
 
@@ -42,7 +42,7 @@ def squared_gradients(
 def normalised(information: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A site's importances with a root mean square of 1 over all layers.
 
-    Squared gradients are small where a model fits its rows well. Without this the site that fits
+    Squared gradients are small where a model fits its samples well. Without this the site that fits
     worst would decide everything. The authors' code divides by the norm, which differs by a factor
     that is the same for all sites. Importances that are all zero stay so.
     """

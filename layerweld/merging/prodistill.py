@@ -74,9 +74,9 @@ def squared_distance(output: Tensor, target: Tensor, keep: Tensor) -> Tensor:
     """``Σ (output - target)²`` over features and real tokens.
 
     Args:
-        output: of the merged block, ``(rows, tokens, d_model)``.
+        output: of the merged block, ``(samples, tokens, d_model)``.
         target: of the site's own block on its own features, of the same shape.
-        keep: ``(rows, tokens)``, False on padding.
+        keep: ``(samples, tokens)``, False on padding.
     """
     return (output - target)[keep].square().sum()
 

@@ -50,7 +50,7 @@ class Code(IntEnum):
     MODEL = 203, "its base model cannot be cut into layer groups as asked"
     ADAPTER_LOST = 204, "the adapter that it trained is gone from its cache, or damaged"
     NOT_FINITE = 205, "its model gives numbers on its samples that are not finite"
-    QUESTION = 301, "the request does not fit its model or its state"
+    REQUEST = 301, "the request does not fit its model or its state"
     NETWORK = 401, "its connection failed"
     DISK_FULL = 501, "its disk is full"
     FILE = 502, "a file or folder cannot be read or written there"
@@ -81,7 +81,7 @@ _KINDS: tuple[tuple[type[BaseException], Code], ...] = (
     (AdapterError, Code.ADAPTER),
     (DataError, Code.DATA),
     (PlanError, Code.MODEL),
-    (RefusedReplyError, Code.QUESTION),
+    (RefusedReplyError, Code.REQUEST),
     (InUseError, Code.IN_USE),
     (CohortError, Code.COHORT),
     (ConnectionError, Code.NETWORK),
@@ -90,7 +90,7 @@ _KINDS: tuple[tuple[type[BaseException], Code], ...] = (
     (OSError, Code.FILE),
 )
 
-ANSWERS = "answers.log"
+REPLIES = "replies.log"
 """What a site was asked and what it sent, beside the logs of its incidents."""
 
 _LONGEST = 2**20  # characters of one incident

@@ -36,7 +36,7 @@ def method_named(name: str, settings: RunSettings) -> Method:
     if method.kind is not UPDATES:
         raise ConfigError(
             f"{name!r}: LiNeS takes its scale from the sites' updates, which {plain} does not "
-            f"send; put `+lines` after a method that needs no rows"
+            f"send; put `+lines` after a method that needs no samples"
         )
     return replace(method, name=name, label=f"{method.label} + LiNeS", lines=True)
 

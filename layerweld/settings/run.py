@@ -23,7 +23,7 @@ from layerweld.settings_table import (
     PathText,
     Positive,
     Rate,
-    Rows,
+    Samples,
     Seconds,
     Seed,
     Settings,
@@ -41,7 +41,7 @@ Table = TypeVar("Table", bound=Settings)
 class CalibrationSettings(Settings):
     """Which samples of a site's data the statistics are taken over, and how."""
 
-    samples: Rows = 0
+    samples: Samples = 0
     """Samples drawn at random with ``seed``; 0 uses every sample, in order."""
     max_length: Tokens = 128
     """Tokens after which a text is cut."""
@@ -109,9 +109,9 @@ class EvaluateSettings(Settings):
 
     enabled: bool = True
     """Evaluate, if the sites have labelled held-out samples and a head."""
-    rows: Literal["held-out", "validation"] = "held-out"
+    split: Literal["held-out", "validation"] = "held-out"
     """What to evaluate on; ``validation`` is what ``calibration.validation`` set aside."""
-    samples: Rows = 0
+    samples: Samples = 0
     """How many of them, drawn at random with ``calibration.seed``; 0 uses every sample."""
     batch_size: BatchSize = 64
     """Samples per forward pass."""

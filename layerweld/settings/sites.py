@@ -24,8 +24,8 @@ from layerweld.untrusted.names import SITE_NAME
 HEAD = "head.safetensors"
 """The file of a site's classifier, unless the run's file names another."""
 
-LEAST_ROWS = 10
-"""``min-rows`` of a site whose runs somebody else starts, if it does not say otherwise."""
+LEAST_SAMPLES = 10
+"""``min-samples`` of a site whose runs somebody else starts, if it does not say otherwise."""
 
 
 class SiteEntry(Settings):
@@ -52,7 +52,7 @@ class SiteEntry(Settings):
     """This site's folder for its state, if it is not the one in the run's settings."""
     logger: Literal["", "tensorboard", "csv", "mlflow", "wandb", "none"] = ""
     """Where this site's training curves go, if not where ``finetune.logger`` says."""
-    min_rows: Annotated[int, Field(ge=1, le=1_000_000)] = 1
+    min_samples: Annotated[int, Field(ge=1, le=1_000_000)] = 1
     """Nothing is learnt from, measured over or told apart by fewer samples than this, whatever a
     run says. Samples come in parcels of at least so many, always the same ones, and a run draws
     whole parcels. 1 is each sample by itself."""
@@ -77,7 +77,7 @@ def on_its_own(site: SiteEntry) -> SiteEntry:
             "text_column": site.text_column or CalibrationSettings().text_column,
             "label_column": site.label_column or CalibrationSettings().label_column,
             "logger": site.logger or FinetuneSettings().logger,
-            "min_rows": site.min_rows if "min_rows" in says else LEAST_ROWS,
+            "min_samples": site.min_samples if "min_samples" in says else LEAST_SAMPLES,
         }
     )
 

@@ -6,25 +6,25 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from layerweld.runtime.incidents import ANSWERS
+from layerweld.runtime.incidents import REPLIES
 from layerweld.untrusted.text import shown
 
 _LONGEST = 200  # characters of a request
 _LARGEST = 2**20  # bytes; an older file is kept beside it
 
 
-def note_answer(folder: Path, asked: str, answered: str, seconds: float) -> None:
+def note_reply(folder: Path, asked: str, answered: str, seconds: float) -> None:
     """Append one line.
 
     A disk that is full or read-only keeps no line; what needs that disk says so itself.
 
     Args:
         folder: of the site's logs.
-        asked: the question, as the coordinator calls it.
+        asked: the request, as the coordinator calls it.
         answered: what was sent, or under which number the failure is kept.
         seconds: that it took.
     """
-    file = folder / ANSWERS
+    file = folder / REPLIES
     now = datetime.now(UTC).isoformat(timespec="seconds")
     try:
         folder.mkdir(parents=True, exist_ok=True)
