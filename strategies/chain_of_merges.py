@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -143,47 +143,40 @@ class ChainRounds(MethodRounds):
         return encode_statistics_request(replace(asked, context=context))
 
 
+@dataclass(frozen=True)
 class _Step:
     """The replies to one step: which may be added, and what they come to.
 
     Nothing of a reply is added before all of it has been checked.
     """
 
-    def __init__(
-        self,
-        step: Step,
-        asked: StatisticsRequest,
-        pools: Mapping[str, GroupPool],
-        cohort: Cohort,
-        catch_up: CatchUp,
-    ) -> None:
-        self._step = step
-        self._asked = asked
-        self._cohort = cohort
-        self._catch_up = catch_up
-        self._pools = pools
+    step: Step
+    asked: StatisticsRequest
+    pools: Mapping[str, GroupPool]
+    cohort: Cohort
+    catch_up: CatchUp
 
     def read(self, site: str, content: RecordDict) -> tuple[Admitted, ...] | None:
         """Statistics of every group that may be added; None where the site must catch up first."""
-        form, ranks = self._asked.form, self._cohort.site_infos[site].rank_of
+        form, ranks = self.asked.form, self.cohort.site_infos[site].rank_of
         if not form.dense and 0 in ranks.values():
             raise RefusedReplyError("it said that it brings whole layers, in a run of LoRA factors")
-        reply = decode_statistics(content, self._step.groups, ranks, form)
+        reply = decode_statistics(content, self.step.groups, ranks, form)
         if reply.need_from is not None:
-            self._catch_up.note(site, reply.need_from)
+            self.catch_up.note(site, reply.need_from)
             return None
-        return tuple(self._pools[one.group].check(site, one) for one in reply.statistics)
+        return tuple(self.pools[one.group].check(site, one) for one in reply.statistics)
 
     def budget(self, site: str) -> Budget:
         """What a reply may take."""
-        return self._layout(site, self._step.groups).budget
+        return self._layout(site, self.step.groups).budget
 
     def fold(self, replies: Iterator[tuple[str, tuple[Admitted, ...]]]) -> Kept:
         """Add the statistics up as they come, and solve every group."""
         for _site, groups in replies:
             for admitted in groups:
-                self._pools[admitted.statistics.group].fold(admitted)
-        solved = [pool.solve() for pool in self._pools.values()]
+                self.pools[admitted.statistics.group].fold(admitted)
+        solved = [pool.solve() for pool in self.pools.values()]
         updates = {layer: u for one in solved for layer, u in one.updates.items()}
         metrics = {
             "groups": [self._metrics(one) for one in solved],
@@ -194,20 +187,20 @@ class _Step:
 
     def _metrics(self, solution: GroupSolution) -> dict[str, Any]:
         """JSON values, by the fields of :class:`layerweld.report.results.GroupMetrics`."""
-        group = self._pools[solution.group].group
+        group = self.pools[solution.group].group
         solved = {k: v for k, v in vars(solution).items() if k not in ("group", "updates")}
         return solved | {
             "name": group.name,
-            "step": self._step.index,
+            "step": self.step.index,
             "layers": tuple(layer.name for layer in group.layers),
             "d_in": group.d_in,
             "bytes_up": {site: self._layout(site, [group]).num_bytes for site in solution.tokens},
-            "lost": tuple(sorted(self._cohort.lost)),
+            "lost": tuple(sorted(self.cohort.lost)),
         }
 
     def _layout(self, site: str, groups: Sequence[LayerGroup]) -> Layout:
-        ranks = self._cohort.site_infos[site].rank_of
-        return statistics_layout(groups, ranks, self._asked.form)
+        ranks = self.cohort.site_infos[site].rank_of
+        return statistics_layout(groups, ranks, self.asked.form)
 
 
 def _form(settings: MergeSettings, cohort: Cohort) -> ProductForm:

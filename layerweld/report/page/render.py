@@ -41,7 +41,7 @@ _LAYOUT: dict[str, Any] = {
     "paper_bgcolor": "rgba(0,0,0,0)",
     "plot_bgcolor": "rgba(0,0,0,0)",
     "font": {"family": "system-ui, -apple-system, Segoe UI, Roboto, sans-serif", "color": "--ink"},
-    "margin": {"l": 8, "r": 16, "t": 8, "b": 8},
+    "margin": {"l": 8, "r": 16, "t": 8, "b": 8}, "hovermode": "closest",
     "legend": {
         "orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom",
         "font": {"size": 13, "color": "--ink"}, "itemclick": "toggle",

@@ -152,19 +152,11 @@ def _cost_table(results: RunResults) -> Table:
 
 
 def _group_numbers(method: MethodResult) -> Table:
-    head = (
-        "Group",
-        "Round",
-        "Inputs",
-        "Tokens",
-        "λ",
-        "Condition",
-        "Residual",
-        "Compression error",
-        "Uploaded",
-    )
     return Table(
-        head,
+        (
+            "Group", "Round", "Inputs", "Tokens", "λ", "Condition", "Residual",
+            "Compression error", "Uploaded",
+        ),
         [
             (
                 group_label(g), str(g.step + 1), f"{g.d_in:,}", f"{sum(g.tokens.values()):,}",

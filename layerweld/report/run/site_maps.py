@@ -94,11 +94,7 @@ def _site_map(
         reading=reading,
         height=190 + 34 * len(sites),
         data=[drawn | trace],
-        layout=horizontal
-        | {
-            "yaxis": row_axis([chart_text(s, 18) for s in sites]) | {"showgrid": False},
-            "hovermode": "closest",
-        },
+        layout=horizontal | {"yaxis": row_axis([chart_text(s, 18) for s in sites], showgrid=False)},
         narrow=narrow,
     )
 
