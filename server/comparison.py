@@ -146,11 +146,7 @@ class _Seed:
         self.forget(settings, federation.run)
 
     def _once(
-        self,
-        federation: Federation,
-        name: str,
-        tables: tuple[str, ...],
-        run: Callable[[], Entry],
+        self, federation: Federation, name: str, tables: tuple[str, ...], run: Callable[[], Entry]
     ) -> Entry:
         """What was kept of it, or else what is run and kept now."""
         facts = deciding_facts(federation, name, tables)

@@ -110,10 +110,7 @@ class ProgressiveDistillation(MethodRounds):
         return Kept(site_tensors(received), {})
 
     def _fold(
-        self,
-        learning: EntryCoefficients,
-        round_: int,
-        replies: Iterator[tuple[str, BlockReply]],
+        self, learning: EntryCoefficients, round_: int, replies: Iterator[tuple[str, BlockReply]]
     ) -> Kept | None:
         """Add the gradients up, and take a step; what is kept after a block's last one."""
         sums = {layer: ExactSum(shape) for layer, shape in learning.shapes.items()}

@@ -88,9 +88,7 @@ def _check_head(state: SiteState) -> None:
             )
 
 
-def _adapter_facts(
-    state: SiteState,
-) -> tuple[str, tuple[str, ...], tuple[int, ...], str]:
+def _adapter_facts(state: SiteState) -> tuple[str, tuple[str, ...], tuple[int, ...], str]:
     if state.files.must_fine_tune:
         layers = targets(state)
         return "none", layers, (state.settings.finetune.rank,) * len(layers), ""

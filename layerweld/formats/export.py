@@ -26,11 +26,7 @@ _PREPROCESSING = (
 
 
 def write_adapter(
-    folder: Path,
-    updates: Mapping[str, LowRankUpdate],
-    base: BaseModel,
-    prefix: str,
-    task: str = "",
+    folder: Path, updates: Mapping[str, LowRankUpdate], base: BaseModel, prefix: str, task: str = ""
 ) -> None:
     """Write a folder that ``PeftModel.from_pretrained`` loads without a missing or unknown key.
 

@@ -26,10 +26,7 @@ def weighted(
     """
     shares = sites.shares(by_samples=weighting == "samples")
     return {
-        layer: (
-            list(low_rank(by_site).values()),
-            [shares[site] for site in by_site],
-        )
+        layer: (list(low_rank(by_site).values()), [shares[site] for site in by_site])
         for layer, by_site in sites.layers.items()
     }
 
