@@ -84,7 +84,7 @@ class ChainRounds(MethodRounds):
     """
 
     def __post_init__(self) -> None:
-        self.settings = settings_for(self.method.name, self.settings)
+        self.settings = settings_for(self.method, self.settings)
         self.steps = schedule(self.plan, self.settings.merge)
         self.count = len(self.steps)
         self.merged: list[dict[str, Update]] = []
@@ -98,7 +98,7 @@ class ChainRounds(MethodRounds):
         asked = StatisticsRequest(self.context(index, self.digests[index]), self._form)
         # What the step before solved; before the first one, the other parameters.
         catch_up = CatchUp(step, partial(self._encoded, asked), index - 1)
-        merge, iterations = self.settings.merge, iterations_of(self.method.name, self.settings)
+        merge, iterations = self.settings.merge, iterations_of(self.method, self.settings)
         pools = {group.name: GroupPool(group, merge, iterations) for group in step.groups}
         measured = _Step(step, asked, pools, self.cohort, catch_up)
         request = Request(
