@@ -93,7 +93,7 @@ class AdaptiveMerging(MethodRounds):
         sites = side_by_side(self.plan, self.cohort, self._received)
         shape = (len(sites.sites), len(self.plan.layer_names))
         first = first_digest(self.plan.digest, self.settings.digest(), self.other_params)
-        self._weighed = weighed(self.method.name, sites, self._own)
+        self._weighed = weighed(self.method, sites, self._own)
         self._digest = digest_of_sites(first, self._received)
         self._coefficients = LayerCoefficients(shape, self._own)
 

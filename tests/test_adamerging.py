@@ -21,6 +21,7 @@ from client.training.heads import ClassifierHead, load_head
 from layerweld.errors import CohortError, JournalError
 from layerweld.formats.adapters import read_fine_tuned
 from layerweld.merging.adamerging import AdaMerging, weighed
+from layerweld.merging.registry import METHODS
 from layerweld.model.base_model import load_base
 from layerweld.model.discover import discover_plan
 from layerweld.model.linear import weight_of
@@ -78,7 +79,7 @@ def in_one_place(
         for node in sites.nodes
     }
     plan = discover_plan(base.backbone).restricted_to({k for of in own.values() for k in of})
-    updates = weighed(method, side_by_side(own), settings.table(AdaMerging)).layers
+    updates = weighed(METHODS[method], side_by_side(own), settings.table(AdaMerging)).layers
     vectors = {
         layer: {site: update.dense() for site, update in updates[layer].items()}
         for layer in plan.layer_names

@@ -13,10 +13,12 @@ from client.state import SiteState
 from client.store import SiteStore
 from layerweld.errors import RefusedReplyError
 from layerweld.merging.adamerging import AdaMerging, mean_entropy, weighed
+from layerweld.merging.method import Method
 from layerweld.merging.one_round import SiteUpdates
 from layerweld.model.base_model import device_named
 from layerweld.model.collect import ReplayableModel
 from layerweld.model.weighted_layers import Addition, additions, weighted
+from layerweld.settings.methods import method_named
 from layerweld.transport.coefficients import CoefficientsReply, CoefficientsRequest
 from layerweld.updates.named_tensors import digest_of_sites, first_digest
 
@@ -58,7 +60,7 @@ class _Held:
     """All sites' updates, known by their hash; sites of one process share what is made of them."""
 
     digest: str
-    method: str
+    method: Method
     layers: tuple[str, ...]
     store: SiteStore = field(compare=False)
 
@@ -70,7 +72,8 @@ class _LacksUpdates(Exception):
 def _gains_of(
     state: SiteState, request: CoefficientsRequest, store: SiteStore
 ) -> Mapping[str, Addition] | None:
-    held = _Held(request.chain_digest, request.method, request.layers, store)
+    method = method_named(request.method, state.settings)
+    held = _Held(request.chain_digest, method, request.layers, store)
     device = device_named(state.settings.calibration.device)
     try:
         return _gains(held, state.settings.table(AdaMerging), device)
