@@ -75,8 +75,7 @@ def check_cohort(
             theirs = getattr(info, field)
             if theirs != value:
                 raise CohortError(
-                    f"site {info.site}, {field}: {_short(theirs)} instead of "
-                    f"{_short(value)}; "
+                    f"site {info.site}, {field}: {_short(theirs)} instead of {_short(value)}; "
                     f"{means[field]}"
                 )
     for info in site_infos:

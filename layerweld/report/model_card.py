@@ -87,7 +87,7 @@ def _sections(results: RunResults, method: Method) -> dict[str, str]:
     tables = (*method.tables, "calibration")
     settings = ((k, v) for k, v in results.settings.items() if k.partition(".")[0] in tables)
     return {
-        "How to load it": "\n\n".join(filter(None, (_python(code), explanation))),
+        "How to load it": "\n".join(("```python", *code, "```", "", explanation)).rstrip(),
         "Sites": _table(("site", "samples", "tokens"), sites),
         "Sites that were lost": _lost(results.method(results.chosen)),
         "Scores": _scores(results),
@@ -157,10 +157,6 @@ def _class_to_load(results: RunResults) -> str:
         else "The names are those of the model without a head."
     )
     return f"{which} If PEFT warns of missing adapter keys, the class is wrong."
-
-
-def _python(lines: Iterable[str]) -> str:
-    return "\n".join(("```python", *lines, "```"))
 
 
 def _scores(results: RunResults) -> str:
