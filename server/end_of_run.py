@@ -19,7 +19,6 @@ END_OF_RUN = "query.finished"
 END_OF_RUN_BUDGET = Budget(2**16, 8)
 """What the reply may take; nothing reads it."""
 
-
 _SECONDS = 30.0
 _POLL_SECONDS = 0.2
 

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from client.data.batches import Preprocessor
 from client.data.samples import Dataset, read_dataset
-from client.handlers.measure import _read as read_score
+from client.handlers.measure import _read_score as read_score
 from client.store import MergedStep, SiteStore, StepHashes
 from client.training.heads import ClassifierHead, load_head
 from layerweld.deploy.coordinator import check_file, create, open_coordinator

@@ -1,4 +1,4 @@
-"""Measure a model on a site's own samples: held-out accuracy, and the merging covariate shift."""
+"""Measure a model on a site's samples: held-out accuracy, and the merging covariate shift."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ from layerweld.transport.model import ModelToMeasure
 from layerweld.untrusted.files import contents, reading
 from layerweld.untrusted.names import below
 from layerweld.updates.task_vector import TaskVector
+
+_LARGEST = 1024  # bytes of a kept score
 
 
 def held_out_accuracy(state: SiteState, model: ModelToMeasure) -> tuple[float, int]:
@@ -117,9 +119,6 @@ def _parts(state: SiteState, model: ModelToMeasure) -> TaskVector:
     return TaskVector(model.updates, model.other_params)
 
 
-_LARGEST = 1024  # bytes
-
-
 def kept_or_measured(
     state: SiteState, kind: str, measure: Callable[[], tuple[float, int]]
 ) -> tuple[float, int]:
@@ -130,8 +129,8 @@ def kept_or_measured(
         kind: ``base`` or ``individual``.
         measure: takes the measurement where none is kept.
     """
-    file = _file(state, kind)
-    kept = _read(file)
+    file = _score_file(state, kind)
+    kept = _read_score(file)
     if kept is not None:
         return kept
     measured = measure()
@@ -140,7 +139,7 @@ def kept_or_measured(
     return measured
 
 
-def _read(file: Path) -> tuple[float, int] | None:
+def _read_score(file: Path) -> tuple[float, int] | None:
     if not file.is_file():
         return None
     try:
@@ -152,7 +151,7 @@ def _read(file: Path) -> tuple[float, int] | None:
     return (accuracy, samples) if right and samples > 0 else None
 
 
-def _file(state: SiteState, kind: str) -> Path:
+def _score_file(state: SiteState, kind: str) -> Path:
     digest = hashlib.sha256(state.head.content)
     decides = (
         state.base.fingerprint,

@@ -16,6 +16,7 @@ from layerweld.settings.run import RunSettings
 from layerweld.settings_table import Settings
 from layerweld.transport.uploads import IN_THE_HANDSHAKE
 
+_SAMPLES = {"none": "", "unlabelled": "samples", "labelled": "labelled samples"}
 _DATA = {
     "none": "no samples",
     "unlabelled": "calibration samples, without labels",
@@ -98,9 +99,6 @@ def _settings(method: Method) -> Table:
                 cells = (f"{name}.{facts.key}", facts.default, facts.values, facts.meaning)
                 table.add_row(*(Text(cell.replace("`", "")) for cell in cells))
     return table
-
-
-_SAMPLES = {"none": "", "unlabelled": "samples", "labelled": "labelled samples"}
 
 
 def method_table() -> Table:

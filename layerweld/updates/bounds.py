@@ -19,6 +19,9 @@ LARGEST_WEIGHT = 2.0**15
 This is half of what float16 can hold, so that a merge can be served in float16."""
 _CANCELLED = 100.0
 """How many times the norm of an update a bound on one of its entries may be."""
+_TRAINED = 256
+"""A rank that people train with, whatever the layer's shape: of a gate with one output as well."""
+_TIMES_DENSE = 16  # numbers of a factored update over those of its layer: hundreds of sites' ranks
 _NOTHING = 1e-20
 """A product below it is that of a LoRA that was never trained, whatever its factors are."""
 
@@ -76,11 +79,6 @@ def require_finite(tensors: Mapping[str, Tensor], where: str) -> None:
     bad = next((k for k, t in tensors.items() if not bool(torch.isfinite(t).all())), "")
     if bad:
         raise UnusableMergeError(f"{where}: {bad} holds numbers that are not finite")
-
-
-_TRAINED = 256
-"""A rank that people train with, whatever the layer's shape: of a gate with one output as well."""
-_TIMES_DENSE = 16  # numbers of a factored update over those of its layer: hundreds of sites' ranks
 
 
 def most_claimed(d_out: int, d_in: int) -> int:

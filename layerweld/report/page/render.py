@@ -17,6 +17,23 @@ from layerweld.report.page.palette import DARK, LIGHT
 from layerweld.report.page.style import SCRIPT, STYLE
 from layerweld.untrusted.text import shown, shown_lines
 
+_LONGEST = 10_000  # characters of one text
+_LAYOUT: dict[str, Any] = {
+    "paper_bgcolor": "rgba(0,0,0,0)",
+    "plot_bgcolor": "rgba(0,0,0,0)",
+    "font": {"family": "system-ui, -apple-system, Segoe UI, Roboto, sans-serif", "color": "--ink"},
+    "margin": {"l": 8, "r": 16, "t": 8, "b": 8}, "hovermode": "closest",
+    "legend": {
+        "orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom",
+        "font": {"size": 13, "color": "--ink"}, "itemclick": "toggle",
+        "traceorder": "normal",
+    },
+    "hoverlabel": {
+        "bgcolor": "--card", "bordercolor": "--line", "align": "left", "namelength": -1,
+        "font": {"color": "--ink", "size": 13},
+    },
+}  # fmt: skip
+
 Trace = dict[str, Any]
 
 
@@ -34,24 +51,6 @@ class Chart:
     layout: dict[str, Any]
     narrow: dict[str, Any] = field(default_factory=dict)
     """What of the layout differs on a phone; keys are dotted paths."""
-
-
-_LONGEST = 10_000  # characters of one text
-_LAYOUT: dict[str, Any] = {
-    "paper_bgcolor": "rgba(0,0,0,0)",
-    "plot_bgcolor": "rgba(0,0,0,0)",
-    "font": {"family": "system-ui, -apple-system, Segoe UI, Roboto, sans-serif", "color": "--ink"},
-    "margin": {"l": 8, "r": 16, "t": 8, "b": 8}, "hovermode": "closest",
-    "legend": {
-        "orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom",
-        "font": {"size": 13, "color": "--ink"}, "itemclick": "toggle",
-        "traceorder": "normal",
-    },
-    "hoverlabel": {
-        "bgcolor": "--card", "bordercolor": "--line", "align": "left", "namelength": -1,
-        "font": {"color": "--ink", "size": 13},
-    },
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
