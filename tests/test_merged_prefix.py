@@ -23,7 +23,7 @@ from layerweld.model.schedule import Step
 from layerweld.transport.step_context import StepContext
 from layerweld.untrusted import tensors
 from layerweld.updates import digest as layerweld_digest
-from layerweld.updates.digest import extend_digest, first_digest
+from layerweld.updates.named_tensors import extend_digest, first_digest
 from layerweld.updates.update import LowRankUpdate, Update
 from strategies.catching_up import CatchUp
 from tests.dying_server import after_keeping

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from client.handlers.reference_scores import kept_or_measured
+from client.handlers.measure import kept_or_measured
 from layerweld.settings.run import validate_settings
 from layerweld.settings.sites import SiteEntry
 

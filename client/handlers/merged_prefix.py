@@ -14,7 +14,7 @@ from layerweld.model.collect import HiddenStates, ReplayableModel, entering_firs
 from layerweld.model.replay import RecordedBatch
 from layerweld.model.schedule import Step
 from layerweld.transport.step_context import StepContext
-from layerweld.updates.digest import first_digest
+from layerweld.updates.named_tensors import first_digest
 from layerweld.updates.update import Update
 
 
