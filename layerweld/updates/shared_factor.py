@@ -33,7 +33,7 @@ def digest_of_draw(seed: int, rank: int, layers: Sequence[str]) -> str:
 
 
 def require_claimed_factors(claimed: str, updates: Mapping[str, Update]) -> None:
-    """Refuse a site whose ``A`` is not the one that its introduction has the hash of.
+    """Refuse a site whose ``A`` is not the one that its site info has the hash of.
 
     What draws an ``A`` says nothing about its bytes; see :func:`require_one_factor`.
 
