@@ -92,7 +92,7 @@ class Federation:
 
     Attributes:
         folder: of all of them.
-        sites: their models, adapters and rows.
+        sites: their models, adapters and samples.
         gateway: where the coordinator is reached.
         environment: of every command.
         inside: by folder, what to put before a command that belongs to it.
@@ -220,8 +220,8 @@ class Federation:
         self._init_coordinator()
         for node in self.sites.nodes:  # type: ignore[attr-defined]
             given = ("--model", self.sites.base, "--adapter", node["adapter"])  # type: ignore[attr-defined]
-            rows = ("--data", node["data"], "--settings", self.folder / "fed/run.toml")
-            self.init_site(node["name"], *given, *rows)
+            data = ("--data", node["data"], "--settings", self.folder / "fed/run.toml")
+            self.init_site(node["name"], *given, *data)
         self.start("fed", "coordinator", "up")
         wait_until(
             lambda: self.lw("coordinator", "status", check=False).returncode == 0, "SuperLink"

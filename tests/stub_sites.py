@@ -43,7 +43,7 @@ RUN = "0123456789abcdef"
 
 
 @cache
-def introduction_of(name: str) -> SiteInfo:
+def site_info_of(name: str) -> SiteInfo:
     return SiteInfo(
         site=name,
         base="b",
@@ -72,7 +72,7 @@ def introduction_of(name: str) -> SiteInfo:
 @cache
 def updates_of(name: str) -> dict[Any, Any]:
     generator = torch.Generator().manual_seed(NAMES.index(name))
-    rank = introduction_of(name).ranks[0]
+    rank = site_info_of(name).ranks[0]
     return {
         shape.name: LowRankUpdate(
             torch.randn(shape.d_out, rank, generator=generator),
@@ -114,16 +114,16 @@ class StubApp:
     def __call__(self, message: Message, context: Any) -> Message:
         name = context.node_config["name"]
         content = {
-            "query.handshake": lambda: encode_site_info(introduction_of(name)),
+            "query.handshake": lambda: encode_site_info(site_info_of(name)),
             "train.statistics": lambda: self.statistics(name, message),
             "train.adapter": lambda: encode_updates(updates_of(name)),
         }[message.metadata.message_type]()
         return reply_with(content, message, context)
 
     def statistics(self, name: str, message: Message) -> RecordDict:
-        return encode_statistics(self.answer(name, message))
+        return encode_statistics(self.reply(name, message))
 
-    def answer(self, name: str, message: Message) -> StatisticsReply:
+    def reply(self, name: str, message: Message) -> StatisticsReply:
         asked = decode_statistics_request(message.content).context
         self.has[name] |= set(asked.merged)
         lacks = set(range(asked.step)) - self.has[name]
@@ -179,7 +179,7 @@ def settings(**entries: Any) -> RunSettings:
 def new_cohort(chosen: RunSettings) -> Cohort:
     return Cohort(
         {name: number for number, name in enumerate(NAMES, start=1)},
-        {name: introduction_of(name) for name in NAMES},
+        {name: site_info_of(name) for name in NAMES},
         RUN,
         Patience.of(chosen),
     )

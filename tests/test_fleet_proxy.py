@@ -45,7 +45,7 @@ class SuperLink:
             event = await receive()
             body, more = body + event["body"], event["more_body"]
         self.asked.append((scope["path"], dict(scope["headers"]).get(b"flwr-signature")))
-        headers = [(b"x-answer", b"yes")]
+        headers = [(b"x-reply", b"yes")]
         await send({"type": "http.response.start", "status": 207, "headers": headers})
         await send({"type": "http.response.body", "body": body[::-1]})
 
@@ -98,10 +98,10 @@ def ask(folder: Path, gateway: tuple[SuperLink, int]) -> Callable[..., Any]:
         context = ssl.create_default_context(cafile=folder / "ca.crt")
         connection = http.client.HTTPSConnection("127.0.0.1", port, context=context)
         connection.request(method, path, body, headers)
-        answer = connection.getresponse()
-        content = answer.read()
+        response = connection.getresponse()
+        content = response.read()
         connection.close()
-        return answer, content
+        return response, content
 
     return ask
 
@@ -110,8 +110,8 @@ def test_a_fleet_call_passes_with_its_signature_body_and_status(
     gateway: tuple[SuperLink, int], ask: Callable[..., Any]
 ) -> None:
     body = bytes(range(256)) * 20_000  # 5 MB, a piece of a tensor
-    answer, content = ask("POST", "/v1/fleet/push-object", body, **{"flwr-signature": "s"})
-    assert (answer.status, answer.headers["x-answer"]) == (207, "yes")
+    response, content = ask("POST", "/v1/fleet/push-object", body, **{"flwr-signature": "s"})
+    assert (response.status, response.headers["x-reply"]) == (207, "yes")
     assert content == body[::-1]
     assert gateway[0].asked[-1] == ("/v1/fleet/push-object", b"s")
 
@@ -151,8 +151,8 @@ def test_a_call_larger_than_any_of_flowers_is_refused_unread(
 
 
 def test_anybody_may_know_versions_and_time(ask: Callable[..., Any]) -> None:
-    answer, content = ask("GET", "/layerweld")
-    assert answer.status == 200
+    response, content = ask("GET", "/layerweld")
+    assert response.status == 200
     assert json.loads(content).keys() == {"application", "time"}
 
 
@@ -203,7 +203,7 @@ def test_a_skewed_clock_is_named_with_its_remedy(
 def test_a_clock_that_goes_wrong_later_is_named_when_the_supernode_ends(
     folder: Path, seconds: int, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    site, _ = create(tmp_path / "ash", SiteEntry(name="ash", data="rows.jsonl"), b"")
+    site, _ = create(tmp_path / "ash", SiteEntry(name="ash", data="data.jsonl"), b"")
     with door_whose_clock_is_off(folder, seconds, monkeypatch) as address:
         supernode = site.supernode(address, folder / "ca.crt", free_port())
         explained = supernode.explain("SuperNode terminated gracefully.")
@@ -215,7 +215,7 @@ def test_a_clock_that_goes_wrong_later_is_named_when_the_supernode_ends(
 def test_a_site_does_not_join_with_a_skewed_clock(
     folder: Path, seconds: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    create(tmp_path / "ash", SiteEntry(name="ash", data="rows.jsonl"), b"")
+    create(tmp_path / "ash", SiteEntry(name="ash", data="data.jsonl"), b"")
     monkeypatch.setattr(Supervisor, "run", lambda _self: pytest.fail("a SuperNode was started"))
     with door_whose_clock_is_off(folder, seconds, monkeypatch) as address:
         command = ["site", "join", address, "--folder", str(tmp_path / "ash")]
@@ -225,7 +225,7 @@ def test_a_site_does_not_join_with_a_skewed_clock(
     assert not list((tmp_path / "ash/logs").iterdir())
 
 
-def test_no_answer_of_a_door_is_an_error_of_the_check() -> None:
+def test_no_response_of_a_gateway_is_an_error_of_the_check() -> None:
     good = {name: version(name) for name in ("layerweld", "flwr", "torch", "transformers")}
     good |= {"application": "abc", "time": time.time()}  # type: ignore[dict-item]
     odd = (

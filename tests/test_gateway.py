@@ -139,8 +139,8 @@ def ask(
     connection = http.client.HTTPSConnection("127.0.0.1", port, context=context, timeout=20)
     try:
         connection.request(method, path, body, headers)
-        answer = connection.getresponse()
-        return answer.status, answer.read()
+        response = connection.getresponse()
+        return response.status, response.read()
     finally:
         connection.close()
 
@@ -389,7 +389,7 @@ def test_no_request_is_an_error_of_the_application(folder: Path, seed: int, coun
     )
     app = RegisteredOnly(proxy, folder / "sites")
 
-    async def play(scope: dict[Any, Any]) -> Any:
+    async def run(scope: dict[Any, Any]) -> Any:
         said = []
 
         async def receive() -> dict[Any, Any]:
@@ -408,7 +408,7 @@ def test_no_request_is_an_error_of_the_application(folder: Path, seed: int, coun
         return said[0] if said else None
 
     async def main() -> set[Any]:
-        return {await play(odd_scope(folder, draw)) for _ in range(count)}
+        return {await run(odd_scope(folder, draw)) for _ in range(count)}
 
     statuses = asyncio.run(main())
     assert statuses <= {None, 200, 401, 404, 412, 413, 431, 503}

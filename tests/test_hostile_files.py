@@ -311,4 +311,4 @@ def test_a_link_to_another_file_does_not_show_what_is_in_it(
 )
 def test_a_name_that_could_leave_a_folder_is_no_sites_name(name: Any) -> None:
     with pytest.raises(ConfigError, match="name"):
-        site.site_of_node({"name": name, "data": "rows.jsonl"}, RunSettings())
+        site.site_of_node({"name": name, "data": "data.jsonl"}, RunSettings())

@@ -75,7 +75,7 @@ def test_a_site_that_dies_in_the_handshake_is_asked_again(clock: Clock) -> None:
 @pytest.mark.parametrize("seed", range(20))
 def test_another_nodes_reply_in_the_handshake_is_asked_for_again(seed: int, clock: Clock) -> None:
     came = shake_hands(Faults(seed, 0.7, most=5, kinds=("another's", "replay", "twice")), clock)
-    assert {node: introduction.site for node, introduction in came.items()} == {
+    assert {node: site_info.site for node, site_info in came.items()} == {
         "node 1": "ash",
         "node 2": "birch",
     }

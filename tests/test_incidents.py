@@ -93,7 +93,7 @@ def test_an_error_in_the_configuration_does_not_leave_either(
     assert "jane" in (tmp_path / f"layerweld/logs/{incident.number}.log").read_text()
 
 
-def test_fewer_rows_than_the_site_itself_allows_are_never_measured(sites: TinySites) -> None:
+def test_fewer_samples_than_the_site_itself_allows_are_never_measured(sites: TinySites) -> None:
     reply = client_app(handshake(), context_of(sites, **{"min-samples": 19}))
     assert parse_incident(reply.error.reason).code is Code.COHORT
     reply = client_app(handshake(), context_of(sites, **{"min-samples": 18}))

@@ -120,11 +120,11 @@ def test_no_fault_on_the_way_changes_a_bit(stub: Any, seed: int, clock: Clock) -
 
 @STUBS
 def test_flowers_own_loop_learns_the_same(stub: Any, clock: Clock) -> None:
-    played, grid = learn(stub(), none(), clock)
-    played.run(grid)
+    strategy, grid = learn(stub(), none(), clock)
+    strategy.run(grid)
     started, grid = learn(stub(), Faults(5, kinds=("error 2", "moved")), clock)
     started.start(grid, ArrayRecord())
-    for layer, update in played.rounds.outcome().updates.items():
+    for layer, update in strategy.rounds.outcome().updates.items():
         assert torch.equal(update.dense(), started.rounds.outcome().updates[layer].dense())
 
 

@@ -75,7 +75,7 @@ def way_of_one_round(folder: Path) -> Way:
 
     sites = make_sites(folder / "sites", BERT_LAYERS)
     with pytest.MonkeyPatch.context() as patch, after_keeping(patch, at_its_ends):
-        sites.play(folder / "out")
+        sites.run(folder / "out")
     return way
 
 

@@ -135,7 +135,7 @@ def test_progress_and_flowers_log_are_lines_of_bounded_length(
 
 
 def test_the_state_of_a_run_holds_text_of_bounded_length(tmp_path: Path) -> None:
-    def play() -> None:
+    def run() -> None:
         with recording(tmp_path) as recorder:
             recorder.waiting_for = lambda: {f"site {i}": text for i, text in enumerate(TEXTS)}
             for text in HOSTILE:
@@ -144,7 +144,7 @@ def test_the_state_of_a_run_holds_text_of_bounded_length(tmp_path: Path) -> None
             raise LostSiteError("\n".join(TEXTS))
 
     with pytest.raises(LostSiteError):
-        play()
+        run()
     file = tmp_path / "state.json"
     assert file.stat().st_size < 500_000
     assert not hidden_in(file.read_text(), but="\n")

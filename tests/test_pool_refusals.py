@@ -161,7 +161,9 @@ def test_a_site_that_would_count_for_nothing_is_refused_by_name(
 
 @pytest.mark.parametrize("normalization", ["feature", "none"])
 @pytest.mark.parametrize("importance", ["off-diagonal", "uniform"])
-def test_a_site_whose_rows_excite_nothing_is_refused(normalization: str, importance: str) -> None:
+def test_a_site_whose_samples_excite_nothing_is_refused(
+    normalization: str, importance: str
+) -> None:
     chosen, _, other = honest(normalization=normalization, importance=importance)
     dead = dataclasses.replace(new_sites(1, seed=0)[0], tokens=torch.zeros(9, D_IN))
     pool = GroupPool(GROUP, chosen)

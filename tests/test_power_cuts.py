@@ -63,7 +63,7 @@ def sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
     return make_labelled_sites(tmp_path_factory.mktemp("sites"))
 
 
-def play(sites: TinySites, output: Path, **changes: Any) -> None:
+def run(sites: TinySites, output: Path, **changes: Any) -> None:
     settings = sites.settings(granularity="model").model_copy(update=changes)
     run_server(sites.grid(settings), settings, str(sites.base), output)
 
@@ -89,7 +89,7 @@ def test_all_products_are_on_the_disk_before_the_journal_goes(
         lost.extend(path for path in disk.lacks(output) if "out/journal" not in path)
 
     monkeypatch.setattr(RunJournal, "remove", remove)
-    play(sites, output)
+    run(sites, output)
     assert names == {
         "accuracy.csv", "adapter", "environment.json", "journal", "manifest.json", "report.html",
         "results.json", "state.json",
@@ -114,7 +114,7 @@ def test_what_a_site_trains_and_measures_is_on_the_disk(
 ) -> None:
     finetune = sites.settings().finetune.model_copy(update={"max_steps": 1, "logger": "none"})
     untrained = replace(sites, nodes=[node | {"adapter": ""} for node in sites.nodes])
-    play(untrained, tmp_path / "out", finetune=finetune, cache=str(tmp_path / "cache"))
+    run(untrained, tmp_path / "out", finetune=finetune, cache=str(tmp_path / "cache"))
     for kept, count in (("adapters", 3), ("scores", 6)):
         assert len(list((tmp_path / "cache" / kept).iterdir())) == count
         assert disk.lacks(tmp_path / "cache" / kept) == []

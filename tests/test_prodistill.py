@@ -1,4 +1,4 @@
-"""ProDistill: what a federation learns is what one process with all rows would."""
+"""ProDistill: what a federation learns is what one process with all samples would."""
 
 import shutil
 from pathlib import Path
@@ -21,7 +21,7 @@ from layerweld.report.results import RunResults
 from layerweld.settings.run import RunSettings
 from server.run import run as run_server
 from tests.dying_server import killed_after
-from tests.played_methods import play, settings_of, written
+from tests.run_methods import run_methods, settings_of, written
 from tests.tiny_sites import TinySites, make_sites, with_whole_models
 
 TARGETS = ["query", "value", "output.dense"]
@@ -37,7 +37,7 @@ def sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
 def whole(sites: TinySites, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunResults, Path]:
     """A run that nothing disturbs: its results, and what it wrote."""
     output = tmp_path_factory.mktemp("whole") / "out"
-    return play(sites, output, "prodistill", **FEW), output
+    return run_methods(sites, output, "prodistill", **FEW), output
 
 
 def in_one_place(sites: TinySites, settings: RunSettings) -> dict[Any, Any]:
@@ -59,11 +59,11 @@ def in_one_place(sites: TinySites, settings: RunSettings) -> dict[Any, Any]:
             adam.zero_grad()
             now = merged | {k: (free[k] * vectors[k]).sum(dim=0) for k in names}
             loss = 0
-            for of, rows in zip(own, inputs, strict=True):
+            for of, batch in zip(own, inputs, strict=True):
                 dense = {k: update.dense() for k, update in of.items()}
-                got = after_block(backbone, now, rows, block)
-                wanted = after_block(backbone, dense, rows, block)
-                keep = rows["attention_mask"].bool()
+                got = after_block(backbone, now, batch, block)
+                wanted = after_block(backbone, dense, batch, block)
+                keep = batch["attention_mask"].bool()
                 loss = loss + (got - wanted)[keep].square().sum() / len(keep)
             loss.backward()  # type: ignore[attr-defined]
             adam.step()
@@ -72,10 +72,10 @@ def in_one_place(sites: TinySites, settings: RunSettings) -> dict[Any, Any]:
 
 
 def inputs_of(sites: TinySites, node: dict[str, str], settings: RunSettings) -> dict[Any, Any]:
-    rows = read_dataset(Path(node["data"]), settings.calibration, reads_images=False)
+    dataset = read_dataset(Path(node["data"]), settings.calibration, reads_images=False)
     tokenizer = AutoTokenizer.from_pretrained(sites.base)
     encoded = tokenizer(
-        list(rows.inputs), truncation=True, max_length=12, padding=True, return_tensors="pt"
+        list(dataset.inputs), truncation=True, max_length=12, padding=True, return_tensors="pt"
     )
     return {k: encoded[k] for k in ("input_ids", "attention_mask")}
 
@@ -90,7 +90,7 @@ def after_block(
     return states[block + 1]
 
 
-def test_the_federation_learns_what_one_process_with_all_rows_would(
+def test_the_federation_learns_what_one_process_with_all_samples_would(
     sites: TinySites, whole: tuple[RunResults, Path]
 ) -> None:
     results, output = whole
@@ -104,8 +104,8 @@ def test_the_federation_learns_what_one_process_with_all_rows_would(
 
 
 def test_no_step_is_task_arithmetic(sites: TinySites, tmp_path: Path) -> None:
-    play(sites, tmp_path / "none", "prodistill", **{"prodistill.steps": 0})
-    play(sites, tmp_path / "sum", "task-arithmetic")
+    run_methods(sites, tmp_path / "none", "prodistill", **{"prodistill.steps": 0})
+    run_methods(sites, tmp_path / "sum", "task-arithmetic")
     learnt, summed = written(sites, tmp_path / "none"), written(sites, tmp_path / "sum")
     for layer, values in summed.items():
         torch.testing.assert_close(learnt[layer], values, rtol=1e-4, atol=1e-6)
@@ -115,13 +115,13 @@ def test_the_order_of_the_sites_does_not_change_a_bit(
     sites: TinySites, whole: tuple[RunResults, Path], tmp_path: Path
 ) -> None:
     sites.nodes.reverse()
-    second = play(sites, tmp_path / "two", "prodistill", **FEW)
+    second = run_methods(sites, tmp_path / "two", "prodistill", **FEW)
     sites.nodes.reverse()
     assert second.manifest_hash == whole[0].manifest_hash
 
 
 def test_a_merge_is_cut_to_a_rank_and_is_an_adapter_again(sites: TinySites, tmp_path: Path) -> None:
-    play(sites, tmp_path / "out", "prodistill", **FEW | {"merge.rank": 4})
+    run_methods(sites, tmp_path / "out", "prodistill", **FEW | {"merge.rank": 4})
     assert (tmp_path / "out/adapter").is_dir()
 
 
@@ -134,8 +134,8 @@ def test_a_run_killed_after_any_block_ends_in_the_same_bytes(
     after: int,
 ) -> None:
     with killed_after(after, monkeypatch):
-        play(sites, tmp_path / "out", "prodistill", **FEW)
-    resumed = play(sites, tmp_path / "out", "prodistill", **FEW)
+        run_methods(sites, tmp_path / "out", "prodistill", **FEW)
+    resumed = run_methods(sites, tmp_path / "out", "prodistill", **FEW)
     assert resumed.manifest_hash == whole[0].manifest_hash
 
 
@@ -149,7 +149,7 @@ def test_a_site_in_a_new_process_without_a_cache_catches_up(
 ) -> None:
     chosen = settings_of(sites, "prodistill", **FEW)
     grid, asked = sites.grid(chosen), []
-    answer = grid._answer
+    reply = grid._answer
 
     def forget(message: Message) -> Message:
         if message.metadata.message_type == "train.distillation":
@@ -157,7 +157,7 @@ def test_a_site_in_a_new_process_without_a_cache_catches_up(
             if len(asked) == number:
                 block_gradients._memory.cache_clear()
                 shutil.rmtree(sites.folder / "cache/runs", ignore_errors=True)
-        return answer(message)
+        return reply(message)
 
     monkeypatch.setattr(grid, "_answer", forget)
     results = run_server(grid, chosen, str(sites.base), tmp_path / "out")
@@ -168,11 +168,11 @@ def test_a_site_in_a_new_process_without_a_cache_catches_up(
 def test_other_families_are_distilled_as_well(tmp_path: Path, family: str) -> None:
     targets = {"gpt2": ["c_attn", "c_fc", "c_proj"], "llama": ["q_proj", "down_proj"]}[family]
     sites = make_sites(tmp_path, targets, family)
-    results = play(sites, tmp_path / "out", "prodistill", **FEW)
+    results = run_methods(sites, tmp_path / "out", "prodistill", **FEW)
     assert all(0 < value < 1 for value in results.methods[-1].metrics.values())
 
 
 def test_whole_models_are_distilled_each_behind_its_own_embeddings(tmp_path: Path) -> None:
     sites = with_whole_models(make_sites(tmp_path, TARGETS))
-    results = play(sites, tmp_path / "out", "prodistill", **FEW)
+    results = run_methods(sites, tmp_path / "out", "prodistill", **FEW)
     assert all(0 < value < 1 for value in results.methods[-1].metrics.values())

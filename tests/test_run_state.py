@@ -1,4 +1,4 @@
-"""What ``state.json`` says while a run is played, and however it ends."""
+"""What ``state.json`` says while a run goes on, and however it ends."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
     return make_sites(tmp_path_factory.mktemp("bert"), ["query", "value"])
 
 
-def play(
+def run(
     sites: TinySites,
     output: Path,
     grid: "CedarIsSilent | InProcessGrid | None" = None,
@@ -45,7 +45,7 @@ def play(
     return run_server(grid or sites.grid(settings), settings, str(sites.base), output)
 
 
-def play_in_flower(
+def run_in_flower(
     sites: TinySites, output: Path, nodes: list[dict[str, str]] | None = None
 ) -> None:
     """As Flower starts it: nobody sees what the process says."""
@@ -74,17 +74,17 @@ def without_cedar(
     monkeypatch.setattr(poll, "time", clock)
     settings = sites.settings().model_copy(update=changes)
     grid = CedarIsSilent(client_app, sites.nodes, settings, Faults(0, rate=0.0), clock)
-    return play(sites, output, grid, **changes)
+    return run(sites, output, grid, **changes)
 
 
 def test_a_finished_run_is_completed_with_exit_code_0(sites: TinySites, tmp_path: Path) -> None:
-    play(sites, tmp_path / "out")
+    run(sites, tmp_path / "out")
     state = read_state(tmp_path / "out")
     assert (state.status, state.exit_code, state.cause) == ("completed", 0, "")
     assert dict(state.waiting) == {}
 
 
-def test_a_run_that_is_played_says_which_step_it_is_at_and_whom_it_waits_for(
+def test_a_run_that_goes_on_says_which_step_it_is_at_and_whom_it_waits_for(
     sites: TinySites, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
@@ -109,7 +109,7 @@ def test_a_run_that_stops_at_the_deadline_says_who_was_missing_and_what_to_do(
     assert "cedar: its process died" in state.cause
     assert state.next_step == LostSiteError.next_step
     assert dict(state.waiting) == {"cedar": "its process died"}
-    assert play(sites, tmp_path / "out")
+    assert run(sites, tmp_path / "out")
     assert read_state(tmp_path / "out").status == "completed"
 
 
@@ -118,25 +118,25 @@ def test_a_refused_run_in_flower_leaves_its_cause_and_in_one_process_it_leaves_n
 ) -> None:
     twins = [sites.nodes[0], sites.nodes[1] | {"name": "ash"}, sites.nodes[2]]
     with pytest.raises(LayerweldError) as refused:
-        play_in_flower(sites, tmp_path / "flower", twins)
+        run_in_flower(sites, tmp_path / "flower", twins)
     state = read_state(tmp_path / "flower")
     assert (state.status, state.exit_code) == ("failed", refused.value.exit_code)
     assert state.cause == str(refused.value)
-    play_in_flower(sites, tmp_path / "flower")
+    run_in_flower(sites, tmp_path / "flower")
     assert read_state(tmp_path / "flower").status == "completed"
     settings = sites.settings()
     grid = InProcessGrid(client_app, twins, settings)
     with pytest.raises(LayerweldError):
-        play(sites, tmp_path / "here", grid)
+        run(sites, tmp_path / "here", grid)
     assert not (tmp_path / "here").exists()
 
 
-def test_a_killed_run_is_told_from_one_that_is_played(sites: TinySites, tmp_path: Path) -> None:
+def test_a_killed_run_is_told_from_one_that_goes_on(sites: TinySites, tmp_path: Path) -> None:
     output = tmp_path / "out"
     child = os.fork()
     if child == 0:
         with listening(lambda what, done, _: kill() if (what, done) == KILL_AT else None):
-            play(sites, output)
+            run(sites, output)
         os._exit(0)
     assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
     state = read_state(output)
@@ -144,7 +144,7 @@ def test_a_killed_run_is_told_from_one_that_is_played(sites: TinySites, tmp_path
     assert "was killed" in state.cause
     with holding_lock(lock_of(output), "out"):
         assert read_state(output).status == "running"
-    play(sites, output)
+    run(sites, output)
     assert read_state(output).status == "completed"
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from layerweld.runtime.app_path import app_folder
 from server.run import run as run_server
-from tests.played_methods import settings_of
+from tests.run_methods import settings_of
 from tests.test_adamerging import with_heads
 from tests.tiny_sites import TinySites, make_sites
 
@@ -98,7 +98,7 @@ def flower(tmp_path: Path) -> Iterator[tuple[Callable[..., Popen[bytes]], Callab
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def play(
+def run(
     ask: Callable[..., Any],
     superlink: str,
     sites: TinySites,
@@ -158,7 +158,7 @@ def test_flowers_simulation_gives_the_same_manifest(
     start, ask = flower
     superlink(start, tmp_path, "--simulation", NO_INSTALLATION)
     federation = "num-supernodes=3 client-resources-num-cpus=2"
-    play(ask, "here", sites, tmp_path / "out", "--federation-config", federation)
+    run(ask, "here", sites, tmp_path / "out", "--federation-config", federation)
     assert digest(tmp_path / "out") == in_process_manifest
 
 
@@ -177,7 +177,7 @@ def test_supernodes_on_loopback_give_the_same_manifest(
 ) -> None:
     start, ask = flower
     supernodes(start, superlink(start, tmp_path, NO_INSTALLATION), sites)
-    play(ask, "here", sites, tmp_path / "out")
+    run(ask, "here", sites, tmp_path / "out")
     assert digest(tmp_path / "out") == in_process_manifest
 
 
@@ -192,7 +192,7 @@ def test_coefficients_are_learnt_to_the_bit_with_a_process_per_message(
     start, ask = flower
     supernodes(start, superlink(start, tmp_path, NO_INSTALLATION), sites)
     methods = {"methods": "'prodistill,adamerging'"}
-    play(ask, "here", sites, tmp_path / "there", **methods, **learning)
+    run(ask, "here", sites, tmp_path / "there", **methods, **learning)
     assert digest(tmp_path / "there") == digest(here)
     assert metrics(tmp_path / "there") == metrics(here)
 

@@ -1,6 +1,5 @@
 """A site that answers to somebody else: no setting of a run reads, writes or singles out more."""
 
-import json
 import os
 import random
 import sys
@@ -29,7 +28,7 @@ from layerweld.transport.identity import encode_plain
 from layerweld.transport.statistics import StatisticsRequest
 from layerweld.transport.step_context import StepContext
 from layerweld.untrusted.names import below
-from tests.tiny_sites import make_labelled_sites
+from tests.tiny_sites import make_labelled_sites, read_samples, write_samples
 
 LEAST = 5
 SECRET = "MRN 123456"
@@ -60,13 +59,13 @@ def hostile_values(kind: Any) -> tuple[Any, ...]:
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
-    """A site's own configuration: eighteen rows with a column that is nobody's business."""
+    """A site's own configuration: eighteen samples with a column that is nobody's business."""
     made = make_labelled_sites(tmp_path_factory.mktemp("site"))
     own = made.nodes[0]
-    rows = [json.loads(line) for line in Path(own["data"]).read_text().splitlines()]
-    # every row is another one, so that it can be told which of them are used
-    rows = [r | {"text": f"{r['text']} w{i}", "secret": SECRET} for i, r in enumerate(rows)]
-    Path(own["data"]).write_text("\n".join(map(json.dumps, rows)))
+    samples = enumerate(read_samples(own["data"]))
+    # No two samples are equal, so that it can be told which of them are used.
+    different = [s | {"text": f"{s['text']} w{i}", "secret": SECRET} for i, s in samples]
+    write_samples(own["data"], different)
     paths = {"base": str(made.base), "cache": str(made.folder / "own-cache")}
     return own | paths | {"min-samples": LEAST}
 
@@ -78,7 +77,7 @@ def settings_with(**changed: Any) -> RunSettings:
 
 @dataclass
 class Chosen:
-    """The sets of rows that runs have brought a site to use."""
+    """The sets of samples that runs have brought a site to use."""
 
     work: set = field(default_factory=set)
     held_out: set = field(default_factory=set)
@@ -92,16 +91,16 @@ class Chosen:
             (self.held_out, lambda: state.data.evaluation_samples),
         ):
             try:
-                rows = choose()
-            except (CohortError, ConfigError):  # too few rows, or no such device
+                dataset = choose()
+            except (CohortError, ConfigError):  # too few samples, or no such device
                 self.refused += 1
                 continue
-            if rows is not None and len(rows):
-                where.add(frozenset(rows.inputs))
-                assert SECRET not in " ".join((*rows.inputs, *rows.classes))
+            if dataset is not None and len(dataset):
+                where.add(frozenset(dataset.inputs))
+                assert SECRET not in " ".join((*dataset.inputs, *dataset.classes))
 
     def note_batches(self, state: SiteState) -> None:
-        """The rows of each optimiser step of fine-tuning."""
+        """The samples of each optimiser step of fine-tuning."""
         try:
             parcels = state.data.training_samples
         except (CohortError, ConfigError):
@@ -114,7 +113,7 @@ class Chosen:
 
 def assert_nobody_stands_alone(sets: set[Any]) -> None:
     """Neither in a set, nor in what two sets have or have not in common."""
-    assert all(len(rows) >= LEAST for rows in sets)
+    assert all(len(samples) >= LEAST for samples in sets)
     for one, other in combinations(sets, 2):
         for part in (one - other, other - one, one & other):
             assert not part or len(part) >= LEAST
@@ -149,7 +148,7 @@ def test_no_setting_of_a_run_makes_a_site_obey_more_than_its_own_configuration(
     assert_nobody_stands_alone(chosen.held_out)
 
 
-def test_pairs_of_settings_do_not_single_out_rows_either(node: dict[Any, Any]) -> None:
+def test_pairs_of_settings_do_not_single_out_samples_either(node: dict[Any, Any]) -> None:
     rng, chosen = random.Random(0), Chosen()
     keys = {
         "calibration.samples": range(20), "calibration.seed": range(50),
@@ -237,7 +236,7 @@ def test_nothing_is_written_outside_of_the_sites_cache_and_nothing_foreign_is_re
     assert {path.name for path in tmp_path.iterdir()} <= {"cache"}
 
 
-def test_fewer_rows_than_the_least_are_not_trained_or_evaluated_on(node: dict[Any, Any]) -> None:
+def test_fewer_samples_than_the_least_are_not_trained_or_evaluated_on(node: dict[Any, Any]) -> None:
     trains = {k: v for k, v in node.items() if k != "adapter"} | {"min-samples": 19}
     for own in (trains, node | {"min-samples": 19}):
         assert parse_incident(ask(own, settings_with()).error.reason).code is Code.COHORT
@@ -311,7 +310,7 @@ def test_every_number_of_a_runs_settings_has_two_ends_and_every_text_a_longest()
                 settings_with(**{key: "x" * 100_000})
 
 
-def test_rows_that_cannot_be_read_are_no_way_to_another_column(node: dict[Any, Any]) -> None:
+def test_samples_that_cannot_be_read_are_no_way_to_another_column(node: dict[Any, Any]) -> None:
     settings = settings_with(**{"calibration.max-unreadable": 1.0})
     site = site_of_node(node | {"text-column": "absent"}, settings)
     with pytest.raises(DataError, match="no column 'absent'"):

@@ -45,7 +45,7 @@ def sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
     return make_sites(tmp_path_factory.mktemp("bert"), ["query", "value"])
 
 
-def play_chain(folder: Path) -> MergeStrategy:
+def run_chain(folder: Path) -> MergeStrategy:
     journal = RunJournal(folder)
     chosen = settings()
     chain = new_chain(chosen, journal=journal.of_method("com"))
@@ -53,7 +53,7 @@ def play_chain(folder: Path) -> MergeStrategy:
     return chain
 
 
-def play(sites: TinySites, output: Path, **merge: Any) -> RunResults:
+def run(sites: TinySites, output: Path, **merge: Any) -> RunResults:
     chosen = sites.settings(**merge)
     return run_server(sites.grid(chosen), chosen, str(sites.base), output)
 
@@ -104,14 +104,14 @@ def points_of(work: Callable[..., Any]) -> int:
 
 
 def test_a_server_killed_at_any_point_of_its_journal_ends_in_the_same_bytes(tmp_path: Path) -> None:
-    whole = digest_of(play_chain(tmp_path / "whole"))
-    count = points_of(lambda: play_chain(tmp_path / "counted"))
+    whole = digest_of(run_chain(tmp_path / "whole"))
+    count = points_of(lambda: run_chain(tmp_path / "counted"))
     assert count > 40
     survived = 0
     for point in range(1, count + 1, EVERY):
         folder = tmp_path / f"killed-{point}"
-        assert killed_at(point, lambda folder=folder: play_chain(folder))
-        assert digest_of(play_chain(folder)) == whole, f"point {point} of {count}"
+        assert killed_at(point, lambda folder=folder: run_chain(folder))
+        assert digest_of(run_chain(folder)) == whole, f"point {point} of {count}"
         survived += 1
     print(f"\n{survived} kills of the journal survived, of {count} points")
 
@@ -119,16 +119,16 @@ def test_a_server_killed_at_any_point_of_its_journal_ends_in_the_same_bytes(tmp_
 def test_a_run_killed_while_it_writes_its_products_ends_in_the_same_bytes(
     sites: TinySites, tmp_path: Path
 ) -> None:
-    whole = play(sites, tmp_path / "whole", granularity="model")
-    count = points_of(lambda: play(sites, tmp_path / "counted", granularity="model"))
+    whole = run(sites, tmp_path / "whole", granularity="model")
+    count = points_of(lambda: run(sites, tmp_path / "counted", granularity="model"))
     survived = 0
     for point in range(1, count + 1, EVERY):
         output = tmp_path / f"killed-{point}"
-        assert killed_at(point, lambda output=output: play(sites, output, granularity="model"))
+        assert killed_at(point, lambda output=output: run(sites, output, granularity="model"))
         if not (output / "journal").is_dir() and (output / "manifest.json").is_file():
             shutil.copytree(output, tmp_path / "finished", dirs_exist_ok=True)
         else:
-            resumed = play(sites, output, granularity="model")
+            resumed = run(sites, output, granularity="model")
             assert resumed.manifest_hash == whole.manifest_hash, f"point {point} of {count}"
         assert (output / "manifest.json").read_bytes() == (
             tmp_path / "whole/manifest.json"
@@ -139,32 +139,32 @@ def test_a_run_killed_while_it_writes_its_products_ends_in_the_same_bytes(
 
 @pytest.mark.parametrize("kept", [0, 1, 7, 100, 0.5, 0.9, -1])
 def test_a_last_step_that_was_cut_short_is_solved_again(kept: float, tmp_path: Path) -> None:
-    whole = digest_of(play_chain(tmp_path))
+    whole = digest_of(run_chain(tmp_path))
     file = tmp_path / "com/round-00003.safetensors"
     content = file.read_bytes()
     size = int(kept * len(content)) if isinstance(kept, float) else kept
     file.write_bytes(content[:size])
-    assert digest_of(play_chain(tmp_path)) == whole
+    assert digest_of(run_chain(tmp_path)) == whole
     assert len(file.read_bytes()) > len(content) - 10  # not equal: more was sent to catch up
 
 
 def test_an_earlier_step_that_is_damaged_is_refused_by_name(tmp_path: Path) -> None:
-    play_chain(tmp_path)
+    run_chain(tmp_path)
     file = tmp_path / "com/round-00001.safetensors"
     content = bytearray(file.read_bytes())
     content[-3] ^= 4
     file.write_bytes(content)
     with pytest.raises(JournalError, match=r"round-00001\.safetensors does not match its hash"):
-        play_chain(tmp_path)
+        run_chain(tmp_path)
     file.unlink()
     with pytest.raises(JournalError, match="lacks round 1"):
-        play_chain(tmp_path)
+        run_chain(tmp_path)
 
 
 def test_who_was_lost_is_read_from_the_last_step_and_from_what_the_others_say_of_themselves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    play_chain(tmp_path)
+    run_chain(tmp_path)
     steps, read = RunJournal(tmp_path).of_method("com"), []
     whole = kept_rounds._read
     for index, lost in ((1, ("birch",)), (3, ("birch", "cedar"))):
@@ -194,20 +194,20 @@ class FullDisk:
 def test_a_disk_that_fills_up_keeps_the_steps_before_and_resumes(
     writes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = digest_of(play_chain(tmp_path / "whole"))
+    whole = digest_of(run_chain(tmp_path / "whole"))
     with monkeypatch.context() as patch:
         FullDisk(patch, writes)
         with pytest.raises(StorageError, match=r"round-0000\d.*No space left on device"):
-            play_chain(tmp_path / "full")
+            run_chain(tmp_path / "full")
     assert not [p for p in (tmp_path / "full").rglob("*") if "partial" in p.name]
-    assert digest_of(play_chain(tmp_path / "full")) == whole
+    assert digest_of(run_chain(tmp_path / "full")) == whole
 
 
 @pytest.mark.parametrize("writes", [0, 2])
 def test_a_site_whose_disk_fills_up_resumes_with_the_run(
     writes: int, sites: TinySites, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = play(sites, tmp_path / "whole")
+    whole = run(sites, tmp_path / "whole")
     shutil.rmtree(sites.folder / "cache/runs")
     left, save_file = [writes], store.save_file  # type: ignore[attr-defined]
 
@@ -221,15 +221,15 @@ def test_a_site_whose_disk_fills_up_resumes_with_the_run(
     with monkeypatch.context() as patch:
         patch.setattr(store, "save_file", save)
         with pytest.raises(StorageError, match="No space left"):
-            play(sites, tmp_path / "out")
+            run(sites, tmp_path / "out")
     assert not list((sites.folder / "cache/runs").rglob("*.partial"))
-    assert play(sites, tmp_path / "out").manifest_hash == whole.manifest_hash
+    assert run(sites, tmp_path / "out").manifest_hash == whole.manifest_hash
 
 
 def test_products_that_do_not_fit_leave_nothing_but_journal_and_state(
     sites: TinySites, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = play(sites, tmp_path / "whole", granularity="model")
+    whole = run(sites, tmp_path / "whole", granularity="model")
 
     def full(*_args: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -237,9 +237,9 @@ def test_products_that_do_not_fit_leave_nothing_but_journal_and_state(
     with monkeypatch.context() as patch:
         patch.setattr(run_files, "write_report", full)
         with pytest.raises(StorageError, match="No space left"):
-            play(sites, tmp_path / "out", granularity="model")
+            run(sites, tmp_path / "out", granularity="model")
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"journal", "state.json"}
-    resumed = play(sites, tmp_path / "out", granularity="model")
+    resumed = run(sites, tmp_path / "out", granularity="model")
     assert resumed.manifest_hash == whole.manifest_hash
 
 
@@ -293,11 +293,11 @@ def test_a_second_run_in_the_same_output_folder_is_refused(
 ) -> None:
     process = holding(tmp_path / ".out.lock")
     with pytest.raises(InUseError, match=r"another process is using .*out"):
-        play(sites, tmp_path / "out")
+        run(sites, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     process.kill()  # whoever dies lets go
     process.wait()
-    play(sites, tmp_path / "out", granularity="model")
+    run(sites, tmp_path / "out", granularity="model")
     assert {p.name for p in tmp_path.iterdir()} == {"out"}
 
 
@@ -310,7 +310,7 @@ def test_a_second_process_of_a_site_in_one_run_is_refused(
     monkeypatch.setattr(server_journal.secrets, "token_hex", lambda _n: "0" * 16)  # type: ignore[attr-defined]
     holding(sites.folder / f"cache/locks/birch-{'0' * 16}.lock")
     with pytest.raises(InUseError, match=r"another process is using .*cache, as birch"):
-        play(sites, tmp_path / "out")
+        run(sites, tmp_path / "out")
 
 
 def test_sites_of_different_names_share_a_cache(
@@ -334,7 +334,7 @@ def test_what_is_not_ours_beside_a_journal_is_left_alone(sites: TinySites, tmp_p
     (tmp_path / "out/journal").mkdir(parents=True)
     (tmp_path / "out/letter.txt").write_text("mine")
     with pytest.raises(OutputError, match=r"not empty \(it holds 'letter\.txt'\)"):
-        play(sites, tmp_path / "out")
+        run(sites, tmp_path / "out")
     assert (tmp_path / "out/letter.txt").read_text() == "mine"
 
 
@@ -349,13 +349,13 @@ def test_a_finished_merge_in_the_way_is_named_with_the_way_out(tmp_path: Path) -
 def test_a_journal_of_another_version_is_refused_with_the_way_out(
     sites: TinySites, tmp_path: Path
 ) -> None:
-    play_chain(tmp_path / "out/journal")
+    run_chain(tmp_path / "out/journal")
     for facts in ({}, {"format": 1}, {"format": "2"}):
         header = json.dumps({"run": "0a1b", "methods": ["com"], "sites": {}} | facts)
         (tmp_path / "out/journal/run.json").write_text(header)
         says = r"holds an interrupted run of another version .* remove .*journal to begin anew"
         with pytest.raises(JournalError, match=says):
-            play(sites, tmp_path / "out")
+            run(sites, tmp_path / "out")
     assert (tmp_path / "out/journal/com/round-00003.safetensors").is_file()
 
 
@@ -366,4 +366,4 @@ def test_a_damaged_header_of_a_journal_is_refused(sites: TinySites, tmp_path: Pa
         with pytest.raises(
             JournalError, match=r"run\.json (is damaged|cannot be read|does not hold a JSON)"
         ):
-            play(sites, tmp_path / "out")
+            run(sites, tmp_path / "out")

@@ -1,4 +1,4 @@
-"""A method played through a federation of tiny sites, and what its kernel makes of the updates."""
+"""A method run through a federation of tiny sites, and what its kernel makes of the updates."""
 
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ def settings_of(sites: TinySites, methods: str, **entries: Any) -> RunSettings:
     return read_run_settings(flat)
 
 
-def play(sites: TinySites, output: Path, methods: str, **entries: Any) -> Any:
+def run_methods(sites: TinySites, output: Path, methods: str, **entries: Any) -> Any:
     settings = settings_of(sites, methods, **entries)
     return run_server(sites.grid(settings), settings, str(sites.base), output)
 
