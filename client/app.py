@@ -39,7 +39,7 @@ def finetune(at: SiteRun, _content: RecordDict) -> RecordDict:
     return reply
 
 
-@app.handles("train.other-params")
+@app.handles("train.other_params")
 def other_params(at: SiteRun, _content: RecordDict) -> RecordDict:
     """Send the other parameters: what full fine-tuning changed outside of the linear layers."""
     from layerweld.transport.other_params import encode_other_params

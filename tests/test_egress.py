@@ -73,7 +73,7 @@ def test_what_is_said_is_what_the_first_of_three_sites_sends(
     said = said_of(sites, settings)
     (upload,) = said.uploads
     results, sent, replies = run(sites, settings, tmp_path / "out")
-    assert sent.pop("train.other-params", 0) == said.other_params_bytes
+    assert sent.pop("train.other_params", 0) == said.other_params_bytes
     assert (said.other_params_bytes > 0) == (kind == "whole")
     assert sent.total() == upload.num_bytes
     assert replies["evaluate.model"] == said.models_evaluated == 3

@@ -89,7 +89,7 @@ class EchoApp:
         return reply_with(RecordDict({"score": ConfigRecord({"is": number})}), message, context)  # type: ignore[dict-item]
 
 
-@pytest.mark.parametrize("kind", ["evaluate.model", "query.shift", "train.other-params"])
+@pytest.mark.parametrize("kind", ["evaluate.model", "query.shift", "train.other_params"])
 def test_a_reply_about_an_earlier_model_is_refused_and_counted(kind: str, clock: Clock) -> None:
     """Scores carry nothing else that would tell them from those of another model."""
     ignored = Counter()

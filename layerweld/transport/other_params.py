@@ -12,7 +12,7 @@ from layerweld.transport.identity import reply_layout
 from layerweld.transport.layout import Layout
 from layerweld.transport.untrusted import refusing_malformed
 
-OTHER_PARAMS = "train.other-params"
+OTHER_PARAMS = "train.other_params"
 """Flower's type of the message; its request says no more than what it is about."""
 
 _OTHER_PARAMS = "other-params"
