@@ -18,19 +18,9 @@ from client.training.heads import ClassifierHead, load_head
 from layerweld.errors import AdapterError, ConfigError, DataError
 from layerweld.model.base_model import BaseModel
 from layerweld.settings.run import EvaluateSettings
-from tests.tiny_encoders import DATASET, save_image_base, save_text_base
+from tests.tiny_encoders import DATASET
 
 EVALUATE = EvaluateSettings(batch_size=5)
-
-
-@pytest.fixture(scope="module")
-def text_base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
-    return save_text_base(tmp_path_factory.mktemp("bert"))
-
-
-@pytest.fixture(scope="module")
-def image_base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
-    return save_image_base(tmp_path_factory.mktemp("vit"))
 
 
 def test_padding_and_batch_size_do_not_change_the_logits(text_base: BaseModel) -> None:

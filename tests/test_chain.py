@@ -28,12 +28,7 @@ from strategies import ChainOfMerges
 from strategies.other_params import OtherParams
 from tests.dying_server import killed_after
 from tests.tiny_peft import new_model
-from tests.tiny_sites import BERT_LAYERS, TinySites, make_sites, read_samples, write_samples
-
-
-@pytest.fixture(scope="module")
-def bert_sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
-    return make_sites(tmp_path_factory.mktemp("bert"), BERT_LAYERS)
+from tests.tiny_sites import TinySites, make_sites, read_samples, write_samples
 
 
 def merged_updates(output: Path) -> dict[Any, Any]:

@@ -17,12 +17,7 @@ from server.run import run as run_server
 from strategies import notices, poll
 from tests.dying_server import after_keeping, killed_after
 from tests.faulty_grid import KINDS, Clock, Faults, FaultyGrid, from_the_node
-from tests.tiny_sites import BERT_LAYERS, TinySites, make_sites
-
-
-@pytest.fixture(scope="module")
-def bert_sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
-    return make_sites(tmp_path_factory.mktemp("bert"), BERT_LAYERS)
+from tests.tiny_sites import TinySites
 
 
 @pytest.mark.parametrize("after", [0, 3, 6])

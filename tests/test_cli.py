@@ -13,14 +13,9 @@ from typer.testing import CliRunner
 from layerweld.cli import main as cli
 from layerweld.errors import ConfigError, LayerweldError
 from layerweld.settings.run import RunSettings
-from tests.tiny_sites import TinySites, make_sites
+from tests.tiny_sites import TinySites
 
 runner = CliRunner()
-
-
-@pytest.fixture(scope="module")
-def sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
-    return make_sites(tmp_path_factory.mktemp("sites"), ["query", "value"])
 
 
 def merge(sites: TinySites, output: Path, *options: str, nodes: list[Any] | None = None) -> Result:

@@ -3,7 +3,6 @@
 import hashlib
 import logging
 import warnings
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -32,40 +31,21 @@ from tests.tiny_encoders import (
     DATASET,
     TEXTS,
     WORDS,
-    save_image_base,
     save_model,
-    save_text_base,
     save_tokenizer,
 )
 
 SETTINGS = FinetuneSettings(
     rank=2, epochs=8, batch_size=8, learning_rate=2e-2, accelerator="cpu", logger="none"
 )
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 EVALUATE = EvaluateSettings(batch_size=5)
 
 
 def needs(extra: str) -> MarkDecorator:
     reason = f"needs pip install 'layerweld[{extra}]'"
     return pytest.mark.skipif(find_spec(extra) is None, reason=reason)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Models this small only lose by sharing their work, most of all on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def text_base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
-    return save_text_base(tmp_path_factory.mktemp("bert"))
-
-
-@pytest.fixture(scope="module")
-def image_base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
-    return save_image_base(tmp_path_factory.mktemp("vit"))
 
 
 def adaptable(base: BaseModel) -> list[Any]:

@@ -18,7 +18,7 @@ from layerweld.settings.run import RunSettings
 from server.run import run as run_server
 from strategies import notices, poll
 from tests.faulty_grid import Clock, InProcessGrid
-from tests.tiny_sites import TinySites, make_sites
+from tests.tiny_sites import TinySites
 
 POINTS = int(os.environ.get("LAYERWELD_DISK_POINTS", "4"))  # at which the disk fills up
 _SIZE = 16 * 2**20
@@ -69,11 +69,6 @@ def disk(tmp_path: Path) -> Iterator[SmallDisk]:
         pytest.skip(f"no file system may be mounted here: {mounted.stderr.strip()}")
     yield disk
     disk.unmount()
-
-
-@pytest.fixture(scope="module")
-def sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
-    return make_sites(tmp_path_factory.mktemp("bert"), ["query", "value"])
 
 
 def run(sites: TinySites, output: Path) -> bytes:

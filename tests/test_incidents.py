@@ -24,14 +24,9 @@ from layerweld.runtime.disk import raising_storage_error
 from layerweld.runtime.incidents import Code, Incident, code_of, parse_incident, raising_here
 from layerweld.transport.identity import encode_plain
 from layerweld.transport.untrusted import refusing_malformed
-from tests.tiny_sites import TinySites, make_sites
+from tests.tiny_sites import TinySites
 
 CANARY = "patient Jane Doe, MRN 123456"
-
-
-@pytest.fixture(scope="module")
-def sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
-    return make_sites(tmp_path_factory.mktemp("sites"), ["query"])
 
 
 def context_of(sites: TinySites, **node: Any) -> Context:

@@ -1,6 +1,5 @@
 """A causal language model that classifies by its next word, behind a prompt that is never cut."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +37,8 @@ SETTINGS = FinetuneSettings(
 )
 EVALUATE = EvaluateSettings(batch_size=5)
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def saved_llama(folder: Path, **config: Any) -> BaseModel:
     words = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="[UNK]"))
@@ -56,14 +57,6 @@ def saved_llama(folder: Path, **config: Any) -> BaseModel:
 @pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
 def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
     return saved_llama(tmp_path_factory.mktemp("llama"), tie_word_embeddings=request.param)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def test_its_scores_are_those_of_the_language_model(base: BaseModel) -> None:

@@ -13,19 +13,8 @@ from layerweld.model.base_model import load_base
 from layerweld.settings.methods import method_named
 from layerweld.settings.overrides import with_overrides
 from layerweld.settings.run import RunSettings
-from tests.run_methods import TARGETS, by_the_kernel, run_methods, written
-from tests.tiny_sites import TinySites, make_sites, with_whole_models
-
-
-@pytest.fixture(scope="module")
-def sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
-    return make_sites(tmp_path_factory.mktemp("sites"), TARGETS)
-
-
-@pytest.fixture(scope="module")
-def full_sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
-    """Three sites that fine-tuned the whole model."""
-    return with_whole_models(make_sites(tmp_path_factory.mktemp("full"), TARGETS))
+from tests.run_methods import by_the_kernel, run_methods, written
+from tests.tiny_sites import TinySites
 
 
 def test_lines_scales_a_merge_from_block_to_block(sites: TinySites, tmp_path: Path) -> None:

@@ -20,12 +20,7 @@ from layerweld.settings.run import RunSettings
 from server.run import run as run_server
 from tests.run_methods import ONE_ROUND, TARGETS, by_the_kernel, run_methods, settings_of, written
 from tests.tiny_peft import edit_tensors, new_model, train_adapter
-from tests.tiny_sites import TinySites, make_labelled_sites, make_sites, with_whole_models
-
-
-@pytest.fixture(scope="module")
-def sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
-    return make_sites(tmp_path_factory.mktemp("sites"), TARGETS)
+from tests.tiny_sites import TinySites, make_labelled_sites, make_sites
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +37,6 @@ def sharing_sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
 def _share(tensors: Any, shared: dict[Any, Any]) -> None:
     for name in [name for name in tensors if "lora_A" in name]:
         tensors[name] = shared.setdefault(name, tensors[name])
-
-
-@pytest.fixture(scope="module")
-def full_sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
-    """Three sites that fine-tuned the whole model."""
-    return with_whole_models(make_sites(tmp_path_factory.mktemp("full"), TARGETS))
 
 
 @pytest.mark.parametrize("name", ONE_ROUND)

@@ -29,11 +29,6 @@ FEW = {"prodistill.steps": 4, "prodistill.learning-rate": 0.05}
 
 
 @pytest.fixture(scope="module")
-def sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
-    return make_sites(tmp_path_factory.mktemp("bert"), TARGETS)
-
-
-@pytest.fixture(scope="module")
 def whole(sites: TinySites, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunResults, Path]:
     """A run that nothing disturbs: its results, and what it wrote."""
     output = tmp_path_factory.mktemp("whole") / "out"

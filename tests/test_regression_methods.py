@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
@@ -13,21 +12,10 @@ from layerweld.merging.sums import Mean
 from layerweld.model.base_model import load_base
 from layerweld.settings.run import RunSettings
 from layerweld.updates.update import Update
-from tests.run_methods import TARGETS, by_the_kernel, run_methods, written
-from tests.tiny_sites import TinySites, make_sites, read_samples, with_whole_models
+from tests.run_methods import by_the_kernel, run_methods, written
+from tests.tiny_sites import TinySites, make_sites, read_samples
 
 RAW = {"merge.normalization": "none", "merge.importance": "uniform", "merge.ridge": 1e-3}
-
-
-@pytest.fixture(scope="module")
-def sites(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return make_sites(tmp_path_factory.mktemp("sites"), TARGETS)
-
-
-@pytest.fixture(scope="module")
-def full_sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
-    """Three sites that fine-tuned the whole model."""
-    return with_whole_models(make_sites(tmp_path_factory.mktemp("full"), TARGETS))
 
 
 def test_regmean_measures_each_site_in_its_own_model_with_its_own_norms(

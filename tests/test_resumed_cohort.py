@@ -27,11 +27,6 @@ class WallClock(Clock):
     perf_counter = staticmethod(time.perf_counter)
 
 
-@pytest.fixture(scope="module")
-def sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
-    return make_sites(tmp_path_factory.mktemp("bert"), ["query", "value"])
-
-
 @pytest.fixture(autouse=True)
 def clock(monkeypatch: pytest.MonkeyPatch) -> WallClock:
     clock = WallClock()

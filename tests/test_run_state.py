@@ -24,15 +24,10 @@ from server.run import run as run_server
 from strategies import poll
 from tests.faulty_grid import Clock, Faults, FaultyGrid, from_the_node
 from tests.stub_sites import step_of
-from tests.tiny_sites import TinySites, make_sites
+from tests.tiny_sites import TinySites
 
 DOCUMENT = Path(__file__).parents[1] / "docs/exit-codes.md"
 KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type)]
-
-
-@pytest.fixture(scope="module")
-def sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
-    return make_sites(tmp_path_factory.mktemp("bert"), ["query", "value"])
 
 
 def run(

@@ -11,13 +11,8 @@ from layerweld.deploy.site import explain_end, is_joined, joined, node_config, o
 from layerweld.errors import CohortError, DataError, DeployError, InUseError
 from layerweld.settings.run import RunSettings
 from layerweld.settings.sites import LEAST_SAMPLES
-from tests.tiny_sites import TinySites, make_sites, read_samples, write_samples
+from tests.tiny_sites import TinySites, read_samples, write_samples
 from tests.typed_commands import init_site, is_private, lw, things_of
-
-
-@pytest.fixture(scope="module")
-def sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
-    return make_sites(tmp_path_factory.mktemp("sites"), ["query", "value"])
 
 
 def test_a_site_says_what_it_would_send(here: Path, sites: TinySites) -> None:

@@ -31,18 +31,13 @@ from server.run import run as run_server
 from strategies.merge_strategy import MergeStrategy
 from tests.faulty_grid import InProcessGrid
 from tests.stub_sites import NAMES, StubApp, digest_of, new_chain, settings
-from tests.tiny_sites import TinySites, make_sites
+from tests.tiny_sites import TinySites
 
 NODES = [{"name": name} for name in NAMES]
 EVERY = int(os.environ.get("LAYERWELD_KILL_EVERY", "4"))  # of the points at which to kill
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
-    return make_sites(tmp_path_factory.mktemp("bert"), ["query", "value"])
 
 
 def run_chain(folder: Path) -> MergeStrategy:
