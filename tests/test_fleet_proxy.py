@@ -23,7 +23,6 @@ from uvicorn.server import Server
 
 from layerweld.cli import main as cli
 from layerweld.deploy import checks, fleet_proxy
-from layerweld.deploy.certificates import make_authority, make_server
 from layerweld.deploy.checks import check_coordinator
 from layerweld.deploy.fleet_proxy import LARGEST_CALL, FleetProxy
 from layerweld.deploy.ports import free_port
@@ -31,23 +30,7 @@ from layerweld.deploy.processes import Supervisor
 from layerweld.deploy.site import create
 from layerweld.errors import DeployError
 from layerweld.settings.sites import SiteEntry
-
-
-class SuperLink:
-    """Stands in for Flower's: remembers what it was asked, and echoes."""
-
-    def __init__(self) -> None:
-        self.asked = []
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        body, more = b"", True
-        while more:
-            event = await receive()
-            body, more = body + event["body"], event["more_body"]
-        self.asked.append((scope["path"], dict(scope["headers"]).get(b"flwr-signature")))
-        headers = [(b"x-reply", b"yes")]
-        await send({"type": "http.response.start", "status": 207, "headers": headers})
-        await send({"type": "http.response.body", "body": body[::-1]})
+from tests.fake_superlink import SuperLink, write_certificates
 
 
 def serve(app: SuperLink | FleetProxy, folder: Path, port: int) -> tuple[Server, Thread]:
@@ -71,17 +54,13 @@ def serve(app: SuperLink | FleetProxy, folder: Path, port: int) -> tuple[Server,
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("certificates")
-    authority = make_authority("fed")
-    server = make_server(authority, ["127.0.0.1"])
-    (folder / "ca.crt").write_bytes(authority.certificate_pem)
-    (folder / "server.crt").write_bytes(server.certificate_pem)
-    (folder / "server.key").write_bytes(server.key_pem)
+    write_certificates(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def gateway(folder: Path) -> Iterator[tuple[SuperLink, int]]:
-    superlink, inside, outside = SuperLink(), free_port(), free_port()
+    superlink, inside, outside = SuperLink(207), free_port(), free_port()
     proxy = FleetProxy(f"https://127.0.0.1:{inside}", folder / "ca.crt", {"application": "abc"})
     started = [serve(superlink, folder, inside), serve(proxy, folder, outside)]
     yield superlink, outside

@@ -29,12 +29,12 @@ from cryptography.hazmat.primitives.serialization import (
 
 from layerweld.deploy import callers, connections
 from layerweld.deploy.callers import RegisteredOnly
-from layerweld.deploy.certificates import make_authority, make_server
 from layerweld.deploy.connections import Connections, Listener
 from layerweld.deploy.fleet_proxy import FLEET_CALLS, FleetProxy
 from layerweld.deploy.gateway import serve
 from layerweld.deploy.keys import make_key
 from layerweld.deploy.ports import free_port
+from tests.fake_superlink import SuperLink, write_certificates
 
 _ORDER = int(  # of P-384's group
     "ffffffffffffffffffffffffffffffffffffffffffffffffc7634d81f4372ddf581a0db248b0a77aecec196accc52973",
@@ -43,32 +43,10 @@ _ORDER = int(  # of P-384's group
 PULL = "/v1/fleet/pull-messages"
 
 
-class SuperLink:
-    """Stands in for Flower's behind the gateway: counts calls, and answers."""
-
-    def __init__(self) -> None:
-        self.bodies = []
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        body, more = b"", True
-        while more:
-            event = await receive()
-            if event["type"] == "http.disconnect":
-                return
-            body, more = body + event["body"], event["more_body"]
-        self.bodies.append(body)
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": b"answer"})
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("gateway")
-    authority = make_authority("fed")
-    server = make_server(authority, ["127.0.0.1"])
-    (folder / "ca.crt").write_bytes(authority.certificate_pem)
-    (folder / "server.crt").write_bytes(server.certificate_pem)
-    (folder / "server.key").write_bytes(server.key_pem)
+    write_certificates(folder)
     (folder / "sites").mkdir()
     for name in ("ash", "stranger"):
         make_key(folder / name)
@@ -148,7 +126,7 @@ def ask(
 def test_a_registered_site_gets_through(
     folder: Path, superlink: Any, gateway: tuple[Any, ...]
 ) -> None:
-    assert ask(folder, gateway[0], signed(folder)) == (200, b"answer")
+    assert ask(folder, gateway[0], signed(folder)) == (200, b"deksa")
     assert superlink[0].bodies[-1] == b"asked"
 
 
@@ -243,7 +221,7 @@ def test_no_wrong_header_gets_through(
         "\r\n".join(f"X{i}: x" for i in range(3000)),
     ],
 )
-def test_no_head_is_an_error_of_the_door(
+def test_no_head_is_an_error_of_the_gateway(
     folder: Path,
     superlink: Any,
     gateway: tuple[Any, ...],
