@@ -20,7 +20,6 @@ from typing import Any
 
 import tomli_w
 
-from server.run import run as run_server
 from tests.tiny_sites import TinySites
 
 ROOT = Path(__file__).parents[1]
@@ -55,8 +54,7 @@ def digest_in(output: Path) -> str:
 
 def digest_in_process(sites: Any, output: Path) -> str:
     """Of the manifest that the same run makes within this process."""
-    settings = sites.settings()
-    run_server(sites.grid(settings), settings, str(sites.base), output)
+    sites.run(output)
     return digest_in(output)
 
 

@@ -1,14 +1,12 @@
 """AdaMerging: coefficients learnt in a federation are those of one process with all samples."""
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from flwr.app import Message
 from torch import Tensor
 from transformers import AutoTokenizer
 
@@ -30,13 +28,18 @@ from layerweld.settings.run import RunSettings
 from layerweld.transport.coefficients import CoefficientsRequest
 from layerweld.updates.digest import digest_of_sites, first_digest
 from layerweld.updates.update import Update
-from server.run import run as run_server
 from tests.dying_server import killed_after
 from tests.random_updates import side_by_side
-from tests.run_methods import run_methods, settings_of, written
+from tests.run_methods import (
+    TARGETS,
+    killed_and_resumed,
+    run_forgetting,
+    run_methods,
+    settings_of,
+    written,
+)
 from tests.tiny_sites import TinySites, make_sites, read_samples, with_whole_models, write_samples
 
-TARGETS = ["query", "value", "output.dense"]
 CLASSES = ("no", "yes", "perhaps")
 FEW = {"adamerging.rounds": 5, "adamerging.learning-rate": 0.05, "adamerging.samples": 7}
 
@@ -212,9 +215,8 @@ def test_a_run_killed_after_any_round_ends_in_the_same_bytes(
     monkeypatch: pytest.MonkeyPatch,
     after: int,
 ) -> None:
-    with killed_after(after, monkeypatch):
-        run_methods(sites, tmp_path / "out", "adamerging", **FEW)
-    resumed = run_methods(sites, tmp_path / "out", "adamerging", **FEW)
+    output = tmp_path / "out"
+    resumed = killed_and_resumed(sites, output, after, monkeypatch, "adamerging", **FEW)
     assert resumed.manifest_hash == whole[0].manifest_hash
     assert resumed.methods[-1].rounds == whole[0].methods[-1].rounds
     assert not list((tmp_path / "out").glob("journal*"))
@@ -232,27 +234,15 @@ def test_an_interrupted_run_is_not_resumed_with_another_learning_rate(
 
 
 def test_a_site_that_lost_its_cache_gets_the_updates_again(
-    sites: TinySites,
-    whole: tuple[RunResults, Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    sites: TinySites, whole: tuple[RunResults, Path], tmp_path: Path
 ) -> None:
-    chosen = settings_of(sites, "adamerging", **FEW)
-    grid, rounds = sites.grid(chosen), []
-    reply = grid._answer
-
-    def forget(message: Message) -> Message:
-        if message.metadata.message_type == "train.entropy":
-            rounds.append(message)
-            if len(rounds) == 8:  # in the third round: a new process with an empty cache
-                coefficients._gains.cache_clear()
-                shutil.rmtree(sites.folder / "cache/runs")
-        return reply(message)
-
-    monkeypatch.setattr(grid, "_answer", forget)
-    results = run_server(grid, chosen, str(sites.base), tmp_path / "out")
+    chosen, forget = settings_of(sites, "adamerging", **FEW), coefficients._gains.cache_clear
+    in_the_third_round = 8
+    results, rounds = run_forgetting(
+        sites, chosen, tmp_path / "out", "train.entropy", in_the_third_round, forget
+    )
     assert results.manifest_hash == whole[0].manifest_hash
-    assert len(rounds) == 15 + 2  # that site, and the one after it in the same folder
+    assert rounds == 15 + 2  # that site, and the one after it in the same folder
     assert results.methods[-1].bytes_down > whole[0].methods[-1].bytes_down
 
 

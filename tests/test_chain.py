@@ -23,7 +23,6 @@ from layerweld.updates.named_tensors import update_tensors
 from layerweld.updates.update import DenseUpdate
 from server import federation
 from server.journal import RunJournal
-from server.run import run as run_server
 from strategies import ChainOfMerges
 from strategies.other_params import OtherParams
 from tests.dying_server import killed_after
@@ -318,11 +317,11 @@ def test_sites_without_adapters_fine_tune_first(bert_sites: TinySites, tmp_path:
     plain = sites.settings()
     finetune = plain.finetune.model_copy(update={"max_steps": 2, "logger": "none"})
     settings = plain.model_copy(update={"finetune": finetune, "methods": "com,mean"})
-    results = run_server(sites.grid(settings), settings, str(sites.base), tmp_path / "out")
+    results = sites.run_with(settings, tmp_path / "out")
     scored = {m.name: set(m.scores) for m in results.methods}
     everybody = {"ash", "birch", "cedar"}
     assert scored == dict.fromkeys(("base", "individual", "com", "mean"), everybody)
-    again = run_server(sites.grid(settings), settings, str(sites.base), tmp_path / "again")
+    again = sites.run_with(settings, tmp_path / "again")
     assert again.manifest_hash == results.manifest_hash
 
 

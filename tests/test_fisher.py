@@ -15,10 +15,8 @@ from layerweld.formats.task_vectors import read_fine_tuned
 from layerweld.merging.fisher import FisherPool, normalised
 from layerweld.model.base_model import load_base
 from layerweld.model.linear import linear_layers, updated, weight_of
-from layerweld.report.results import RunResults
 from layerweld.updates.update import Update
-from server.run import run as run_server
-from tests.run_methods import settings_of
+from tests.run_methods import run_methods
 from tests.tiny_sites import TinySites, make_sites, read_samples, write_samples
 
 CLASSES = ("no", "yes")
@@ -65,15 +63,10 @@ def one_sample_at_a_time(
     return sums, own
 
 
-def run(sites: TinySites, output: Path, methods: str = "fisher") -> RunResults:
-    settings = settings_of(sites, methods)
-    return run_server(sites.grid(settings), settings, str(sites.base), output)
-
-
 def test_the_merge_weighs_every_entry_by_its_squared_gradients(
     labelled_sites: TinySites, tmp_path: Path
 ) -> None:
-    run(labelled_sites, tmp_path / "out")
+    run_methods(labelled_sites, tmp_path / "out", "fisher")
     importance, products = {}, {}
     for node in labelled_sites.nodes:
         fisher, own = one_sample_at_a_time(labelled_sites, node)
@@ -92,9 +85,9 @@ def test_the_merge_weighs_every_entry_by_its_squared_gradients(
 def test_the_order_of_the_sites_does_not_change_a_bit(
     labelled_sites: TinySites, tmp_path: Path
 ) -> None:
-    first = run(labelled_sites, tmp_path / "one")
+    first = run_methods(labelled_sites, tmp_path / "one", "fisher")
     labelled_sites.nodes.reverse()
-    second = run(labelled_sites, tmp_path / "two")
+    second = run_methods(labelled_sites, tmp_path / "two", "fisher")
     labelled_sites.nodes.reverse()
     assert first.manifest_hash == second.manifest_hash
 
@@ -104,7 +97,7 @@ def test_sites_without_labels_are_refused_in_the_handshake(tmp_path: Path) -> No
     with pytest.raises(
         CohortError, match="fisher: it needs labelled samples and a head at every site"
     ):
-        run(sites, tmp_path / "out")
+        run_methods(sites, tmp_path / "out", "fisher")
 
 
 def test_a_site_alone_is_given_back_and_equal_importance_gives_the_mean() -> None:

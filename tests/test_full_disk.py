@@ -72,8 +72,7 @@ def disk(tmp_path: Path) -> Iterator[SmallDisk]:
 
 
 def run(sites: TinySites, output: Path) -> bytes:
-    chosen = sites.settings()
-    run_server(sites.grid(chosen), chosen, str(sites.base), output)
+    sites.run(output)
     return (output / "manifest.json").read_bytes()
 
 

@@ -15,7 +15,6 @@ from layerweld.demo.texts import LabelledText, write_texts
 from layerweld.deploy.site import open_site
 from layerweld.runtime.disk import new_folder, writing
 from server.journal import FINISHED, RunJournal
-from server.run import run as run_server
 from tests.tiny_sites import TinySites, make_labelled_sites
 from tests.typed_commands import init_coordinator, init_site, lw
 
@@ -65,7 +64,7 @@ def sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
 
 def run(sites: TinySites, output: Path, **changes: Any) -> None:
     settings = sites.settings(granularity="model").model_copy(update=changes)
-    run_server(sites.grid(settings), settings, str(sites.base), output)
+    sites.run_with(settings, output)
 
 
 def test_the_folders_that_were_made_for_a_file_or_folder_are_on_the_disk_too(

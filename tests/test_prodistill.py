@@ -1,12 +1,10 @@
 """ProDistill: what a federation learns is what one process with all samples would."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from flwr.app import Message
 from torch import Tensor
 from transformers import AutoTokenizer
 
@@ -19,12 +17,16 @@ from layerweld.model.discover import discover_plan
 from layerweld.model.linear import weight_of
 from layerweld.report.results import RunResults
 from layerweld.settings.run import RunSettings
-from server.run import run as run_server
-from tests.dying_server import killed_after
-from tests.run_methods import run_methods, settings_of, written
+from tests.run_methods import (
+    TARGETS,
+    killed_and_resumed,
+    run_forgetting,
+    run_methods,
+    settings_of,
+    written,
+)
 from tests.tiny_sites import TinySites, make_sites, with_whole_models
 
-TARGETS = ["query", "value", "output.dense"]
 FEW = {"prodistill.steps": 4, "prodistill.learning-rate": 0.05}
 
 
@@ -128,34 +130,19 @@ def test_a_run_killed_after_any_block_ends_in_the_same_bytes(
     monkeypatch: pytest.MonkeyPatch,
     after: int,
 ) -> None:
-    with killed_after(after, monkeypatch):
-        run_methods(sites, tmp_path / "out", "prodistill", **FEW)
-    resumed = run_methods(sites, tmp_path / "out", "prodistill", **FEW)
+    output = tmp_path / "out"
+    resumed = killed_and_resumed(sites, output, after, monkeypatch, "prodistill", **FEW)
     assert resumed.manifest_hash == whole[0].manifest_hash
 
 
 @pytest.mark.parametrize("number", [2, 8, 14, 20])
 def test_a_site_in_a_new_process_without_a_cache_catches_up(
-    sites: TinySites,
-    whole: tuple[RunResults, Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    number: int,
+    sites: TinySites, whole: tuple[RunResults, Path], tmp_path: Path, number: int
 ) -> None:
-    chosen = settings_of(sites, "prodistill", **FEW)
-    grid, asked = sites.grid(chosen), []
-    reply = grid._answer
-
-    def forget(message: Message) -> Message:
-        if message.metadata.message_type == "train.distillation":
-            asked.append(message)
-            if len(asked) == number:
-                block_gradients._memory.cache_clear()
-                shutil.rmtree(sites.folder / "cache/runs", ignore_errors=True)
-        return reply(message)
-
-    monkeypatch.setattr(grid, "_answer", forget)
-    results = run_server(grid, chosen, str(sites.base), tmp_path / "out")
+    chosen, forget = settings_of(sites, "prodistill", **FEW), block_gradients._memory.cache_clear
+    results, _ = run_forgetting(
+        sites, chosen, tmp_path / "out", "train.distillation", number, forget
+    )
     assert results.manifest_hash == whole[0].manifest_hash
 
 

@@ -16,8 +16,7 @@ from typing import Any
 import pytest
 
 from layerweld.runtime.app_path import app_folder
-from server.run import run as run_server
-from tests.run_methods import settings_of
+from tests.run_methods import run_methods
 from tests.test_adamerging import with_heads
 from tests.tiny_sites import TinySites, make_sites
 
@@ -41,9 +40,8 @@ def with_run_file(sites: TinySites) -> TinySites:
 
 @pytest.fixture(scope="module")
 def in_process_manifest(sites: TinySites) -> str:
-    settings = sites.settings()
     output = sites.folder / "in-process"
-    run_server(sites.grid(settings), settings, str(sites.base), output)
+    sites.run(output)
     return digest(output)
 
 
@@ -186,9 +184,8 @@ def test_coefficients_are_learnt_to_the_bit_with_a_process_per_message(
 ) -> None:
     sites = with_run_file(with_heads(make_sites(tmp_path / "sites", ["query"])))
     learning = {"adamerging.rounds": 2, "prodistill.steps": 1}
-    settings = settings_of(sites, "prodistill,adamerging", **learning)
     here = tmp_path / "here"
-    run_server(sites.grid(settings), settings, str(sites.base), here)
+    run_methods(sites, here, "prodistill,adamerging", **learning)
     start, ask = flower
     supernodes(start, superlink(start, tmp_path, NO_INSTALLATION), sites)
     methods = {"methods": "'prodistill,adamerging'"}

@@ -20,14 +20,12 @@ from safetensors import SafetensorError
 from client import store
 from layerweld.errors import InUseError, JournalError, OutputError, StorageError
 from layerweld.report import output_folder
-from layerweld.report.results import RunResults
 from layerweld.report.run import files as run_files
 from layerweld.runtime import disk
 from layerweld.runtime.disk import holding_lock, writing
 from server import journal as server_journal
 from server import kept_rounds
 from server.journal import RunJournal
-from server.run import run as run_server
 from strategies.merge_strategy import MergeStrategy
 from tests.faulty_grid import InProcessGrid
 from tests.stub_sites import NAMES, StubApp, digest_of, new_chain, settings
@@ -46,11 +44,6 @@ def run_chain(folder: Path) -> MergeStrategy:
     chain = new_chain(chosen, journal=journal.of_method("com"))
     chain.run(InProcessGrid(StubApp(), NODES, chosen))
     return chain
-
-
-def run(sites: TinySites, output: Path, **merge: Any) -> RunResults:
-    chosen = sites.settings(**merge)
-    return run_server(sites.grid(chosen), chosen, str(sites.base), output)
 
 
 class Points:
@@ -114,16 +107,16 @@ def test_a_server_killed_at_any_point_of_its_journal_ends_in_the_same_bytes(tmp_
 def test_a_run_killed_while_it_writes_its_products_ends_in_the_same_bytes(
     sites: TinySites, tmp_path: Path
 ) -> None:
-    whole = run(sites, tmp_path / "whole", granularity="model")
-    count = points_of(lambda: run(sites, tmp_path / "counted", granularity="model"))
+    whole = sites.run(tmp_path / "whole", granularity="model")
+    count = points_of(lambda: sites.run(tmp_path / "counted", granularity="model"))
     survived = 0
     for point in range(1, count + 1, EVERY):
         output = tmp_path / f"killed-{point}"
-        assert killed_at(point, lambda output=output: run(sites, output, granularity="model"))
+        assert killed_at(point, lambda output=output: sites.run(output, granularity="model"))
         if not (output / "journal").is_dir() and (output / "manifest.json").is_file():
             shutil.copytree(output, tmp_path / "finished", dirs_exist_ok=True)
         else:
-            resumed = run(sites, output, granularity="model")
+            resumed = sites.run(output, granularity="model")
             assert resumed.manifest_hash == whole.manifest_hash, f"point {point} of {count}"
         assert (output / "manifest.json").read_bytes() == (
             tmp_path / "whole/manifest.json"
@@ -202,7 +195,7 @@ def test_a_disk_that_fills_up_keeps_the_steps_before_and_resumes(
 def test_a_site_whose_disk_fills_up_resumes_with_the_run(
     writes: int, sites: TinySites, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = run(sites, tmp_path / "whole")
+    whole = sites.run(tmp_path / "whole")
     shutil.rmtree(sites.folder / "cache/runs")
     left, save_file = [writes], store.save_file  # type: ignore[attr-defined]
 
@@ -216,15 +209,15 @@ def test_a_site_whose_disk_fills_up_resumes_with_the_run(
     with monkeypatch.context() as patch:
         patch.setattr(store, "save_file", save)
         with pytest.raises(StorageError, match="No space left"):
-            run(sites, tmp_path / "out")
+            sites.run(tmp_path / "out")
     assert not list((sites.folder / "cache/runs").rglob("*.partial"))
-    assert run(sites, tmp_path / "out").manifest_hash == whole.manifest_hash
+    assert sites.run(tmp_path / "out").manifest_hash == whole.manifest_hash
 
 
 def test_products_that_do_not_fit_leave_nothing_but_journal_and_state(
     sites: TinySites, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = run(sites, tmp_path / "whole", granularity="model")
+    whole = sites.run(tmp_path / "whole", granularity="model")
 
     def full(*_args: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -232,9 +225,9 @@ def test_products_that_do_not_fit_leave_nothing_but_journal_and_state(
     with monkeypatch.context() as patch:
         patch.setattr(run_files, "write_report", full)
         with pytest.raises(StorageError, match="No space left"):
-            run(sites, tmp_path / "out", granularity="model")
+            sites.run(tmp_path / "out", granularity="model")
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"journal", "state.json"}
-    resumed = run(sites, tmp_path / "out", granularity="model")
+    resumed = sites.run(tmp_path / "out", granularity="model")
     assert resumed.manifest_hash == whole.manifest_hash
 
 
@@ -288,11 +281,11 @@ def test_a_second_run_in_the_same_output_folder_is_refused(
 ) -> None:
     process = holding(tmp_path / ".out.lock")
     with pytest.raises(InUseError, match=r"another process is using .*out"):
-        run(sites, tmp_path / "out")
+        sites.run(tmp_path / "out")
     assert not (tmp_path / "out").exists()
     process.kill()  # whoever dies lets go
     process.wait()
-    run(sites, tmp_path / "out", granularity="model")
+    sites.run(tmp_path / "out", granularity="model")
     assert {p.name for p in tmp_path.iterdir()} == {"out"}
 
 
@@ -305,7 +298,7 @@ def test_a_second_process_of_a_site_in_one_run_is_refused(
     monkeypatch.setattr(server_journal.secrets, "token_hex", lambda _n: "0" * 16)  # type: ignore[attr-defined]
     holding(sites.folder / f"cache/locks/birch-{'0' * 16}.lock")
     with pytest.raises(InUseError, match=r"another process is using .*cache, as birch"):
-        run(sites, tmp_path / "out")
+        sites.run(tmp_path / "out")
 
 
 def test_sites_of_different_names_share_a_cache(
@@ -329,7 +322,7 @@ def test_what_is_not_ours_beside_a_journal_is_left_alone(sites: TinySites, tmp_p
     (tmp_path / "out/journal").mkdir(parents=True)
     (tmp_path / "out/letter.txt").write_text("mine")
     with pytest.raises(OutputError, match=r"not empty \(it holds 'letter\.txt'\)"):
-        run(sites, tmp_path / "out")
+        sites.run(tmp_path / "out")
     assert (tmp_path / "out/letter.txt").read_text() == "mine"
 
 
@@ -350,7 +343,7 @@ def test_a_journal_of_another_version_is_refused_with_the_way_out(
         (tmp_path / "out/journal/run.json").write_text(header)
         says = r"holds an interrupted run of another version .* remove .*journal to begin anew"
         with pytest.raises(JournalError, match=says):
-            run(sites, tmp_path / "out")
+            sites.run(tmp_path / "out")
     assert (tmp_path / "out/journal/com/round-00003.safetensors").is_file()
 
 
@@ -361,4 +354,4 @@ def test_a_damaged_header_of_a_journal_is_refused(sites: TinySites, tmp_path: Pa
         with pytest.raises(
             JournalError, match=r"run\.json (is damaged|cannot be read|does not hold a JSON)"
         ):
-            run(sites, tmp_path / "out")
+            sites.run(tmp_path / "out")

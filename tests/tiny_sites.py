@@ -47,7 +47,9 @@ class TinySites:
 
     def run(self, output: Path, **merge: Any) -> RunResults:
         """Run the chain in this process; what it came to."""
-        settings = self.settings(**merge)
+        return self.run_with(self.settings(**merge), output)
+
+    def run_with(self, settings: RunSettings, output: Path) -> RunResults:
         return run_server(self.grid(settings), settings, str(self.base), output)
 
     def on_their_own(self, caches: Path) -> "TinySites":
