@@ -112,7 +112,7 @@ def lying_footer(folder: Path) -> tuple[Any, ...]:
     """The footer says a thousand bytes, where the page has 300 million."""
 
     def varint(value: int, size: int = 0) -> bytes:
-        digits = []
+        digits: list[int] = []
         while value or len(digits) < size:
             value, digits = value >> 7, [*digits, value & 127]
         return bytes([*(digit | 128 for digit in digits[:-1]), digits[-1]])

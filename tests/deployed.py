@@ -29,7 +29,7 @@ LONG = 1500  # seconds; two cores that others use, too, take that long
 
 def install_wheel(folder: Path) -> Path:
     """The wheel's content as `pip install` would lay it out, without this checkout."""
-    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder]
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
     with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
         wheel.extractall(folder / "site-packages")

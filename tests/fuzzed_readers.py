@@ -122,7 +122,10 @@ def image(suffix: str, **how: Any) -> Callable[..., tuple[Any, ...]]:
 def adapter(of: str, damage: Callable[..., bytes]) -> Callable[..., tuple[Any, ...]]:
     def made(folder: Path) -> tuple[Path, Callable[..., bytes], Callable[..., Adapter]]:
         base = save_base("bert", folder / "base")
-        patterns = {"rank_pattern": {"value": 2}, "alpha_pattern": {r"^.*\.0\..*query": 3}}
+        patterns: dict[str, Any] = {
+            "rank_pattern": {"value": 2},
+            "alpha_pattern": {r"^.*\.0\..*query": 3},
+        }
         train_adapter(new_model("bert"), folder / "a", r".*\.(query|value)", **patterns)
         return folder / "a" / of, damage, lambda: read_adapter(folder / "a", base)
 
@@ -208,7 +211,7 @@ def public_key(folder: Path) -> tuple[Path, Callable[..., bytes], Callable[..., 
     return folder / "key.pub", damaged_bytes, lambda: read_public_key(folder / "key.pub")
 
 
-def state(folder: Path) -> tuple[Path, Callable[..., bytes], Callable[..., RunState]]:
+def state(folder: Path) -> tuple[Path, Callable[..., bytes], Callable[..., RunState | None]]:
     (folder / "out").mkdir()
     Recorder(folder / "out").write(RunState(notes=("a",)))
     return folder / "out/state.json", damaged_json, lambda: read_state(folder / "out")
@@ -236,13 +239,15 @@ def site_store(of: str) -> Callable[..., tuple[Any, ...]]:
     return made
 
 
-def score(folder: Path) -> tuple[Path, Callable[..., bytes], Callable[..., tuple[float, int]]]:
+def score(
+    folder: Path,
+) -> tuple[Path, Callable[..., bytes], Callable[..., tuple[float, int] | None]]:
     file = folder / "score.json"
     file.write_text("[0.5, 20]")
     return file, damaged_json, lambda: read_score(file)
 
 
-def kept_method(folder: Path) -> tuple[Path, Callable[..., bytes], Callable[..., Entry]]:
+def kept_method(folder: Path) -> tuple[Path, Callable[..., bytes], Callable[..., Entry | None]]:
     methods = KeptResults(folder / "results")
     file = methods._file("com", {})
     file.parent.mkdir()

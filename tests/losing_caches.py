@@ -87,7 +87,8 @@ class LosingGrid(InProcessGrid):
         super().__init__(client_app, nodes, settings)
         self._settings, self._loses = settings, loses
         self._next_node = 100
-        self.asked, self.lost = [], []
+        self.asked: list[str] = []
+        self.lost: list[tuple[str, str]] = []
 
     def get_node_ids(self) -> list[Any]:
         return list(self._contexts)

@@ -84,7 +84,7 @@ def kinds_of_messages() -> dict[Any, Any]:
 def run(seed: int, count: int) -> dict[Any, Any]:
     """Decode so many; what became of them, by kind."""
     mutator, kinds = Mutator(seed), kinds_of_messages()
-    found = {kind: Counter() for kind in (*kinds, "error")}
+    found: dict[str, Counter[str]] = {kind: Counter() for kind in (*kinds, "error")}
     for kind, (content, read, budget, is_reply) in kinds.items():
         ended = outcome(*objects_of(message_of(content)), budget, is_reply, read)  # type: ignore[call-arg]
         assert ended == "accepted", f"an honest {kind} is {ended}"

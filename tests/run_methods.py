@@ -75,7 +75,7 @@ def run_forgetting(
             shutil.rmtree(sites.folder / "cache/runs", ignore_errors=True)
         return reply(message)
 
-    grid._answer = forgetting
+    grid._answer = forgetting  # type: ignore[method-assign]
     return run_server(grid, settings, str(sites.base), output), count
 
 

@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 from flwr.app import Message, RecordDict
+from flwr.clientapp import ClientApp
 
 from layerweld.plan import LayerGroup, LayerShape, MergePlan
+from layerweld.runtime.incidents import Incident, parse_incident
 from layerweld.settings.merge import MergeSettings
 from layerweld.settings.run import RunSettings, validate_settings
 from layerweld.statistics.group import GroupAccumulator, GroupStatistics, ProductForm
@@ -100,16 +102,24 @@ def reply_with(content: RecordDict, message: Message, context: Any) -> Message:
     return Message(with_identity(content, identity), reply_to=message)
 
 
+def incident_of(reply: Message) -> Incident:
+    """What a site says of its error."""
+    incident = parse_incident(reply.error.reason)
+    assert incident
+    return incident
+
+
 def step_of(message: Message) -> int:
     """The step whose statistics a message asks for."""
     return decode_statistics_request(message.content).context.step
 
 
-class StubApp:
+class StubApp(ClientApp):
     """What a ClientApp is to a grid. Sites that restarted lack what was merged before."""
 
     def __init__(self) -> None:
-        self.has = {name: set() for name in NAMES}
+        super().__init__()
+        self.has: dict[str, set[int]] = {name: set() for name in NAMES}
 
     def __call__(self, message: Message, context: Any) -> Message:
         name = context.node_config["name"]
@@ -150,7 +160,8 @@ class RecordedApp(StubApp):
         self.recording = recording
 
     def statistics(self, name: Any, message: Message) -> Any:
-        about, sent = message.content["about"], message.content["merged"]
+        about: Any = message.content["about"]
+        sent = message.content.array_records["merged"]
         self.has[name] |= {int(key.partition("/")[0]) for key in sent}
         lacks = min(set(range(about["step"])) - self.has[name], default=None)
         subject = (about[key] for key in ("run", "method", "step", "plan", "chain_digest"))
@@ -162,7 +173,7 @@ class RecordedApp(StubApp):
 
 class MemoryJournal:
     def __init__(self) -> None:
-        self.rounds = []
+        self.rounds: list[Any] = []
 
     def load(self) -> list[Any]:
         return list(self.rounds)

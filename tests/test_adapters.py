@@ -51,7 +51,7 @@ def tensor_name(factor: str, layer: str = BERT_QUERY) -> str:
     return f"base_model.model.bert.{layer}.lora_{factor}.weight"
 
 
-VARIANTS = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "rank-stabilised": {"use_rslora": True},
     "patterns": {

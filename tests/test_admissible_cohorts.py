@@ -101,7 +101,8 @@ def test_no_method_that_the_handshake_lets_run_fails_on_what_the_sites_send(
 
 
 def test_the_cohorts_above_are_of_every_kind_and_let_every_method_run(one_thread: None) -> None:
-    runs, kinds = Counter(), Counter()
+    runs: Counter[str] = Counter()
+    kinds: Counter[str] = Counter()
     for seed in range(60):
         cohort = drawn_cohort(random.Random(seed))
         site_infos = tuple(one for one, _ in cohort.values())

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 
 from layerweld.settings.run import RunSettings
 from layerweld.transport.statistics import StatisticsReply
@@ -47,8 +47,10 @@ class ShufflingGrid(InProcessGrid):
         self._clock = clock
         self._random = random.Random(seed)
         self._others = others
-        self.past = {}  # contents of good replies, by node
-        self._coming = {}  # arrival time and reply, by message id
+        self.past: dict[int, list[RecordDict]] = {}  # contents of good replies, by node
+        self._coming: dict[
+            str, list[tuple[float, Message]]
+        ] = {}  # arrival time and reply, by message id
         self.arrived = 0
 
     def push_messages(self, messages: Any) -> list[str]:
@@ -125,7 +127,9 @@ def test_no_order_of_arrival_changes_a_bit_and_every_surplus_reply_is_counted(
     chosen = settings()
     whole = digest_of(run(InProcessGrid(RecordedApp({}), NODES, chosen), chosen, method))
     others = replies_to_another_run(chosen, clock, method)
-    recording, ignored, arrived = {}, Counter(), 0
+    recording: dict[Any, Any] = {}
+    ignored: Counter[str] = Counter()
+    arrived = 0
     for seed in range(ORDERS // 2):
         grid = ShufflingGrid(RecordedApp(recording), chosen, clock, seed, others)
         chain = run(grid, chosen, method)

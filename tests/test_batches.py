@@ -102,6 +102,7 @@ def test_accuracy_matches_classes_by_name_not_by_position(text_base: BaseModel) 
     everything_is_ice = torch.tensor([0.0, 0.0, 99.0])
     head.linear.weight.data.zero_()
     head.linear.bias.data = everything_is_ice
+    assert DATASET.labels
     share = DATASET.labels.count(1) / len(DATASET)
     assert accuracy(text_base, head, DATASET, EVALUATE) == (pytest.approx(share), len(DATASET))  # type: ignore[comparison-overlap]
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from fastapi.testclient import TestClient
-from flwr.app import ArrayRecord, Message, Metadata, RecordDict
+from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.app.message import remove_content_from_message
 from flwr.common.constant import NOOP_ACCOUNT_NAME, NOOP_FLWR_AID, SUPERLINK_NODE_ID
 from flwr.common.serde import message_to_proto
@@ -44,7 +44,7 @@ class SuperLink:
     """Flower's own in this process, with two registered sites and a run that has begun."""
 
     def __init__(self, folder: Path) -> None:
-        config = SimpleNamespace(
+        config: Any = SimpleNamespace(
             simulation=False,
             database=str(folder / "state.db"),
             superexec_auth_secret=None,
@@ -56,7 +56,7 @@ class SuperLink:
             enable_supernode_auth=True,
         )
         lifespan = SimpleNamespace(startup=lambda: None, shutdown=lambda: None)
-        app = create_app(config, lambda *_: lifespan)
+        app = create_app(config, lambda *_: lifespan)  # type: ignore[arg-type]
         self.client = TestClient(app, raise_server_exceptions=False)
         self.state = app.state.linkstate_factory.state()
         self.signs = dict(self._register() for _ in range(2))
@@ -134,7 +134,7 @@ def test_flowers_own_replies_come_without_their_content(superlink: SuperLink) ->
 
 def reply_to(
     message: Message, caller: Any
-) -> tuple[Metadata, ObjectTree, dict[str, InflatableObject]]:
+) -> tuple[message_pb2.Metadata, ObjectTree, dict[str, InflatableObject]]:
     """A reply as the SuperNode of ``caller`` sends it: its metadata, tree and objects."""
     reply = Message(RecordDict({"y": ArrayRecord([np.ones(2)])}), reply_to=message)
     reply.metadata.__dict__["_src_node_id"] = caller

@@ -11,6 +11,7 @@ import torch
 from flwr.app import ArrayRecord
 from peft import PeftModel
 from safetensors import safe_open
+from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
 from layerweld.errors import OutputError
@@ -102,10 +103,9 @@ class Reference:
         grams = {site: gram * mask for site, gram in grams.items()}
         s = sum(omega[i] * grams[i] for i in grams)
         lam = ridge * s.trace() / d
-        merged = {}
+        merged: dict[str, Tensor] = {}
         for layer in (shape.name for shape in group.layers):
-            own = {i: self.updates[i].get(layer) for i in grams}
-            own = {i: u for i, u in own.items() if u is not None}
+            own = {i: self.updates[i][layer] for i in grams if layer in self.updates[i]}
             if not own:
                 continue
             r = sum(omega[i] * u @ grams[i] for i, u in own.items())
@@ -130,7 +130,7 @@ class Reference:
             steps = [self.plan.groups_of_block(b) for b in range(len(self.plan.blocks))]  # type: ignore[misc]
         else:
             steps = [groups] * (1 if granularity == "model" else rounds)  # type: ignore[list-item]
-        merged = {}
+        merged: dict[str, Tensor] = {}
         for number, step in enumerate(steps):
             names = {shape.name for group in step for shape in group.layers}
             in_place = {}
@@ -138,7 +138,7 @@ class Reference:
                 own = {n: u for n, u in self.updates[site].items() if n in names}
                 jacobi = granularity == "jacobi" and number > 0
                 in_place[site] = merged if jacobi else {**merged, **own}
-            solved = {}
+            solved: dict[str, Tensor] = {}
             for group in step:
                 grams = {
                     site: self.gram(self.inputs(site, group, in_place[site]), normalization)

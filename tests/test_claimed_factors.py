@@ -38,7 +38,7 @@ from tests.test_faults import raises, run_without
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-GOES_ON = {"lost-site": "continue", "deadline": 60.0}
+GOES_ON: dict[str, Any] = {"lost-site": "continue", "deadline": 60.0}
 DRAWN = digest_of_draw(0, 2, PLAN.layer_names)
 
 

@@ -54,6 +54,7 @@ def test_a_merge_that_is_cut_to_a_rank_says_what_that_costs(
     found = re.search(r"largest compression error of a group (0\.\d+)", result.output)
     groups = json.loads((tmp_path / "out/results.json").read_text())["methods"][0]["groups"]
     largest = max(group["compression_error"] for group in groups)
+    assert found
     assert float(found[1]) == pytest.approx(largest, rel=0.01)
 
 

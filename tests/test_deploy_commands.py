@@ -108,5 +108,7 @@ def test_help_is_fast_because_nothing_heavy_is_imported() -> None:
 @pytest.mark.parametrize("group", ["coordinator", "site"])
 def test_every_command_has_an_example(group: str) -> None:
     typed = next(one.typer_instance for one in cli.app.registered_groups if one.name == group)
+    assert typed
     for command in typed.registered_commands:
-        assert "Example: `layerweld" in command.callback.__doc__, command.callback
+        assert command.callback
+        assert "Example: `layerweld" in (command.callback.__doc__ or ""), command.callback

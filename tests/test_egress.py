@@ -46,7 +46,9 @@ def run(
 ) -> tuple[RunResults, Counter[Any], Counter[Any]]:
     """The run's results, and by type of message what the first site sent: bytes, and replies."""
     grid = sites.grid(settings)
-    sent, replies, pull = Counter(), Counter(), grid.pull_messages
+    sent: Counter[str] = Counter()
+    replies: Counter[str] = Counter()
+    pull = grid.pull_messages
 
     def listening(message_ids: Any) -> Iterable[Message]:
         arrived = pull(message_ids)
@@ -58,7 +60,7 @@ def run(
                 replies[kind] += 1
         return arrived
 
-    grid.pull_messages = listening
+    grid.pull_messages = listening  # type: ignore[method-assign]
     results = run_server(grid, settings, str(sites.base), output)
     return results, +sent, replies
 

@@ -180,6 +180,7 @@ def test_images_become_folders_of_their_classes_and_their_splits_are_disjoint(
         dataset = read[split] = read_dataset(
             tmp_path / split, CalibrationSettings(), reads_images=True
         )
+        assert dataset.labels
         names = sorted(dataset.classes[i] for i in dataset.labels)
         assert names == sorted(image.label for image in chosen)
     assert len(read["data"]) + len(read["held-out"]) == 80

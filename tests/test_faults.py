@@ -54,6 +54,8 @@ from tests.stub_sites import (
     updates_of,
 )
 
+ABORTS: dict[str, Any] = {"lost-site": "abort"}
+CONTINUES: dict[str, Any] = {"lost-site": "continue"}
 CASES = int(os.environ.get("LAYERWELD_FAULT_CASES", "1000"))
 
 
@@ -78,7 +80,9 @@ def run(
 @pytest.mark.parametrize("method", ["com", "regmean++"])
 def test_no_fault_on_the_way_changes_a_bit(method: str, clock: Clock, no_wire: None) -> None:
     whole = digest_of(run(none(), clock, method))
-    met, ignored, recording = Counter(), Counter(), {}
+    met: Counter[str] = Counter()
+    ignored: Counter[str] = Counter()
+    recording: dict[Any, Any] = {}
     for seed in range(CASES // 2):
         faults = Faults(seed)
         chain = run(faults, clock, method, RecordedApp(recording))
@@ -195,12 +199,12 @@ def test_asking_again_backs_off(clock: Clock) -> None:
 
 def test_a_run_that_aborts_stops_at_the_first_failure(clock: Clock) -> None:
     with pytest.raises(LostSiteError, match="birch failed at the statistics of step 3"):
-        run_without(clock, raises, **{"lost-site": "abort"})
+        run_without(clock, raises, **ABORTS)
     assert clock.now < 10
 
 
 def test_a_run_that_goes_on_leaves_a_lost_site_out_from_there(clock: Clock) -> None:
-    chain = run_without(clock, raises, deadline=600.0, **{"lost-site": "continue"})
+    chain = run_without(clock, raises, deadline=600.0, **CONTINUES)
     groups = [group for step in chain.rounds.groups for group in step]
     assert [group["lost"] for group in groups] == [(), (), ("birch",), ("birch",)]
     assert chain.lost == {"birch": 3}
@@ -210,16 +214,14 @@ def test_a_run_that_goes_on_leaves_a_lost_site_out_from_there(clock: Clock) -> N
 
 def test_a_lost_site_stays_out_when_the_run_is_resumed(clock: Clock) -> None:
     journal = MemoryJournal()
-    whole = run_without(clock, raises, journal=journal, deadline=60.0, **{"lost-site": "continue"})
+    whole = run_without(clock, raises, journal=journal, deadline=60.0, **CONTINUES)
     journal.rounds.pop()
-    resumed = run_without(
-        clock, raises, step=9, journal=journal, deadline=60.0, **{"lost-site": "continue"}
-    )
+    resumed = run_without(clock, raises, step=9, journal=journal, deadline=60.0, **CONTINUES)
     assert digest_of(resumed) == digest_of(whole)
 
 
 def test_fewer_than_min_sites_do_not_go_on(clock: Clock) -> None:
-    entries = {"lost-site": "continue", "min-sites": 3, "deadline": 60.0}
+    entries: dict[str, Any] = {"lost-site": "continue", "min-sites": 3, "deadline": 60.0}
     with pytest.raises(LostSiteError, match="2 sites would be left, and min-sites is 3"):
         run_without(clock, raises, **entries)
 
@@ -233,7 +235,7 @@ def test_a_site_that_keeps_sending_nonsense_ends_the_run_by_name(clock: Clock) -
 def test_nothing_of_a_site_is_added_when_one_of_its_groups_is_bad(
     method: Any, clock: Clock
 ) -> None:
-    entries = {"lost-site": "continue", "deadline": 60.0}
+    entries: dict[str, Any] = {"lost-site": "continue", "deadline": 60.0}
     spoilt = run_without(clock, with_a_nan_in_the_last_group, 0, method, **entries)
     silent = run_without(clock, raises, 0, method, **entries)
     assert digest_of(spoilt) == digest_of(silent)

@@ -154,6 +154,7 @@ def test_a_frozen_a_is_the_same_whatever_the_samples_and_b_is_trained(
     text_base: BaseModel, tmp_path: Path
 ) -> None:
     settings = SETTINGS.model_copy(update={"freeze_a": True})
+    assert DATASET.labels
     others = make_dataset(
         DATASET.inputs[::-1], [DATASET.classes[label] for label in DATASET.labels]
     )

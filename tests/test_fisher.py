@@ -42,7 +42,7 @@ def one_sample_at_a_time(
     head = load_head(sites.folder / "head.safetensors")
     tokenizer = AutoTokenizer.from_pretrained(sites.base)
     own = read_fine_tuned(node["adapter"], base).task_vector.updates
-    layers = linear_layers(base.backbone)
+    layers: dict[str, Any] = linear_layers(base.backbone)
     samples = read_samples(node["data"])
     sums = {name: torch.zeros(update.shape) for name, update in own.items()}
     with updated(layers, own):
@@ -67,7 +67,8 @@ def test_the_merge_weighs_every_entry_by_its_squared_gradients(
     labelled_sites: TinySites, tmp_path: Path
 ) -> None:
     run_methods(labelled_sites, tmp_path / "out", "fisher")
-    importance, products = {}, {}
+    importance: dict[str, Tensor] = {}
+    products: dict[str, Tensor] = {}
     for node in labelled_sites.nodes:
         fisher, own = one_sample_at_a_time(labelled_sites, node)
         size = torch.cat([values.flatten() for values in fisher.values()]).square().mean().sqrt()

@@ -60,7 +60,8 @@ def signed(folder: Path, name: str = "ash", seconds: float = 0.0, **changed: Any
     public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     now = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=seconds)
     stamp = now.isoformat()
-    signature = key.sign(stamp.encode(), ec.ECDSA(SHA256()))  # type: ignore[call-arg]
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    signature = key.sign(stamp.encode(), ec.ECDSA(SHA256()))
     headers = {
         "flwr-public-key": base64.b64encode(public).decode(),
         "flwr-timestamp": stamp,
@@ -274,7 +275,7 @@ def takes(connection: ssl.SSLSocket, data: bytes) -> bool:
     return True
 
 
-def is_closed(connection: ssl.SSLSocket) -> Any:
+def is_closed(connection: socket.socket) -> bool:
     try:
         return connection.recv(1) == b""
     except (ConnectionError, ssl.SSLError):

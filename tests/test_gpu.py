@@ -1,6 +1,7 @@
 """The same statistics and the same merge on a GPU."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ def test_gram_matrices_agree(unit_tokens: bool) -> None:
 def test_covariate_shifts_agree() -> None:
     shifts = []
     for device in ("cpu", "cuda"):
-        moments = []
+        moments: list[Any] = []
         for seed in range(2):
             tokens = torch.randn(2, 500, 64, generator=torch.Generator().manual_seed(seed))
             accumulator = MomentAccumulator(64, device=device)

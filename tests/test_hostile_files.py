@@ -28,7 +28,7 @@ from layerweld.settings.run import RunSettings
 from tests.tiny_encoders import TINY, save_model, save_tokenizer
 from tests.tiny_peft import edit_config, new_model, save_base, train_adapter
 
-RAN = []
+RAN: list[Any] = []
 
 
 def _watch(event: Any, args: Any) -> None:
@@ -176,7 +176,7 @@ def test_a_model_folder_of_pickles_is_never_opened(tmp_path: Path, base: BaseMod
         load_base(tmp_path / "model")
 
 
-WRONG = (None, 3, "x", [], {}, [1])
+WRONG: tuple[Any, ...] = (None, 3, "x", [], {}, [1])
 
 
 def damaged(good: Any) -> Iterator[Any]:

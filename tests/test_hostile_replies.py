@@ -47,7 +47,9 @@ def test_no_mutated_message_ends_a_process_or_is_anything_but_refused() -> None:
     )
     assert ended.returncode == 0, ended.stderr[-3000:]
     found = json.loads(ended.stdout)
-    totals = sum(map(Counter, found["outcomes"].values()), Counter())
+    totals: Counter[str] = Counter()
+    for outcomes in found["outcomes"].values():
+        totals.update(outcomes)
     print(f"\n{totals.total()} messages: {dict(totals)}, {found['grown_kib']} KiB more memory")
     assert all(counts["refused"] for counts in found["outcomes"].values())
     assert found["grown_kib"] < 64 * 1024
@@ -95,7 +97,7 @@ def test_a_reply_that_cannot_be_put_together_is_its_sites_refusal(name: Any, clo
 @pytest.mark.parametrize("name", [*ATTACKS, "never there", "given up"])
 def test_the_others_merge_goes_on_unharmed(name: Any, clock: Clock) -> None:
     spoil = {**ATTACKS, "never there": never_there, "given up": given_up}[name]
-    policy = {"lost-site": "continue", "deadline": 60.0}
+    policy: dict[str, Any] = {"lost-site": "continue", "deadline": 60.0}
     chain, grid = run_wire(clock, spoil, **policy)
     assert chain.cohort.lost.keys() == {"birch"}
     assert digest_of(chain) == digest_of(run_without(clock, raises, step=0, **policy))
@@ -108,11 +110,16 @@ def test_a_site_whose_objects_never_come_keeps_nobody_waiting(clock: Clock) -> N
 
 
 def test_objects_that_come_late_are_waited_for(clock: Clock) -> None:
-    held = []
+    held: list[int] = []
 
     def late(_message: Message, objects: Any, root: Path) -> tuple[Any, ...]:
         content = objects[root]
-        objects[root] = lambda: None if len(held) < 5 and not held.append(0) else content
+
+        def pulled() -> Any:
+            held.append(0)
+            return None if len(held) < 6 else content
+
+        objects[root] = pulled
         return objects, root
 
     chain, _ = run_wire(clock, late)
@@ -150,15 +157,20 @@ def test_a_reply_to_what_somebody_else_was_asked_is_nobodys(clock: Clock) -> Non
 
 
 def test_a_site_that_lacks_more_and_more_is_sent_it_three_times() -> None:
-    encoded = []
+    encoded: list[range] = []
+
+    def encode(steps: range, _with_other_params: bool) -> RecordDict:
+        encoded.append(steps)
+        return RecordDict()
+
     step = Step(1200, PLAN.groups[:1], "merged")
-    catch_up = catching_up.CatchUp(step, lambda steps, _other_params: encoded.append(steps), 1199)
+    catch_up = catching_up.CatchUp(step, encode, 1199)
     for first in (1199, 700, -1):
         catch_up.note("birch", first)
         catch_up.content("birch")
     with pytest.raises(RefusedReplyError, match="still lacks"):
         catch_up.note("birch", -1)
-    fresh = catching_up.CatchUp(step, lambda steps, _other_params: encoded.append(steps), 1199)
+    fresh = catching_up.CatchUp(step, encode, 1199)
     for first in (1199, 1198, 1197):
         fresh.note("birch", first)
     with pytest.raises(RefusedReplyError, match="lacks more each time"):
@@ -209,7 +221,7 @@ def test_an_accuracy_is_a_share(number: Any) -> None:
 
 def test_no_number_that_is_not_finite_gets_into_a_results_file(tmp_path: Path) -> None:
     results = made_up_results()
-    methods = [replace(method, seconds=float("nan")) for method in results.methods]
+    methods = tuple(replace(method, seconds=float("nan")) for method in results.methods)
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_results(tmp_path, replace(results, methods=methods))
     assert not (tmp_path / "results.json").exists()

@@ -92,7 +92,7 @@ class EchoApp:
 @pytest.mark.parametrize("kind", ["evaluate.model", "query.shift", "train.other_params"])
 def test_a_reply_about_an_earlier_model_is_refused_and_counted(kind: str, clock: Clock) -> None:
     """Scores carry nothing else that would tell them from those of another model."""
-    ignored = Counter()
+    ignored: Counter[str] = Counter()
     for seed in range(20):
         chosen = settings()
         cohort = new_chain(chosen).cohort

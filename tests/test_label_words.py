@@ -129,6 +129,7 @@ def test_training_moves_the_next_word_and_writes_no_head(base: BaseModel, tmp_pa
 def test_a_site_with_label_words_evaluates_without_a_head_file(
     base: BaseModel, tmp_path: Path
 ) -> None:
+    assert DATASET.labels
     records = [
         {"text": t, "label": DATASET.classes[k]} for t, k in zip(TEXTS, DATASET.labels, strict=True)
     ]

@@ -40,13 +40,17 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 class LearningStub(StubApp):
     """Sites whose entropy is a quadratic of the coefficients; a restarted one lacks the updates."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.knows: set[tuple[str, str]] = set()
+
     def __call__(self, message: Message, context: Any) -> Message:
         if message.metadata.message_type != "train.entropy":
             return super().__call__(message, context)
         name, asked = context.node_config["name"], decode_coefficients_request(message.content)
         if asked.updates:
-            self.has[name].add(asked.chain_digest)
-        lacks = asked.chain_digest not in self.has[name]
+            self.knows.add((name, asked.chain_digest))
+        lacks = (name, asked.chain_digest) not in self.knows
         generator = torch.Generator().manual_seed(100 * NAMES.index(name) + asked.round)
         pull = torch.randn(asked.coefficients.shape, generator=generator)
         gradient = self.spoilt(name, asked.coefficients + pull)
@@ -89,7 +93,7 @@ def learn(
     journal: MemoryJournal | None = None,
     grid: Any = FaultyGrid,
     **entries: Any,
-) -> tuple[MergeStrategy, type[SilentGrid] | type[FaultyGrid]]:
+) -> tuple[MergeStrategy, FaultyGrid]:
     chosen = settings(
         adamerging={"rounds": 4, "learning-rate": 0.1},
         prodistill={"steps": 3, "learning-rate": 0.1},
@@ -149,13 +153,14 @@ def test_a_run_goes_on_without_a_lost_site_and_is_resumed_without_it(
 ) -> None:
     class Lost(stub):  # type: ignore[misc]
         def spoilt(self, site: str, gradient: Any) -> Any:
-            answers[site] = answers.get(site, 0) + 1
-            if site == "birch" and answers[site] > 2:
+            replies[site] = replies.get(site, 0) + 1
+            if site == "birch" and replies[site] > 2:
                 raise ValueError
             return gradient
 
-    answers, journal = {}, MemoryJournal()
-    policy = {"lost-site": "continue", "deadline": 600.0}
+    replies: dict[str, int] = {}
+    journal = MemoryJournal()
+    policy: dict[str, Any] = {"lost-site": "continue", "deadline": 600.0}
     strategy, grid = learn(Lost(), none(), clock, journal, SilentGrid, **policy)
     strategy.run(grid)
     assert strategy.finished == strategy.rounds.count

@@ -16,7 +16,7 @@ from layerweld.errors import LostSiteError, RefusedReplyError
 from layerweld.formats.adapters import Adapter
 from layerweld.settings.run import RunSettings
 from server.run import run as run_server
-from strategies.cohort import Cohort
+from strategies.cohort import Cohort, Patience
 from tests.deployed import digest_in
 from tests.dying_server import killed_after
 from tests.faulty_grid import Clock
@@ -109,7 +109,7 @@ def test_any_part_may_be_lost_at_any_message(
 def test_a_cache_may_go_while_a_message_is_handled(
     run: Callable[..., tuple[LosingGrid, str]], whole: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gone = []
+    gone: list[Any] = []
 
     def read_and_lose(
         folder: Path,
@@ -163,7 +163,7 @@ def test_a_node_that_comes_without_its_adapter_must_train_it_even_if_the_sites_o
 ):
     known = replace(site_info_of("ash"), adapter="a", dataset="h")
     bare = replace(known, kind="none", adapter="", dataset="x", factors="")
-    cohort = Cohort({"ash": 1}, {"ash": known}, "run", None)
+    cohort = Cohort({"ash": 1}, {"ash": known}, "run", Patience.of(RunSettings()))
     assert cohort.recognise(bare) == "ash"
     cohort.note(bare, 2)
     cohort.lost_adapter("ash")

@@ -131,10 +131,10 @@ class Server:
         """What a site holds that is sent what it says it lacks, and what it said."""
         usual = step - 1 if usual is None else usual
         catch_up = CatchUp(STEPS[step], partial(self.context, step), usual)
-        lacked = []
+        lacked: list[int] = []
         while True:
             try:
-                context = catch_up.content("ash")
+                context: Any = catch_up.content("ash")
                 prefix = merged_prefix(context, STEPS, "plan", self.settings, store)
                 return prefix.other_params, prefix.merged.updates_since(0), lacked
             except LacksMerged as lack:

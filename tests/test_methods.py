@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import AutoModel
 from typer.testing import CliRunner
 
@@ -27,7 +28,7 @@ from tests.tiny_sites import TinySites, make_labelled_sites, make_sites
 def sharing_sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
     """Equal ranks, and one A for all, as after FFA-LoRA."""
     sites = make_sites(tmp_path_factory.mktemp("sharing"), TARGETS)
-    shared = {}
+    shared: dict[str, Tensor] = {}
     for seed, node in enumerate(sites.nodes):
         train_adapter(new_model("bert"), node["adapter"], TARGETS, seed=seed)
         edit_tensors(f"{node['adapter']}/adapter_model.safetensors", lambda t: _share(t, shared))
@@ -106,8 +107,8 @@ def test_averages_weigh_sites_by_their_training_samples_not_by_what_was_drawn(
     changed[0]["data"] = str(few)
     mixed = TinySites(base, changed, sharing_sites.folder)
     run_methods(mixed, tmp_path / "out", "flora", **{"calibration.samples": 6})
-    base = load_base(base)  # type: ignore[assignment]
-    own = [read_fine_tuned(n["adapter"], base).task_vector.updates for n in changed]
+    whole = load_base(base)
+    own = [read_fine_tuned(n["adapter"], whole).task_vector.updates for n in changed]
     for layer, values in written(mixed, tmp_path / "out").items():
         shares = (6 / 42, 18 / 42, 18 / 42)
         expected = sum(
@@ -158,13 +159,16 @@ def test_what_cannot_work_is_refused_before_any_site_computes(
     says: Any,
 ) -> None:
     settings = settings_of(sites, f"com,{name}", **entries)
-    grid, asked = sites.grid(settings), []
+    asked: list[str] = []
+    grid = sites.grid(settings)
     push = grid.push_messages
-    monkeypatch.setattr(
-        grid,
-        "push_messages",
-        lambda messages: push(asked.append(m.metadata.message_type) or m for m in messages),
-    )
+
+    def pushing(messages: Any) -> Any:
+        sent = list(messages)
+        asked.extend(message.metadata.message_type for message in sent)
+        return push(sent)
+
+    monkeypatch.setattr(grid, "push_messages", pushing)
     with pytest.raises(CohortError, match=says):
         run_server(grid, settings, str(sites.base), tmp_path / "out")
     assert set(asked) == {"query.handshake"}

@@ -34,7 +34,7 @@ class Way:
 
     def begin(self) -> None:
         frame: FrameType | None = sys._getframe()
-        while frame := frame.f_back:
+        while frame and (frame := frame.f_back):
             if "strategies" in Path(frame.f_code.co_filename).parts:  # the loop over rounds
                 self._seen(frame, "call", None)
         threading.setprofile(self._seen)

@@ -26,6 +26,8 @@ def test_a_draw_of_single_samples_keeps_number_order_and_labels(
     drawn = in_parcels(dataset, 1).draw(samples, seed).dataset
     assert len(drawn) == (min(samples, total) or total)
     assert list(drawn.inputs) == sorted(set(drawn.inputs))  # type: ignore[type-var]
+    assert dataset.labels
+    assert drawn.labels
     pairs = dict(zip(dataset.inputs, dataset.labels, strict=True))
     assert [pairs[text] for text in drawn.inputs] == list(drawn.labels)
     assert drawn.classes == dataset.classes

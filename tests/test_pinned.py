@@ -155,7 +155,8 @@ def test_whatever_a_superlink_calls_it_a_site_executes_its_own_bundle_or_nothing
     site: Site, count: int
 ) -> None:
     draw = random.Random(0)
-    executed, unpinned = [], []
+    executed: list[str] = []
+    unpinned: list[str] = []
     for number in range(count):
         bundle = site.bundle(f"pinned_app_{number}")
         fab_id, version, said = named_places(site, draw, hashlib.sha256(bundle).hexdigest()[:8])

@@ -50,7 +50,7 @@ def flowers(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
 
 
 def message(**changed: Any) -> Any:
-    about = {
+    about: dict[str, Any] = {
         "run_id": 3,
         "message_id": "a" * 64,
         "src_node_id": 1,
@@ -146,7 +146,12 @@ def test_a_foreign_bundle_stays_closed(
     with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         archive.writestr("pyproject.toml", bytes(2**26))
     opened = []
-    flowers[_LOOP].get_fused_config_from_fab = lambda bundle, _: opened.append(bundle) or {"a": 1}  # type: ignore[attr-defined]
+
+    def opens(bundle: bytes, _: Any) -> dict[str, int]:
+        opened.append(bundle)
+        return {"a": 1}
+
+    flowers[_LOOP].get_fused_config_from_fab = opens  # type: ignore[attr-defined]
     accept_only(hashlib.sha256(b"ours").hexdigest())
     assert flowers[_LOOP].get_fused_config_from_fab(bomb.getvalue(), None) == {}
     assert flowers[_LOOP].get_fused_config_from_fab(b"ours", None) == {"a": 1}

@@ -25,8 +25,8 @@ class Disk:
     """What was brought to the disk, and as what: whatever changed afterwards is not on it."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.renamed_early = []
-        self._kept = set()
+        self.renamed_early: list[Any] = []
+        self._kept: set[Any] = set()
         self._fsync, self._replace = os.fsync, Path.replace
         monkeypatch.setattr(os, "fsync", self._note)
         monkeypatch.setattr(Path, "replace", lambda *names: self._rename(*names))
@@ -81,7 +81,9 @@ def test_the_folders_that_were_made_for_a_file_or_folder_are_on_the_disk_too(
 def test_all_products_are_on_the_disk_before_the_journal_goes(
     sites: TinySites, disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    output, names, lost = tmp_path / "out", set(), []
+    output = tmp_path / "out"
+    names: set[str] = set()
+    lost: list[str] = []
 
     def remove(_journal: Any) -> None:
         names.update(path.name for path in output.iterdir())

@@ -46,7 +46,7 @@ def in_one_place(sites: TinySites, settings: RunSettings) -> dict[Any, Any]:
     ]
     inputs = [inputs_of(sites, node, settings) for node in sites.nodes]
     plan = discover_plan(backbone).restricted_to({layer for of in own for layer in of})
-    merged = {}
+    merged: dict[str, Tensor] = {}
     for block in range(len(plan.blocks)):
         names = [s.name for g in plan.groups_of_block(block) for s in g.layers]
         vectors = {k: torch.stack([of[k].dense() for of in own]) for k in names}

@@ -90,7 +90,7 @@ def test_without_one_that_stays_away_the_run_stops_by_name_and_can_go_on_without
 def test_a_new_run_that_too_few_sites_join_says_so_and_ends_in_time(
     run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said = []
+    said: list[str] = []
     monkeypatch.setattr(federation, "notice", said.append)
     with pytest.raises(CohortError, match="2 of min-sites = 3 sites connected within 60 s"):
         run(tmp_path / "out", comes_at=float("inf"), min_sites=3)

@@ -72,9 +72,15 @@ def without_cedar(
     return run(sites, output, grid, **changes)
 
 
+def state_in(output: Path) -> RunState:
+    state = read_state(output)
+    assert state
+    return state
+
+
 def test_a_finished_run_is_completed_with_exit_code_0(sites: TinySites, tmp_path: Path) -> None:
     run(sites, tmp_path / "out")
-    state = read_state(tmp_path / "out")
+    state = state_in(tmp_path / "out")
     assert (state.status, state.exit_code, state.cause) == ("completed", 0, "")
     assert dict(state.waiting) == {}
 
@@ -99,13 +105,13 @@ def test_a_run_that_stops_at_the_deadline_says_who_was_missing_and_what_to_do(
 ) -> None:
     with pytest.raises(LostSiteError):
         without_cedar(sites, tmp_path / "out", monkeypatch, deadline=60.0)
-    state = read_state(tmp_path / "out")
+    state = state_in(tmp_path / "out")
     assert (state.status, state.exit_code) == ("failed", LostSiteError.exit_code)
     assert "cedar: its process died" in state.cause
     assert state.next_step == LostSiteError.next_step
     assert dict(state.waiting) == {"cedar": "its process died"}
     assert run(sites, tmp_path / "out")
-    assert read_state(tmp_path / "out").status == "completed"
+    assert state_in(tmp_path / "out").status == "completed"
 
 
 def test_a_refused_run_in_flower_leaves_its_cause_and_in_one_process_it_leaves_nothing(
@@ -114,11 +120,11 @@ def test_a_refused_run_in_flower_leaves_its_cause_and_in_one_process_it_leaves_n
     twins = [sites.nodes[0], sites.nodes[1] | {"name": "ash"}, sites.nodes[2]]
     with pytest.raises(LayerweldError) as refused:
         run_in_flower(sites, tmp_path / "flower", twins)
-    state = read_state(tmp_path / "flower")
+    state = state_in(tmp_path / "flower")
     assert (state.status, state.exit_code) == ("failed", refused.value.exit_code)
     assert state.cause == str(refused.value)
     run_in_flower(sites, tmp_path / "flower")
-    assert read_state(tmp_path / "flower").status == "completed"
+    assert state_in(tmp_path / "flower").status == "completed"
     settings = sites.settings()
     grid = InProcessGrid(client_app, twins, settings)
     with pytest.raises(LayerweldError):
@@ -134,13 +140,13 @@ def test_a_killed_run_is_told_from_one_that_goes_on(sites: TinySites, tmp_path: 
             run(sites, output)
         os._exit(0)
     assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
-    state = read_state(output)
+    state = state_in(output)
     assert (state.status, state.exit_code, state.done) == ("died", 15, 1)
     assert "was killed" in state.cause
     with holding_lock(lock_of(output), "out"):
-        assert read_state(output).status == "running"
+        assert state_in(output).status == "running"
     run(sites, output)
-    assert read_state(output).status == "completed"
+    assert state_in(output).status == "completed"
 
 
 KILL_AT = ("Chain of Merges", 1)
@@ -160,7 +166,7 @@ def test_every_end_has_a_code_of_the_document_one_line_of_cause_and_a_next_step(
 ) -> None:
     with pytest.raises(type(error)), recording(tmp_path):
         raise error
-    state = read_state(tmp_path)
+    state = state_in(tmp_path)
     codes = {
         line.split("|")[1].strip() for line in DOCUMENT.read_text().splitlines() if "|" in line
     }
@@ -177,7 +183,12 @@ def test_of_the_same_work_every_percent_is_written_and_not_every_batch(tmp_path:
     times = []
     with recording(tmp_path) as recorder:
         write = recorder.write
-        recorder.write = lambda state: (times.append(state.done), write(state))  # type: ignore[assignment]
+
+        def writing(state: RunState) -> None:
+            times.append(state.done)
+            write(state)
+
+        recorder.write = writing  # type: ignore[method-assign]
         for batch in range(1001):
             report_progress("fine-tuning", batch, 1000)
     assert times == list(range(0, 1001, 10))
@@ -187,12 +198,12 @@ def test_warnings_are_kept_until_the_work_moves_on(tmp_path: Path) -> None:
     with recording(tmp_path):
         report_progress("Chain of Merges", 1, 24)
         report_progress("warning: few tokens", 0, 0)
-        state = read_state(tmp_path)
+        state = state_in(tmp_path)
         assert (state.what, state.done, state.notes) == (
             "Chain of Merges", 1, ("warning: few tokens",),
         )  # fmt: skip
         report_progress("Chain of Merges", 2, 24)
-        assert read_state(tmp_path).notes == ()
+        assert state_in(tmp_path).notes == ()
 
 
 def test_a_damaged_state_is_refused_by_name(tmp_path: Path) -> None:
@@ -202,7 +213,7 @@ def test_a_damaged_state_is_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_no_state_is_no_run(tmp_path: Path) -> None:
-    assert read_state(tmp_path) is None
+    assert state_in(tmp_path) is None
 
 
 def test_the_coordinator_shows_every_run_also_while_its_superlink_is_away(

@@ -58,7 +58,7 @@ def free_port() -> Any:
 @pytest.fixture
 def flower(tmp_path: Path) -> Iterator[tuple[Callable[..., Popen[bytes]], Callable[..., str]]]:
     """Starts processes of Flower with a home of their own, and ends all of them afterwards."""
-    started = []
+    started: list[Popen[bytes]] = []
     environment = os.environ | {
         "PATH": f"{_BIN}:{os.environ['PATH']}",
         "FLWR_HOME": str(tmp_path / "flwr"),

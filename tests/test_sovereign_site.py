@@ -20,14 +20,16 @@ from client.state import SiteState
 from client.training.finetune import LabelledRows
 from layerweld.errors import CohortError, ConfigError, DataError, RefusedReplyError
 from layerweld.merging.adamerging import AdaMerging
-from layerweld.runtime.incidents import Code, parse_incident, raising_here
+from layerweld.runtime.incidents import Code, raising_here
 from layerweld.settings.run import RunSettings, read_run_settings
 from layerweld.settings.sites import LEAST_SAMPLES
 from layerweld.settings_table import Settings
+from layerweld.statistics.group import ProductForm
 from layerweld.transport.identity import encode_plain
 from layerweld.transport.statistics import StatisticsRequest
 from layerweld.transport.step_context import StepContext
 from layerweld.untrusted.names import below
+from tests.stub_sites import incident_of
 from tests.tiny_sites import make_labelled_sites, read_samples, write_samples
 
 LEAST = 5
@@ -107,7 +109,7 @@ class Chosen:
             self.refused += 1
             return
         seed, size = state.settings.calibration.seed, state.settings.finetune.batch_size
-        loader = LabelledRows(parcels, lambda texts: {"texts": texts}, size, seed)
+        loader = LabelledRows(parcels, lambda texts: {"texts": texts}, size, seed)  # type: ignore[arg-type]
         self.work |= {frozenset(batch["texts"]) for batch in loader.train_dataloader()}
 
 
@@ -195,7 +197,7 @@ def ask(
     node: dict[Any, Any],
     settings: RunSettings,
     kind: str = "query.handshake",
-    content: RecordDict = None,
+    content: RecordDict | None = None,
 ) -> Message:
     context = Context(1, 1, node, RecordDict(), dict(settings.flat()))
     message = Message(content or encode_plain(kind, "0" * 16), 1, kind)
@@ -239,9 +241,9 @@ def test_nothing_is_written_outside_of_the_sites_cache_and_nothing_foreign_is_re
 def test_fewer_samples_than_the_least_are_not_trained_or_evaluated_on(node: dict[Any, Any]) -> None:
     trains = {k: v for k, v in node.items() if k != "adapter"} | {"min-samples": 19}
     for own in (trains, node | {"min-samples": 19}):
-        assert parse_incident(ask(own, settings_with()).error.reason).code is Code.COHORT
+        assert incident_of(ask(own, settings_with())).code is Code.COHORT
     few = settings_with(**{"evaluate.samples": LEAST - 1})
-    assert parse_incident(ask(node, few).error.reason).code is Code.COHORT
+    assert incident_of(ask(node, few)).code is Code.COHORT
     off = settings_with(**{"evaluate.samples": LEAST - 1, "evaluate.enabled": False})
     assert ask(node, off).has_content()
 
@@ -294,7 +296,7 @@ def test_a_step_that_no_schedule_has_is_refused(node: dict[Any, Any], step: int)
     settings = settings_with()
     state = SiteState(site_of_node(node, settings), settings, "0" * 16)
     context = StepContext("0" * 16, "com", step, state.plan.layer_names, "", "", False)
-    asked = StatisticsRequest(context, None)
+    asked = StatisticsRequest(context, ProductForm(dense=False, with_updates=False))
     with pytest.raises(RefusedReplyError, match="is none of them"):
         reply_to(state, asked)
 

@@ -157,7 +157,12 @@ def test_who_was_lost_is_read_from_the_last_step_and_from_what_the_others_say_of
     whole = kept_rounds._read
     for index, lost in ((1, ("birch",)), (3, ("birch", "cedar"))):
         steps.keep(replace(steps.load()[index], lost=lost))
-    monkeypatch.setattr(kept_rounds, "_read", lambda file: read.append(file.name) or whole(file))
+
+    def reading(file: Path) -> Any:
+        read.append(file.name)
+        return whole(file)
+
+    monkeypatch.setattr(kept_rounds, "_read", reading)
     assert steps.lost() == {"birch", "cedar"}
     assert read == ["round-00003.safetensors"]
     last = tmp_path / "com/round-00003.safetensors"
@@ -267,6 +272,7 @@ def holding(tmp_path: Path) -> Iterator[Callable[..., Popen[str]]]:
             [sys.executable, "-c", HOLD, str(lock)], stdout=subprocess.PIPE, text=True
         )
         started.append(process)
+        assert process.stdout
         assert process.stdout.readline() == "held\n"
         return process
 

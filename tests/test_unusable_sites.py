@@ -20,7 +20,7 @@ class AskedGrid(InProcessGrid):
 
     def __init__(self, nodes: list[dict[str, str]], settings: RunSettings) -> None:
         super().__init__(client_app, nodes, settings)
-        self.asked = set()
+        self.asked: set[str] = set()
 
     def _answer(self, message: Message) -> Message:
         self.asked.add(message.metadata.message_type)

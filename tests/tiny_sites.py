@@ -31,7 +31,7 @@ class TinySites:
     """Folders of a federation of three sites."""
 
     base: Path
-    nodes: list[dict[str, str]]
+    nodes: list[dict[str, Any]]
     folder: Path
 
     def settings(self, **merge: Any) -> RunSettings:
