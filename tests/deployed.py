@@ -102,7 +102,7 @@ class Federation:
     gateway: Gateway
     environment: dict[str, str]
     inside: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    processes: dict[str, subprocess.Popen] = field(default_factory=dict)
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     @property
     def names(self) -> list[Any]:

@@ -56,8 +56,8 @@ class Faults:
     seed: int
     rate: float = 0.4
     most: int = 25
-    kinds: tuple = KINDS
-    met: list = field(default_factory=list)
+    kinds: tuple[str, ...] = KINDS
+    met: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)

@@ -14,7 +14,8 @@ from client.site import cache_folder, site_of_node
 from layerweld.settings.run import RunSettings, validate_settings
 from layerweld.settings.sites import SiteEntry
 from server import in_process
-from tests.faulty_grid import InProcessGrid, from_the_superlink
+from server.in_process import InProcessGrid
+from tests.faulty_grid import from_the_superlink
 from tests.tiny_sites import TinySites, make_sites, read_samples, write_samples
 
 through_the_wire = in_process._through_the_wire

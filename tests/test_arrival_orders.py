@@ -14,9 +14,10 @@ from flwr.app import Message, RecordDict
 from layerweld.settings.run import RunSettings
 from layerweld.transport.statistics import StatisticsReply
 from server import in_process
+from server.in_process import InProcessGrid
 from strategies import notices, poll
 from strategies.merge_strategy import MergeStrategy
-from tests.faulty_grid import Clock, InProcessGrid, handing_over, with_content
+from tests.faulty_grid import Clock, handing_over, with_content
 from tests.stub_sites import NAMES, RUN, RecordedApp, StubApp, digest_of, new_chain, settings
 
 ORDERS = int(os.environ.get("LAYERWELD_ARRIVAL_ORDERS", "1000"))

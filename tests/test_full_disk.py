@@ -15,9 +15,10 @@ from client.app import app as client_app
 from client.guard import SiteApp
 from layerweld.errors import LostSiteError, StorageError
 from layerweld.settings.run import RunSettings
+from server.in_process import InProcessGrid
 from server.run import run as run_server
 from strategies import notices, poll
-from tests.faulty_grid import Clock, InProcessGrid
+from tests.faulty_grid import Clock
 from tests.tiny_sites import TinySites
 
 POINTS = int(os.environ.get("LAYERWELD_DISK_POINTS", "4"))  # at which the disk fills up

@@ -135,7 +135,7 @@ def test_flowers_own_loop_learns_the_same(stub: Any, clock: Clock) -> None:
 @STUBS
 @pytest.mark.parametrize("name", ["nan", "infinity", "shape"])
 def test_a_gradient_that_cannot_be_added_is_refused(stub: Any, name: str, clock: Clock) -> None:
-    class Spoiler(stub):  # type: ignore[misc]
+    class Spoiler(stub):
         def spoilt(self, site: str, gradient: Any) -> Any:
             if site == "birch":
                 gradient[0, 0] = {"nan": float("nan"), "infinity": float("inf")}.get(name, 1.0)
@@ -151,7 +151,7 @@ def test_a_gradient_that_cannot_be_added_is_refused(stub: Any, name: str, clock:
 def test_a_run_goes_on_without_a_lost_site_and_is_resumed_without_it(
     stub: Any, clock: Clock
 ) -> None:
-    class Lost(stub):  # type: ignore[misc]
+    class Lost(stub):
         def spoilt(self, site: str, gradient: Any) -> Any:
             replies[site] = replies.get(site, 0) + 1
             if site == "birch" and replies[site] > 2:

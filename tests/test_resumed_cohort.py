@@ -17,9 +17,10 @@ from layerweld.model.base_model import load_base
 from layerweld.report.results import RunResults
 from layerweld.settings.run import RunSettings
 from server import federation
+from server.in_process import InProcessGrid
 from server.run import run as run_server
 from tests.dying_server import killed_after
-from tests.faulty_grid import Clock, InProcessGrid
+from tests.faulty_grid import Clock
 from tests.tiny_sites import TinySites, make_sites
 
 

@@ -81,8 +81,8 @@ def settings_with(**changed: Any) -> RunSettings:
 class Chosen:
     """The sets of samples that runs have brought a site to use."""
 
-    work: set = field(default_factory=set)
-    held_out: set = field(default_factory=set)
+    work: set[frozenset[Any]] = field(default_factory=set)
+    held_out: set[frozenset[Any]] = field(default_factory=set)
     refused: int = 0
 
     def note(self, state: SiteState) -> None:

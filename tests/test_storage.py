@@ -25,9 +25,9 @@ from layerweld.runtime import disk
 from layerweld.runtime.disk import holding_lock, writing
 from server import journal as server_journal
 from server import kept_rounds
+from server.in_process import InProcessGrid
 from server.journal import RunJournal
 from strategies.merge_strategy import MergeStrategy
-from tests.faulty_grid import InProcessGrid
 from tests.stub_sites import NAMES, StubApp, digest_of, new_chain, settings
 from tests.tiny_sites import TinySites
 

@@ -67,7 +67,7 @@ def equal(one: Any, other: Any) -> bool:
         return type(one) is type(other) and all(
             equal(getattr(one, name), getattr(other, name)) for name in names
         )
-    return one == other
+    return bool(one == other)
 
 
 def numbers(shapes: Shapes) -> dict[str, Tensor]:

@@ -10,8 +10,8 @@ from client.app import app as client_app
 from client.training.heads import ClassifierHead
 from layerweld.errors import LostSiteError
 from layerweld.settings.run import RunSettings
+from server.in_process import InProcessGrid
 from server.run import run as run_server
-from tests.faulty_grid import InProcessGrid
 from tests.tiny_sites import TinySites, make_labelled_sites, read_samples, write_samples
 
 

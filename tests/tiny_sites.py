@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -105,7 +106,7 @@ def with_whole_models(made: TinySites, count: int = 3) -> TinySites:
         with torch.no_grad():
             for parameter in tuned.parameters():
                 parameter += 0.05 * torch.randn_like(parameter)
-        node["adapter"] = str(made.folder / f"tuned-{seed}")
+        shutil.rmtree(node["adapter"])
         tuned.save_pretrained(node["adapter"])
     return made
 
