@@ -68,16 +68,16 @@ from tests.stub_sites import (
     NAMES,
     PLAN,
     RUN,
-    introduction_of,
     new_chain,
     settings,
+    site_info_of,
     statistics_of,
     updates_of,
 )
 
 SITE = NAMES[1]
 IDENTITY = Identity(RUN, "fuzz", node="2", site=SITE)
-RANKS = introduction_of(SITE).rank_of
+RANKS = site_info_of(SITE).rank_of
 PARAMETERS = {"norm.weight": (4,), "embeddings.weight": (5, 4)}
 DENSE = ProductForm(dense=True, with_updates=True)
 REQUEST_BUDGET = Budget(2**22, 512)
@@ -141,16 +141,16 @@ def _block() -> tuple[RecordDict, Callable[..., BlockReply], Budget]:
 
 def replies() -> dict[Any, Any]:
     """By kind: honest content, how it is read, and what it may take."""
-    known = replace(introduction_of(SITE), kind="none")
+    known = replace(site_info_of(SITE), kind="none")
     groups = [group.name for group in PLAN.groups]
     return {
         "handshake": (
-            encode_site_info(introduction_of(SITE)),
+            encode_site_info(site_info_of(SITE)),
             lambda _site, content: decode_site_info(content),
             SITE_INFO_BUDGET,
         ),
         "trained": (
-            encode_site_info(introduction_of(SITE)),
+            encode_site_info(site_info_of(SITE)),
             lambda _site, content: read_trained(content, known),
             SITE_INFO_BUDGET,
         ),
