@@ -187,12 +187,18 @@ class Federation:
 
         It must be known before the chain starts, because the chain's inputs depend on it. It is
         kept, because a run that is resumed without a site would get another mean.
+
+        Raises:
+            JournalError: it is not kept any more, but rounds that were measured behind it are.
         """
         if all(info.kind == "lora" for info in self.site_infos):
             return {}
         whole = {one.site for one in self.site_infos if one.kind == "full"}
         rounds = OtherParams(self.cohort, self._parameters_outside_of_layers(), whole)
-        MergeStrategy(self.cohort, rounds, self.journal.of_other_params()).run(self.grid)
+        strategy = MergeStrategy(self.cohort, rounds, self.journal.of_other_params())
+        if not strategy.finished:
+            self.journal.require_nothing_kept()
+        strategy.run(self.grid)
         return rounds.outcome().other_params
 
     def _parameters_outside_of_layers(self) -> dict[str, tuple[int, ...]]:

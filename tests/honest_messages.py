@@ -104,8 +104,8 @@ def _statistics(form: ProductForm) -> tuple[RecordDict, Callable[..., Any], Budg
     return content, rounds.round_at(0).request.read, statistics_layout([group], RANKS, form).budget
 
 
-def _updates() -> tuple[RecordDict, Callable[..., OfOneSite], Budget]:
-    round_ = site_updates.updates_round(PLAN, new_chain(settings()).cohort, dict)
+def _updates() -> tuple[RecordDict, Callable[..., OfOneSite | None], Budget]:
+    round_ = site_updates.updates_round(PLAN, new_chain(settings()).cohort, lambda _: None)
     return encode_updates(updates_of(SITE)), round_.request.read, updates_layout(PLAN, RANKS).budget
 
 
@@ -115,7 +115,7 @@ def _fisher() -> tuple[RecordDict, Callable[..., AdmittedSums], Budget]:
     return encode_fisher(FisherSums(ones, ones)), method._read, fisher_layout(PLAN).budget
 
 
-def _other_params() -> tuple[RecordDict, Callable[..., Mapping[str, Tensor]], Budget]:
+def _other_params() -> tuple[RecordDict, Callable[..., Mapping[str, Tensor] | None], Budget]:
     rounds = OtherParams(new_chain(settings()).cohort, PARAMETERS, {SITE})
     budget = other_params_layout(PARAMETERS).budget
     return encode_other_params(_numbers(PARAMETERS)), rounds.round_at(0).request.read, budget
