@@ -55,47 +55,48 @@ from tests.damage import (
 from tests.fuzzed_journals import journal_header, journal_round
 from tests.tiny_encoders import save_image_base, save_text_base
 from tests.tiny_peft import new_model, save_base, train_adapter
+from tests.tiny_sites import write_samples
 
 LONGEST = 5.0  # seconds that one file may take
-ROWS = [{"text": f"row {i}, with é", "label": "ab"[i % 2]} for i in range(20)]
+SAMPLES = [{"text": f"sample {i}, with é", "label": "ab"[i % 2]} for i in range(20)]
 ANY = CalibrationSettings(max_unreadable=1.0)
 
 
-def rows(file: Path) -> Callable[..., Dataset]:
+def reader(file: Path) -> Callable[..., Dataset]:
     return lambda: read_dataset(file, ANY, reads_images=False)
 
 
 def jsonl(folder: Path) -> tuple[Any, ...]:
-    file = folder / "rows.jsonl"
-    file.write_text("\n".join(map(json.dumps, ROWS)))
-    return file, damaged_bytes, rows(file)
+    file = folder / "data.jsonl"
+    write_samples(file, SAMPLES)
+    return file, damaged_bytes, reader(file)
 
 
 def csv(folder: Path) -> tuple[Any, ...]:
-    file = folder / "rows.csv"
-    pd.DataFrame(ROWS).to_csv(file, index=False)
-    return file, damaged_bytes, rows(file)
+    file = folder / "data.csv"
+    pd.DataFrame(SAMPLES).to_csv(file, index=False)
+    return file, damaged_bytes, reader(file)
 
 
 def parquet(how: dict[Any, Any], kind: str | None = None) -> Callable[..., tuple[Any, ...]]:
     def made(folder: Path) -> tuple[Any, ...]:
-        file = folder / "rows.parquet"
-        frame = pd.DataFrame(ROWS)
+        file = folder / "data.parquet"
+        frame = pd.DataFrame(SAMPLES)
         (frame.astype({"label": kind}) if kind else frame).to_parquet(file, **how)
-        return file, damaged_bytes, rows(file)
+        return file, damaged_bytes, reader(file)
 
     return made
 
 
 def saved_dataset(damage: Callable[..., bytes], of: str) -> Callable[..., tuple[Any, ...]]:
     def made(folder: Path) -> tuple[Any, ...]:
-        table = arrow.table({key: [row[key] for row in ROWS] for key in ROWS[0]})
+        table = arrow.table({key: [sample[key] for sample in SAMPLES] for key in SAMPLES[0]})
         with arrow.ipc.new_stream(str(folder / "data.arrow"), table.schema) as stream:
             stream.write_table(table)
         (folder / "state.json").write_text(
             json.dumps({"_data_files": [{"filename": "data.arrow"}]})
         )
-        return folder / of, damage, rows(folder)
+        return folder / of, damage, reader(folder)
 
     return made
 
@@ -120,7 +121,10 @@ def image(suffix: str, **how: Any) -> Callable[..., tuple[Any, ...]]:
 def adapter(of: str, damage: Callable[..., bytes]) -> Callable[..., tuple[Any, ...]]:
     def made(folder: Path) -> tuple[Path, Callable[..., bytes], Callable[..., Adapter]]:
         base = save_base("bert", folder / "base")
-        patterns = {"rank_pattern": {"value": 2}, "alpha_pattern": {r"^.*\.0\..*query": 3}}
+        patterns: dict[str, Any] = {
+            "rank_pattern": {"value": 2},
+            "alpha_pattern": {r"^.*\.0\..*query": 3},
+        }
         train_adapter(new_model("bert"), folder / "a", r".*\.(query|value)", **patterns)
         return folder / "a" / of, damage, lambda: read_adapter(folder / "a", base)
 
@@ -179,13 +183,13 @@ def run_file(
     file = folder / "run.toml"
     file.write_text(
         'base = "base"\nmin-sites = 2\n[merge]\nridge = 0.01\n[calibration]\nsamples = 50\n'
-        '[[sites]]\nname = "a"\ndata = "rows.jsonl"\n[[sites]]\nname = "b"\ndata = "b.jsonl"\n'
+        '[[sites]]\nname = "a"\ndata = "data.jsonl"\n[[sites]]\nname = "b"\ndata = "b.jsonl"\n'
     )
     return file, damaged_toml, lambda: read_run_file(file)
 
 
 def site_file(folder: Path) -> tuple[Path, Callable[..., bytes], Callable[..., Site]]:
-    create_site(folder / "site", SiteEntry(name="ash", data="/rows.jsonl"), b"")
+    create_site(folder / "site", SiteEntry(name="ash", data="/data.jsonl"), b"")
     return folder / "site/site.toml", damaged_toml, lambda: open_site(folder / "site")
 
 
@@ -206,7 +210,7 @@ def public_key(folder: Path) -> tuple[Path, Callable[..., bytes], Callable[..., 
     return folder / "key.pub", damaged_bytes, lambda: read_public_key(folder / "key.pub")
 
 
-def state(folder: Path) -> tuple[Path, Callable[..., bytes], Callable[..., RunState]]:
+def state(folder: Path) -> tuple[Path, Callable[..., bytes], Callable[..., RunState | None]]:
     (folder / "out").mkdir()
     Recorder(folder / "out").write(RunState(notes=("a",)))
     return folder / "out/state.json", damaged_json, lambda: read_state(folder / "out")
@@ -234,13 +238,15 @@ def site_store(of: str) -> Callable[..., tuple[Any, ...]]:
     return made
 
 
-def score(folder: Path) -> tuple[Path, Callable[..., bytes], Callable[..., tuple[float, int]]]:
+def score(
+    folder: Path,
+) -> tuple[Path, Callable[..., bytes], Callable[..., tuple[float, int] | None]]:
     file = folder / "score.json"
     file.write_text("[0.5, 20]")
     return file, damaged_json, lambda: read_score(file)
 
 
-def played(folder: Path) -> tuple[Path, Callable[..., bytes], Callable[..., Entry]]:
+def kept_method(folder: Path) -> tuple[Path, Callable[..., bytes], Callable[..., Entry | None]]:
     methods = KeptResults(folder / "results")
     file = methods._file("com", {})
     file.parent.mkdir()
@@ -253,12 +259,12 @@ def run_settings(folder: Path) -> RunSettings:
 
 
 READERS = {
-    "rows.jsonl": jsonl,
-    "rows.csv": csv,
-    "rows.parquet": parquet({}),
-    "rows.parquet, gzip": parquet({"compression": "gzip"}),
-    "rows.parquet, zstd": parquet({"compression": "zstd", "use_dictionary": False}),
-    "rows.parquet, categories": parquet({"compression": None}, "category"),
+    "data.jsonl": jsonl,
+    "data.csv": csv,
+    "data.parquet": parquet({}),
+    "data.parquet, gzip": parquet({"compression": "gzip"}),
+    "data.parquet, zstd": parquet({"compression": "zstd", "use_dictionary": False}),
+    "data.parquet, categories": parquet({"compression": None}, "category"),
     "datasets, state.json": saved_dataset(damaged_json, "state.json"),
     "datasets, arrow": saved_dataset(damaged_bytes, "data.arrow"),
     "image, png": image("png"),
@@ -302,7 +308,7 @@ READERS = {
     "site's updates": site_store("updates"),
     "site's other parameters": site_store("other_params"),
     "site's score": score,
-    "comparison, kept method": played,
+    "comparison, kept method": kept_method,
 }  # fmt: skip
 
 

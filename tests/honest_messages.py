@@ -68,16 +68,16 @@ from tests.stub_sites import (
     NAMES,
     PLAN,
     RUN,
-    introduction_of,
     new_chain,
     settings,
+    site_info_of,
     statistics_of,
     updates_of,
 )
 
 SITE = NAMES[1]
 IDENTITY = Identity(RUN, "fuzz", node="2", site=SITE)
-RANKS = introduction_of(SITE).rank_of
+RANKS = site_info_of(SITE).rank_of
 PARAMETERS = {"norm.weight": (4,), "embeddings.weight": (5, 4)}
 DENSE = ProductForm(dense=True, with_updates=True)
 REQUEST_BUDGET = Budget(2**22, 512)
@@ -104,8 +104,8 @@ def _statistics(form: ProductForm) -> tuple[RecordDict, Callable[..., Any], Budg
     return content, rounds.round_at(0).request.read, statistics_layout([group], RANKS, form).budget
 
 
-def _updates() -> tuple[RecordDict, Callable[..., OfOneSite], Budget]:
-    round_ = site_updates.updates_round(PLAN, new_chain(settings()).cohort, dict)
+def _updates() -> tuple[RecordDict, Callable[..., OfOneSite | None], Budget]:
+    round_ = site_updates.updates_round(PLAN, new_chain(settings()).cohort, lambda _: None)
     return encode_updates(updates_of(SITE)), round_.request.read, updates_layout(PLAN, RANKS).budget
 
 
@@ -115,7 +115,7 @@ def _fisher() -> tuple[RecordDict, Callable[..., AdmittedSums], Budget]:
     return encode_fisher(FisherSums(ones, ones)), method._read, fisher_layout(PLAN).budget
 
 
-def _other_params() -> tuple[RecordDict, Callable[..., Mapping[str, Tensor]], Budget]:
+def _other_params() -> tuple[RecordDict, Callable[..., Mapping[str, Tensor] | None], Budget]:
     rounds = OtherParams(new_chain(settings()).cohort, PARAMETERS, {SITE})
     budget = other_params_layout(PARAMETERS).budget
     return encode_other_params(_numbers(PARAMETERS)), rounds.round_at(0).request.read, budget
@@ -141,16 +141,16 @@ def _block() -> tuple[RecordDict, Callable[..., BlockReply], Budget]:
 
 def replies() -> dict[Any, Any]:
     """By kind: honest content, how it is read, and what it may take."""
-    known = replace(introduction_of(SITE), kind="none")
+    known = replace(site_info_of(SITE), kind="none")
     groups = [group.name for group in PLAN.groups]
     return {
         "handshake": (
-            encode_site_info(introduction_of(SITE)),
+            encode_site_info(site_info_of(SITE)),
             lambda _site, content: decode_site_info(content),
             SITE_INFO_BUDGET,
         ),
         "trained": (
-            encode_site_info(introduction_of(SITE)),
+            encode_site_info(site_info_of(SITE)),
             lambda _site, content: read_trained(content, known),
             SITE_INFO_BUDGET,
         ),

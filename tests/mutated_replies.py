@@ -81,10 +81,10 @@ def kinds_of_messages() -> dict[Any, Any]:
     return kinds | {kind: (*about, False) for kind, about in requests().items()}
 
 
-def play(seed: int, count: int) -> dict[Any, Any]:
+def run(seed: int, count: int) -> dict[Any, Any]:
     """Decode so many; what became of them, by kind."""
     mutator, kinds = Mutator(seed), kinds_of_messages()
-    found = {kind: Counter() for kind in (*kinds, "error")}
+    found: dict[str, Counter[str]] = {kind: Counter() for kind in (*kinds, "error")}
     for kind, (content, read, budget, is_reply) in kinds.items():
         ended = outcome(*objects_of(message_of(content)), budget, is_reply, read)  # type: ignore[call-arg]
         assert ended == "accepted", f"an honest {kind} is {ended}"
@@ -120,4 +120,4 @@ if __name__ == "__main__":
         setattr(TaskIdentity, name, 1)
     torch.set_num_threads(1)
     logging.getLogger("flwr").setLevel(logging.ERROR)
-    print(json.dumps(play(int(sys.argv[1]), int(sys.argv[2]))))
+    print(json.dumps(run(int(sys.argv[1]), int(sys.argv[2]))))

@@ -54,7 +54,13 @@ class Mutator:
             times = 2 if any(type(v) is str and len(v) > 500 for v in changed) else 200
             return r.choice([changed, changed * times, changed[:place], changed[::-1]])
         turned = -value if type(value) in (int, float) and abs(value) < 2**60 else "other"
-        lists = ([], [True], [float("nan")], [2**63 - 1] * 3, [r.choice(NASTY_TEXTS)])
+        lists: tuple[list[Any], ...] = (
+            [],
+            [True],
+            [float("nan")],
+            [2**63 - 1] * 3,
+            [r.choice(NASTY_TEXTS)],
+        )
         single = (r.choice(NASTY_NUMBERS), r.choice(NASTY_TEXTS), True, False, b"\x00\xff", turned)
         return r.choice((*single, *lists))
 

@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 import tomli_w
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from flwr.proto.fleet_pb2 import PullMessagesRequest, PushMessagesRequest
 from flwr.proto.node_pb2 import Node
@@ -188,6 +189,7 @@ def test_one_site_cannot_instruct_another_through_the_door(federation: Federatio
         for victim in ("ash", "birch", "cedar"):
             forged = push_in_the_coordinators_name(int(nodes["mallory"]), int(nodes[victim]))
             key = load_ssh_private_key((folder / "mallory").read_bytes(), None)
+            assert isinstance(key, EllipticCurvePrivateKey)
             with FleetHttpClient.from_server_address(
                 federation.gateway.address,
                 insecure=False,

@@ -27,7 +27,7 @@ from layerweld.settings.run import RunSettings
 from tests.tiny_encoders import TINY, save_model, save_tokenizer
 from tests.tiny_peft import edit_config, new_model, save_base, train_adapter
 
-RAN = []
+RAN: list[Any] = []
 
 
 def _watch(event: Any, args: Any) -> None:
@@ -175,7 +175,7 @@ def test_a_model_folder_of_pickles_is_never_opened(tmp_path: Path, base: BaseMod
         load_base(tmp_path / "model")
 
 
-WRONG = (None, 3, "x", [], {}, [1])
+WRONG: tuple[Any, ...] = (None, 3, "x", [], {}, [1])
 
 
 def damaged(good: Any) -> Iterator[Any]:
@@ -310,4 +310,4 @@ def test_a_link_to_another_file_does_not_show_what_is_in_it(
 )
 def test_a_name_that_could_leave_a_folder_is_no_sites_name(name: Any) -> None:
     with pytest.raises(ConfigError, match="name"):
-        site.site_of_node({"name": name, "data": "rows.jsonl"}, RunSettings())
+        site.site_of_node({"name": name, "data": "data.jsonl"}, RunSettings())

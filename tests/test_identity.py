@@ -95,7 +95,7 @@ def test_a_site_that_dies_in_the_handshake_is_asked_again(clock: Clock) -> None:
 @pytest.mark.parametrize("seed", range(20))
 def test_another_nodes_reply_in_the_handshake_is_asked_for_again(seed: int, clock: Clock) -> None:
     came = shake_hands(Faults(seed, 0.7, most=5, kinds=("another's", "replay", "twice")), clock)
-    assert {node: introduction.site for node, introduction in came.items()} == {
+    assert {node: site_info.site for node, site_info in came.items()} == {
         "node 1": "ash",
         "node 2": "birch",
     }
@@ -112,7 +112,7 @@ class EchoApp:
 @pytest.mark.parametrize("kind", ["evaluate.model", "query.shift", "train.other_params"])
 def test_a_reply_about_an_earlier_model_is_refused_and_counted(kind: str, clock: Clock) -> None:
     """Scores carry nothing else that would tell them from those of another model."""
-    ignored = Counter()
+    ignored: Counter[str] = Counter()
     for seed in range(20):
         chosen = settings()
         cohort = new_chain(chosen).cohort

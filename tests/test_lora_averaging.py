@@ -131,7 +131,7 @@ def test_samples_or_sites_decide_the_weights() -> None:
 @given(
     st.lists(st.integers(1, 10**6), min_size=3, max_size=6), st.integers(1, 2**63 - 1), st.data()
 )
-def test_no_number_of_rows_that_a_site_claims_buys_more_than_half(
+def test_no_number_of_samples_that_a_site_claims_buys_more_than_half(
     counts: Any, claimed: Any, data: Any
 ) -> None:
     liar = data.draw(st.integers(0, len(counts) - 1))

@@ -284,7 +284,7 @@ def test_opcm_depends_on_the_order_of_the_names_and_says_so() -> None:
     one = Opcm().merge(side_by_side(sites)).updates
     other = Opcm().merge(side_by_side(renamed)).updates
     assert relative_distance(list(one.values()), list(other.values())) > 1e-3
-    assert "Sequential" in Opcm.__doc__
+    assert "Sequential" in (Opcm.__doc__ or "")
 
 
 def test_no_order_of_the_dicts_decides_what_a_sequential_method_makes() -> None:

@@ -31,7 +31,9 @@ def test_every_setting_has_a_row_that_says_what_it_means() -> None:
 
 def test_the_example_is_a_run_file(tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
-    file.write_text(re.search(r"```toml\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)[1])
+    example = re.search(r"```toml\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
+    assert example
+    file.write_text(example[1])
     settings, sites = read_run_file(file)
     assert settings.calibration.prompt_end == "\nTopic:"
     assert [site.name for site in sites] == ["north", "south"]
