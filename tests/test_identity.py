@@ -8,6 +8,7 @@ import pytest
 import torch
 from flwr.app import ConfigRecord, Message, RecordDict
 
+from client.app import app
 from layerweld.errors import LostSiteError, RefusedReplyError
 from layerweld.transport.block_gradients import BlockRequest, encode_block_request
 from layerweld.transport.coefficients import CoefficientsRequest, encode_coefficients_request
@@ -194,3 +195,9 @@ def test_messages_of_the_version_before_are_refused_with_a_sentence() -> None:
     old_request = RecordDict({"about": ConfigRecord({"run": RUN})})
     with pytest.raises(RefusedReplyError, match="same version of layerweld installed"):
         identity_of(old_request)
+
+
+def test_flower_takes_every_type_of_message() -> None:
+    """It refuses a type whose second half is not a Python identifier."""
+    for kind in app._handlers:
+        assert Message(RecordDict(), 1, kind).metadata.message_type == kind

@@ -9,6 +9,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from client.handlers.merged_prefix import another_plan
 from client.state import SiteState
 from client.store import SiteStore
 from layerweld.errors import RefusedReplyError
@@ -27,8 +28,12 @@ def reply_to(state: SiteState, request: CoefficientsRequest) -> CoefficientsRepl
     """The gradient that a request asks for, or that the site lacks the updates to compute it.
 
     Raises:
-        RefusedReplyError: the updates that came are not those of the request's hash.
+        RefusedReplyError: the request's plan is not this site's, or the updates that came are not
+            those of the request's hash.
     """
+    plan = state.plan.restricted_to(request.layers)
+    if plan.digest != request.plan:
+        raise another_plan(request.plan, plan.digest)
     store = state.store(request.method)
     if request.updates:
         _check(state, request)
@@ -45,8 +50,7 @@ def reply_to(state: SiteState, request: CoefficientsRequest) -> CoefficientsRepl
 
 
 def _check(state: SiteState, request: CoefficientsRequest) -> None:
-    plan = state.plan.restricted_to(request.layers)
-    first = first_digest(plan.digest, state.settings.digest(), request.other_params)
+    first = first_digest(request.plan, state.settings.digest(), request.other_params)
     received = digest_of_sites(first, request.updates)
     if received != request.chain_digest:
         raise RefusedReplyError(
