@@ -51,11 +51,6 @@ def new_sites(
     ]
 
 
-def add(pool: GroupPool, site: str, statistics: GroupStatistics) -> None:
-    """Check one site's statistics and add them."""
-    pool.fold(pool.check(site, statistics))
-
-
 def statistics_of(site: Any, merge: MergeSettings) -> GroupStatistics:
     accumulator = GroupAccumulator(GROUP, merge)
     accumulator.update(site.tokens[None], torch.ones(1, len(site.tokens), dtype=torch.bool))

@@ -24,7 +24,7 @@ from layerweld.updates.update import DenseUpdate, LowRankUpdate
 from strategies.by_method import rounds_of
 from strategies.merge_strategy import MergeStrategy
 from tests.faulty_grid import Clock, FaultyGrid, none
-from tests.pooled_sites import GROUP, add, new_sites, statistics_of
+from tests.pooled_sites import GROUP, new_sites, statistics_of
 from tests.stub_sites import (
     NODES,
     PLAN,
@@ -241,7 +241,7 @@ def test_a_solution_that_no_model_can_use_is_an_error_that_names_the_largest_fac
     pool = GroupPool(GROUP, chosen)
     for site, size in zip(new_sites(3, seed=0), (1.0, 5.0, 2.0), strict=True):
         grown = {layer: update * size for layer, update in site.updates.items()}
-        add(pool, site.name, statistics_of(replace(site, updates=grown), chosen))
+        pool.add(site.name, statistics_of(replace(site, updates=grown), chosen))
     for value in (float("nan"), float("inf"), 1e5):
         with pytest.raises(UnusableMergeError, match=r"no model can use it.* those of b"):
             pool._require_usable({"q": DenseUpdate(torch.full((2, 2), value))})
@@ -262,8 +262,8 @@ def test_factors_that_cancel_are_refused(size: float, iterations: int, anchor: A
         liar = {layer: cancelling(update, size) for layer, update in site.updates.items()}
         lied = statistics_of(replace(site, updates=liar), chosen)
         with pytest.raises(RefusedReplyError, match=r"factors cancel|beyond 32768"):
-            add(GroupPool(GROUP, chosen, iterations), "a", lied)
-        add(GroupPool(GROUP, chosen, iterations), "a", statistics_of(site, chosen))
+            GroupPool(GROUP, chosen, iterations).add("a", lied)
+        GroupPool(GROUP, chosen, iterations).add("a", statistics_of(site, chosen))
 
 
 def test_an_update_in_directions_that_no_token_excites_is_bounded_where_the_anchor_needs_it() -> (
@@ -278,7 +278,7 @@ def test_an_update_in_directions_that_no_token_excites_is_bounded_where_the_anch
             silent = torch.linalg.eigh(statistics.gram.double())[1][:, 0].float()
             lied = {k: replace(p, own=p.own + 1e3 * silent) for k, p in statistics.products.items()}
             statistics = replace(statistics, products=lied)
-        add(pool, site.name, statistics)
+        pool.add(site.name, statistics)
     with pytest.raises(OutOfProportionError, match=r"^b: the update behind"):
         pool.solve()
 
@@ -290,7 +290,7 @@ def test_a_group_of_two_among_more_sites_evicts_nobody() -> None:
         for site in new_sites(4, seed=0):
             grown = {"a": 1.0, "b": size, "c": 0.0, "d": 0.0}[site.name]
             updates = {layer: update * grown for layer, update in site.updates.items()}
-            add(pool, site.name, statistics_of(replace(site, updates=updates), chosen))
+            pool.add(site.name, statistics_of(replace(site, updates=updates), chosen))
         assert pool.solve().updates
 
 
@@ -319,11 +319,11 @@ def test_whatever_factors_are_sent_nothing_is_less_than_nothing(
     others = {s.name: statistics_of(s, MergeSettings()) for s in new_sites(3, seed=1)[1:]}
     pool = GroupPool(GROUP, MergeSettings(max_size=1e9))
     try:
-        add(pool, "a", statistics)
+        pool.add("a", statistics)
     except RefusedReplyError:
         return
     for name, other in others.items():
-        add(pool, name, other)
+        pool.add(name, other)
     solution = pool.solve()
     assert 0 <= solution.residual < 1.5
     assert all(-1.01 <= cosine <= 1.01 for cosine in solution.agreement.values())
