@@ -112,7 +112,7 @@ def test_a_site_whose_objects_never_come_keeps_nobody_waiting(clock: Clock) -> N
 def test_objects_that_come_late_are_waited_for(clock: Clock) -> None:
     held: list[int] = []
 
-    def late(_message: Message, objects: Any, root: Path) -> tuple[Any, ...]:
+    def late(_message: Message, objects: Any, root: str) -> tuple[Any, ...]:
         content = objects[root]
 
         def pulled() -> Any:
