@@ -27,7 +27,7 @@ from torch import Tensor
 
 from client.data.batches import Preprocessor
 from client.data.samples import Dataset, read_dataset
-from client.handlers.reference_scores import _read as read_score
+from client.handlers.measure import _read_score as read_score
 from client.store import MergedStep, SiteStore, StepHashes
 from client.training.heads import ClassifierHead, load_head
 from layerweld.deploy.coordinator import check_file, create, open_coordinator
@@ -37,8 +37,7 @@ from layerweld.deploy.site import Site, open_site
 from layerweld.deploy.site import create as create_site
 from layerweld.deploy.validity import renew
 from layerweld.errors import LayerweldError, MemoryShortageError
-from layerweld.formats.adapters import Adapter, read_adapter
-from layerweld.formats.task_vectors import read_fine_tuned
+from layerweld.formats.adapters import Adapter, read_adapter, read_fine_tuned
 from layerweld.model.base_model import load_base
 from layerweld.report.comparison.results import Entry
 from layerweld.runtime.run_state import Recorder, RunState, read_state

@@ -9,6 +9,7 @@ from torch import Tensor
 from layerweld.plan import LayerGroup, LayerShape
 from layerweld.settings.merge import MergeSettings
 from layerweld.statistics.group import GroupAccumulator, GroupStatistics, ProductForm
+from layerweld.statistics.pool import GroupPool
 from layerweld.updates.update import DenseUpdate, LowRankUpdate, Update
 
 D_IN, D_OUT = 6, 4
@@ -48,6 +49,11 @@ def new_sites(
         )
         for name, rank in zip("abcd"[:count], ranks, strict=False)
     ]
+
+
+def add(pool: GroupPool, site: str, statistics: GroupStatistics) -> None:
+    """Check one site's statistics and add them."""
+    pool.fold(pool.check(site, statistics))
 
 
 def statistics_of(site: Any, merge: MergeSettings) -> GroupStatistics:

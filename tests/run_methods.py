@@ -10,7 +10,7 @@ from flwr.app import Message
 from peft import PeftModel
 from transformers import AutoModel
 
-from layerweld.formats.task_vectors import read_fine_tuned
+from layerweld.formats.adapters import read_fine_tuned
 from layerweld.merging.method import UPDATES
 from layerweld.merging.registry import METHODS
 from layerweld.model.base_model import load_base

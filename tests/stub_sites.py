@@ -13,6 +13,7 @@ from flwr.clientapp import ClientApp
 from layerweld.plan import LayerGroup, LayerShape, MergePlan
 from layerweld.runtime.incidents import Incident, parse_incident
 from layerweld.settings.merge import MergeSettings
+from layerweld.settings.methods import method_named
 from layerweld.settings.run import RunSettings, validate_settings
 from layerweld.statistics.group import GroupAccumulator, GroupStatistics, ProductForm
 from layerweld.transport.identity import identity_of, with_identity
@@ -199,7 +200,7 @@ def new_cohort(chosen: RunSettings) -> Cohort:
 def new_chain(chosen: RunSettings, method: str = "com", journal: Any = None) -> MergeStrategy:
     """The strategy that runs a chain."""
     cohort = new_cohort(chosen)
-    rounds = ChainRounds(method, PLAN, cohort, chosen, {})
+    rounds = ChainRounds(method_named(method, chosen), PLAN, cohort, chosen, {})
     return MergeStrategy(cohort, rounds, journal or MemoryJournal())
 
 

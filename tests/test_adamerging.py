@@ -17,8 +17,9 @@ from client.site import site_of_node
 from client.state import site_state
 from client.training.heads import ClassifierHead, load_head
 from layerweld.errors import CohortError, JournalError
-from layerweld.formats.task_vectors import read_fine_tuned
+from layerweld.formats.adapters import read_fine_tuned
 from layerweld.merging.adamerging import AdaMerging, weighed
+from layerweld.merging.registry import METHODS
 from layerweld.model.base_model import load_base
 from layerweld.model.discover import discover_plan
 from layerweld.model.linear import weight_of
@@ -26,7 +27,7 @@ from layerweld.report.results import RunResults
 from layerweld.runtime.incidents import raising_here
 from layerweld.settings.run import RunSettings
 from layerweld.transport.coefficients import CoefficientsRequest
-from layerweld.updates.digest import digest_of_sites, first_digest
+from layerweld.updates.named_tensors import digest_of_sites, first_digest
 from layerweld.updates.update import Update
 from tests.dying_server import killed_after
 from tests.random_updates import side_by_side
@@ -81,7 +82,7 @@ def in_one_place(
         for node in sites.nodes
     }
     plan = discover_plan(base.backbone).restricted_to({k for of in own.values() for k in of})
-    updates = weighed(method, side_by_side(own), settings.table(AdaMerging)).layers
+    updates = weighed(METHODS[method], side_by_side(own), settings.table(AdaMerging)).layers
     vectors = {
         layer: {site: update.dense() for site, update in updates[layer].items()}
         for layer in plan.layer_names

@@ -10,9 +10,8 @@ from peft import IA3Config, get_peft_model
 from peft.utils.other import get_pattern_key
 
 from layerweld.errors import AdapterError
-from layerweld.formats.adapters import digest_of, read_adapter
+from layerweld.formats.adapters import digest_of, read_adapter, read_fine_tuned
 from layerweld.formats.lora_config import _REFUSED
-from layerweld.formats.task_vectors import read_fine_tuned
 from layerweld.model.base_model import BaseModel
 from layerweld.model.linear import linear_layers, updated
 from layerweld.updates.task_vector import TaskVector

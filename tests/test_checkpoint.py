@@ -7,8 +7,8 @@ import torch
 from transformers import BertForSequenceClassification, GPT2Model, LlamaForCausalLM
 
 from layerweld.errors import AdapterError
+from layerweld.formats.adapters import read_fine_tuned
 from layerweld.formats.checkpoint import read_checkpoint
-from layerweld.formats.task_vectors import read_fine_tuned
 from layerweld.model.base_model import BaseModel
 from layerweld.model.linear import linear_layers, updated
 from layerweld.updates.update import DenseUpdate

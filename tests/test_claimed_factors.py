@@ -10,8 +10,7 @@ import torch
 from flwr.app import Message, RecordDict
 
 from layerweld.errors import CohortError, RefusedReplyError
-from layerweld.merging.lora_averaging import FfaLora, Flora
-from layerweld.merging.sums import Mean
+from layerweld.merging.registry import METHODS
 from layerweld.statistics.group import Product
 from layerweld.transport.identity import Identity, with_identity
 from layerweld.transport.site_info import SiteInfo, encode_site_info
@@ -19,9 +18,9 @@ from layerweld.transport.statistics import StatisticsReply
 from layerweld.transport.updates import encode_updates
 from layerweld.updates.shared_factor import digest_of_draw, digest_of_factors
 from layerweld.updates.update import DenseUpdate, LowRankUpdate
-from server.replies import read_trained
+from server.handshake import read_trained
+from strategies.by_method import rounds_of
 from strategies.merge_strategy import MergeStrategy
-from strategies.update_merging import UpdateMerging
 from tests.faulty_grid import Clock, FaultyGrid, none
 from tests.stub_sites import (
     NAMES,
@@ -77,7 +76,7 @@ def run(
     sent: dict[str, dict[Any, Any]],
     claimed: dict[str, str] | dict[Any, Any],
     clock: Clock,
-    method: FfaLora | Flora | Mean | FfaLora | Flora,
+    method: str,
     **entries: Any,
 ) -> MergeStrategy:
     """A method of updates over the sites that send something."""
@@ -91,7 +90,7 @@ def run(
     for name, factors in claimed.items():
         ranks = (2,) * len(PLAN.layer_names)
         cohort.site_infos[name] = replace(site_info_of(name), ranks=ranks, factors=factors)
-    merging = UpdateMerging(PLAN, cohort, method, {})
+    merging = rounds_of(METHODS[method], PLAN, cohort, chosen, {})
     grid = FaultyGrid(Sites(), NODES, chosen, none(), clock)
     strategy = MergeStrategy(cohort, merging)
     strategy.run(grid)
@@ -103,7 +102,7 @@ def test_a_site_that_sends_another_a_than_it_claims_is_refused_by_name(
     seed: int, clock: Clock
 ) -> None:
     draw = random.Random(seed)
-    liar, method = draw.choice(NAMES), draw.choice((FfaLora(), Flora(), Mean()))
+    liar, method = draw.choice(NAMES), draw.choice(("ffa-lora", "flora", "mean"))
     honest = {name: sharing(name) for name in NAMES}
     sent = {**honest, liar: another_a(honest[liar], draw)}
     claimed = {name: digest_of_factors(honest[name]) for name in NAMES}
@@ -123,8 +122,8 @@ def test_where_a_is_drawn_the_site_that_drew_another_is_the_one_left_out(
     sent = {**honest, liar: another_a(honest[liar], draw)}
     claimed = dict.fromkeys(NAMES, DRAWN)
     with pytest.raises(RefusedReplyError, match=f"^{liar}: its frozen A is another than that of"):
-        run(sent, claimed, clock, FfaLora())
-    lacking = run(sent, claimed, clock, FfaLora(), **GOES_ON)
+        run(sent, claimed, clock, "ffa-lora")
+    lacking = run(sent, claimed, clock, "ffa-lora", **GOES_ON)
     assert lacking.cohort.lost.keys() == {liar}
     assert_merged(lacking, honest, liar)
 
@@ -139,14 +138,14 @@ def assert_merged(merging: Any, honest: dict[str, dict[Any, Any]], liar: str) ->
 def test_where_all_drew_different_ones_nobody_is_to_blame(clock: Clock) -> None:
     sent = {name: another_a(sharing(name), random.Random(k)) for k, name in enumerate(NAMES)}
     with pytest.raises(CohortError, match=r"one frozen A .* ash, birch, cedar sent different ones"):
-        run(sent, dict.fromkeys(NAMES, DRAWN), clock, FfaLora(), **GOES_ON)
+        run(sent, dict.fromkeys(NAMES, DRAWN), clock, "ffa-lora", **GOES_ON)
 
 
 def test_what_is_not_shared_is_nobodys_business_in_another_method(clock: Clock) -> None:
     sent = {name: another_a(sharing(name), random.Random(k)) for k, name in enumerate(NAMES)}
     claimed = {name: digest_of_factors(sent[name]) for name in NAMES}
-    assert not run(sent, claimed, clock, Flora()).cohort.lost
-    assert not run(sent, dict.fromkeys(NAMES, ""), clock, Flora()).cohort.lost
+    assert not run(sent, claimed, clock, "flora").cohort.lost
+    assert not run(sent, dict.fromkeys(NAMES, ""), clock, "flora").cohort.lost
 
 
 def test_whole_layers_have_no_factors() -> None:

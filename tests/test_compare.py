@@ -19,8 +19,7 @@ from layerweld.report.comparison.spreads import Spread, over_seeds
 from layerweld.report.comparison.tables import budget_text
 from layerweld.report.results import MethodResult, Score
 from layerweld.runtime.peak_memory import peak_resident
-from layerweld.settings.comparison import ComparisonSettings
-from layerweld.settings.grids import candidates, with_candidate
+from layerweld.settings.comparison import ComparisonSettings, candidates, with_candidate
 from layerweld.settings.methods import setting_named
 from layerweld.settings.run import RunSettings, read_run_settings
 from server.federation import Federation

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from layerweld.errors import RefusedReplyError, UnusableMergeError
 from layerweld.merging.fisher import Fisher, implied_update, normalised, problem_with
-from layerweld.merging.lora_averaging import FedIt
-from layerweld.merging.sums import Mean
+from layerweld.merging.registry import METHODS
 from layerweld.settings.merge import MergeSettings
 from layerweld.statistics.checks import check_statistics
 from layerweld.statistics.pool import GroupPool
@@ -22,10 +21,10 @@ from layerweld.transport.statistics import StatisticsReply
 from layerweld.updates.named_tensors import update_tensors
 from layerweld.updates.proportion import OutOfProportionError, Part, refuse_parts_out_of_proportion
 from layerweld.updates.update import DenseUpdate, LowRankUpdate
+from strategies.by_method import rounds_of
 from strategies.merge_strategy import MergeStrategy
-from strategies.update_merging import UpdateMerging
 from tests.faulty_grid import Clock, FaultyGrid, none
-from tests.pooled_sites import GROUP, new_sites, statistics_of
+from tests.pooled_sites import GROUP, add, new_sites, statistics_of
 from tests.stub_sites import (
     NODES,
     PLAN,
@@ -103,7 +102,7 @@ def test_flowers_own_start_goes_on_without_the_site_too(clock: Clock) -> None:
 def run_updates(
     change: Callable[..., dict[Any, Any]],
     clock: Clock,
-    merging: Any = None,
+    merging: str = "mean",
     **entries: Any,
 ) -> MergeStrategy:
     """A method of updates over three sites, one of which changes its updates first."""
@@ -119,9 +118,9 @@ def run_updates(
 
     chosen = settings(**entries)
     cohort = new_chain(chosen).cohort
-    merging = UpdateMerging(PLAN, cohort, merging or Mean(), {})
+    rounds = rounds_of(METHODS[merging], PLAN, cohort, chosen, {})
     grid = FaultyGrid(Liar(), NODES, chosen, none(), clock)
-    strategy = MergeStrategy(cohort, merging)
+    strategy = MergeStrategy(cohort, rounds)
     strategy.run(grid)
     return strategy
 
@@ -173,7 +172,7 @@ def test_factors_that_are_averaged_apart_are_in_proportion_apart(clock: Clock) -
         return {k: LowRankUpdate(u.left, u.right) for k, u in shared(updates).items()}
 
     with pytest.raises(RefusedReplyError, match=r"birch: its factor of .* times as large"):
-        run_updates(of_one_rank, clock, FedIt())
+        run_updates(of_one_rank, clock, "fedit")
 
 
 def test_a_part_that_others_hardly_changed_is_no_reason_to_refuse_a_site() -> None:
@@ -242,7 +241,7 @@ def test_a_solution_that_no_model_can_use_is_an_error_that_names_the_largest_fac
     pool = GroupPool(GROUP, chosen)
     for site, size in zip(new_sites(3, seed=0), (1.0, 5.0, 2.0), strict=True):
         grown = {layer: update * size for layer, update in site.updates.items()}
-        pool.add(site.name, statistics_of(replace(site, updates=grown), chosen))
+        add(pool, site.name, statistics_of(replace(site, updates=grown), chosen))
     for value in (float("nan"), float("inf"), 1e5):
         with pytest.raises(UnusableMergeError, match=r"no model can use it.* those of b"):
             pool._require_usable({"q": DenseUpdate(torch.full((2, 2), value))})
@@ -263,8 +262,8 @@ def test_factors_that_cancel_are_refused(size: float, iterations: int, anchor: A
         liar = {layer: cancelling(update, size) for layer, update in site.updates.items()}
         lied = statistics_of(replace(site, updates=liar), chosen)
         with pytest.raises(RefusedReplyError, match=r"factors cancel|beyond 32768"):
-            GroupPool(GROUP, chosen, iterations).add("a", lied)
-        GroupPool(GROUP, chosen, iterations).add("a", statistics_of(site, chosen))
+            add(GroupPool(GROUP, chosen, iterations), "a", lied)
+        add(GroupPool(GROUP, chosen, iterations), "a", statistics_of(site, chosen))
 
 
 def test_an_update_in_directions_that_no_token_excites_is_bounded_where_the_anchor_needs_it() -> (
@@ -279,7 +278,7 @@ def test_an_update_in_directions_that_no_token_excites_is_bounded_where_the_anch
             silent = torch.linalg.eigh(statistics.gram.double())[1][:, 0].float()
             lied = {k: replace(p, own=p.own + 1e3 * silent) for k, p in statistics.products.items()}
             statistics = replace(statistics, products=lied)
-        pool.add(site.name, statistics)
+        add(pool, site.name, statistics)
     with pytest.raises(OutOfProportionError, match=r"^b: the update behind"):
         pool.solve()
 
@@ -291,7 +290,7 @@ def test_a_group_of_two_among_more_sites_evicts_nobody() -> None:
         for site in new_sites(4, seed=0):
             grown = {"a": 1.0, "b": size, "c": 0.0, "d": 0.0}[site.name]
             updates = {layer: update * grown for layer, update in site.updates.items()}
-            pool.add(site.name, statistics_of(replace(site, updates=updates), chosen))
+            add(pool, site.name, statistics_of(replace(site, updates=updates), chosen))
         assert pool.solve().updates
 
 
@@ -320,11 +319,11 @@ def test_whatever_factors_are_sent_nothing_is_less_than_nothing(
     others = {s.name: statistics_of(s, MergeSettings()) for s in new_sites(3, seed=1)[1:]}
     pool = GroupPool(GROUP, MergeSettings(max_size=1e9))
     try:
-        pool.add("a", statistics)
+        add(pool, "a", statistics)
     except RefusedReplyError:
         return
     for name, other in others.items():
-        pool.add(name, other)
+        add(pool, name, other)
     solution = pool.solve()
     assert 0 <= solution.residual < 1.5
     assert all(-1.01 <= cosine <= 1.01 for cosine in solution.agreement.values())

@@ -26,6 +26,7 @@ from layerweld.statistics.pool import GroupPool, GroupSolution
 from layerweld.updates.bounds import LARGEST_WEIGHT, largest_of_update
 from layerweld.updates.proportion import OutOfProportionError
 from layerweld.updates.update import LowRankUpdate
+from tests.pooled_sites import add
 
 D_IN, D_OUT, RANK = 24, 16, 4
 GROUP = LayerGroup("mlp.{up,gate}", 0, D_IN, (LayerShape("up", D_OUT), LayerShape("gate", 8)))
@@ -62,7 +63,7 @@ def solved(
 ) -> GroupSolution:
     pool = GroupPool(GROUP, chosen)
     for site, one in statistics.items():
-        pool.add(site, one)
+        add(pool, site, one)
     return pool.solve()
 
 
@@ -76,7 +77,7 @@ def moves(
     """By site, how far it moves the merge of the others, in the metric of S + λI and in itself."""
     pool = GroupPool(GROUP, chosen)
     for site, one in statistics.items():
-        pool.add(site, one)
+        add(pool, site, one)
     system = pool._equations(pool._gram.total(), pool._scales()).system
     metric = system.gram + system.ridge * torch.eye(D_IN, dtype=torch.float64)
     whole = dense(pool.solve())
@@ -249,8 +250,8 @@ def test_an_update_that_contradicts_its_product_is_refused() -> None:
 
             liar = with_products(statistics["site-0"], change)
             with pytest.raises(RefusedReplyError, match="is not that of the update"):
-                GroupPool(GROUP, chosen).add("site-0", liar)
-        GroupPool(GROUP, chosen).add("site-0", statistics["site-0"])
+                add(GroupPool(GROUP, chosen), "site-0", liar)
+        add(GroupPool(GROUP, chosen), "site-0", statistics["site-0"])
 
 
 @pytest.mark.parametrize("spikes", [1, 2, 3])
@@ -311,7 +312,7 @@ def test_honest_statistics_are_in_proportion_and_move_no_further_than_their_ener
     statistics = cohort(3, seed, chosen, tokens=tokens)
     pool = GroupPool(GROUP, chosen)
     for site, one in statistics.items():
-        pool.add(site, scaled(2.0**scale)(one, None))
+        add(pool, site, scaled(2.0**scale)(one, None))
     system = pool._equations(pool._gram.total(), {}).system
     for site, admitted in pool._admitted.items():
         moved = 0.0

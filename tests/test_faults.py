@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from layerweld.errors import LostSiteError, RefusedReplyError
-from layerweld.merging.sums import Mean
+from layerweld.merging.registry import METHODS
 from layerweld.transport.arrays import from_arrays, read_arrays, to_arrays
 from layerweld.transport.identity import identity_of, with_identity
 from layerweld.transport.site_info import encode_site_info
@@ -24,8 +24,8 @@ from layerweld.transport.updates import encode_updates
 from layerweld.updates.update import LowRankUpdate
 from server import in_process
 from strategies import notices
+from strategies.by_method import rounds_of
 from strategies.merge_strategy import MergeStrategy
-from strategies.update_merging import UpdateMerging
 from tests import faulty_grid
 from tests.faulty_grid import (
     CORRUPTIONS,
@@ -292,7 +292,7 @@ def test_averaged_updates_survive_faults_too(seed: int, clock: Clock) -> None:
     for faults in (none(), Faults(seed)):
         chosen = settings()
         cohort = new_chain(chosen).cohort
-        averaging = UpdateMerging(PLAN, cohort, Mean(), {})
+        averaging = rounds_of(METHODS["mean"], PLAN, cohort, chosen, {})
         grid = FaultyGrid(StubApp(), NODES, chosen, faults, clock)
         MergeStrategy(cohort, averaging).run(grid)
         merged.append(averaging.outcome().updates)
@@ -319,7 +319,7 @@ def test_an_update_to_be_averaged_is_checked_as_strictly(name: str, clock: Clock
 
     chosen = settings()
     cohort = new_chain(chosen).cohort
-    averaging = UpdateMerging(PLAN, cohort, Mean(), {})
+    averaging = rounds_of(METHODS["mean"], PLAN, cohort, chosen, {})
     grid = FaultyGrid(Spoiler(), NODES, chosen, none(), clock)
     with pytest.raises(RefusedReplyError, match="birch, asked 3 times"):
         MergeStrategy(cohort, averaging).run(grid)

@@ -11,7 +11,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from client.training.heads import ClassifierHead, load_head
 from layerweld.errors import CohortError
-from layerweld.formats.task_vectors import read_fine_tuned
+from layerweld.formats.adapters import read_fine_tuned
 from layerweld.merging.fisher import FisherPool, normalised
 from layerweld.model.base_model import load_base
 from layerweld.model.linear import linear_layers, updated, weight_of

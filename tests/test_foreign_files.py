@@ -9,7 +9,7 @@ import pytest
 
 from client.data.samples import read_dataset
 from layerweld.errors import AdapterError, ConfigError, DataError, MemoryShortageError
-from layerweld.formats.task_vectors import read_fine_tuned
+from layerweld.formats.adapters import read_fine_tuned
 from layerweld.model.base_model import load_base
 from layerweld.settings.run import RunSettings
 from layerweld.untrusted.files import reading

@@ -22,8 +22,7 @@ from transformers import BitImageProcessorPil, Dinov2Config, Dinov2Model
 from client import site
 from client.data.batches import Preprocessor, load_tokenizer
 from layerweld.errors import AdapterError, ConfigError
-from layerweld.formats.adapters import read_adapter
-from layerweld.formats.task_vectors import read_fine_tuned
+from layerweld.formats.adapters import read_adapter, read_fine_tuned
 from layerweld.model.base_model import BaseModel, load_base
 from layerweld.settings.run import RunSettings
 from tests.tiny_encoders import TINY, save_model, save_tokenizer

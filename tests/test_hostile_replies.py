@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
-from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
 
 from layerweld.errors import LostSiteError, RefusedReplyError
 from layerweld.model.schedule import Step
@@ -208,7 +208,7 @@ def test_a_shift_is_a_finite_distance(number: Any) -> None:
 
 @pytest.mark.parametrize("number", [*NASTY_NUMBERS, True, 2])
 def test_an_accuracy_is_a_share(number: Any) -> None:
-    metrics = MetricRecord({"accuracy": 0.5, "num-examples": 3})
+    metrics = ConfigRecord({"accuracy": 0.5, "num-examples": 3})
     if not isinstance(number, bool):  # Flower sends none in a metric record
         metrics["accuracy"] = number
     content = with_identity(RecordDict({"metrics": metrics}), IDENTITY)

@@ -114,6 +114,18 @@ def test_a_step_that_the_chain_does_not_have_is_refused(
         assert asked(site, "train.statistics", content["train.statistics"]) is Code.REQUEST
 
 
+def test_coefficients_of_another_plan_are_refused_whatever_the_site_holds(
+    site: tuple[SiteApp, Context, MergePlan],
+) -> None:
+    """The reply gives the plan back, and so says that the site has it."""
+    own, names = site[2], site[2].layer_names
+    for plan, code in ((own.digest, 0), ("0" * 64, Code.REQUEST)):
+        learnt = CoefficientsRequest(
+            RUN, "adamerging", 1, names, ("ash",), plan, "h", False, torch.ones(1, len(names))
+        )
+        assert asked(site, "train.entropy", encode_coefficients_request(learnt)) == code
+
+
 @pytest.mark.parametrize("dtype", ["<M8[s/0]", "O", "float32\n", "float64"])
 @pytest.mark.parametrize("stype", ["numpy.ndarray", "layerweld.raw", "torch"])
 def test_no_array_of_a_request_is_parsed(

@@ -89,6 +89,18 @@ def test_an_error_in_the_configuration_does_not_leave_either(
     assert "jane" in (tmp_path / f"layerweld/logs/{incident.number}.log").read_text()
 
 
+def test_a_site_with_a_cache_of_its_own_needs_no_home(
+    sites: TinySites, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container may run as a user that has none, and pathlib raises then."""
+
+    def homeless() -> Path:
+        raise RuntimeError(CANARY)
+
+    monkeypatch.setattr(Path, "home", homeless)
+    assert client_app(handshake(), context_of(sites)).has_content()
+
+
 def test_fewer_samples_than_the_site_itself_allows_are_never_measured(sites: TinySites) -> None:
     reply = client_app(handshake(), context_of(sites, **{"min-samples": 19}))
     assert incident_of(reply).code is Code.COHORT

@@ -15,7 +15,7 @@ from layerweld.statistics.influence import capped_scales, opposed, outliers, rel
 from layerweld.statistics.pool import GroupPool, GroupSolution
 from layerweld.updates.update import DenseUpdate, LowRankUpdate
 from tests import test_pool
-from tests.pooled_sites import D_IN, GROUP, new_sites, statistics_of
+from tests.pooled_sites import D_IN, GROUP, add, new_sites, statistics_of
 
 
 def merge(sites: list[Any], **entries: Any) -> GroupSolution:
@@ -39,7 +39,7 @@ def test_influence_is_the_shift_of_a_merge_without_the_site(
     chosen = MergeSettings(**entries)
     pool = GroupPool(GROUP, chosen)
     for site in sites:
-        pool.add(site.name, statistics_of(site, chosen))
+        add(pool, site.name, statistics_of(site, chosen))
     gram = pool._equations(pool._gram.total(), {}).system.gram
     got = merge(sites, rank=rank, **entries).influence
     assert list(got) == list("abcd")
@@ -80,7 +80,7 @@ def with_spike(seed: int, **entries: Any) -> GroupSolution:
     pool = GroupPool(GROUP, chosen)
     for site in new_sites(4, seed):
         tokens = torch.ones(1, D_IN) if site.name == "c" else site.tokens
-        pool.add(site.name, statistics_of(replace(site, tokens=tokens), chosen))
+        add(pool, site.name, statistics_of(replace(site, tokens=tokens), chosen))
     return pool.solve()
 
 
@@ -198,7 +198,7 @@ def test_a_capped_merge_is_the_merge_with_the_lower_weight(products: str) -> Non
     chosen = MergeSettings(**entries, max_share=0.35)
     pool = GroupPool(GROUP, chosen)
     for site in sites:
-        pool.add(site.name, statistics_of(site, chosen))
+        add(pool, site.name, statistics_of(site, chosen))
     solution = pool.solve()
     grams = {s.name: statistics_of(s, chosen).gram.double() for s in sites}
     weights = solution.importance
@@ -225,8 +225,8 @@ def test_a_silent_feature_cannot_carry_an_update() -> None:
     other = replace(product, moments=replace(product.moments, right=right))  # type: ignore[type-var]
     spoilt = {**statistics.products, "q": other}
     with pytest.raises(RefusedReplyError, match="q: features that never fire carry a part"):
-        GroupPool(GROUP, chosen).add("a", replace(statistics, products=spoilt))
-    GroupPool(GROUP, chosen).add("a", statistics)
+        add(GroupPool(GROUP, chosen), "a", replace(statistics, products=spoilt))
+    add(GroupPool(GROUP, chosen), "a", statistics)
 
 
 def test_dense_and_factored_updates_shift_alike() -> None:

@@ -14,6 +14,7 @@ from layerweld.merging.adamerging import (
 from layerweld.merging.descent import Descent
 from layerweld.merging.one_round import SiteUpdates
 from layerweld.merging.prodistill import EntryCoefficients, ProDistill, squared_distance
+from layerweld.merging.registry import METHODS
 from layerweld.merging.sums import TaskArithmetic
 from layerweld.merging.ties import Ties
 from layerweld.model.weighted_layers import additions, weighted
@@ -75,7 +76,7 @@ def test_coefficients_that_have_not_moved_are_task_arithmetic(sites: SiteUpdates
 def test_the_entries_that_agree_have_the_sum_of_which_ties_takes_the_mean(
     sites: SiteUpdates,
 ) -> None:
-    kept = weighed("adamerging++", sites, AdaMerging(density=0.2))
+    kept = weighed(METHODS["adamerging++"], sites, AdaMerging(density=0.2))
     ties = Ties(density=0.2).merge(sites).updates
     for layer, of in kept.layers.items():
         dense = torch.stack([update.dense() for update in of.values()])

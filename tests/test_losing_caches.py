@@ -180,6 +180,7 @@ class TestAnotherAdapter:
     @pytest.fixture(autouse=True)
     def other_bits(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """From the second time on that somebody trains; then the seed is another one."""
+        from client.handlers import finetune as handler
         from client.training import finetune
 
         trained = []
@@ -189,7 +190,7 @@ class TestAnotherAdapter:
             again = len(trained) > 3
             train(*given[:4], given[4] + again, *given[5:])
 
-        monkeypatch.setattr(finetune, "fine_tune", fine_tune)
+        monkeypatch.setattr(handler, "fine_tune", fine_tune)
 
     @pytest.fixture
     def sites(self, tmp_path: Path) -> TinySites:

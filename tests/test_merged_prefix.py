@@ -22,8 +22,8 @@ from layerweld.errors import RefusedReplyError
 from layerweld.model.schedule import Step
 from layerweld.transport.step_context import StepContext
 from layerweld.untrusted import tensors
-from layerweld.updates import digest as layerweld_digest
-from layerweld.updates.digest import extend_digest, first_digest
+from layerweld.updates import named_tensors
+from layerweld.updates.named_tensors import extend_digest, first_digest
 from layerweld.updates.update import LowRankUpdate, Update
 from strategies.catching_up import CatchUp
 from tests.dying_server import after_keeping
@@ -41,7 +41,7 @@ class Counted:
         self.reads = self.hashed = 0
         self._open = tensors.safe_open  # type: ignore[attr-defined]
         monkeypatch.setattr(tensors, "safe_open", self.safe_open)
-        for module in (client_store, layerweld_digest):
+        for module in (client_store, named_tensors):
             monkeypatch.setattr(module, "hashlib", self)
 
     def safe_open(self, file: Path, framework: Any) -> safe_open:

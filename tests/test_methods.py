@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from layerweld.cli import main as cli
 from layerweld.errors import CohortError
-from layerweld.formats.task_vectors import read_fine_tuned
+from layerweld.formats.adapters import read_fine_tuned
 from layerweld.merging.registry import METHODS
 from layerweld.merging.ties import Ties
 from layerweld.merging.tsv import Tsv

@@ -22,7 +22,7 @@ PARTS = ("layerweld", "strategies", "server", "client")
 ROUND = 3
 MOST_FILES, MOST_LINES = 25, 300
 """Of the walk in docs/architecture.md: files, and lines of the functions that it stops at."""
-MOST_FILES_RUN, MOST_LINES_RUN = 59, 3000
+MOST_FILES_RUN, MOST_LINES_RUN = 58, 2900
 """Of all that runs: files, and lines of the functions."""
 
 

@@ -160,7 +160,7 @@ def test_a_line_of_the_sites_log_is_one_line_and_begins_with_its_own_time(tmp_pa
         note_reply(tmp_path, text, f"failed, {text}", 0.1)
     lines = [
         line
-        for file in tmp_path.glob("answers*.log")
+        for file in tmp_path.glob("replies*.log")
         for line in file.read_text().split("\n")
         if line
     ]

@@ -19,7 +19,7 @@ from layerweld.settings.merge import MergeSettings
 from layerweld.statistics.group import GroupAccumulator, ProductForm
 from layerweld.statistics.pool import GroupPool, GroupSolution
 from layerweld.updates.update import DenseUpdate, LowRankUpdate
-from tests.pooled_sites import D_IN, D_OUT, GROUP, new_sites, statistics_of
+from tests.pooled_sites import D_IN, D_OUT, GROUP, add, new_sites, statistics_of
 
 NORMALIZATIONS = ["token", "feature", "trace", "none"]
 IMPORTANCES = ["off-diagonal", "uniform"]
@@ -31,7 +31,7 @@ def merge(sites: list[Any], **entries: Any) -> GroupSolution:
     chosen = MergeSettings(**{"max_weight": 0.0, "max_size": 1e9, "influence": False} | entries)
     pool = GroupPool(GROUP, chosen)
     for site in sites:
-        pool.add(site.name, statistics_of(site, chosen))
+        add(pool, site.name, statistics_of(site, chosen))
     return pool.solve()
 
 
@@ -344,7 +344,7 @@ def error_on_fresh_tokens(num_tokens: int, ridge: float, width: int = 48) -> flo
         accumulator = GroupAccumulator(group, MergeSettings())
         accumulator.update(tokens[None], torch.ones(1, num_tokens, dtype=torch.bool))
         form = ProductForm(dense=True, with_updates=False)
-        pool.add(name, accumulator.statistics({"g": DenseUpdate(update)}, form))
+        add(pool, name, accumulator.statistics({"g": DenseUpdate(update)}, form))
         fresh.append((unseen, update))
     merged = pool.solve().updates["g"].dense().double()
     error = sum(float((x @ (merged - update).T).square().sum()) for x, update in fresh)

@@ -14,7 +14,7 @@ from layerweld.statistics.group import GroupStatistics, Product
 from layerweld.statistics.pool import GroupPool
 from layerweld.updates.exact_sum import FLOOR, LIMIT
 from layerweld.updates.update import DenseUpdate, LowRankUpdate
-from tests.pooled_sites import D_IN, D_OUT, GROUP, new_sites, statistics_of
+from tests.pooled_sites import D_IN, D_OUT, GROUP, add, new_sites, statistics_of
 
 REFUSED_STATISTICS = {
     "another group": ({"group": "mlp"}, r"'mlp' where 'attn.\{q,v\}' was asked"),
@@ -43,7 +43,7 @@ REFUSED_PRODUCTS = {
 def refuse(pool: GroupPool, site: str, statistics: Any, message: str) -> None:
     """The reply is refused, and the pool is as it was: another site's merge has its own bits."""
     with pytest.raises(RefusedReplyError, match=message):
-        pool.add(site, statistics)
+        add(pool, site, statistics)
 
 
 def honest(**entries: Any) -> tuple[MergeSettings, GroupStatistics, GroupStatistics]:
@@ -54,8 +54,8 @@ def honest(**entries: Any) -> tuple[MergeSettings, GroupStatistics, GroupStatist
 
 def same_as_alone(pool: GroupPool, chosen: MergeSettings, statistics: GroupStatistics) -> None:
     alone = GroupPool(GROUP, chosen)
-    alone.add("b", statistics)
-    pool.add("b", statistics)
+    add(alone, "b", statistics)
+    add(pool, "b", statistics)
     ours, theirs = pool.solve(), alone.solve()
     assert torch.equal(ours.updates["q"].dense(), theirs.updates["q"].dense())
     assert ours.residual == theirs.residual
@@ -106,7 +106,7 @@ def test_dense_numbers_beyond_the_exact_sum_are_refused_and_nothing_is_added(ent
 def test_a_site_counts_once() -> None:
     chosen, one, other = honest()
     pool = GroupPool(GROUP, chosen)
-    pool.add("a", one)
+    add(pool, "a", one)
     refuse(pool, "a", other, "a replied for attn.* twice")
 
 
@@ -119,7 +119,7 @@ def test_a_layer_of_another_group_is_refused() -> None:
 def test_factored_and_dense_products_do_not_mix() -> None:
     chosen, one, _ = honest()
     pool = GroupPool(GROUP, chosen)
-    pool.add("a", one)
+    add(pool, "a", one)
     refuse(pool, "b", honest(products="dense")[2], "q: factored and dense products in one run")
 
 
@@ -156,7 +156,7 @@ def test_a_site_that_would_count_for_nothing_is_refused_by_name(
     pool = GroupPool(GROUP, chosen)
     refuse(pool, "a", silent, rf"attn.*: a would count for nothing.*{message}.*give the site")
     same_as_alone(pool, chosen, other)
-    pool.add("a", one)
+    add(pool, "a", one)
 
 
 @pytest.mark.parametrize("normalization", ["feature", "none"])
@@ -183,7 +183,7 @@ def test_the_smallest_moments_that_are_taken_still_merge_alike(products: str) ->
     merged = []
     for scale in (1.0, (1.01 * FLOOR / largest) ** 0.5):
         pool = GroupPool(GROUP, chosen)
-        pool.add("a", statistics_of(dataclasses.replace(site, tokens=scale * site.tokens), chosen))
+        add(pool, "a", statistics_of(dataclasses.replace(site, tokens=scale * site.tokens), chosen))
         merged.append(pool.solve().updates["q"].dense())
     # 20 bits of the largest moment are left, and the ridge of 1% keeps the condition below 600.
     assert float((merged[0] - merged[1]).norm() / merged[0].norm()) < 600 * 2**-20
@@ -193,8 +193,8 @@ def test_a_diagonal_gram_counts_where_every_site_counts_alike() -> None:
     chosen, _, other = honest(importance="uniform")
     diagonal = dataclasses.replace(new_sites(1, seed=0)[0], tokens=ONE_HOT)
     pool = GroupPool(GROUP, chosen)
-    pool.add("a", statistics_of(diagonal, chosen))
-    pool.add("b", other)
+    add(pool, "a", statistics_of(diagonal, chosen))
+    add(pool, "b", other)
     assert pool.solve().importance == {"a": 1.0, "b": 1.0}
 
 
@@ -204,7 +204,7 @@ def test_a_site_of_one_token_counts(normalization: Any, scale: float) -> None:
     chosen = MergeSettings(normalization=normalization)
     (site,) = new_sites(1, seed=0, num_tokens=1)
     pool = GroupPool(GROUP, chosen)
-    pool.add("a", statistics_of(dataclasses.replace(site, tokens=scale * site.tokens), chosen))
+    add(pool, "a", statistics_of(dataclasses.replace(site, tokens=scale * site.tokens), chosen))
     assert pool.solve().importance["a"] > 0
 
 
@@ -214,5 +214,5 @@ def test_a_group_of_one_feature_has_no_off_diagonal_and_counts_all_the_same() ->
     pool = GroupPool(group, chosen)
     for name, factor in (("a", 1.0), ("b", 3.0)):
         product = Product(LowRankUpdate(torch.ones(D_OUT, 1), torch.tensor([[factor]])))
-        pool.add(name, GroupStatistics("one", torch.ones(1, 1), {"q": product}, 5))
+        add(pool, name, GroupStatistics("one", torch.ones(1, 1), {"q": product}, 5))
     assert torch.equal(pool.solve().updates["q"].dense(), torch.full((D_OUT, 1), 2.0))

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from client.data.samples import read_dataset
 from client.handlers import block_gradients
-from layerweld.formats.task_vectors import read_fine_tuned
+from layerweld.formats.adapters import read_fine_tuned
 from layerweld.merging.prodistill import ProDistill
 from layerweld.model.base_model import load_base
 from layerweld.model.discover import discover_plan

@@ -10,7 +10,7 @@ import torch
 from client.handlers.requests import require_updates_of
 from layerweld.errors import CohortError, RefusedReplyError
 from layerweld.plan import LayerGroup, LayerShape, MergePlan
-from layerweld.updates.ranks import most_claimed, most_sent, within_ranks
+from layerweld.updates.bounds import most_claimed, most_sent, within_ranks
 from layerweld.updates.update import LowRankUpdate
 from server.handshake import check_layers
 from tests.stub_sites import site_info_of

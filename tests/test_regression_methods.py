@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
-from layerweld.formats.task_vectors import read_fine_tuned
+from layerweld.formats.adapters import read_fine_tuned
 from layerweld.merging.sums import Mean
 from layerweld.model.base_model import load_base
 from layerweld.settings.run import RunSettings

@@ -21,7 +21,7 @@ from server.in_process import InProcessGrid
 from server.run import run as run_server
 from tests.dying_server import killed_after
 from tests.faulty_grid import Clock
-from tests.tiny_sites import TinySites, make_sites
+from tests.tiny_sites import TinySites, make_sites, with_whole_models
 
 
 class WallClock(Clock):
@@ -115,6 +115,20 @@ def test_a_site_that_comes_back_with_something_else_is_not_taken_for_the_same(
         data.write_text(data.read_text().replace("w1 ", "w2 "))
     site_state.cache_clear()  # as in a process of its own
     with pytest.raises(JournalError, match="an interrupted run with other sites"):
+        sites.run(tmp_path / "out")
+
+
+@pytest.mark.parametrize("harm", ["cut short", "gone"])
+def test_a_mean_that_rounds_were_measured_behind_is_never_taken_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: str
+) -> None:
+    """The sites that are there now may have another one, and no hash of a round would say so."""
+    sites = with_whole_models(make_sites(tmp_path / "sites", ["query", "value"]))
+    with killed_after(1, monkeypatch):  # of the method: the mean is a round of its own
+        sites.run(tmp_path / "out")
+    mean = tmp_path / "out/journal/other-params/round-00000.safetensors"
+    mean.write_bytes(mean.read_bytes()[:-1]) if harm == "cut short" else mean.unlink()
+    with pytest.raises(JournalError, match=r"other-params.*com.*remove .*journal"):
         sites.run(tmp_path / "out")
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from client.handlers.measure import shift_per_group
 from client.site import site_of_node
 from client.state import SiteState
-from layerweld.formats.task_vectors import read_fine_tuned
+from layerweld.formats.adapters import read_fine_tuned
 from layerweld.model import collect
 from layerweld.model.linear import shifted, updated
 from layerweld.plan import MergePlan

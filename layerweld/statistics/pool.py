@@ -96,14 +96,6 @@ class GroupPool:
         self._admitted: dict[str, Admitted] = {}
         self._keeps = settings.influence or settings.max_share < 1 or settings.max_weight > 0
 
-    def add(self, site: str, statistics: GroupStatistics) -> None:
-        """Check one site's statistics and add them.
-
-        Raises:
-            RefusedReplyError: as :meth:`check`. Nothing was added then.
-        """
-        self.fold(self.check(site, statistics))
-
     def fold(self, admitted: Admitted) -> None:
         """Add statistics that :meth:`check` has passed."""
         statistics = admitted.statistics
