@@ -116,8 +116,10 @@ def test_objects_that_come_late_are_waited_for(clock: Clock) -> None:
         content = objects[root]
 
         def pulled() -> Any:
-            held.append(0)
-            return None if len(held) < 6 else content
+            if len(held) < 5:
+                held.append(0)
+                return None
+            return content
 
         objects[root] = pulled
         return objects, root
