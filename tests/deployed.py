@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,15 +98,15 @@ class Federation:
     """
 
     folder: Path
-    sites: object
+    sites: TinySites
     gateway: Gateway
     environment: dict[str, str]
-    inside: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    inside: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     @property
     def names(self) -> list[Any]:
-        return [node["name"] for node in self.sites.nodes]  # type: ignore[attr-defined]
+        return [node["name"] for node in self.sites.nodes]
 
     def command(self, name: str, *arguments: Any) -> list[Any]:
         return [*self.inside.get(name, ()), BIN / "layerweld", *arguments]
@@ -202,7 +202,7 @@ class Federation:
             str(self.gateway.port),
         )
         subprocess.run(
-            [BIN / "layerweld", "coordinator", "init", "fed", *where, "--base", self.sites.base],  # type: ignore[attr-defined]
+            [BIN / "layerweld", "coordinator", "init", "fed", *where, "--base", self.sites.base],
             cwd=self.folder,
             env=self.environment,
             check=True,
@@ -216,8 +216,8 @@ class Federation:
     def begin(self) -> None:
         """Make all folders, start everything, and wait until all sites are there."""
         self._init_coordinator()
-        for node in self.sites.nodes:  # type: ignore[attr-defined]
-            given = ("--model", self.sites.base, "--adapter", node["adapter"])  # type: ignore[attr-defined]
+        for node in self.sites.nodes:
+            given = ("--model", self.sites.base, "--adapter", node["adapter"])
             data = ("--data", node["data"], "--settings", self.folder / "fed/run.toml")
             self.init_site(node["name"], *given, *data)
         self.start("fed", "coordinator", "up")

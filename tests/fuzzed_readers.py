@@ -331,7 +331,14 @@ def fuzz(name: str, folder: Path, seed: str, count: int, trace: Path) -> dict[st
     whole = file.read_bytes()
     read()  # the whole one is read
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    found = {"reader": name, "tried": 0, "read": 0, "refused": 0, "broken": [], "slowest": 0.0}
+    found: dict[str, Any] = {
+        "reader": name,
+        "tried": 0,
+        "read": 0,
+        "refused": 0,
+        "broken": [],
+        "slowest": 0.0,
+    }
     for number in range(count):
         trace.write_text(f"{name}, seed {seed}, number {number}")
         draw = random.Random(f"{name} {seed} {number}")
@@ -341,23 +348,23 @@ def fuzz(name: str, folder: Path, seed: str, count: int, trace: Path) -> dict[st
             file.write_bytes(damage(whole, draw))
         faulthandler.dump_traceback_later(60, exit=True)
         started = time.process_time()
-        found["tried"] += 1  # type: ignore[operator]
+        found["tried"] += 1
         try:
             read()
-            found["read"] += 1  # type: ignore[operator]
+            found["read"] += 1
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
                 raise
             wrong = fault(error, file)
-            found["refused"] += not wrong  # type: ignore[operator]
+            found["refused"] += not wrong
             if wrong:
-                found["broken"].append(f"{number}: {wrong}")  # type: ignore[attr-defined]
+                found["broken"].append(f"{number}: {wrong}")
         took = time.process_time() - started
         shutil.rmtree(file) if file.is_dir() else file.unlink(missing_ok=True)
         faulthandler.cancel_dump_traceback_later()
-        found["slowest"] = max(found["slowest"], round(took, 3))  # type: ignore[call-overload]
+        found["slowest"] = max(found["slowest"], round(took, 3))
         if took > LONGEST:
-            found["broken"].append(f"{number}: took {took:.1f} s")  # type: ignore[attr-defined]
+            found["broken"].append(f"{number}: took {took:.1f} s")
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     found["grown"] = (after - before) // 1024
     shutil.rmtree(folder)

@@ -34,7 +34,7 @@ def message_of(content: RecordDict) -> Message:
     return Message(content, 2, "train.statistics", ttl=60.0, group_id="fuzz")
 
 
-def objects_of(message: Message) -> tuple[Any, ...]:
+def objects_of(message: Message) -> tuple[dict[str, bytes], str]:
     root = message.object_id
     return {key: part.deflate() for key, part in get_all_nested_objects(message).items()}, root
 
@@ -86,7 +86,7 @@ def run(seed: int, count: int) -> dict[Any, Any]:
     mutator, kinds = Mutator(seed), kinds_of_messages()
     found: dict[str, Counter[str]] = {kind: Counter() for kind in (*kinds, "error")}
     for kind, (content, read, budget, is_reply) in kinds.items():
-        ended = outcome(*objects_of(message_of(content)), budget, is_reply, read)  # type: ignore[call-arg]
+        ended = outcome(*objects_of(message_of(content)), budget, is_reply, read)
         assert ended == "accepted", f"an honest {kind} is {ended}"
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for kind, (content, read, budget, is_reply) in islice(cycle(kinds.items()), count):
@@ -98,12 +98,12 @@ def run(seed: int, count: int) -> dict[Any, Any]:
                 Error(mutator.random.randrange(-9, 900), reason), reply_to=message_of(content)
             )
             objects = mutator.objects(*objects_of(error))
-            found["error"][outcome(*objects, budget, is_reply, read)] += 1  # type: ignore[call-arg]
+            found["error"][outcome(*objects, budget, is_reply, read)] += 1
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     return {"outcomes": found, "grown_kib": grown}
 
 
-def mutated(mutator: Mutator, content: RecordDict) -> tuple[Any, ...]:
+def mutated(mutator: Mutator, content: RecordDict) -> tuple[Any, str]:
     """The objects of a message with spoilt records, spoilt bytes, or both."""
     what = mutator.random.random()
     while True:

@@ -15,7 +15,7 @@ from layerweld.merging.one_round import MergeMethod
 from layerweld.merging.registry import METHODS
 from layerweld.transport.site_info import SiteInfo
 from layerweld.updates.shared_factor import digest_of_factors
-from layerweld.updates.update import DenseUpdate, LowRankUpdate
+from layerweld.updates.update import DenseUpdate, LowRankUpdate, Update
 from server.handshake import check_layers
 from server.requirements import problem_with
 from tests.random_updates import side_by_side
@@ -42,12 +42,12 @@ def claimed(draw: Random, name: str, usual: tuple[tuple[str, ...], tuple[int, ..
     return replace(site_info_of(name), kind=kind, layers=layers, ranks=ranks)
 
 
-def sent(draw: Random, site_info: SiteInfo, shared: bool) -> dict[Any, DenseUpdate]:
+def sent(draw: Random, site_info: SiteInfo, shared: bool) -> dict[str, Update]:
     """Updates of the shapes that the introduction leads the server to expect, zeros among them."""
     generator = torch.Generator().manual_seed(9 if shared else draw.randrange(2**32))
     own = torch.Generator().manual_seed(draw.randrange(2**32))
     size = draw.choice((0.0, 1e-20, 1.0, 1.0, 1.0))
-    updates = {}
+    updates: dict[str, Update] = {}
     for layer, rank in zip(site_info.layers, site_info.ranks, strict=True):
         d_out, d_in = SHAPES[layer]
         if rank == 0:
@@ -57,7 +57,7 @@ def sent(draw: Random, site_info: SiteInfo, shared: bool) -> dict[Any, DenseUpda
             left = size * torch.randn(d_out, rank, generator=own)
             if draw.random() < 0.2:  # a product of zero, of factors that are not
                 left[:, 1:], right[0] = 0, 0
-            updates[layer] = LowRankUpdate(left, right)  # type: ignore[assignment]
+            updates[layer] = LowRankUpdate(left, right)
     return updates
 
 

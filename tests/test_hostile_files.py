@@ -11,6 +11,7 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,17 +29,17 @@ from tests.tiny_encoders import TINY, save_model, save_tokenizer
 from tests.tiny_peft import edit_config, new_model, save_base, train_adapter
 
 RAN: list[Any] = []
+WATCH = SimpleNamespace(on=False)
 
 
 def _watch(event: Any, args: Any) -> None:
-    if event in ("pickle.find_class", "exec", "os.system", "subprocess.Popen") and _watch.on:  # type: ignore[attr-defined]
+    if event in ("pickle.find_class", "exec", "os.system", "subprocess.Popen") and WATCH.on:
         # Flower, torch and pytest compile code of their own: only ours counts.
         if event == "exec" and "hostile" not in str(args[0]):
             return
         RAN.append((event, args))
 
 
-_watch.on = False  # type: ignore[attr-defined]
 sys.addaudithook(_watch)
 
 
@@ -46,9 +47,9 @@ sys.addaudithook(_watch)
 def nothing_runs() -> Iterator[None]:
     """No pickle is opened and no code from a file runs while a test of this file does."""
     RAN.clear()
-    _watch.on = True  # type: ignore[attr-defined]
+    WATCH.on = True
     yield
-    _watch.on = False  # type: ignore[attr-defined]
+    WATCH.on = False
     assert RAN == []
 
 

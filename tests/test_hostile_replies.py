@@ -112,12 +112,14 @@ def test_a_site_whose_objects_never_come_keeps_nobody_waiting(clock: Clock) -> N
 def test_objects_that_come_late_are_waited_for(clock: Clock) -> None:
     held: list[int] = []
 
-    def late(_message: Message, objects: Any, root: Path) -> tuple[Any, ...]:
+    def late(_message: Message, objects: Any, root: str) -> tuple[Any, ...]:
         content = objects[root]
 
         def pulled() -> Any:
-            held.append(0)
-            return None if len(held) < 6 else content
+            if len(held) < 5:
+                held.append(0)
+                return None
+            return content
 
         objects[root] = pulled
         return objects, root

@@ -46,10 +46,10 @@ def mean(sites: SiteUpdates, shares: tuple[float, float, float] = SHARES) -> dic
 def apart(sites: SiteUpdates, shares: tuple[float, float, float] = SHARES) -> dict[str, Any]:
     result = {}
     for layer, of in sites.layers.items():
-        pairs = list(zip(shares, of.values(), strict=True))
-        left = sum(p * update.left.double().numpy() for p, update in pairs)  # type: ignore[attr-defined]
-        right = sum(p * update.right.double().numpy() for p, update in pairs)  # type: ignore[attr-defined]
-        result[layer] = left @ right  # type: ignore[operator]
+        pairs: Any = list(zip(shares, of.values(), strict=True))
+        left = sum(p * update.left.double().numpy() for p, update in pairs)
+        right = sum(p * update.right.double().numpy() for p, update in pairs)
+        result[layer] = left @ right
     return result
 
 

@@ -309,9 +309,9 @@ def test_all_directions_of_the_merge_can_be_closed_to_later_sites() -> None:
     one, other = (random_sites(1, seed=seed, dense=True).layers["q"]["ash"] for seed in (0, 1))
     inside = one.spectrum()
     merged = Opcm(threshold=1.0).merge(side_by_side({"a": {"q": one}, "b": {"q": other}}))
-    merged = merged.updates["q"].dense().double()  # type: ignore[assignment]
+    dense_merge = merged.updates["q"].dense().double()
     left, right = inside.left[:, :9], inside.right[:9]  # the last one is a matter of rounding
-    there, before = left.T @ merged @ right.T, left.T @ one.dense().double() @ right.T  # type: ignore[operator]
+    there, before = left.T @ dense_merge @ right.T, left.T @ one.dense().double() @ right.T
     torch.testing.assert_close(there / there[0, 0], before / before[0, 0], rtol=1e-4, atol=1e-5)
 
 

@@ -5,7 +5,6 @@ sites that answer in this process. A site may put anything in place of its reply
 """
 
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
@@ -17,7 +16,7 @@ from layerweld.settings.run import RunSettings
 from tests.faulty_grid import Clock, Faults, FaultyGrid
 
 
-def as_it_is(_message: Message, objects: Any, root: Path) -> tuple[Any, ...]:
+def as_it_is(_message: Message, objects: Any, root: str) -> tuple[Any, ...]:
     return objects, root
 
 
