@@ -9,7 +9,6 @@ from torch import Tensor
 from layerweld.plan import LayerGroup, LayerShape
 from layerweld.settings.merge import MergeSettings
 from layerweld.statistics.group import GroupAccumulator, GroupStatistics, ProductForm
-from layerweld.statistics.pool import GroupPool
 from layerweld.updates.update import DenseUpdate, LowRankUpdate, Update
 
 D_IN, D_OUT = 6, 4
