@@ -63,8 +63,7 @@ def fisher(at: SiteRun, content: RecordDict) -> RecordDict:
     from layerweld.transport.fisher import FISHER, encode_fisher
 
     state = _state(at)
-    sums = fisher_sums(state, model_to_measure(FISHER, state, content).layers)
-    return encode_fisher(sums)
+    return encode_fisher(fisher_sums(state, model_to_measure(FISHER, state, content).layers))
 
 
 @app.handles("train.entropy")
@@ -75,8 +74,7 @@ def entropy(at: SiteRun, content: RecordDict) -> RecordDict:
     from layerweld.transport.coefficients import encode_coefficients
 
     state = _state(at)
-    reply = reply_to(state, coefficients_request(state, content))
-    return encode_coefficients(reply)
+    return encode_coefficients(reply_to(state, coefficients_request(state, content)))
 
 
 @app.handles("train.distillation")
@@ -87,8 +85,7 @@ def distillation(at: SiteRun, content: RecordDict) -> RecordDict:
     from layerweld.transport.block_gradients import encode_block_gradients
 
     state = _state(at)
-    reply = reply_to(state, block_request(state, content))
-    return encode_block_gradients(reply)
+    return encode_block_gradients(reply_to(state, block_request(state, content)))
 
 
 @app.handles("train.statistics")
@@ -99,8 +96,7 @@ def statistics(at: SiteRun, content: RecordDict) -> RecordDict:
     from layerweld.transport.statistics import encode_statistics
 
     state = _state(at)
-    reply = reply_to(state, statistics_request(state, content))
-    return encode_statistics(reply)
+    return encode_statistics(reply_to(state, statistics_request(state, content)))
 
 
 @app.handles("evaluate.model")
@@ -111,8 +107,7 @@ def evaluate(at: SiteRun, content: RecordDict) -> RecordDict:
     from layerweld.transport.evaluation import EVALUATION, encode_accuracy
 
     state = _state(at)
-    model = model_to_measure(EVALUATION, state, content)
-    return encode_accuracy(*held_out_accuracy(state, model))
+    return encode_accuracy(*held_out_accuracy(state, model_to_measure(EVALUATION, state, content)))
 
 
 @app.handles("query.shift")
@@ -123,8 +118,7 @@ def shift(at: SiteRun, content: RecordDict) -> RecordDict:
     from layerweld.transport.shift import SHIFT, encode_shifts
 
     state = _state(at)
-    shifts = shift_per_group(state, model_to_measure(SHIFT, state, content))
-    return encode_shifts(shifts)
+    return encode_shifts(shift_per_group(state, model_to_measure(SHIFT, state, content)))
 
 
 @app.handles("query.finished")

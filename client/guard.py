@@ -54,7 +54,7 @@ class SiteApp(ClientApp):
         from layerweld.runtime.disk import user_cache
         from layerweld.settings.run import read_run_settings
 
-        logs, started = user_cache() / "logs", time.monotonic()
+        logs, started = None, time.monotonic()
         try:
             settings = read_run_settings(context.run_config)
             site = site_of_node(context.node_config, settings)
@@ -65,6 +65,7 @@ class SiteApp(ClientApp):
             # Where errors are raised, a lost adapter is none: the site is asked to train it again.
             if raises_here() and not isinstance(error, AdapterLostError):
                 raise
+            logs = logs or user_cache() / "logs"  # a site that names its cache may have no home
             incident = record_incident(error, logs)
             reply = Message(Error(int(incident.code), str(incident)), reply_to=message)
             sent = f"failed, {incident}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -17,8 +18,7 @@ from client.site import SiteRun
 from client.store import SiteStore
 from client.training.own_head import OwnHead
 from layerweld.errors import AdapterError
-from layerweld.formats.adapters import Adapter
-from layerweld.formats.task_vectors import read_fine_tuned
+from layerweld.formats.adapters import Adapter, read_fine_tuned
 from layerweld.model.base_model import BaseModel, device_named, load_base
 from layerweld.model.collect import ReplayableModel
 from layerweld.model.discover import discover_plan
@@ -145,7 +145,7 @@ class SiteState:
         key = hashlib.sha256(decides.encode()).hexdigest()[:16]
         return SiteStore(below(self._at.folder, method, f"{self.site.name}-{key}"))
 
-    def with_other_params(self, other_params: dict[str, Tensor]) -> AbstractContextManager[None]:
+    def with_other_params(self, other_params: Mapping[str, Tensor]) -> AbstractContextManager[None]:
         """Run with norms, biases and embeddings as full fine-tuning (or its average) left them."""
         return shifted(self.base.backbone, other_params)
 

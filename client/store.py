@@ -16,8 +16,8 @@ from layerweld.runtime.disk import writing
 from layerweld.transport.coefficients import UpdatesBySite
 from layerweld.untrusted.names import below
 from layerweld.untrusted.tensors import opened_tensors
-from layerweld.updates.digest import extend_by_tensors
 from layerweld.updates.named_tensors import (
+    extend_by_tensors,
     site_tensors,
     update_tensors,
     updates_by_site,

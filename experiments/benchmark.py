@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from experiments.benchmark_runs import RESULTS, benchmark, compare_methods, fine_tuned_otherwise
-from experiments.figures import COLOURS, INK, panels, save
+from experiments.figures import draw_dots
 from experiments.prepare import Name
 from layerweld.merging.registry import METHODS
 from layerweld.report.comparison.results import Comparison
@@ -45,12 +45,9 @@ def main(
     settings = bench.settings.model_copy(update={"methods": names})
     settings, kind = fine_tuned_otherwise(settings, attention=attention, frozen_a=frozen_a)
     folder = output / f"{name}{kind}{'-tuned' if tune > 1 else ''}"
+    numbers = range(first, first + seeds)
     comparison = compare_methods(
-        settings,
-        bench.nodes,
-        range(first, first + seeds),
-        tune,
-        on_known=lambda known: write(known, folder),
+        settings, bench.nodes, numbers, tune, lambda known: write(known, folder)
     )
     console.print(method_accuracy_table(comparison))
 
@@ -67,22 +64,15 @@ def write(comparison: Comparison, folder: Path) -> None:
 def plot(methods: list[MethodOverSeeds], file: Path) -> None:
     """Normalised accuracy, a row per method: every seed as a dot, their mean as a line."""
     shown = [line for line in methods if line.name != "individual"]
-    figure, sides = panels(2, height=0.32 * len(shown) + 1.4)
-    for axes, key, title in (
-        (sides[0], "normalised", "mean over sites"),
-        (sides[1], "worst", "worst site"),
-    ):
-        for row, line in enumerate(shown):
-            values = [100 * value for value in getattr(line, key).values]
-            axes.plot(values, [row] * len(values), "o", color=COLOURS[0], alpha=0.6)
-            mean = sum(values) / len(values)
-            axes.plot([mean, mean], [row - 0.3, row + 0.3], color=INK, linewidth=2)
-        axes.set_title(title, fontsize=11)
-        axes.set_xlabel("% of individual fine-tuning")
-        axes.set_yticks(range(len(shown)), [line.label for line in shown])
-        axes.set_ylim(len(shown) - 0.5, -0.5)
-    sides[1].set_yticklabels([])
-    save(figure, file)
+    spreads = {
+        "mean over sites": [line.normalised for line in shown],
+        "worst site": [line.worst for line in shown],
+    }
+    sides = {
+        title: [[100 * value for value in spread.values] for spread in rows]
+        for title, rows in spreads.items()
+    }
+    draw_dots([line.label for line in shown], sides, file)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ _SETTINGS = (
     ("token", 0.1, 0.9),
 )
 """Normalisation, ridge and shrinkage."""
+_KEYS = ("seed", "normalization", "ridge", "shrinkage", "samples")
 
 
 def main(
@@ -35,26 +36,15 @@ def main(
     done: list[dict[Any, Any]] = []
     if output.exists():
         done += pd.read_csv(output).to_dict("records")
-    known = {
-        (r["seed"], r["normalization"], r["ridge"], r["shrinkage"], r["samples"]) for r in done
-    }
+    known = {tuple(row[key] for key in _KEYS) for row in done}
     numbers = [int(seed) for seed in seeds.split(",")]
     for seed, (normalization, ridge, shrinkage) in itertools.product(numbers, _SETTINGS):
-        row_settings = {
-            "seed": seed,
-            "normalization": normalization,
-            "ridge": ridge,
-            "shrinkage": shrinkage,
-            "samples": samples,
-        }
+        merge = {"normalization": normalization, "ridge": ridge, "shrinkage": shrinkage}
+        row_settings = {"seed": seed, **merge, "samples": samples}
         if tuple(row_settings.values()) in known:
             continue
-        merge = {"normalization": normalization, "ridge": ridge, "shrinkage": shrinkage}
-        (row,) = (
-            row
-            for row in summary_rows(run_demo(seed, "com", merge, samples))
-            if row["method"] == "com"
-        )
+        rows = summary_rows(run_demo(seed, "com", merge, samples))
+        (row,) = (row for row in rows if row["method"] == "com")
         done.append(row_settings | row)
         output.parent.mkdir(parents=True, exist_ok=True)
         pd.DataFrame(done).to_csv(output, index=False)
@@ -64,9 +54,7 @@ def main(
         )
     means = (
         pd.DataFrame(done)
-        .groupby(["normalization", "ridge", "shrinkage", "samples"])[
-            ["normalised", "worst_normalised"]
-        ]
+        .groupby([*_KEYS[1:]])[["normalised", "worst_normalised"]]
         .agg(["mean", "std"])
         .sort_values(("normalised", "mean"), ascending=False)
     )

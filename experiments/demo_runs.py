@@ -39,15 +39,8 @@ def summary_rows(results: RunResults) -> list[Row]:
     """One row per method: means and worst site, as fractions."""
     rows = []
     for name, summary in summaries(results).items():
-        worst = summary.worst or ("", float("nan"))
-        rows.append(
-            {
-                "method": name,
-                "accuracy": summary.mean,
-                "normalised": summary.mean_normalised,
-                "worst_site": worst[0],
-                "worst_normalised": worst[1],
-                "half_width_95": summary.half_width,
-            }
-        )
+        site, worst = summary.worst or ("", float("nan"))
+        row = {"method": name, "accuracy": summary.mean, "normalised": summary.mean_normalised}
+        row |= {"worst_site": site, "worst_normalised": worst}
+        rows.append(row | {"half_width_95": summary.half_width})
     return rows

@@ -8,14 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import matplotlib
-
-matplotlib.use("agg")
-import matplotlib.pyplot as plt
 import pandas as pd
 import typer
 
 from experiments.demo_runs import run_demo, summary_rows
+from experiments.figures import draw_dots
 from layerweld.merging.registry import METHODS
 
 _REFERENCES = {"base": "Base model", "individual": "Individual fine-tuning"}
@@ -65,21 +62,12 @@ def label(method: str) -> str:
 def plot(frame: pd.DataFrame, file: Path) -> None:
     """Normalised accuracy, a row per method: every seed as a dot, their mean as a line."""
     merges = [m for m in frame["method"].unique() if m not in _REFERENCES]
-    figure, (mean, worst) = plt.subplots(1, 2, sharey=True, figsize=(9, 0.5 * len(merges) + 1.4))
-    panels = ((mean, "normalised", "mean over sites"), (worst, "worst_normalised", "worst site"))
-    for axes, column, title in panels:
-        for row, method in enumerate(merges):
-            values = 100 * frame.loc[frame["method"] == method, column]
-            axes.plot(values, [row] * len(values), "o", color="#d55e00", alpha=0.6)
-            axes.plot([values.mean()] * 2, [row - 0.3, row + 0.3], color="#1f242b", linewidth=2)
-        axes.set_title(title, fontsize=11)
-        axes.set_xlabel("% of individual fine-tuning")
-        axes.grid(axis="x", alpha=0.3)
-        axes.spines[["top", "right", "left"]].set_visible(False)
-    mean.set_yticks(range(len(merges)), [label(m) for m in merges])
-    mean.invert_yaxis()
-    figure.tight_layout()
-    figure.savefig(file, dpi=150)
+    columns = {"mean over sites": "normalised", "worst site": "worst_normalised"}
+    sides = {
+        title: [list(100 * frame.loc[frame["method"] == method, column]) for method in merges]
+        for title, column in columns.items()
+    }
+    draw_dots([label(method) for method in merges], sides, file)
 
 
 if __name__ == "__main__":

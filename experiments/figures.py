@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import matplotlib
@@ -23,6 +24,28 @@ def panels(count: int, width: float = 4.6, height: float = 3.4) -> tuple[Any, Se
         one.spines[["top", "right"]].set_visible(False)
         one.grid(alpha=0.25)
     return figure, axes[0]
+
+
+def draw_dots(
+    labels: Sequence[str], sides: Mapping[str, Sequence[Sequence[float]]], file: Path
+) -> None:
+    """Percentages side by side, a row per label: every value as a dot, their mean as a line.
+
+    Args:
+        labels: of the rows.
+        sides: the values of each row, by the title of the side.
+        file: to write.
+    """
+    figure, axes = panels(len(sides), height=0.32 * len(labels) + 1.4)
+    for axis, (title, rows) in zip(axes, sides.items(), strict=True):
+        for row, values in enumerate(rows):
+            axis.plot(values, [row] * len(values), "o", color=COLOURS[0], alpha=0.6)
+            axis.plot([fmean(values)] * 2, [row - 0.3, row + 0.3], color=INK, linewidth=2)
+        axis.set_title(title, fontsize=11)
+        axis.set_xlabel("% of individual fine-tuning")
+        axis.set_yticks(range(len(labels)), labels if axis is axes[0] else [])
+        axis.set_ylim(len(labels) - 0.5, -0.5)
+    save(figure, file)
 
 
 def legend_above(axes: Any) -> None:

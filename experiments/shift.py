@@ -41,9 +41,8 @@ def main(
     (output / name).mkdir(parents=True, exist_ok=True)
     table.to_csv(output / name / "shift.csv", index=False, float_format="%.6g")
     draw(table, output / name / "shift.png")
-    print(
-        table.groupby("method", sort=False)["shift"].sum().to_string(float_format="{:.4g}".format)
-    )
+    sums = table.groupby("method", sort=False)["shift"].sum()
+    print(sums.to_string(float_format="{:.4g}".format))
 
 
 def kind_of(group: str) -> str:

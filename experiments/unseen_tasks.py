@@ -56,10 +56,8 @@ def table_rows(
     """One row a method: mean accuracy at the merged sites and at the others."""
     rows = []
     with open_federation(settings, seen) as merging, open_federation(settings, unseen) as judging:
-        split_columns = {
-            "split": split,
-            "left_out": " ".join(i.site for i in judging.site_infos),
-        }
+        left_out = " ".join(info.site for info in judging.site_infos)
+        split_columns = {"split": split, "left_out": left_out}
         for kind in ("base", "individual"):
             scores = merging.evaluate(kind), judging.evaluate(kind)
             rows.append(split_columns | {"method": kind} | means(scores))

@@ -8,10 +8,6 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 
-def _kebab(name: str) -> str:
-    return name.replace("_", "-")
-
-
 class Settings(BaseModel):
     """A table of settings: frozen, strict, nothing unknown, ``kebab-case`` outside of Python."""
 
@@ -19,7 +15,7 @@ class Settings(BaseModel):
         frozen=True,
         extra="forbid",
         strict=True,
-        alias_generator=_kebab,
+        alias_generator=lambda name: name.replace("_", "-"),
         populate_by_name=True,
         use_attribute_docstrings=True,
         allow_inf_nan=False,

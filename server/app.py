@@ -27,9 +27,8 @@ def main(grid: Grid, context: Context) -> None:
     try:
         settings = read_run_settings(context.run_config)
         output = Path(settings.output or f"runs/{settings.name}")
-        with raising_storage_error(
-            output
-        ):  # state.json begins here: nobody sees what this process prints
+        # state.json begins here: nobody sees what this process prints
+        with raising_storage_error(output):
             make_folder(output)
         results = run(grid, settings, settings.require_base(), output)
     except LayerweldError as error:

@@ -120,8 +120,7 @@ def _belongs(state: Any, object_id: str, node: int) -> bool:
 
 def _sent_to(state: Any, messages: Iterable[str], node: int) -> bool:
     sent = select(MessageIns.message_id).where(
-        MessageIns.message_id.in_(messages),
-        MessageIns.dst_node_id == uint64_to_int64(node),
+        MessageIns.message_id.in_(messages), MessageIns.dst_node_id == uint64_to_int64(node)
     )
     with state.session() as session:
         return session.scalars(sent).first() is not None

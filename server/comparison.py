@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -17,8 +18,7 @@ from layerweld.report.results import MethodResult, SiteSummary
 from layerweld.report.scores import REFERENCES
 from layerweld.runtime.peak_memory import peak_resident
 from layerweld.runtime.progress import report_progress
-from layerweld.settings.comparison import ComparisonSettings
-from layerweld.settings.grids import candidates, with_candidate
+from layerweld.settings.comparison import ComparisonSettings, candidates, with_candidate
 from layerweld.settings.methods import methods_of
 from layerweld.settings.run import RunSettings
 from server.federation import Federation
@@ -83,27 +83,23 @@ def _known(settings: ComparisonSettings, latest: _Seed, entries: Sequence[Entry]
     )
 
 
+@dataclass
 class _Seed:
     """All federations of one seed."""
 
-    def __init__(
-        self,
-        comparison: ComparisonSettings,
-        seed: int,
-        open_grid: OpenGrid,
-        kept: KeptResults,
-        forget: Forget,
-    ) -> None:
-        self.settings = comparison.with_seed(seed)
-        self.base = comparison.run.require_base()
-        self.budget = comparison.budget
-        self.seed = seed
-        self.open_grid = open_grid
-        self.kept = kept
-        self.forget = forget
+    comparison: ComparisonSettings
+    seed: int
+    open_grid: OpenGrid
+    kept: KeptResults
+    forget: Forget
+    sites: tuple[SiteSummary, ...] = ()
+    refused: tuple[Refusal, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.settings = self.comparison.with_seed(self.seed)
+        self.base = self.comparison.run.require_base()
+        self.budget = self.comparison.budget
         self.methods = methods_of(self.settings)
-        self.sites: tuple[SiteSummary, ...] = ()
-        self.refused: tuple[Refusal, ...] = ()
 
     def entries(self) -> Iterator[Entry]:
         """References first, then every method that can work, as they are run."""
@@ -150,11 +146,7 @@ class _Seed:
         self.forget(settings, federation.run)
 
     def _once(
-        self,
-        federation: Federation,
-        name: str,
-        tables: tuple[str, ...],
-        run: Callable[[], Entry],
+        self, federation: Federation, name: str, tables: tuple[str, ...], run: Callable[[], Entry]
     ) -> Entry:
         """What was kept of it, or else what is run and kept now."""
         facts = deciding_facts(federation, name, tables)

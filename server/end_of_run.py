@@ -8,10 +8,16 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from layerweld.errors import UnreadableReplyError
-from layerweld.transport.end_of_run import END_OF_RUN, END_OF_RUN_BUDGET
 from layerweld.transport.identity import encode_plain
+from layerweld.transport.layout import Budget
 from layerweld.transport.receiving import Receiver
 from strategies.cohort import Cohort
+
+END_OF_RUN = "query.finished"
+"""Flower's type of the message; its request says no more than what it is about."""
+
+END_OF_RUN_BUDGET = Budget(2**16, 8)
+"""What the reply may take; nothing reads it."""
 
 _SECONDS = 30.0
 _POLL_SECONDS = 0.2

@@ -18,7 +18,7 @@ from layerweld.report.results import Score
 from layerweld.runtime.progress import report_progress
 from layerweld.settings.methods import methods_of
 from layerweld.settings.run import RunSettings
-from layerweld.transport.evaluation import EVALUATION, EVALUATION_LAYOUT
+from layerweld.transport.evaluation import EVALUATION, EVALUATION_LAYOUT, decode_accuracy
 from layerweld.transport.identity import encode_plain
 from layerweld.transport.model import ModelToMeasure, encode_model
 from layerweld.transport.shift import SHIFT, decode_shifts, shifts_layout
@@ -27,12 +27,12 @@ from layerweld.transport.site_info import (
     HANDSHAKE,
     SITE_INFO_BUDGET,
     SiteInfo,
+    decode_site_info,
     facts_of,
 )
-from server.handshake import check_cohort, check_layers, merged_layers, own_versions
+from server.handshake import check_cohort, check_layers, merged_layers, own_versions, read_trained
 from server.journal import RunJournal
 from server.merged_model import MergedModel, merged_by
-from server.replies import read_score, read_site_info, read_trained
 from strategies.by_method import rounds_of
 from strategies.cohort import Cohort, Patience, require_same_training
 from strategies.merge_strategy import MergeStrategy
@@ -106,7 +106,7 @@ class Federation:
             HANDSHAKE,
             "handshake",
             encode_plain(HANDSHAKE, self.run),
-            read_site_info,
+            lambda _node, content: decode_site_info(content),
             SITE_INFO_BUDGET,
         )
         for node, info in replies:
@@ -187,12 +187,18 @@ class Federation:
 
         It must be known before the chain starts, because the chain's inputs depend on it. It is
         kept, because a run that is resumed without a site would get another mean.
+
+        Raises:
+            JournalError: it is not kept any more, but rounds that were measured behind it are.
         """
         if all(info.kind == "lora" for info in self.site_infos):
             return {}
         whole = {one.site for one in self.site_infos if one.kind == "full"}
         rounds = OtherParams(self.cohort, self._parameters_outside_of_layers(), whole)
-        MergeStrategy(self.cohort, rounds, self.journal.of_other_params()).run(self.grid)
+        strategy = MergeStrategy(self.cohort, rounds, self.journal.of_other_params())
+        if not strategy.finished:
+            self.journal.require_nothing_kept()
+        strategy.run(self.grid)
         return rounds.outcome().other_params
 
     def _parameters_outside_of_layers(self) -> dict[str, tuple[int, ...]]:
@@ -216,8 +222,8 @@ class Federation:
         content = encode_model(EVALUATION, self._model(kind, merged))
         scores: dict[str, Score] = {}
         for site, score in poll(
-            self.grid, self.cohort, EVALUATION, f"evaluation of {label}", content, read_score,
-            EVALUATION_LAYOUT.budget,
+            self.grid, self.cohort, EVALUATION, f"evaluation of {label}", content,
+            lambda _site, reply: Score(*decode_accuracy(reply)), EVALUATION_LAYOUT.budget,
         ):  # fmt: skip
             scores[site] = score
             report_progress(f"evaluating {label}", len(scores), len(self.cohort.names))

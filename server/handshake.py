@@ -6,14 +6,21 @@ import re
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 
+from flwr.app import RecordDict
+
 from layerweld import __version__
-from layerweld.errors import CohortError
+from layerweld.errors import CohortError, RefusedReplyError
 from layerweld.formats.lora_config import TASKS
 from layerweld.plan import MergePlan
-from layerweld.transport.site_info import SiteInfo
+from layerweld.transport.site_info import (
+    FOUND_OUT_BY_TRAINING,
+    SiteInfo,
+    decode_site_info,
+    differing,
+)
 from layerweld.untrusted.names import SITE_NAME
 from layerweld.untrusted.text import quoted
-from layerweld.updates.ranks import most_claimed
+from layerweld.updates.bounds import most_claimed
 
 _SAME_VERSIONS = ("layerweld", "torch", "transformers")
 _SAME_APP = "install the same version of the app everywhere"
@@ -68,8 +75,7 @@ def check_cohort(
             theirs = getattr(info, field)
             if theirs != value:
                 raise CohortError(
-                    f"site {info.site}, {field}: {_short(theirs)} instead of "
-                    f"{_short(value)}; "
+                    f"site {info.site}, {field}: {_short(theirs)} instead of {_short(value)}; "
                     f"{means[field]}"
                 )
     for info in site_infos:
@@ -187,3 +193,28 @@ def merged_layers(site_infos: Sequence[SiteInfo], plan: MergePlan) -> MergePlan:
         PlanError: one of them lies outside of the model's blocks.
     """
     return plan.restricted_to({layer for one in site_infos for layer in one.layers})
+
+
+def read_trained(content: RecordDict, before: SiteInfo) -> SiteInfo:
+    """Who the site is once it has an adapter: the same as before, except for what training decides.
+
+    Raises:
+        RefusedReplyError: it is another site, or still has no adapter.
+    """
+    info = decode_site_info(content)
+    others = [field for field in differing(before, info) if field not in FOUND_OUT_BY_TRAINING]
+    if others or info.kind == "none":
+        raise RefusedReplyError(f"after fine-tuning it has another {', '.join(others)}")
+    if before.kind == "none":
+        _require_planned(before, info)
+    return info
+
+
+def _require_planned(before: SiteInfo, info: SiteInfo) -> None:
+    """Require the LoRA that was announced: the run's methods were checked against it."""
+    planned = dict(zip(before.layers, before.ranks, strict=True))
+    trained = list(zip(info.layers, info.ranks, strict=False))
+    if info.kind != "lora" or len(trained) != len(planned) or dict(trained) != planned:
+        raise RefusedReplyError(
+            "after fine-tuning it does not have a LoRA of the layers and ranks that it announced"
+        )

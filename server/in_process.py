@@ -34,10 +34,7 @@ class InProcessGrid(Grid):
     """
 
     def __init__(
-        self,
-        client_app: ClientApp,
-        nodes: Sequence[Mapping[str, Scalar]],
-        settings: RunSettings,
+        self, client_app: ClientApp, nodes: Sequence[Mapping[str, Scalar]], settings: RunSettings
     ) -> None:
         TaskIdentity.run_id = TaskIdentity.task_id = TaskIdentity.node_id = 1
         self._app = client_app

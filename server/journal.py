@@ -119,6 +119,22 @@ class RunJournal:
         """The round that averages the other parameters."""
         return RoundFiles(self._folder / _OTHER_PARAMS)
 
+    def require_nothing_kept(self) -> None:
+        """Refuse to average the other parameters again once rounds were measured with their mean.
+
+        The sites that are left may have another one.
+
+        Raises:
+            JournalError: a method has kept rounds.
+        """
+        methods = self._facts.get("methods", ())
+        begun = next((name for name in methods if self.of_method(name).are_there), "")
+        if begun:
+            raise JournalError(
+                f"{self._folder / _OTHER_PARAMS} is missing or damaged, and the rounds of {begun} "
+                f"were measured with what it held; remove {self._folder} to begin anew"
+            )
+
     def of_method(self, method: str) -> RoundFiles:
         """The finished rounds of one method of the run."""
         return RoundFiles(below(self._folder, method))

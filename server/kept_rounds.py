@@ -76,6 +76,11 @@ class RoundFiles:
         _write(file, round_.kept.tensors, json.dumps(facts, sort_keys=True, allow_nan=False))
 
     @property
+    def are_there(self) -> bool:
+        """Whether any round was kept."""
+        return bool(self._files)
+
+    @property
     def _files(self) -> list[Path]:
         return sorted(self._folder.glob("round-*.safetensors"))
 

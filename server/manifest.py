@@ -70,7 +70,7 @@ def _hashes(folder: Path, form: Form) -> dict[str, str]:
 
 def _settings(merged: MergedModel, federation: Federation) -> dict[str, Any]:
     """The tables that have a say in the merge."""
-    effective = settings_for(merged.method.name, federation.settings)
+    effective = settings_for(merged.method, federation.settings)
     tables = effective.model_dump(by_alias=True)
     names = ("merge", "calibration", *merged.method.tables)
     return {name: tables[name] for name in names}

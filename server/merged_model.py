@@ -6,15 +6,17 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from layerweld.errors import UnusableMergeError
 from layerweld.merging.method import Method
 from layerweld.report.results import GroupMetrics, Score
-from layerweld.updates.bounds import out_of_bounds
-from layerweld.updates.ranks import all_within_ranks
+from layerweld.updates.bounds import all_within_ranks, out_of_bounds
 from layerweld.updates.update import Update
 from strategies.merge_strategy import MergeStrategy
+
+_GROUP = TypeAdapter(GroupMetrics)
 
 
 @dataclass
@@ -65,7 +67,6 @@ def merged_by(strategy: MergeStrategy, method: Method, started: float) -> Merged
             f"{method.label}: {layer} came out with numbers that are not finite or far too large, "
             f"and no model can use it"
         )
-    groups = (dict(group) for group in outcome.groups)
     return MergedModel(
         method=method,
         updates=updates,
@@ -75,10 +76,7 @@ def merged_by(strategy: MergeStrategy, method: Method, started: float) -> Merged
         bytes_up=strategy.bytes_up,
         bytes_down=strategy.bytes_down,
         lost=dict(sorted(strategy.lost.items())),
-        groups=tuple(
-            GroupMetrics(layers=tuple(g.pop("layers")), lost=tuple(g.pop("lost")), **g)
-            for g in groups
-        ),
+        groups=tuple(map(_GROUP.validate_python, outcome.groups)),
         chain_digest=outcome.chain_digest,
         metrics=outcome.metrics,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -15,7 +15,7 @@ from layerweld.errors import RefusedReplyError
 from layerweld.model.schedule import Step, schedule
 from layerweld.plan import LayerGroup, MergePlan
 from layerweld.settings.merge import MergeSettings
-from layerweld.settings.methods import iterations_of, settings_for
+from layerweld.settings.methods import iterations_of, method_named, settings_for
 from layerweld.settings.run import RunSettings
 from layerweld.statistics.admission import Admitted
 from layerweld.statistics.group import ProductForm
@@ -28,16 +28,19 @@ from layerweld.transport.statistics import (
     encode_statistics_request,
     statistics_layout,
 )
-from layerweld.transport.step_context import StepContext
-from layerweld.updates.digest import extend_digest, first_digest
-from layerweld.updates.named_tensors import update_tensors, updates_from
-from layerweld.updates.ranks import all_within_ranks
+from layerweld.updates.bounds import all_within_ranks
+from layerweld.updates.named_tensors import (
+    extend_digest,
+    first_digest,
+    update_tensors,
+    updates_from,
+)
 from layerweld.updates.update import Update
 from strategies.catching_up import CatchUp
 from strategies.cohort import Cohort
 from strategies.merge_strategy import MergeStrategy
 from strategies.poll import Request
-from strategies.rounds import NO_JOURNAL, Kept, Outcome, Round, RoundJournal, Rounds
+from strategies.rounds import NO_JOURNAL, Kept, MethodRounds, Outcome, Round, RoundJournal
 
 
 class ChainOfMerges(MergeStrategy):
@@ -62,10 +65,11 @@ class ChainOfMerges(MergeStrategy):
         other_params: Mapping[str, Tensor] = MappingProxyType({}),
         journal: RoundJournal = NO_JOURNAL,
     ) -> None:
-        super().__init__(cohort, ChainRounds(method, plan, cohort, settings, other_params), journal)
+        chosen = method_named(method, settings)
+        super().__init__(cohort, ChainRounds(chosen, plan, cohort, settings, other_params), journal)
 
 
-class ChainRounds(Rounds):
+class ChainRounds(MethodRounds):
     """Merge the sites' models one step a round, in forward order.
 
     A round asks every site for the statistics of one step and sends along the updates that the
@@ -73,57 +77,30 @@ class ChainRounds(Rounds):
     feeds to the group. Replies are added up as they arrive and forgotten; a site that lacks merged
     updates says from which step on, and gets them.
 
-    Args:
-        method: name of the chain variant, see :mod:`layerweld.settings.methods`.
-        plan: the layer groups that are merged, in forward order.
-        cohort: the sites.
-        settings: of the run.
-        other_params: the mean of what fine-tuning changed outside of the layers; empty for LoRA.
-
     Attributes:
         merged: updates of each finished step, by layer.
         groups: metrics of each layer group, by finished step.
         digests: hash over all that is merged before each step.
     """
 
-    def __init__(
-        self,
-        method: str,
-        plan: MergePlan,
-        cohort: Cohort,
-        settings: RunSettings,
-        other_params: Mapping[str, Tensor],
-    ) -> None:
-        self.settings = settings_for(method, settings)
-        self.steps = schedule(plan, self.settings.merge)
+    def __post_init__(self) -> None:
+        self.settings = settings_for(self.method, self.settings)
+        self.steps = schedule(self.plan, self.settings.merge)
         self.count = len(self.steps)
         self.merged: list[dict[str, Update]] = []
         self.groups: list[list[dict[str, Any]]] = []
-        self.digests = [first_digest(plan.digest, self.settings.digest(), other_params)]
-        self._method = method
-        self._plan = plan
-        self._cohort = cohort
-        self._form = _form(self.settings.merge, cohort)
-        self._other_params = other_params
+        self.digests = [first_digest(self.plan.digest, self.settings.digest(), self.other_params)]
+        self._form = _form(self.settings.merge, self.cohort)
 
     def round_at(self, index: int) -> Round[tuple[Admitted, ...]]:
         """Ask for the statistics of one step."""
         step = self.steps[index]
-        context = StepContext(
-            run=self._cohort.run,
-            method=self._method,
-            step=index,
-            layers=self._plan.layer_names,
-            plan=self._plan.digest,
-            chain_digest=self.digests[index],
-            averaged=bool(self._other_params),
-        )
-        asked = StatisticsRequest(context, self._form)
+        asked = StatisticsRequest(self.context(index, self.digests[index]), self._form)
         # What the step before solved; before the first one, the other parameters.
         catch_up = CatchUp(step, partial(self._encoded, asked), index - 1)
-        merge, iterations = self.settings.merge, iterations_of(self._method, self.settings)
+        merge, iterations = self.settings.merge, iterations_of(self.method, self.settings)
         pools = {group.name: GroupPool(group, merge, iterations) for group in step.groups}
-        measured = _Step(step, asked, pools, self._cohort, catch_up)
+        measured = _Step(step, asked, pools, self.cohort, catch_up)
         request = Request(
             STATISTICS,
             f"statistics of step {index + 1}",
@@ -149,7 +126,7 @@ class ChainRounds(Rounds):
         is_cut = self.settings.merge.rank > 0
         return Outcome(
             updates={layer: update for step in self.merged for layer, update in step.items()},
-            other_params=self._other_params,
+            other_params=self.other_params,
             metrics={"largest compression error of a group": max(errors, default=0.0)}
             if is_cut
             else {},
@@ -160,53 +137,46 @@ class ChainRounds(Rounds):
     def _encoded(
         self, asked: StatisticsRequest, steps: range, with_other_params: bool
     ) -> RecordDict:
-        other_params = self._other_params if with_other_params else {}
+        other_params = self.other_params if with_other_params else {}
         merged = {index: self.merged[index] for index in steps}
         context = asked.context.with_merged(other_params, merged)
         return encode_statistics_request(replace(asked, context=context))
 
 
+@dataclass(frozen=True)
 class _Step:
     """The replies to one step: which may be added, and what they come to.
 
     Nothing of a reply is added before all of it has been checked.
     """
 
-    def __init__(
-        self,
-        step: Step,
-        asked: StatisticsRequest,
-        pools: Mapping[str, GroupPool],
-        cohort: Cohort,
-        catch_up: CatchUp,
-    ) -> None:
-        self._step = step
-        self._asked = asked
-        self._cohort = cohort
-        self._catch_up = catch_up
-        self._pools = pools
+    step: Step
+    asked: StatisticsRequest
+    pools: Mapping[str, GroupPool]
+    cohort: Cohort
+    catch_up: CatchUp
 
     def read(self, site: str, content: RecordDict) -> tuple[Admitted, ...] | None:
         """Statistics of every group that may be added; None where the site must catch up first."""
-        form, ranks = self._asked.form, self._cohort.site_infos[site].rank_of
+        form, ranks = self.asked.form, self.cohort.site_infos[site].rank_of
         if not form.dense and 0 in ranks.values():
             raise RefusedReplyError("it said that it brings whole layers, in a run of LoRA factors")
-        reply = decode_statistics(content, self._step.groups, ranks, form)
+        reply = decode_statistics(content, self.step.groups, ranks, form)
         if reply.need_from is not None:
-            self._catch_up.note(site, reply.need_from)
+            self.catch_up.note(site, reply.need_from)
             return None
-        return tuple(self._pools[one.group].check(site, one) for one in reply.statistics)
+        return tuple(self.pools[one.group].check(site, one) for one in reply.statistics)
 
     def budget(self, site: str) -> Budget:
         """What a reply may take."""
-        return self._layout(site, self._step.groups).budget
+        return self._layout(site, self.step.groups).budget
 
     def fold(self, replies: Iterator[tuple[str, tuple[Admitted, ...]]]) -> Kept:
         """Add the statistics up as they come, and solve every group."""
         for _site, groups in replies:
             for admitted in groups:
-                self._pools[admitted.statistics.group].fold(admitted)
-        solved = [pool.solve() for pool in self._pools.values()]
+                self.pools[admitted.statistics.group].fold(admitted)
+        solved = [pool.solve() for pool in self.pools.values()]
         updates = {layer: u for one in solved for layer, u in one.updates.items()}
         metrics = {
             "groups": [self._metrics(one) for one in solved],
@@ -217,20 +187,20 @@ class _Step:
 
     def _metrics(self, solution: GroupSolution) -> dict[str, Any]:
         """JSON values, by the fields of :class:`layerweld.report.results.GroupMetrics`."""
-        group = self._pools[solution.group].group
+        group = self.pools[solution.group].group
         solved = {k: v for k, v in vars(solution).items() if k not in ("group", "updates")}
         return solved | {
             "name": group.name,
-            "step": self._step.index,
+            "step": self.step.index,
             "layers": tuple(layer.name for layer in group.layers),
             "d_in": group.d_in,
             "bytes_up": {site: self._layout(site, [group]).num_bytes for site in solution.tokens},
-            "lost": tuple(sorted(self._cohort.lost)),
+            "lost": tuple(sorted(self.cohort.lost)),
         }
 
     def _layout(self, site: str, groups: Sequence[LayerGroup]) -> Layout:
-        ranks = self._cohort.site_infos[site].rank_of
-        return statistics_layout(groups, ranks, self._asked.form)
+        ranks = self.cohort.site_infos[site].rank_of
+        return statistics_layout(groups, ranks, self.asked.form)
 
 
 def _form(settings: MergeSettings, cohort: Cohort) -> ProductForm:

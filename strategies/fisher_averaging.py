@@ -11,14 +11,12 @@ from torch import Tensor
 from layerweld.errors import RefusedReplyError
 from layerweld.merging.fisher import Fisher, FisherPool, implied_update, problem_with
 from layerweld.merging.one_round import Merge
-from layerweld.plan import MergePlan
 from layerweld.transport.fisher import FISHER, FisherSums, decode_fisher, fisher_layout
 from layerweld.transport.model import ModelToMeasure, encode_model
 from layerweld.updates.bounds import LARGEST_WEIGHT, is_usable, part_of
 from layerweld.updates.proportion import Part
-from strategies.cohort import Cohort
 from strategies.poll import Request
-from strategies.rounds import Outcome, Round, Rounds
+from strategies.rounds import MethodRounds, Outcome, Round
 
 
 @dataclass(frozen=True)
@@ -34,40 +32,21 @@ class AdmittedSums:
     sizes: Mapping[str, Part]
 
 
-class FisherAveraging(Rounds):
+class FisherAveraging(MethodRounds):
     """Ask every site once for the Fisher information of its own model, and for that times ΔW.
 
     Nothing is kept: a resumed run asks again.
-
-    Args:
-        plan: the layers that are merged.
-        cohort: the sites.
-        other_params: the mean of what fine-tuning changed outside of the layers; empty for LoRA.
-        settings: the method's own.
-        rank: that the merge is cut to; 0 for none.
     """
 
     count = 1
 
-    def __init__(
-        self,
-        plan: MergePlan,
-        cohort: Cohort,
-        other_params: Mapping[str, Tensor],
-        settings: Fisher,
-        rank: int = 0,
-    ) -> None:
-        self._plan = plan
-        self._cohort = cohort
-        self._other_params = other_params
-        self._settings = settings
-        self._rank = rank
+    def __post_init__(self) -> None:
         self._merge = Merge({})
 
     def round_at(self, index: int) -> Round[AdmittedSums]:
         """Ask about the layers that are merged, in each site's individual model."""
-        model = ModelToMeasure(self._cohort.run, "individual", self._plan.layer_names)
-        asked, budget = encode_model(FISHER, model), fisher_layout(self._plan).budget
+        model = ModelToMeasure(self.cohort.run, "individual", self.plan.layer_names)
+        asked, budget = encode_model(FISHER, model), fisher_layout(self.plan).budget
         request = Request(
             FISHER, "Fisher sums", lambda _site: asked, self._read, lambda _site: budget
         )
@@ -75,11 +54,11 @@ class FisherAveraging(Rounds):
 
     def outcome(self) -> Outcome:
         """The sums of the products over those of the importances."""
-        return Outcome.of(self._merge, self._other_params, self._rank)
+        return self.outcome_of(self._merge)
 
     def _read(self, _site: str, content: RecordDict) -> AdmittedSums:
-        sums = decode_fisher(content, self._plan)
-        problem = problem_with(sums.importance, self._settings.floor)
+        sums = decode_fisher(content, self.plan)
+        problem = problem_with(sums.importance, self.settings.table(Fisher).floor)
         if problem:
             raise RefusedReplyError(problem)
         sizes = {
@@ -90,13 +69,13 @@ class FisherAveraging(Rounds):
 
     def _fold(self, replies: Iterator[tuple[str, AdmittedSums]]) -> None:
         """Add each site's sums and forget them; divide when all are there."""
-        pool = FisherPool(self._plan.shapes)
+        pool = FisherPool(self.plan.shapes)
         sizes: dict[str, Mapping[str, Part]] = {}
         for site, admitted in replies:
             sizes[site] = admitted.sizes
-            for layer in self._plan.layer_names:
+            for layer in self.plan.layer_names:
                 pool.add(layer, admitted.sums.importance[layer], admitted.sums.product[layer])
-        self._cohort.require_proportion(sizes, "the update in its sums")
+        self.cohort.require_proportion(sizes, "the update in its sums")
         self._merge = Merge(pool.merged())
 
 

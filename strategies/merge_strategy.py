@@ -17,10 +17,6 @@ from strategies.poll import Poll, Request
 from strategies.rounds import NO_JOURNAL, KeptRound, Round, RoundJournal, Rounds
 
 
-def _unheard(_finished: int, _metrics: Mapping[str, Any]) -> None:
-    return None
-
-
 class MergeStrategy(Strategy):
     """Run a method's rounds: ask all sites, fold their replies, keep what came out, go on.
 
@@ -47,7 +43,7 @@ class MergeStrategy(Strategy):
         cohort: Cohort,
         rounds: Rounds,
         journal: RoundJournal = NO_JOURNAL,
-        on_round: Callable[[int, Mapping[str, Any]], None] = _unheard,
+        on_round: Callable[[int, Mapping[str, Any]], None] = lambda _finished, _metrics: None,
     ) -> None:
         self.cohort = cohort
         self.rounds = rounds

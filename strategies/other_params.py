@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
 
 from flwr.app import RecordDict
 from torch import Tensor
@@ -18,19 +17,6 @@ from layerweld.updates.proportion import Part
 from strategies.cohort import Cohort
 from strategies.poll import Request
 from strategies.rounds import Kept, Outcome, Round, Rounds
-
-
-@dataclass(frozen=True)
-class AdmittedOtherParams:
-    """One site's changes that a model can use.
-
-    Attributes:
-        values: by the name of the parameter, in its shape, float32.
-        sizes: of each.
-    """
-
-    values: Mapping[str, Tensor]
-    sizes: Mapping[str, Part]
 
 
 class OtherParams(Rounds):
@@ -53,7 +39,7 @@ class OtherParams(Rounds):
         self._whole = whole
         self._mean: Mapping[str, Tensor] = {}
 
-    def round_at(self, index: int) -> Round[AdmittedOtherParams]:
+    def round_at(self, index: int) -> Round[Mapping[str, Tensor]]:
         """The one round there is."""
         asked = encode_plain(OTHER_PARAMS, self._cohort.run)
         budget = other_params_layout(self._parameters).budget
@@ -70,21 +56,21 @@ class OtherParams(Rounds):
         """The mean, float32; no layer is merged."""
         return Outcome({}, self._mean, {})
 
-    def _read(self, site: str, content: RecordDict) -> AdmittedOtherParams:
+    def _read(self, site: str, content: RecordDict) -> Mapping[str, Tensor]:
         values = decode_other_params(content, self._parameters if site in self._whole else {})
         for name, one in values.items():
             if not is_usable(one):
                 raise RefusedReplyError(
                     f"what changed in {name!r} is not finite, or beyond {LARGEST_WEIGHT:.0f}"
                 )
-        return AdmittedOtherParams(values, {name: part_of(one) for name, one in values.items()})
+        return values
 
-    def _fold(self, replies: Iterator[tuple[str, AdmittedOtherParams]]) -> Kept:
+    def _fold(self, replies: Iterator[tuple[str, Mapping[str, Tensor]]]) -> Kept:
         sums: dict[str, ExactSum] = {}
         sizes: dict[str, Mapping[str, Part]] = {}
-        for site, admitted in replies:
-            sizes[site] = admitted.sizes
-            for name, values in admitted.values.items():
+        for site, changes in replies:
+            sizes[site] = {name: part_of(values) for name, values in changes.items()}
+            for name, values in changes.items():
                 sums.setdefault(name, ExactSum(tuple(values.shape))).add(values.double())
         self._cohort.require_proportion(sizes, "what its fine-tuning changed")
         mean = {name: (one.total() / len(sizes)).float() for name, one in sums.items()}

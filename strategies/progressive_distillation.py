@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from flwr.app import RecordDict
-from torch import Tensor
 
 from layerweld.errors import RefusedReplyError
 from layerweld.merging.one_round import Merge
 from layerweld.merging.prodistill import EntryCoefficients, ProDistill
 from layerweld.model.schedule import block_steps
-from layerweld.plan import MergePlan
-from layerweld.settings.run import RunSettings
 from layerweld.transport.block_gradients import (
     BLOCK_GRADIENTS,
+    BlockReply,
     BlockRequest,
     block_gradients_layout,
     decode_block_gradients,
     encode_block_request,
 )
-from layerweld.transport.step_context import StepContext
-from layerweld.updates.digest import extend_digest, first_digest
 from layerweld.updates.exact_sum import LIMIT, ExactSum
 from layerweld.updates.named_tensors import (
+    extend_digest,
+    first_digest,
     site_tensors,
     update_tensors,
     updates_by_site,
@@ -35,28 +33,14 @@ from layerweld.updates.named_tensors import (
 )
 from layerweld.updates.update import Update
 from strategies.catching_up import CatchUp
-from strategies.cohort import Cohort
 from strategies.poll import Request
-from strategies.rounds import Kept, Outcome, Round, Rounds
+from strategies.rounds import Kept, MethodRounds, Outcome, Round
 from strategies.site_updates import OfOneSite, side_by_side, updates_round
 
 _DISTANCE = "distance of block {}, last round over first"
 
 
-@dataclass(frozen=True)
-class AdmittedBlock:
-    """One site's gradients that can be added exactly.
-
-    Attributes:
-        gradients: ``∂D/∂W`` by layer, ``(d_out, d_in)`` float32.
-        distance: ``D``, between the block's output and that of the site's own block.
-    """
-
-    gradients: Mapping[str, Tensor]
-    distance: float
-
-
-class ProgressiveDistillation(Rounds):
+class ProgressiveDistillation(MethodRounds):
     """Learn one coefficient per site and entry, so that merged blocks do as each site's own would.
 
     Round 0 collects the updates. Every later one sends the merged weights of one block; each site
@@ -67,50 +51,25 @@ class ProgressiveDistillation(Rounds):
 
     The updates and every finished block are kept; a block that a killed server had begun is learnt
     again from its start.
-
-    Args:
-        plan: the layers that are merged.
-        cohort: the sites.
-        settings: of the run.
-        other_params: the mean of what fine-tuning changed outside of the layers; empty for LoRA.
     """
 
-    def __init__(
-        self,
-        plan: MergePlan,
-        cohort: Cohort,
-        settings: RunSettings,
-        other_params: Mapping[str, Tensor],
-    ) -> None:
-        self._plan = plan
-        self._cohort = cohort
-        self._steps = block_steps(plan)
-        self._settings = settings.table(ProDistill)
-        self._rank = settings.merge.rank
-        self._other_params = other_params
-        self._digest = first_digest(plan.digest, settings.digest(), other_params)
+    def __post_init__(self) -> None:
+        self._steps = block_steps(self.plan)
+        self._own = self.settings.table(ProDistill)
+        self._digest = first_digest(self.plan.digest, self.settings.digest(), self.other_params)
         self._layers: Mapping[str, Mapping[str, Update]] = {}  # ΔW by layer, then by site
         self._done: list[Mapping[str, Update]] = []  # merged updates by step
         self._metrics: Mapping[str, float] = {}
         self._learning: EntryCoefficients | None = None  # of the block that is next
-        self.count = 1 + len(self._steps) * self._settings.steps
+        self.count = 1 + len(self._steps) * self._own.steps
 
     def round_at(self, index: int) -> Round[Any]:
         """The updates first, then gradients of the block that is learnt."""
         if index == 0:
-            return updates_round(self._plan, self._cohort, self._collect)
-        step, round_ = self._steps[len(self._done)], (index - 1) % self._settings.steps
+            return updates_round(self.plan, self.cohort, self._collect)
+        step, round_ = self._steps[len(self._done)], (index - 1) % self._own.steps
         self._learning = self._learning or self._coefficients()
-        context = StepContext(
-            run=self._cohort.run,
-            method="prodistill",
-            step=step.index,
-            layers=self._plan.layer_names,
-            plan=self._plan.digest,
-            chain_digest=self._digest,
-            averaged=bool(self._other_params),
-        )
-        asked = BlockRequest(context, round_, self._learning.merged)
+        asked = BlockRequest(self.context(step.index, self._digest), round_, self._learning.merged)
         # In a block's first round a site may lack what the block before became.
         usual = step.index - 1 if round_ == 0 else step.index
         catch_up = CatchUp(step, partial(self._encoded, asked), usual)
@@ -131,18 +90,18 @@ class ProgressiveDistillation(Rounds):
             self._append(updates_from(kept.tensors))
             return
         received = updates_by_site(kept.tensors)
-        self._layers = side_by_side(self._plan, self._cohort, received).layers
-        for _step in self._steps if not self._settings.steps else ():
+        self._layers = side_by_side(self.plan, self.cohort, received).layers
+        for _step in self._steps if not self._own.steps else ():
             self._append(self._coefficients().merged)
 
     def outcome(self) -> Outcome:
         """All blocks that are done."""
         merged = {layer: update for block in self._done for layer, update in block.items()}
-        in_order = {layer: merged[layer] for layer in self._plan.layer_names if layer in merged}
-        return Outcome.of(Merge(in_order, self._metrics), self._other_params, self._rank)
+        in_order = {layer: merged[layer] for layer in self.plan.layer_names if layer in merged}
+        return self.outcome_of(Merge(in_order, self._metrics))
 
     def _encoded(self, asked: BlockRequest, steps: range, with_other_params: bool) -> RecordDict:
-        other_params = self._other_params if with_other_params else {}
+        other_params = self.other_params if with_other_params else {}
         merged = {index: self._done[index] for index in steps}
         context = asked.context.with_merged(other_params, merged)
         return encode_block_request(replace(asked, context=context))
@@ -151,22 +110,19 @@ class ProgressiveDistillation(Rounds):
         return Kept(site_tensors(received), {})
 
     def _fold(
-        self,
-        learning: EntryCoefficients,
-        round_: int,
-        replies: Iterator[tuple[str, AdmittedBlock]],
+        self, learning: EntryCoefficients, round_: int, replies: Iterator[tuple[str, BlockReply]]
     ) -> Kept | None:
         """Add the gradients up, and take a step; what is kept after a block's last one."""
         sums = {layer: ExactSum(shape) for layer, shape in learning.shapes.items()}
         distance = ExactSum(())
-        for _site, admitted in replies:
-            distance.add(torch.tensor(admitted.distance, dtype=torch.float64))
-            for layer, gradient in admitted.gradients.items():
+        for _site, reply in replies:
+            distance.add(torch.tensor(reply.distance, dtype=torch.float64))
+            for layer, gradient in reply.gradients.items():
                 sums[layer].add(gradient.double())
         learning.step({layer: total.total() for layer, total in sums.items()})
         if round_ == 0:
             self._distance_at_first = float(distance.total())
-        if round_ + 1 < self._settings.steps:
+        if round_ + 1 < self._own.steps:
             return None
         name = _DISTANCE.format(len(self._done) + 1)
         ratio = float(distance.total()) / (self._distance_at_first or 1.0)
@@ -177,7 +133,7 @@ class ProgressiveDistillation(Rounds):
         step = self._steps[len(self._done)]
         names = [layer.name for group in step.groups for layer in group.layers]
         here = {name: self._layers[name] for name in names if name in self._layers}
-        return EntryCoefficients(here, self._settings)
+        return EntryCoefficients(here, self._own)
 
     def _append(self, merged: Mapping[str, Update]) -> None:
         self._done.append(merged)
@@ -187,7 +143,7 @@ class ProgressiveDistillation(Rounds):
 
 def _read(
     asked: BlockRequest, catch_up: CatchUp, site: str, content: RecordDict
-) -> AdmittedBlock | None:
+) -> BlockReply | None:
     """Gradients that may be added; None where the site must catch up first."""
     reply = decode_block_gradients(content, asked.shapes)
     if reply.need_from is not None:
@@ -198,4 +154,4 @@ def _read(
             raise RefusedReplyError(f"the gradient of {layer!r} is not finite, or beyond 2⁴²")
     if not 0 <= reply.distance < LIMIT:
         raise RefusedReplyError(f"a distance of {reply.distance}")
-    return AdmittedBlock(reply.gradients, reply.distance)
+    return reply

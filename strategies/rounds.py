@@ -10,9 +10,14 @@ from typing import Any, Generic, Protocol, TypeVar
 from torch import Tensor
 
 from layerweld.errors import JournalError
-from layerweld.merging.compression import compressed
+from layerweld.merging.method import Method
 from layerweld.merging.one_round import Merge
+from layerweld.merging.spectral import compressed
+from layerweld.plan import MergePlan
+from layerweld.settings.run import RunSettings
+from layerweld.transport.step_context import StepContext
 from layerweld.updates.update import Update
+from strategies.cohort import Cohort
 from strategies.poll import Request
 
 T = TypeVar("T")
@@ -68,12 +73,6 @@ class Outcome:
     groups: Sequence[Mapping[str, Any]] = field(default=())
     chain_digest: str = ""
 
-    @classmethod
-    def of(cls, merge: Merge, other_params: Mapping[str, Tensor], rank: int) -> Outcome:
-        """A merge with every update cut to one rank; 0 leaves it as it is."""
-        at_rank = compressed(merge, rank)
-        return cls(at_rank.updates, other_params, at_rank.metrics)
-
 
 class Rounds(ABC):
     """One merge method on one cohort; the only thing that a new kind of method has to be.
@@ -101,6 +100,46 @@ class Rounds(ABC):
     @abstractmethod
     def outcome(self) -> Outcome:
         """What came out; of use once no round is left."""
+
+
+@dataclass(eq=False)
+class MethodRounds(Rounds):
+    """The rounds of a merge method, the first of them next.
+
+    Attributes:
+        method: which.
+        plan: the layers that are merged.
+        cohort: the sites.
+        settings: of the run.
+        other_params: the mean of what fine-tuning changed outside of the layers; empty for LoRA.
+    """
+
+    method: Method
+    plan: MergePlan
+    cohort: Cohort
+    settings: RunSettings
+    other_params: Mapping[str, Tensor]
+
+    @abstractmethod
+    def __post_init__(self) -> None:
+        """Make all that changes from round to round."""
+
+    def context(self, step: int, chain_digest: str) -> StepContext:
+        """A step of the method, as server and sites must agree on it."""
+        return StepContext(
+            run=self.cohort.run,
+            method=self.method.name,
+            step=step,
+            layers=self.plan.layer_names,
+            plan=self.plan.digest,
+            chain_digest=chain_digest,
+            averaged=bool(self.other_params),
+        )
+
+    def outcome_of(self, merge: Merge) -> Outcome:
+        """A merge with every update cut to the run's rank, if it has one."""
+        at_rank = compressed(merge, self.settings.merge.rank)
+        return Outcome(at_rank.updates, self.other_params, at_rank.metrics)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 
 from flwr.app import RecordDict
 
@@ -26,28 +25,13 @@ OfOneSite = Mapping[str, Update]
 """``ΔW`` by layer."""
 
 
-@dataclass(frozen=True)
-class AdmittedUpdates:
-    """One site's updates as training can leave them, and how large each is.
-
-    Attributes:
-        updates: ``ΔW`` by layer.
-        sizes: of every update, by layer.
-        factor_sizes: of every factor of a LoRA, by name.
-    """
-
-    updates: OfOneSite
-    sizes: Mapping[str, Part]
-    factor_sizes: Mapping[str, Part]
-
-
 def updates_round(
     plan: MergePlan,
     cohort: Cohort,
     use: Callable[[Mapping[str, OfOneSite]], Kept | None],
     *,
     factors_too: bool = False,
-) -> Round[AdmittedUpdates]:
+) -> Round[OfOneSite]:
     """Ask for the updates.
 
     Args:
@@ -60,38 +44,41 @@ def updates_round(
     """
     asked = encode_plain(UPDATES, cohort.run)
 
-    def read(site: str, content: RecordDict) -> AdmittedUpdates:
+    def read(site: str, content: RecordDict) -> OfOneSite:
         updates = decode_updates(content, plan, cohort.site_infos[site].rank_of)
         _require_bounded(updates)
         require_claimed_factors(cohort.site_infos[site].factors, updates)
-        sizes = {layer: Part(u.norm, u.shape[0] * u.shape[1]) for layer, u in updates.items()}
-        factors = update_tensors(updates) if factors_too else {}
-        return AdmittedUpdates(updates, sizes, {k: part_of(one) for k, one in factors.items()})
+        return updates
 
     def budget(site: str) -> Budget:
         return updates_layout(plan, cohort.site_infos[site].rank_of).budget
 
-    def fold(replies: Iterator[tuple[str, AdmittedUpdates]]) -> Kept | None:
-        admitted = dict(replies)
-        cohort.require_proportion({s: one.sizes for s, one in admitted.items()}, "its update")
-        factors = {s: one.factor_sizes for s, one in admitted.items()}
-        cohort.require_proportion(factors, "its factor")
-        return use({site: one.updates for site, one in admitted.items()})
+    def fold(replies: Iterator[tuple[str, OfOneSite]]) -> Kept | None:
+        by_site = dict(replies)
+        sizes = {site: _sizes(updates) for site, updates in by_site.items()}
+        cohort.require_proportion(sizes, "its update")
+        if factors_too:
+            cohort.require_proportion(
+                {site: _sizes_of_factors(updates) for site, updates in by_site.items()},
+                "its factor",
+            )
+        return use(by_site)
 
     return Round(Request(UPDATES, "updates", lambda _site: asked, read, budget), fold)
 
 
 def side_by_side(plan: MergePlan, cohort: Cohort, by_site: Mapping[str, OfOneSite]) -> SiteUpdates:
     """Layers in the plan's order, and in each the sites in the order of their names."""
-    names = sorted(by_site)
-    layers = {
-        layer: {site: by_site[site][layer] for site in names if layer in by_site[site]}
-        for layer in plan.layer_names
-    }
-    return SiteUpdates(
-        {site: cohort.site_infos[site].samples for site in names},
-        {layer: updates for layer, updates in layers.items() if updates},
-    )
+    samples = {site: cohort.site_infos[site].samples for site in by_site}
+    return SiteUpdates.side_by_side(samples, by_site, plan.layer_names)
+
+
+def _sizes(updates: OfOneSite) -> dict[str, Part]:
+    return {layer: Part(u.norm, u.shape[0] * u.shape[1]) for layer, u in updates.items()}
+
+
+def _sizes_of_factors(updates: OfOneSite) -> dict[str, Part]:
+    return {name: part_of(factor) for name, factor in update_tensors(updates).items()}
 
 
 def _require_bounded(updates: OfOneSite) -> None:

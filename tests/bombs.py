@@ -38,10 +38,10 @@ from tests.fuzzed_readers import ANY, fault
 from tests.tiny_encoders import save_image_base
 from tests.tiny_peft import edit_config, new_model, save_base, train_adapter
 
-ROW = b'{"text": "a"}\n'
+SAMPLE = b'{"text": "a"}\n'
 
 
-def rows(file: Path) -> tuple[Path, Callable[..., Dataset]]:
+def reader(file: Path) -> tuple[Path, Callable[..., Dataset]]:
     return file, lambda: read_dataset(file, ANY, reads_images=False)
 
 
@@ -56,63 +56,63 @@ def sparse(file: Path, start: bytes, size: int, end: bytes = b"") -> Path:
 
 
 def long_line(folder: Path) -> tuple[Any, ...]:
-    return rows(sparse(folder / "rows.jsonl", ROW, 1_000_000_000, b"\n" + ROW))
+    return reader(sparse(folder / "data.jsonl", SAMPLE, 1_000_000_000, b"\n" + SAMPLE))
 
 
 def long_array(folder: Path) -> tuple[Any, ...]:
-    return rows(sparse(folder / "rows.jsonl", b"[", 1_000_000_000, b"]"))
+    return reader(sparse(folder / "data.jsonl", b"[", 1_000_000_000, b"]"))
 
 
 def many_brackets(folder: Path) -> tuple[Any, ...]:
-    file = folder / "rows.jsonl"
-    file.write_bytes(ROW + b'{"text": [' + b"[]," * (LONGEST_ROW // 3 - 10) + b"[]]}")
-    return rows(file)
+    file = folder / "data.jsonl"
+    file.write_bytes(SAMPLE + b'{"text": [' + b"[]," * (LONGEST_ROW // 3 - 10) + b"[]]}")
+    return reader(file)
 
 
 def long_field(folder: Path) -> tuple[Any, ...]:
-    file = folder / "rows.csv"
+    file = folder / "data.csv"
     file.write_bytes(b"text\na\n" + b"x" * 100_000_000 + b"\nb\n")
-    return rows(file)
+    return reader(file)
 
 
 def open_quote(folder: Path) -> tuple[Any, ...]:
-    file = folder / "rows.csv"
+    file = folder / "data.csv"
     file.write_bytes(b'text\na\n"' + (b"line " * 200 + b"\n") * 50_000)
-    return rows(file)
+    return reader(file)
 
 
 def many_columns(folder: Path) -> tuple[Any, ...]:
-    file = folder / "rows.csv"
+    file = folder / "data.csv"
     file.write_bytes(b"text" + b",x" * 1_000_000 + b"\n" + (b"a" + b"," * 1_000_000 + b"\n") * 3)
-    return rows(file)
+    return reader(file)
 
 
 def many_keys(folder: Path) -> tuple[Any, ...]:
-    file = folder / "rows.jsonl"
+    file = folder / "data.jsonl"
     keys = ", ".join(f'"{i}": 0' for i in range(1_000_000))
     file.write_text(f'{{"text": "a", {keys}}}\n' * 2)
-    return rows(file)
+    return reader(file)
 
 
 def packed_text(folder: Path) -> tuple[Any, ...]:
     table = arrow.table({"text": ["x" * 50_000_000 + str(i) for i in range(8)]})
-    parquet.write_table(table, folder / "rows.parquet", compression="zstd", use_dictionary=False)
-    return rows(folder / "rows.parquet")
+    parquet.write_table(table, folder / "data.parquet", compression="zstd", use_dictionary=False)
+    return reader(folder / "data.parquet")
 
 
 def packed_dictionary(folder: Path) -> tuple[Any, ...]:
     text = arrow.DictionaryArray.from_arrays(
         arrow.array([0] * 200_000, arrow.int32()), arrow.array(["x" * 900_000])
     )
-    parquet.write_table(arrow.table({"text": text}), folder / "rows.parquet", compression="zstd")
-    return rows(folder / "rows.parquet")
+    parquet.write_table(arrow.table({"text": text}), folder / "data.parquet", compression="zstd")
+    return reader(folder / "data.parquet")
 
 
 def lying_footer(folder: Path) -> tuple[Any, ...]:
     """The footer says a thousand bytes, where the page has 300 million."""
 
     def varint(value: int, size: int = 0) -> bytes:
-        digits = []
+        digits: list[int] = []
         while value or len(digits) < size:
             value, digits = value >> 7, [*digits, value & 127]
         return bytes([*(digit | 128 for digit in digits[:-1]), digits[-1]])
@@ -120,13 +120,13 @@ def lying_footer(folder: Path) -> tuple[Any, ...]:
     def claimed() -> Any:
         return parquet.read_metadata(file).row_group(0).column(0).total_uncompressed_size
 
-    file = folder / "rows.parquet"
+    file = folder / "data.parquet"
     table = arrow.table({"text": ["x" * 300_000_000]})
     parquet.write_table(table, file, compression="zstd", use_dictionary=False)
     found = varint(2 * claimed())
     file.write_bytes(file.read_bytes().replace(found, varint(2000, len(found))))
     assert claimed() == 1000
-    return rows(file)
+    return reader(file)
 
 
 def compressed_arrow(folder: Path) -> tuple[Any, ...]:
@@ -135,25 +135,25 @@ def compressed_arrow(folder: Path) -> tuple[Any, ...]:
     packed = arrow.ipc.IpcWriteOptions(compression="zstd")
     with arrow.ipc.new_stream(str(folder / "data.arrow"), table.schema, options=packed) as stream:
         stream.write_table(table)
-    return rows(folder)
+    return reader(folder)
 
 
 def many_nulls(folder: Path) -> tuple[Any, ...]:
     nothing = arrow.nulls(20_000_000, arrow.string())
-    parquet.write_table(arrow.table({"text": nothing}), folder / "rows.parquet")
-    return rows(folder / "rows.parquet")
+    parquet.write_table(arrow.table({"text": nothing}), folder / "data.parquet")
+    return reader(folder / "data.parquet")
 
 
 def other_column(folder: Path) -> tuple[Any, ...]:
     table = arrow.table({"text": ["a"] * 8, "other": ["x" * 50_000_000 + str(i) for i in range(8)]})
-    parquet.write_table(table, folder / "rows.parquet", compression="zstd", use_dictionary=False)
-    return rows(folder / "rows.parquet")
+    parquet.write_table(table, folder / "data.parquet", compression="zstd", use_dictionary=False)
+    return reader(folder / "data.parquet")
 
 
 def nested_text(folder: Path) -> tuple[Any, ...]:
     table = arrow.table({"text": [[["x"] * 1000] * 1000]})
-    parquet.write_table(table, folder / "rows.parquet", compression="zstd")
-    return rows(folder / "rows.parquet")
+    parquet.write_table(table, folder / "data.parquet", compression="zstd")
+    return reader(folder / "data.parquet")
 
 
 def png(width: int, height: int, *chunks: tuple[bytes, bytes], rows: int | None = None) -> bytes:
@@ -297,7 +297,7 @@ def head(folder: Path) -> tuple[Path, Callable[..., ClassifierHead]]:
 BOMBS = {
     "a line of 1 GB": long_line,
     "a JSON array of 1 GB": long_array,
-    "millions of brackets in a row": many_brackets,
+    "millions of brackets in a sample": many_brackets,
     "a field of 100 MB": long_field,
     "a quote that is never closed": open_quote,
     "a million columns": many_columns,
@@ -306,7 +306,7 @@ BOMBS = {
     "180 GB of text in a few kB": packed_dictionary,
     "300 MB of text behind a footer that says 1 kB": lying_footer,
     "100 MB of text in a compressed dataset": compressed_arrow,
-    "20 million rows in a few kB": many_nulls,
+    "20 million samples in a few kB": many_nulls,
     "400 MB in a column that nobody reads": other_column,
     "lists of lists in place of text": nested_text,
     "13,000 x 13,000 pixels": image(lambda: png(13_000, 13_000)),
@@ -344,8 +344,8 @@ BOMBS = {
 
 
 SLOWEST = {
-    "a line of 1 GB", "a JSON array of 1 GB", "millions of brackets in a row",
-    "20 million rows in a few kB", "eight images of 67 million pixels",
+    "a line of 1 GB", "a JSON array of 1 GB", "millions of brackets in a sample",
+    "20 million samples in a few kB", "eight images of 67 million pixels",
     "400 MB of text in a few kB", "400 MB in a column that nobody reads", "13,000 x 13,000 pixels",
     "1000 layers",
     "a million keys", "ten thousand patterns", "a JPEG of 5,000 scans",

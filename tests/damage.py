@@ -18,7 +18,7 @@ TEXTS = (
     "", "x", "../../etc/passwd", "/dev/zero", "a\0b", "a\nb", "\x1b[31mred", "\ud800", "é" * 9,
     "=1+1", "(", "(a+)+$", "x" * 5000, "NaN", "model.safetensors", "__class__", "a.b.c",
 )  # fmt: skip
-STRUCTURES = (None, True, False, [], {}, [1], {"a": 1}, [[[]]], ["x"] * 300)
+STRUCTURES: tuple[Any, ...] = (None, True, False, [], {}, [1], {"a": 1}, [[[]]], ["x"] * 300)
 
 
 def put_something_else(file: Path, draw: Random) -> None:
@@ -110,14 +110,14 @@ def other_value(draw: random.Random) -> Any:
 
 def _places(content: RecordDict) -> Iterator[tuple[Any, ...]]:
     """Every container with every key or index in it."""
-    waiting = [content]
+    waiting: list[Any] = [content]
     while waiting:
         holder = waiting.pop()
         keys = holder.keys() if isinstance(holder, dict) else range(len(holder))
         for key in list(keys):
             yield holder, key
-            if isinstance(holder[key], dict | list):  # type: ignore[index]
-                waiting.append(holder[key])  # type: ignore[index]
+            if isinstance(holder[key], dict | list):
+                waiting.append(holder[key])
 
 
 def _cut(whole: Any, draw: Any) -> Any:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,6 @@ from typing import Any
 
 import tomli_w
 
-from server.run import run as run_server
 from tests.tiny_sites import TinySites
 
 ROOT = Path(__file__).parents[1]
@@ -30,7 +29,7 @@ LONG = 1500  # seconds; two cores that others use, too, take that long
 
 def install_wheel(folder: Path) -> Path:
     """The wheel's content as `pip install` would lay it out, without this checkout."""
-    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder]
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
     with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
         wheel.extractall(folder / "site-packages")
@@ -55,8 +54,7 @@ def digest_in(output: Path) -> str:
 
 def digest_in_process(sites: Any, output: Path) -> str:
     """Of the manifest that the same run makes within this process."""
-    settings = sites.settings()
-    run_server(sites.grid(settings), settings, str(sites.base), output)
+    sites.run(output)
     return digest_in(output)
 
 
@@ -92,7 +90,7 @@ class Federation:
 
     Attributes:
         folder: of all of them.
-        sites: their models, adapters and rows.
+        sites: their models, adapters and samples.
         gateway: where the coordinator is reached.
         environment: of every command.
         inside: by folder, what to put before a command that belongs to it.
@@ -100,15 +98,15 @@ class Federation:
     """
 
     folder: Path
-    sites: object
+    sites: TinySites
     gateway: Gateway
     environment: dict[str, str]
-    inside: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    processes: dict[str, subprocess.Popen] = field(default_factory=dict)
+    inside: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     @property
     def names(self) -> list[Any]:
-        return [node["name"] for node in self.sites.nodes]  # type: ignore[attr-defined]
+        return [node["name"] for node in self.sites.nodes]
 
     def command(self, name: str, *arguments: Any) -> list[Any]:
         return [*self.inside.get(name, ()), BIN / "layerweld", *arguments]
@@ -204,7 +202,7 @@ class Federation:
             str(self.gateway.port),
         )
         subprocess.run(
-            [BIN / "layerweld", "coordinator", "init", "fed", *where, "--base", self.sites.base],  # type: ignore[attr-defined]
+            [BIN / "layerweld", "coordinator", "init", "fed", *where, "--base", self.sites.base],
             cwd=self.folder,
             env=self.environment,
             check=True,
@@ -218,10 +216,10 @@ class Federation:
     def begin(self) -> None:
         """Make all folders, start everything, and wait until all sites are there."""
         self._init_coordinator()
-        for node in self.sites.nodes:  # type: ignore[attr-defined]
-            given = ("--model", self.sites.base, "--adapter", node["adapter"])  # type: ignore[attr-defined]
-            rows = ("--data", node["data"], "--settings", self.folder / "fed/run.toml")
-            self.init_site(node["name"], *given, *rows)
+        for node in self.sites.nodes:
+            given = ("--model", self.sites.base, "--adapter", node["adapter"])
+            data = ("--data", node["data"], "--settings", self.folder / "fed/run.toml")
+            self.init_site(node["name"], *given, *data)
         self.start("fed", "coordinator", "up")
         wait_until(
             lambda: self.lw("coordinator", "status", check=False).returncode == 0, "SuperLink"

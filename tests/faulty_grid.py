@@ -56,8 +56,8 @@ class Faults:
     seed: int
     rate: float = 0.4
     most: int = 25
-    kinds: tuple = KINDS
-    met: list = field(default_factory=list)
+    kinds: tuple[str, ...] = KINDS
+    met: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
@@ -86,16 +86,16 @@ class FaultyGrid(InProcessGrid):
         self._faults = faults
         self._clock = clock
         self._next_node = 100
-        self._gone = set()
-        self._fate = {}  # fault by message id
-        self._past = []  # every good reply there was
-        self._corrupted = {}
+        self._gone: set[int] = set()
+        self._fate: dict[str, tuple[str, float]] = {}  # fault by message id
+        self._past: list[Message] = []  # every good reply there was
+        self._corrupted: dict[Any, Any] = {}
 
     def get_node_ids(self) -> list[Any]:
         return [node for node in self._contexts if node not in self._gone]
 
     def push_messages(self, messages: Any) -> list[Any]:
-        ids = []
+        ids: list[Any] = []
         for message in messages:
             fate = self._faults.draw()
             if fate == "unpushed":
@@ -202,7 +202,8 @@ def statistics(content: RecordDict) -> Any:
 
 
 def with_about(content: RecordDict, **changes: Any) -> RecordDict:
-    about = type(content["about"])(dict(content["about"]))
+    old: Any = content["about"]
+    about = type(old)(dict(old))
     for key, change in changes.items():
         about[key.replace("_", "-")] = change(about.get(key.replace("_", "-")))
     return RecordDict(dict(content) | {"about": about})

@@ -14,14 +14,14 @@ from tests.damage import damaged_json
 
 
 def journal_header(folder: Path) -> tuple[Any, ...]:
-    introduction = {
+    site_info = {
         **dict.fromkeys(("site", "base", "tokenizer", "plan", "settings", "kind", "adapter"), "x"),
         **dict.fromkeys(("task", "factors", "name_prefix", "dataset"), "x"),
         **dict.fromkeys(("samples", "calibration_samples", "tokens", "skipped"), 3),
         **dict.fromkeys(("evaluates", "classifies", "labelled"), False),
         "layers": ["a"], "ranks": [2], "versions": [],
     }  # fmt: skip
-    facts = {"run": "0a1b", "methods": ["com"], "sites": {"ash": introduction}}
+    facts = {"run": "0a1b", "methods": ["com"], "sites": {"ash": site_info}}
     RunJournal(folder / "journal").open(facts)
 
     def read() -> None:

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from client.data.batches import Preprocessor
 from client.data.samples import Dataset, read_dataset
-from client.handlers.reference_scores import _read as read_score
+from client.handlers.measure import _read_score as read_score
 from client.store import MergedStep, SiteStore, StepHashes
 from client.training.heads import ClassifierHead, load_head
 from layerweld.deploy.coordinator import check_file, create, open_coordinator
@@ -37,8 +37,7 @@ from layerweld.deploy.site import Site, open_site
 from layerweld.deploy.site import create as create_site
 from layerweld.deploy.validity import renew
 from layerweld.errors import LayerweldError, MemoryShortageError
-from layerweld.formats.adapters import Adapter, read_adapter
-from layerweld.formats.task_vectors import read_fine_tuned
+from layerweld.formats.adapters import Adapter, read_adapter, read_fine_tuned
 from layerweld.model.base_model import load_base
 from layerweld.report.comparison.results import Entry
 from layerweld.runtime.run_state import Recorder, RunState, read_state
@@ -56,47 +55,48 @@ from tests.damage import (
 from tests.fuzzed_journals import journal_header, journal_round
 from tests.tiny_encoders import save_image_base, save_text_base
 from tests.tiny_peft import new_model, save_base, train_adapter
+from tests.tiny_sites import write_samples
 
 LONGEST = 5.0  # seconds that one file may take
-ROWS = [{"text": f"row {i}, with é", "label": "ab"[i % 2]} for i in range(20)]
+SAMPLES = [{"text": f"sample {i}, with é", "label": "ab"[i % 2]} for i in range(20)]
 ANY = CalibrationSettings(max_unreadable=1.0)
 
 
-def rows(file: Path) -> Callable[..., Dataset]:
+def reader(file: Path) -> Callable[..., Dataset]:
     return lambda: read_dataset(file, ANY, reads_images=False)
 
 
 def jsonl(folder: Path) -> tuple[Any, ...]:
-    file = folder / "rows.jsonl"
-    file.write_text("\n".join(map(json.dumps, ROWS)))
-    return file, damaged_bytes, rows(file)
+    file = folder / "data.jsonl"
+    write_samples(file, SAMPLES)
+    return file, damaged_bytes, reader(file)
 
 
 def csv(folder: Path) -> tuple[Any, ...]:
-    file = folder / "rows.csv"
-    pd.DataFrame(ROWS).to_csv(file, index=False)
-    return file, damaged_bytes, rows(file)
+    file = folder / "data.csv"
+    pd.DataFrame(SAMPLES).to_csv(file, index=False)
+    return file, damaged_bytes, reader(file)
 
 
 def parquet(how: dict[Any, Any], kind: str | None = None) -> Callable[..., tuple[Any, ...]]:
     def made(folder: Path) -> tuple[Any, ...]:
-        file = folder / "rows.parquet"
-        frame = pd.DataFrame(ROWS)
+        file = folder / "data.parquet"
+        frame = pd.DataFrame(SAMPLES)
         (frame.astype({"label": kind}) if kind else frame).to_parquet(file, **how)
-        return file, damaged_bytes, rows(file)
+        return file, damaged_bytes, reader(file)
 
     return made
 
 
 def saved_dataset(damage: Callable[..., bytes], of: str) -> Callable[..., tuple[Any, ...]]:
     def made(folder: Path) -> tuple[Any, ...]:
-        table = arrow.table({key: [row[key] for row in ROWS] for key in ROWS[0]})
+        table = arrow.table({key: [sample[key] for sample in SAMPLES] for key in SAMPLES[0]})
         with arrow.ipc.new_stream(str(folder / "data.arrow"), table.schema) as stream:
             stream.write_table(table)
         (folder / "state.json").write_text(
             json.dumps({"_data_files": [{"filename": "data.arrow"}]})
         )
-        return folder / of, damage, rows(folder)
+        return folder / of, damage, reader(folder)
 
     return made
 
@@ -121,7 +121,10 @@ def image(suffix: str, **how: Any) -> Callable[..., tuple[Any, ...]]:
 def adapter(of: str, damage: Callable[..., bytes]) -> Callable[..., tuple[Any, ...]]:
     def made(folder: Path) -> tuple[Path, Callable[..., bytes], Callable[..., Adapter]]:
         base = save_base("bert", folder / "base")
-        patterns = {"rank_pattern": {"value": 2}, "alpha_pattern": {r"^.*\.0\..*query": 3}}
+        patterns: dict[str, Any] = {
+            "rank_pattern": {"value": 2},
+            "alpha_pattern": {r"^.*\.0\..*query": 3},
+        }
         train_adapter(new_model("bert"), folder / "a", r".*\.(query|value)", **patterns)
         return folder / "a" / of, damage, lambda: read_adapter(folder / "a", base)
 
@@ -180,13 +183,13 @@ def run_file(
     file = folder / "run.toml"
     file.write_text(
         'base = "base"\nmin-sites = 2\n[merge]\nridge = 0.01\n[calibration]\nsamples = 50\n'
-        '[[sites]]\nname = "a"\ndata = "rows.jsonl"\n[[sites]]\nname = "b"\ndata = "b.jsonl"\n'
+        '[[sites]]\nname = "a"\ndata = "data.jsonl"\n[[sites]]\nname = "b"\ndata = "b.jsonl"\n'
     )
     return file, damaged_toml, lambda: read_run_file(file)
 
 
 def site_file(folder: Path) -> tuple[Path, Callable[..., bytes], Callable[..., Site]]:
-    create_site(folder / "site", SiteEntry(name="ash", data="/rows.jsonl"), b"")
+    create_site(folder / "site", SiteEntry(name="ash", data="/data.jsonl"), b"")
     return folder / "site/site.toml", damaged_toml, lambda: open_site(folder / "site")
 
 
@@ -207,7 +210,7 @@ def public_key(folder: Path) -> tuple[Path, Callable[..., bytes], Callable[..., 
     return folder / "key.pub", damaged_bytes, lambda: read_public_key(folder / "key.pub")
 
 
-def state(folder: Path) -> tuple[Path, Callable[..., bytes], Callable[..., RunState]]:
+def state(folder: Path) -> tuple[Path, Callable[..., bytes], Callable[..., RunState | None]]:
     (folder / "out").mkdir()
     Recorder(folder / "out").write(RunState(notes=("a",)))
     return folder / "out/state.json", damaged_json, lambda: read_state(folder / "out")
@@ -235,13 +238,15 @@ def site_store(of: str) -> Callable[..., tuple[Any, ...]]:
     return made
 
 
-def score(folder: Path) -> tuple[Path, Callable[..., bytes], Callable[..., tuple[float, int]]]:
+def score(
+    folder: Path,
+) -> tuple[Path, Callable[..., bytes], Callable[..., tuple[float, int] | None]]:
     file = folder / "score.json"
     file.write_text("[0.5, 20]")
     return file, damaged_json, lambda: read_score(file)
 
 
-def played(folder: Path) -> tuple[Path, Callable[..., bytes], Callable[..., Entry]]:
+def kept_method(folder: Path) -> tuple[Path, Callable[..., bytes], Callable[..., Entry | None]]:
     methods = KeptResults(folder / "results")
     file = methods._file("com", {})
     file.parent.mkdir()
@@ -254,12 +259,12 @@ def run_settings(folder: Path) -> RunSettings:
 
 
 READERS = {
-    "rows.jsonl": jsonl,
-    "rows.csv": csv,
-    "rows.parquet": parquet({}),
-    "rows.parquet, gzip": parquet({"compression": "gzip"}),
-    "rows.parquet, zstd": parquet({"compression": "zstd", "use_dictionary": False}),
-    "rows.parquet, categories": parquet({"compression": None}, "category"),
+    "data.jsonl": jsonl,
+    "data.csv": csv,
+    "data.parquet": parquet({}),
+    "data.parquet, gzip": parquet({"compression": "gzip"}),
+    "data.parquet, zstd": parquet({"compression": "zstd", "use_dictionary": False}),
+    "data.parquet, categories": parquet({"compression": None}, "category"),
     "datasets, state.json": saved_dataset(damaged_json, "state.json"),
     "datasets, arrow": saved_dataset(damaged_bytes, "data.arrow"),
     "image, png": image("png"),
@@ -303,7 +308,7 @@ READERS = {
     "site's updates": site_store("updates"),
     "site's other parameters": site_store("other_params"),
     "site's score": score,
-    "comparison, kept method": played,
+    "comparison, kept method": kept_method,
 }  # fmt: skip
 
 
@@ -326,7 +331,14 @@ def fuzz(name: str, folder: Path, seed: str, count: int, trace: Path) -> dict[st
     whole = file.read_bytes()
     read()  # the whole one is read
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    found = {"reader": name, "tried": 0, "read": 0, "refused": 0, "broken": [], "slowest": 0.0}
+    found: dict[str, Any] = {
+        "reader": name,
+        "tried": 0,
+        "read": 0,
+        "refused": 0,
+        "broken": [],
+        "slowest": 0.0,
+    }
     for number in range(count):
         trace.write_text(f"{name}, seed {seed}, number {number}")
         draw = random.Random(f"{name} {seed} {number}")
@@ -336,23 +348,23 @@ def fuzz(name: str, folder: Path, seed: str, count: int, trace: Path) -> dict[st
             file.write_bytes(damage(whole, draw))
         faulthandler.dump_traceback_later(60, exit=True)
         started = time.process_time()
-        found["tried"] += 1  # type: ignore[operator]
+        found["tried"] += 1
         try:
             read()
-            found["read"] += 1  # type: ignore[operator]
+            found["read"] += 1
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
                 raise
             wrong = fault(error, file)
-            found["refused"] += not wrong  # type: ignore[operator]
+            found["refused"] += not wrong
             if wrong:
-                found["broken"].append(f"{number}: {wrong}")  # type: ignore[attr-defined]
+                found["broken"].append(f"{number}: {wrong}")
         took = time.process_time() - started
         shutil.rmtree(file) if file.is_dir() else file.unlink(missing_ok=True)
         faulthandler.cancel_dump_traceback_later()
-        found["slowest"] = max(found["slowest"], round(took, 3))  # type: ignore[call-overload]
+        found["slowest"] = max(found["slowest"], round(took, 3))
         if took > LONGEST:
-            found["broken"].append(f"{number}: took {took:.1f} s")  # type: ignore[attr-defined]
+            found["broken"].append(f"{number}: took {took:.1f} s")
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     found["grown"] = (after - before) // 1024
     shutil.rmtree(folder)

@@ -1,15 +1,16 @@
 """One honest message of every kind, how it is read, and what it may take."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from flwr.app import RecordDict
+from torch import Tensor
 
 from client.handlers.requests import require_updates_of
-from layerweld.merging.fisher import Fisher
+from layerweld.merging.registry import METHODS
 from layerweld.statistics.group import GroupAccumulator, ProductForm
 from layerweld.transport.block_gradients import (
     BlockReply,
@@ -29,14 +30,24 @@ from layerweld.transport.coefficients import (
     encode_coefficients,
     encode_coefficients_request,
 )
-from layerweld.transport.evaluation import EVALUATION, EVALUATION_LAYOUT, encode_accuracy
+from layerweld.transport.evaluation import (
+    EVALUATION,
+    EVALUATION_LAYOUT,
+    decode_accuracy,
+    encode_accuracy,
+)
 from layerweld.transport.fisher import FisherSums, encode_fisher, fisher_layout
 from layerweld.transport.identity import Identity, encode_plain, identity_of
 from layerweld.transport.layout import Budget
 from layerweld.transport.model import ModelToMeasure, decode_model, encode_model
 from layerweld.transport.other_params import encode_other_params, other_params_layout
 from layerweld.transport.shift import decode_shifts, encode_shifts, shifts_layout
-from layerweld.transport.site_info import HANDSHAKE, SITE_INFO_BUDGET, encode_site_info
+from layerweld.transport.site_info import (
+    HANDSHAKE,
+    SITE_INFO_BUDGET,
+    decode_site_info,
+    encode_site_info,
+)
 from layerweld.transport.statistics import (
     StatisticsReply,
     StatisticsRequest,
@@ -47,26 +58,26 @@ from layerweld.transport.statistics import (
 )
 from layerweld.transport.step_context import StepContext
 from layerweld.transport.updates import encode_updates, updates_layout
-from server import replies as server
+from server.handshake import read_trained
 from strategies import site_updates
 from strategies.fisher_averaging import AdmittedSums, FisherAveraging
-from strategies.other_params import AdmittedOtherParams, OtherParams
-from strategies.site_updates import AdmittedUpdates
+from strategies.other_params import OtherParams
+from strategies.site_updates import OfOneSite
 from tests.stub_sites import (
     FORM,
     NAMES,
     PLAN,
     RUN,
-    introduction_of,
     new_chain,
     settings,
+    site_info_of,
     statistics_of,
     updates_of,
 )
 
 SITE = NAMES[1]
 IDENTITY = Identity(RUN, "fuzz", node="2", site=SITE)
-RANKS = introduction_of(SITE).rank_of
+RANKS = site_info_of(SITE).rank_of
 PARAMETERS = {"norm.weight": (4,), "embeddings.weight": (5, 4)}
 DENSE = ProductForm(dense=True, with_updates=True)
 REQUEST_BUDGET = Budget(2**22, 512)
@@ -93,18 +104,18 @@ def _statistics(form: ProductForm) -> tuple[RecordDict, Callable[..., Any], Budg
     return content, rounds.round_at(0).request.read, statistics_layout([group], RANKS, form).budget
 
 
-def _updates() -> tuple[RecordDict, Callable[..., AdmittedUpdates], Budget]:
-    round_ = site_updates.updates_round(PLAN, new_chain(settings()).cohort, dict)
+def _updates() -> tuple[RecordDict, Callable[..., OfOneSite | None], Budget]:
+    round_ = site_updates.updates_round(PLAN, new_chain(settings()).cohort, lambda _: None)
     return encode_updates(updates_of(SITE)), round_.request.read, updates_layout(PLAN, RANKS).budget
 
 
 def _fisher() -> tuple[RecordDict, Callable[..., AdmittedSums], Budget]:
-    method = FisherAveraging(PLAN, new_chain(settings()).cohort, {}, Fisher())
+    method = FisherAveraging(METHODS["fisher"], PLAN, new_chain(settings()).cohort, settings(), {})
     ones = {layer: torch.ones(shape) for layer, shape in PLAN.shapes.items()}
     return encode_fisher(FisherSums(ones, ones)), method._read, fisher_layout(PLAN).budget
 
 
-def _other_params() -> tuple[RecordDict, Callable[..., AdmittedOtherParams], Budget]:
+def _other_params() -> tuple[RecordDict, Callable[..., Mapping[str, Tensor] | None], Budget]:
     rounds = OtherParams(new_chain(settings()).cohort, PARAMETERS, {SITE})
     budget = other_params_layout(PARAMETERS).budget
     return encode_other_params(_numbers(PARAMETERS)), rounds.round_at(0).request.read, budget
@@ -130,17 +141,17 @@ def _block() -> tuple[RecordDict, Callable[..., BlockReply], Budget]:
 
 def replies() -> dict[Any, Any]:
     """By kind: honest content, how it is read, and what it may take."""
-    known = replace(introduction_of(SITE), kind="none")
+    known = replace(site_info_of(SITE), kind="none")
     groups = [group.name for group in PLAN.groups]
     return {
         "handshake": (
-            encode_site_info(introduction_of(SITE)),
-            server.read_site_info,
+            encode_site_info(site_info_of(SITE)),
+            lambda _site, content: decode_site_info(content),
             SITE_INFO_BUDGET,
         ),
         "trained": (
-            encode_site_info(introduction_of(SITE)),
-            lambda _site, content: server.read_trained(content, known),
+            encode_site_info(site_info_of(SITE)),
+            lambda _site, content: read_trained(content, known),
             SITE_INFO_BUDGET,
         ),
         "statistics": _statistics(FORM),
@@ -150,7 +161,11 @@ def replies() -> dict[Any, Any]:
         "coefficients": _coefficients(),
         "block gradients": _block(),
         "other parameters": _other_params(),
-        "metrics": (encode_accuracy(0.75, 12), server.read_score, EVALUATION_LAYOUT.budget),
+        "metrics": (
+            encode_accuracy(0.75, 12),
+            lambda _site, content: decode_accuracy(content),
+            EVALUATION_LAYOUT.budget,
+        ),
         "shift": (
             encode_shifts(dict.fromkeys(groups, 0.25)),
             lambda _site, content: decode_shifts(content, groups),

@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable
 from functools import cache, partial
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 from flwr.app import Message
@@ -12,7 +11,7 @@ from flwr.app import Message
 from tests.mutations import HUGE_VARINT, Mutator
 
 
-def parents_renamed(objects: Any, root: Path, old: Any, content: bytes) -> tuple[Any, ...]:
+def parents_renamed(objects: Any, root: str, old: Any, content: bytes) -> tuple[Any, ...]:
     return objects, Mutator(0)._renamed(objects, root, old, content)
 
 
@@ -20,7 +19,7 @@ def of_kind(objects: Any, kind: bytes) -> Any:
     return next(k for k, content in objects.items() if content.startswith(kind + b" "))
 
 
-def with_body(objects: Any, root: Path, kind: bytes, change: Callable[..., Any]) -> tuple[Any, ...]:
+def with_body(objects: Any, root: str, kind: bytes, change: Callable[..., Any]) -> tuple[Any, ...]:
     """Another body in the first object of a kind, its head made to fit."""
     old = of_kind(objects, kind)
     head, _, body = objects.pop(old).partition(b"\0")
@@ -40,7 +39,7 @@ def piece_id(number: int, size: int) -> str:
 
 
 def with_records_nobody_asked_for(
-    _message: Message, objects: Any, root: Path, count: int = 160, size: int = 5 * 2**20
+    _message: Message, objects: Any, root: str, count: int = 160, size: int = 5 * 2**20
 ) -> tuple[Any, ...]:
     """One more record of an array in as many pieces; each is made when it is pulled."""
     pieces = {piece_id(n, size): partial(chunk, n, size) for n in range(count)}
@@ -60,12 +59,12 @@ def with_records_nobody_asked_for(
     return {**objects, **pieces, key: array, name: record}, root
 
 
-def never_there(_message: Message, objects: Any, root: Path) -> tuple[Any, ...]:
+def never_there(_message: Message, objects: Any, root: str) -> tuple[Any, ...]:
     objects[of_kind(objects, b"ArrayChunk")] = lambda: None
     return objects, root
 
 
-def given_up(_message: Message, objects: Any, root: Path) -> tuple[Any, ...]:
+def given_up(_message: Message, objects: Any, root: str) -> tuple[Any, ...]:
     del objects[of_kind(objects, b"ArrayChunk")]
     return objects, root
 

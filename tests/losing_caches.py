@@ -1,6 +1,5 @@
 """A federation whose sites train their own adapters, and lose parts of their caches meanwhile."""
 
-import json
 import random
 import shutil
 from collections.abc import Callable
@@ -15,8 +14,9 @@ from client.site import cache_folder, site_of_node
 from layerweld.settings.run import RunSettings, validate_settings
 from layerweld.settings.sites import SiteEntry
 from server import in_process
-from tests.faulty_grid import InProcessGrid, from_the_superlink
-from tests.tiny_sites import TinySites, make_sites
+from server.in_process import InProcessGrid
+from tests.faulty_grid import from_the_superlink
+from tests.tiny_sites import TinySites, make_sites, read_samples, write_samples
 
 through_the_wire = in_process._through_the_wire
 PARTS = {
@@ -31,17 +31,14 @@ PARTS = {
 
 
 def make_training_sites(folder: Path) -> TinySites:
-    """Three sites with labelled rows, and nothing else."""
+    """Three sites with labelled samples, and nothing else."""
     made = make_sites(folder, ["query", "value"])
     for seed, node in enumerate(made.nodes):
         drawn = random.Random(seed)
-        rows = folder / f"{node['name']}.jsonl"
-        lines = [json.loads(line) for line in rows.read_text().splitlines()]
-        rows.write_text(
-            "".join(json.dumps(r | {"label": drawn.choice("ab")}) + "\n" for r in lines)
-        )
+        samples = read_samples(node["data"])
+        write_samples(node["data"], [s | {"label": drawn.choice("ab")} for s in samples])
         del node["adapter"]
-        node |= {"held_out": str(rows)}
+        node |= {"held_out": node["data"]}
     return made.on_their_own(folder / "caches")
 
 
@@ -80,7 +77,7 @@ class LosingGrid(InProcessGrid):
     """Every message is handled as in deployment: by a process that remembers nothing.
 
     Args:
-        loses: given the number of a message, its question and its site, the part that the site
+        loses: given the number of a message, its request and its site, the part that the site
             loses before it is handled; an empty text for nothing, ``moved`` for everything and
             the node's number too.
     """
@@ -91,22 +88,23 @@ class LosingGrid(InProcessGrid):
         super().__init__(client_app, nodes, settings)
         self._settings, self._loses = settings, loses
         self._next_node = 100
-        self.asked, self.lost = [], []
+        self.asked: list[str] = []
+        self.lost: list[tuple[str, str]] = []
 
     def get_node_ids(self) -> list[Any]:
         return list(self._contexts)
 
     def _answer(self, message: Message) -> Message:
         site_states.site_state.cache_clear()
-        node, question = message.metadata.dst_node_id, message.metadata.message_type
+        node, request = message.metadata.dst_node_id, message.metadata.message_type
         if node not in self._contexts:
             return from_the_superlink(message, 5)
         context = self._contexts[node]
         site = site_of_node(context.node_config, self._settings)
-        part = self._loses(len(self.asked), question, site.name)
-        self.asked.append(question)
+        part = self._loses(len(self.asked), request, site.name)
+        self.asked.append(request)
         if part:
-            self.lost.append((question, part))
+            self.lost.append((request, part))
             lose(site, self._settings, "all" if part == "moved" else part)
         if part == "moved":
             self._next_node += 1

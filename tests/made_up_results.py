@@ -1,4 +1,4 @@
-"""Results of a run that nobody played, for what draws and tells them."""
+"""Results of a run that never was, for what draws and tells them."""
 
 from dataclasses import replace
 

@@ -34,7 +34,7 @@ def message_of(content: RecordDict) -> Message:
     return Message(content, 2, "train.statistics", ttl=60.0, group_id="fuzz")
 
 
-def objects_of(message: Message) -> tuple[Any, ...]:
+def objects_of(message: Message) -> tuple[dict[str, bytes], str]:
     root = message.object_id
     return {key: part.deflate() for key, part in get_all_nested_objects(message).items()}, root
 
@@ -81,12 +81,12 @@ def kinds_of_messages() -> dict[Any, Any]:
     return kinds | {kind: (*about, False) for kind, about in requests().items()}
 
 
-def play(seed: int, count: int) -> dict[Any, Any]:
+def run(seed: int, count: int) -> dict[Any, Any]:
     """Decode so many; what became of them, by kind."""
     mutator, kinds = Mutator(seed), kinds_of_messages()
-    found = {kind: Counter() for kind in (*kinds, "error")}
+    found: dict[str, Counter[str]] = {kind: Counter() for kind in (*kinds, "error")}
     for kind, (content, read, budget, is_reply) in kinds.items():
-        ended = outcome(*objects_of(message_of(content)), budget, is_reply, read)  # type: ignore[call-arg]
+        ended = outcome(*objects_of(message_of(content)), budget, is_reply, read)
         assert ended == "accepted", f"an honest {kind} is {ended}"
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for kind, (content, read, budget, is_reply) in islice(cycle(kinds.items()), count):
@@ -98,12 +98,12 @@ def play(seed: int, count: int) -> dict[Any, Any]:
                 Error(mutator.random.randrange(-9, 900), reason), reply_to=message_of(content)
             )
             objects = mutator.objects(*objects_of(error))
-            found["error"][outcome(*objects, budget, is_reply, read)] += 1  # type: ignore[call-arg]
+            found["error"][outcome(*objects, budget, is_reply, read)] += 1
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     return {"outcomes": found, "grown_kib": grown}
 
 
-def mutated(mutator: Mutator, content: RecordDict) -> tuple[Any, ...]:
+def mutated(mutator: Mutator, content: RecordDict) -> tuple[Any, str]:
     """The objects of a message with spoilt records, spoilt bytes, or both."""
     what = mutator.random.random()
     while True:
@@ -120,4 +120,4 @@ if __name__ == "__main__":
         setattr(TaskIdentity, name, 1)
     torch.set_num_threads(1)
     logging.getLogger("flwr").setLevel(logging.ERROR)
-    print(json.dumps(play(int(sys.argv[1]), int(sys.argv[2]))))
+    print(json.dumps(run(int(sys.argv[1]), int(sys.argv[2]))))

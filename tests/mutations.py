@@ -5,7 +5,6 @@ import random
 import re
 import struct
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 from flwr.app import (
@@ -54,7 +53,13 @@ class Mutator:
             times = 2 if any(type(v) is str and len(v) > 500 for v in changed) else 200
             return r.choice([changed, changed * times, changed[:place], changed[::-1]])
         turned = -value if type(value) in (int, float) and abs(value) < 2**60 else "other"
-        lists = ([], [True], [float("nan")], [2**63 - 1] * 3, [r.choice(NASTY_TEXTS)])
+        lists: tuple[list[Any], ...] = (
+            [],
+            [True],
+            [float("nan")],
+            [2**63 - 1] * 3,
+            [r.choice(NASTY_TEXTS)],
+        )
         single = (r.choice(NASTY_NUMBERS), r.choice(NASTY_TEXTS), True, False, b"\x00\xff", turned)
         return r.choice((*single, *lists))
 
@@ -116,7 +121,7 @@ class Mutator:
             content.pop(key)
             content[key] = r.choice((ArrayRecord(), ConfigRecord(), MetricRecord()))
 
-    def objects(self, contents: Any, root: Path) -> tuple[Any, ...]:
+    def objects(self, contents: Any, root: str) -> tuple[Any, str]:
         """The same objects, but for some bytes of one; ids and lengths mostly made to fit again."""
         r = self.random
         for _ in range(r.randint(1, 2)):
@@ -191,7 +196,7 @@ class Mutator:
             body[at:end] = r.randbytes(end - at)
         return bytes(body)
 
-    def _put(self, contents: Any, root: Path, old: Any, content: RecordDict) -> Any:
+    def _put(self, contents: Any, root: str, old: Any, content: RecordDict) -> Any:
         """Replace an object, and its id in all that name it, up to the message."""
         if self.random.random() < 0.05:
             contents[old] = content  # under its old id: a lie
@@ -199,7 +204,7 @@ class Mutator:
         del contents[old]
         return self._renamed(contents, root, old, content)
 
-    def _renamed(self, contents: Any, root: Path, old: Any, content: Any, depth: int = 0) -> Any:
+    def _renamed(self, contents: Any, root: str, old: Any, content: Any, depth: int = 0) -> Any:
         new = sha256(content).hexdigest()
         contents[new] = content
         if old == root or depth == 6:  # splicing can make an object name itself

@@ -9,7 +9,7 @@ from torch import Tensor
 from layerweld.plan import LayerGroup, LayerShape
 from layerweld.settings.merge import MergeSettings
 from layerweld.statistics.group import GroupAccumulator, GroupStatistics, ProductForm
-from layerweld.updates.update import DenseUpdate, LowRankUpdate
+from layerweld.updates.update import DenseUpdate, LowRankUpdate, Update
 
 D_IN, D_OUT = 6, 4
 GROUP = LayerGroup("attn.{q,v}", 0, D_IN, (LayerShape("q", D_OUT), LayerShape("v", 3)))
@@ -19,7 +19,7 @@ GROUP = LayerGroup("attn.{q,v}", 0, D_IN, (LayerShape("q", D_OUT), LayerShape("v
 class Site:
     name: str
     tokens: torch.Tensor
-    updates: dict
+    updates: dict[str, Update]
 
 
 def new_sites(

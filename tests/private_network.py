@@ -27,7 +27,7 @@ class PrivateNetwork:
 
     def __init__(self, names: list[Any]) -> None:
         self._prefix = f"lw{os.getpid()}"
-        self._carriers = {}
+        self._carriers: dict[Any, Any] = {}
         self.addresses = {name: f"10.77.0.{i}" for i, name in enumerate(names, start=1)}
 
     def build(self) -> None:
@@ -68,6 +68,7 @@ class PrivateNetwork:
         command += [str(delay), str(loss), str(rate)]
         with subprocess.Popen(command, stdout=subprocess.PIPE) as carrier:
             try:
+                assert carrier.stdout
                 assert carrier.stdout.readline() == b"carrying\n"
                 yield
             finally:

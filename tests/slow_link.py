@@ -33,7 +33,7 @@ def carry(first: Any, second: Any, delay: Any, loss: Any, rate: Any) -> None:
     """Until killed. The order of frames is kept."""
     other, draw, numbers = {first: second, second: first}, random.Random(0), count()
     sent = {first: 0.0, second: 0.0}  # when the last frame from there has left, however long it is
-    waiting = []
+    waiting: list[Any] = []
     while True:
         timeout = max(0.0, waiting[0][0] - monotonic()) if waiting else None
         for source in select.select([first, second], [], [], timeout)[0]:

@@ -8,9 +8,12 @@ from typing import Any
 
 import torch
 from flwr.app import Message, RecordDict
+from flwr.clientapp import ClientApp
 
 from layerweld.plan import LayerGroup, LayerShape, MergePlan
+from layerweld.runtime.incidents import Incident, parse_incident
 from layerweld.settings.merge import MergeSettings
+from layerweld.settings.methods import method_named
 from layerweld.settings.run import RunSettings, validate_settings
 from layerweld.statistics.group import GroupAccumulator, GroupStatistics, ProductForm
 from layerweld.transport.identity import identity_of, with_identity
@@ -43,7 +46,7 @@ RUN = "0123456789abcdef"
 
 
 @cache
-def introduction_of(name: str) -> SiteInfo:
+def site_info_of(name: str) -> SiteInfo:
     return SiteInfo(
         site=name,
         base="b",
@@ -72,7 +75,7 @@ def introduction_of(name: str) -> SiteInfo:
 @cache
 def updates_of(name: str) -> dict[Any, Any]:
     generator = torch.Generator().manual_seed(NAMES.index(name))
-    rank = introduction_of(name).ranks[0]
+    rank = site_info_of(name).ranks[0]
     return {
         shape.name: LowRankUpdate(
             torch.randn(shape.d_out, rank, generator=generator),
@@ -100,30 +103,38 @@ def reply_with(content: RecordDict, message: Message, context: Any) -> Message:
     return Message(with_identity(content, identity), reply_to=message)
 
 
+def incident_of(reply: Message) -> Incident:
+    """What a site says of its error."""
+    incident = parse_incident(reply.error.reason)
+    assert incident
+    return incident
+
+
 def step_of(message: Message) -> int:
     """The step whose statistics a message asks for."""
     return decode_statistics_request(message.content).context.step
 
 
-class StubApp:
+class StubApp(ClientApp):
     """What a ClientApp is to a grid. Sites that restarted lack what was merged before."""
 
     def __init__(self) -> None:
-        self.has = {name: set() for name in NAMES}
+        super().__init__()
+        self.has: dict[str, set[int]] = {name: set() for name in NAMES}
 
     def __call__(self, message: Message, context: Any) -> Message:
         name = context.node_config["name"]
         content = {
-            "query.handshake": lambda: encode_site_info(introduction_of(name)),
+            "query.handshake": lambda: encode_site_info(site_info_of(name)),
             "train.statistics": lambda: self.statistics(name, message),
             "train.adapter": lambda: encode_updates(updates_of(name)),
         }[message.metadata.message_type]()
         return reply_with(content, message, context)
 
     def statistics(self, name: str, message: Message) -> RecordDict:
-        return encode_statistics(self.answer(name, message))
+        return encode_statistics(self.reply(name, message))
 
-    def answer(self, name: str, message: Message) -> StatisticsReply:
+    def reply(self, name: str, message: Message) -> StatisticsReply:
         asked = decode_statistics_request(message.content).context
         self.has[name] |= set(asked.merged)
         lacks = set(range(asked.step)) - self.has[name]
@@ -150,7 +161,8 @@ class RecordedApp(StubApp):
         self.recording = recording
 
     def statistics(self, name: Any, message: Message) -> Any:
-        about, sent = message.content["about"], message.content["merged"]
+        about: Any = message.content["about"]
+        sent = message.content.array_records["merged"]
         self.has[name] |= {int(key.partition("/")[0]) for key in sent}
         lacks = min(set(range(about["step"])) - self.has[name], default=None)
         subject = (about[key] for key in ("run", "method", "step", "plan", "chain_digest"))
@@ -162,7 +174,7 @@ class RecordedApp(StubApp):
 
 class MemoryJournal:
     def __init__(self) -> None:
-        self.rounds = []
+        self.rounds: list[Any] = []
 
     def load(self) -> list[Any]:
         return list(self.rounds)
@@ -179,7 +191,7 @@ def settings(**entries: Any) -> RunSettings:
 def new_cohort(chosen: RunSettings) -> Cohort:
     return Cohort(
         {name: number for number, name in enumerate(NAMES, start=1)},
-        {name: introduction_of(name) for name in NAMES},
+        {name: site_info_of(name) for name in NAMES},
         RUN,
         Patience.of(chosen),
     )
@@ -188,7 +200,7 @@ def new_cohort(chosen: RunSettings) -> Cohort:
 def new_chain(chosen: RunSettings, method: str = "com", journal: Any = None) -> MergeStrategy:
     """The strategy that runs a chain."""
     cohort = new_cohort(chosen)
-    rounds = ChainRounds(method, PLAN, cohort, chosen, {})
+    rounds = ChainRounds(method_named(method, chosen), PLAN, cohort, chosen, {})
     return MergeStrategy(cohort, rounds, journal or MemoryJournal())
 
 

@@ -1,14 +1,12 @@
-"""AdaMerging: coefficients learnt in a federation are those of one process with all rows."""
+"""AdaMerging: coefficients learnt in a federation are those of one process with all samples."""
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from flwr.app import Message
 from torch import Tensor
 from transformers import AutoTokenizer
 
@@ -19,8 +17,9 @@ from client.site import site_of_node
 from client.state import site_state
 from client.training.heads import ClassifierHead, load_head
 from layerweld.errors import CohortError, JournalError
-from layerweld.formats.task_vectors import read_fine_tuned
+from layerweld.formats.adapters import read_fine_tuned
 from layerweld.merging.adamerging import AdaMerging, weighed
+from layerweld.merging.registry import METHODS
 from layerweld.model.base_model import load_base
 from layerweld.model.discover import discover_plan
 from layerweld.model.linear import weight_of
@@ -28,21 +27,26 @@ from layerweld.report.results import RunResults
 from layerweld.runtime.incidents import raising_here
 from layerweld.settings.run import RunSettings
 from layerweld.transport.coefficients import CoefficientsRequest
-from layerweld.updates.digest import digest_of_sites, first_digest
+from layerweld.updates.named_tensors import digest_of_sites, first_digest
 from layerweld.updates.update import Update
-from server.run import run as run_server
 from tests.dying_server import killed_after
-from tests.played_methods import play, settings_of, written
 from tests.random_updates import side_by_side
-from tests.tiny_sites import TinySites, make_sites
+from tests.run_methods import (
+    TARGETS,
+    killed_and_resumed,
+    run_forgetting,
+    run_methods,
+    settings_of,
+    written,
+)
+from tests.tiny_sites import TinySites, make_sites, read_samples, with_whole_models, write_samples
 
-TARGETS = ["query", "value", "output.dense"]
 CLASSES = ("no", "yes", "perhaps")
 FEW = {"adamerging.rounds": 5, "adamerging.learning-rate": 0.05, "adamerging.samples": 7}
 
 
 def with_heads(sites: TinySites) -> TinySites:
-    """A head for each site, beside its adapter; rows stay without labels."""
+    """A head for each site, beside its adapter; samples stay without labels."""
     for seed, node in enumerate(sites.nodes):
         folder = sites.folder / f"at-{node['name']}"
         folder.mkdir()
@@ -64,13 +68,13 @@ def sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
 def whole(sites: TinySites, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunResults, Path]:
     """A run that nothing disturbs: its results, and what it wrote."""
     output = tmp_path_factory.mktemp("whole") / "out"
-    return play(sites, output, "adamerging", **FEW), output
+    return run_methods(sites, output, "adamerging", **FEW), output
 
 
 def in_one_place(
     sites: TinySites, method: str, settings: RunSettings
 ) -> tuple[dict[Any, Any], Tensor]:
-    """ΔW after the same steps: dense weights, everybody's rows, autograd over the coefficients."""
+    """ΔW after the same steps: dense weights, all samples, autograd over the coefficients."""
     base = load_base(sites.base)
     tokenizer = AutoTokenizer.from_pretrained(sites.base)
     own = {
@@ -78,7 +82,7 @@ def in_one_place(
         for node in sites.nodes
     }
     plan = discover_plan(base.backbone).restricted_to({k for of in own.values() for k in of})
-    updates = weighed(method, side_by_side(own), settings.table(AdaMerging)).layers
+    updates = weighed(METHODS[method], side_by_side(own), settings.table(AdaMerging)).layers
     vectors = {
         layer: {site: update.dense() for site, update in updates[layer].items()}
         for layer in plan.layer_names
@@ -93,11 +97,11 @@ def in_one_place(
             f"{k}.weight": weight_of(base.backbone.get_submodule(k)) + v for k, v in merged.items()
         }
         for node in sites.nodes:
-            rows = read_dataset(Path(node["data"]), settings.calibration, reads_images=False)
+            data = read_dataset(Path(node["data"]), settings.calibration, reads_images=False)
             of_round = (settings.table(AdaMerging).seed << 32) + round_
-            rows = in_parcels(rows, 1).draw(settings.table(AdaMerging).samples, of_round).dataset
+            data = in_parcels(data, 1).draw(settings.table(AdaMerging).samples, of_round).dataset
             inputs = tokenizer(
-                list(rows.inputs),
+                list(data.inputs),
                 truncation=True,
                 max_length=12,
                 padding=True,
@@ -125,10 +129,10 @@ def merged_by(
 
 
 @pytest.mark.parametrize("method", ["adamerging", "adamerging++"])
-def test_the_federation_learns_what_one_process_with_all_rows_would(
+def test_the_federation_learns_what_one_process_with_all_samples_would(
     sites: TinySites, tmp_path: Path, method: str
 ) -> None:
-    results = play(sites, tmp_path / "out", method, **FEW)
+    results = run_methods(sites, tmp_path / "out", method, **FEW)
     expected, free = in_one_place(sites, method, settings_of(sites, method, **FEW))
     got = written(sites, tmp_path / "out")
     for layer, values in expected.items():
@@ -189,8 +193,8 @@ def test_lora_updates_stay_factored_and_the_merge_is_an_adapter(
 
 
 def test_no_round_is_task_arithmetic_to_the_bit(sites: TinySites, tmp_path: Path) -> None:
-    play(sites, tmp_path / "none", "adamerging", **{"adamerging.rounds": 0})
-    play(sites, tmp_path / "sum", "task-arithmetic")
+    run_methods(sites, tmp_path / "none", "adamerging", **{"adamerging.rounds": 0})
+    run_methods(sites, tmp_path / "sum", "task-arithmetic")
     learnt, summed = written(sites, tmp_path / "none"), written(sites, tmp_path / "sum")
     assert all(torch.equal(learnt[layer], summed[layer]) for layer in summed)
 
@@ -199,7 +203,7 @@ def test_the_order_of_the_sites_does_not_change_a_bit(
     sites: TinySites, whole: tuple[RunResults, Path], tmp_path: Path
 ) -> None:
     sites.nodes.reverse()
-    second = play(sites, tmp_path / "two", "adamerging", **FEW)
+    second = run_methods(sites, tmp_path / "two", "adamerging", **FEW)
     sites.nodes.reverse()
     assert second.manifest_hash == whole[0].manifest_hash
 
@@ -212,9 +216,8 @@ def test_a_run_killed_after_any_round_ends_in_the_same_bytes(
     monkeypatch: pytest.MonkeyPatch,
     after: int,
 ) -> None:
-    with killed_after(after, monkeypatch):
-        play(sites, tmp_path / "out", "adamerging", **FEW)
-    resumed = play(sites, tmp_path / "out", "adamerging", **FEW)
+    output = tmp_path / "out"
+    resumed = killed_and_resumed(sites, output, after, monkeypatch, "adamerging", **FEW)
     assert resumed.manifest_hash == whole[0].manifest_hash
     assert resumed.methods[-1].rounds == whole[0].methods[-1].rounds
     assert not list((tmp_path / "out").glob("journal*"))
@@ -224,65 +227,46 @@ def test_an_interrupted_run_is_not_resumed_with_another_learning_rate(
     sites: TinySites, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with killed_after(0, monkeypatch):
-        play(sites, tmp_path / "out", "adamerging", **FEW)
+        run_methods(sites, tmp_path / "out", "adamerging", **FEW)
     with pytest.raises(JournalError, match="interrupted run with other learning"):
-        play(sites, tmp_path / "out", "adamerging", **FEW | {"adamerging.learning-rate": 0.1})
+        run_methods(
+            sites, tmp_path / "out", "adamerging", **FEW | {"adamerging.learning-rate": 0.1}
+        )
 
 
 def test_a_site_that_lost_its_cache_gets_the_updates_again(
-    sites: TinySites,
-    whole: tuple[RunResults, Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    sites: TinySites, whole: tuple[RunResults, Path], tmp_path: Path
 ) -> None:
-    chosen = settings_of(sites, "adamerging", **FEW)
-    grid, rounds = sites.grid(chosen), []
-    answer = grid._answer
-
-    def forget(message: Message) -> Message:
-        if message.metadata.message_type == "train.entropy":
-            rounds.append(message)
-            if len(rounds) == 8:  # in the third round: a new process with an empty cache
-                coefficients._gains.cache_clear()
-                shutil.rmtree(sites.folder / "cache/runs")
-        return answer(message)
-
-    monkeypatch.setattr(grid, "_answer", forget)
-    results = run_server(grid, chosen, str(sites.base), tmp_path / "out")
+    chosen, forget = settings_of(sites, "adamerging", **FEW), coefficients._gains.cache_clear
+    in_the_third_round = 8
+    results, rounds = run_forgetting(
+        sites, chosen, tmp_path / "out", "train.entropy", in_the_third_round, forget
+    )
     assert results.manifest_hash == whole[0].manifest_hash
-    assert len(rounds) == 15 + 2  # that site, and the one after it in the same folder
+    assert rounds == 15 + 2  # that site, and the one after it in the same folder
     assert results.methods[-1].bytes_down > whole[0].methods[-1].bytes_down
 
 
 def test_sites_without_a_head_are_refused_in_the_handshake(tmp_path: Path) -> None:
     with pytest.raises(CohortError, match=r"adamerging: it needs a head .* ash has none: let the"):
-        play(make_sites(tmp_path, ["query"]), tmp_path / "out", "adamerging")
+        run_methods(make_sites(tmp_path, ["query"]), tmp_path / "out", "adamerging")
 
 
 def test_whole_models_are_weighed_as_well(tmp_path: Path) -> None:
-    sites = with_heads(make_sites(tmp_path, ["query"]))
-    for seed, node in enumerate(sites.nodes[:2]):
-        tuned = load_base(sites.base).backbone
-        torch.manual_seed(seed)
-        with torch.no_grad():
-            for parameter in tuned.parameters():
-                parameter += 0.05 * torch.randn_like(parameter)
-        shutil.rmtree(node["adapter"])
-        tuned.save_pretrained(node["adapter"])
-    results = play(sites, tmp_path / "out", "adamerging", **FEW | {"adamerging.rounds": 2})
+    sites = with_whole_models(with_heads(make_sites(tmp_path, ["query"])), 2)
+    results = run_methods(sites, tmp_path / "out", "adamerging", **FEW | {"adamerging.rounds": 2})
     assert (tmp_path / "out/model").is_dir()
     assert results.methods[-1].metrics["largest coefficient"] == pytest.approx(0.4, abs=0.01)
 
 
-def test_label_words_are_a_head_once_rows_name_the_classes(tmp_path: Path) -> None:
+def test_label_words_are_a_head_once_samples_name_the_classes(tmp_path: Path) -> None:
     sites = make_sites(tmp_path, ["q_proj", "down_proj"], "llama")
     words = {"calibration.prompt-end": " w3"}
     with pytest.raises(CohortError, match="label words need labelled samples"):
-        play(sites, tmp_path / "bare", "adamerging", **FEW | words)
+        run_methods(sites, tmp_path / "bare", "adamerging", **FEW | words)
     for node in sites.nodes:
-        rows = [json.loads(line) for line in Path(node["data"]).read_text().splitlines()]
-        labelled = [row | {"label": f"w{i % 3}"} for i, row in enumerate(rows)]
-        Path(node["data"]).write_text("\n".join(json.dumps(row) for row in labelled) + "\n")
-    results = play(sites, tmp_path / "out", "adamerging", **FEW | words)
+        samples = enumerate(read_samples(node["data"]))
+        write_samples(node["data"], [s | {"label": f"w{i % 3}"} for i, s in samples])
+    results = run_methods(sites, tmp_path / "out", "adamerging", **FEW | words)
     metrics = results.methods[-1].metrics
     assert metrics["mean entropy in the last round"] < metrics["mean entropy in the first round"]

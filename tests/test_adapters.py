@@ -10,9 +10,9 @@ from peft import IA3Config, get_peft_model
 from peft.utils.other import get_pattern_key
 
 from layerweld.errors import AdapterError
-from layerweld.formats.adapters import digest_of, read_adapter
+from layerweld.formats.adapters import digest_of, read_adapter, read_fine_tuned
 from layerweld.formats.lora_config import _REFUSED
-from layerweld.formats.task_vectors import read_fine_tuned
+from layerweld.model.base_model import BaseModel
 from layerweld.model.linear import linear_layers, updated
 from layerweld.updates.task_vector import TaskVector
 from layerweld.updates.update import DenseUpdate, LowRankUpdate
@@ -23,16 +23,10 @@ from tests.tiny_peft import (
     hidden_states,
     lora_modules,
     new_model,
-    save_base,
     train_adapter,
 )
 
 BERT_QUERY = "encoder.layer.0.attention.self.query"
-
-
-@pytest.fixture(scope="module")
-def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
-    return {f: save_base(f, tmp_path_factory.mktemp("base") / f) for f in TARGETS}
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +50,7 @@ def tensor_name(factor: str, layer: str = BERT_QUERY) -> str:
     return f"base_model.model.bert.{layer}.lora_{factor}.weight"
 
 
-VARIANTS = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "rank-stabilised": {"use_rslora": True},
     "patterns": {
@@ -74,7 +68,7 @@ VARIANTS = {
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("family", TARGETS)
 def test_updates_are_what_peft_would_add_to_the_weights(
-    family: Any, variant: Any, bases: dict[Any, Any], tmp_path: Path
+    family: Any, variant: Any, bases: dict[str, BaseModel], tmp_path: Path
 ) -> None:
     wrapped = train_adapter(
         new_model(family),
@@ -102,7 +96,7 @@ def test_the_pattern_rule_takes_the_first_key_that_ends_the_name() -> None:
 
 @pytest.mark.parametrize("family", TARGETS)
 def test_the_base_model_with_the_updates_is_the_model_of_the_site(
-    family: Any, bases: dict[Any, Any], tmp_path: Path
+    family: Any, bases: dict[str, BaseModel], tmp_path: Path
 ) -> None:
     wrapped = train_adapter(
         new_model(family), tmp_path, TARGETS[family], exclude_modules=["bert.pooler.dense"]
@@ -119,7 +113,7 @@ def test_the_base_model_with_the_updates_is_the_model_of_the_site(
     ("family", "prefix"), [("bert", "bert."), ("llama", "model."), ("gpt2", "")]
 )
 def test_the_prefix_of_a_head_class_is_found_and_stripped(
-    family: str, prefix: str, bases: dict[Any, Any], tmp_path: Path
+    family: str, prefix: str, bases: dict[str, BaseModel], tmp_path: Path
 ) -> None:
     model = new_model(family)
     train_adapter(model, tmp_path, TARGETS[family], exclude_modules=["bert.pooler.dense"])
@@ -129,14 +123,14 @@ def test_the_prefix_of_a_head_class_is_found_and_stripped(
 
 
 def test_an_adapter_of_the_backbone_alone_has_no_prefix(
-    bases: dict[Any, Any], tmp_path: Path
+    bases: dict[str, BaseModel], tmp_path: Path
 ) -> None:
     train_adapter(new_model("llama").model, tmp_path, ["q_proj"])
     assert read_adapter(tmp_path, bases["llama"]).prefix == ""
 
 
 def test_all_linear_reads_every_layer_of_the_backbone(
-    bases: dict[Any, Any], tmp_path: Path
+    bases: dict[str, BaseModel], tmp_path: Path
 ) -> None:
     train_adapter(new_model("llama"), tmp_path, "all-linear", task_type="CAUSAL_LM")
     updates = read_adapter(tmp_path, bases["llama"]).task_vector.updates
@@ -146,7 +140,7 @@ def test_all_linear_reads_every_layer_of_the_backbone(
 
 
 def test_factors_are_float32_and_the_head_stays_at_the_site(
-    folder: Path, bases: dict[Any, Any]
+    folder: Path, bases: dict[str, BaseModel]
 ) -> None:
     def halve(tensors: Any) -> None:
         assert any("classifier" in name for name in tensors)
@@ -161,7 +155,7 @@ def test_factors_are_float32_and_the_head_stays_at_the_site(
 
 
 def test_the_digest_is_of_what_was_learnt_and_not_of_how_it_was_written(
-    folder: Path, bases: dict[Any, Any]
+    folder: Path, bases: dict[str, BaseModel]
 ) -> None:
     before = read_adapter(folder, bases["bert"]).digest
     config = json.loads((folder / "adapter_config.json").read_text())
@@ -201,7 +195,7 @@ REFUSED_VALUES = {
 
 @pytest.mark.parametrize("setting", REFUSED_VALUES)
 def test_a_variant_that_changes_the_mathematics_is_refused_by_name(
-    setting: Any, folder: Path, bases: dict[Any, Any]
+    setting: Any, folder: Path, bases: dict[str, BaseModel]
 ) -> None:
     edit_config(folder, **{setting: REFUSED_VALUES[setting]})
     with pytest.raises(AdapterError, match=rf"`{setting}`.*instead") as caught:
@@ -215,7 +209,7 @@ def test_every_refused_variant_has_a_test() -> None:
 
 @pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "olora", "corda", "loftq", "lora_ga"])
 def test_an_initialisation_that_changes_the_base_is_refused(
-    start: str, folder: Path, bases: dict[Any, Any]
+    start: str, folder: Path, bases: dict[str, BaseModel]
 ) -> None:
     edit_config(folder, init_lora_weights=start)
     with pytest.raises(AdapterError, match="path_initial_model_for_weight_conversion"):
@@ -240,7 +234,7 @@ def test_an_initialisation_that_changes_the_base_is_refused(
     ],
 )
 def test_a_configuration_that_does_not_fit_says_what_to_do(
-    entries: Any, remedy: str, folder: Path, bases: dict[Any, Any]
+    entries: Any, remedy: str, folder: Path, bases: dict[str, BaseModel]
 ) -> None:
     edit_config(folder, **entries)
     with pytest.raises(AdapterError, match=remedy):
@@ -278,7 +272,7 @@ TENSOR_FAULTS = {
 
 @pytest.mark.parametrize("fault", TENSOR_FAULTS)
 def test_a_tensor_that_does_not_fit_is_named_with_the_way_out(
-    fault: Any, folder: Path, bases: dict[Any, Any]
+    fault: Any, folder: Path, bases: dict[str, BaseModel]
 ) -> None:
     change, remedy = TENSOR_FAULTS[fault]
     edit_tensors(weights(folder), change)
@@ -287,12 +281,14 @@ def test_a_tensor_that_does_not_fit_is_named_with_the_way_out(
     assert "\n" not in str(caught.value)
 
 
-def test_an_adapter_of_another_base_model_is_refused(folder: Path, bases: dict[Any, Any]) -> None:
+def test_an_adapter_of_another_base_model_is_refused(
+    folder: Path, bases: dict[str, BaseModel]
+) -> None:
     with pytest.raises(AdapterError, match="check that the site started from this base model"):
         read_adapter(folder, bases["llama"])
 
 
-def test_a_missing_pair_is_refused(folder: Path, bases: dict[Any, Any]) -> None:
+def test_a_missing_pair_is_refused(folder: Path, bases: dict[str, BaseModel]) -> None:
     def drop(tensors: Any) -> None:
         del tensors[tensor_name("A")], tensors[tensor_name("B")]
 
@@ -303,14 +299,14 @@ def test_a_missing_pair_is_refused(folder: Path, bases: dict[Any, Any]) -> None:
 
 @pytest.mark.parametrize("kept", [0, 5, 300, 2000])
 def test_a_file_that_was_cut_short_names_its_folder(
-    kept: int, folder: Path, bases: dict[Any, Any]
+    kept: int, folder: Path, bases: dict[str, BaseModel]
 ) -> None:
     weights(folder).write_bytes(weights(folder).read_bytes()[:kept])
     with pytest.raises(AdapterError, match=f"{folder}.*copy or save the adapter again"):
         read_adapter(folder, bases["bert"])
 
 
-def test_pickled_weights_are_never_opened(folder: Path, bases: dict[Any, Any]) -> None:
+def test_pickled_weights_are_never_opened(folder: Path, bases: dict[str, BaseModel]) -> None:
     weights(folder).rename(folder / "adapter_model.bin")
     with pytest.raises(AdapterError, match=r"convert it where you trust it: .*save_pretrained"):
         read_adapter(folder, bases["bert"])
@@ -321,14 +317,16 @@ def test_pickled_weights_are_never_opened(folder: Path, bases: dict[Any, Any]) -
 
 @pytest.mark.parametrize("text", ["{", "[]", "\ufeff", ""])
 def test_an_unreadable_configuration_is_refused(
-    text: str, folder: Path, bases: dict[Any, Any]
+    text: str, folder: Path, bases: dict[str, BaseModel]
 ) -> None:
     (folder / "adapter_config.json").write_text(text)
     with pytest.raises(AdapterError, match="save the adapter again"):
         read_adapter(folder, bases["bert"])
 
 
-def test_another_peft_method_is_refused_by_name(bases: dict[Any, Any], tmp_path: Path) -> None:
+def test_another_peft_method_is_refused_by_name(
+    bases: dict[str, BaseModel], tmp_path: Path
+) -> None:
     config = IA3Config(target_modules=["query"], feedforward_modules=[])
     get_peft_model(new_model("bert"), config).save_pretrained(tmp_path)
     with pytest.raises(AdapterError, match=r"'IA3'.*merge_and_unload"):
@@ -336,21 +334,21 @@ def test_another_peft_method_is_refused_by_name(bases: dict[Any, Any], tmp_path:
 
 
 def test_the_name_of_the_base_model_is_information_only(
-    folder: Path, bases: dict[Any, Any]
+    folder: Path, bases: dict[str, BaseModel]
 ) -> None:
     edit_config(folder, base_model_name_or_path="/nowhere/else", revision="v2")
     read_adapter(folder, bases["bert"])
 
 
 def test_a_folder_that_is_neither_adapter_nor_model_is_refused(
-    tmp_path: Path, bases: dict[Any, Any]
+    tmp_path: Path, bases: dict[str, BaseModel]
 ) -> None:
     with pytest.raises(AdapterError, match=r"folder that `save_pretrained` wrote"):
         read_fine_tuned(tmp_path / "nothing", bases["bert"])
 
 
 def test_an_adapter_is_told_from_a_model_by_its_configuration(
-    folder: Path, bases: dict[Any, Any]
+    folder: Path, bases: dict[str, BaseModel]
 ) -> None:
     expected = read_adapter(folder, bases["bert"])
     assert read_fine_tuned(str(folder), bases["bert"]).digest == expected.digest

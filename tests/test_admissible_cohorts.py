@@ -15,11 +15,11 @@ from layerweld.merging.one_round import MergeMethod
 from layerweld.merging.registry import METHODS
 from layerweld.transport.site_info import SiteInfo
 from layerweld.updates.shared_factor import digest_of_factors
-from layerweld.updates.update import DenseUpdate, LowRankUpdate
+from layerweld.updates.update import DenseUpdate, LowRankUpdate, Update
 from server.handshake import check_layers
 from server.requirements import problem_with
 from tests.random_updates import side_by_side
-from tests.stub_sites import NAMES, PLAN, introduction_of, settings
+from tests.stub_sites import NAMES, PLAN, settings, site_info_of
 
 SHAPES = {s.name: (s.d_out, g.d_in) for g in PLAN.groups for s in g.layers}
 FROM_UPDATES = [m for m in METHODS.values() if m.kind is UPDATES]
@@ -39,16 +39,16 @@ def claimed(draw: Random, name: str, usual: tuple[tuple[str, ...], tuple[int, ..
         ranks = tuple(draw.randint(1, 4) for _ in layers)
         if draw.random() < 0.3:
             ranks = tuple(draw.choice((0, rank)) for rank in ranks)
-    return replace(introduction_of(name), kind=kind, layers=layers, ranks=ranks)
+    return replace(site_info_of(name), kind=kind, layers=layers, ranks=ranks)
 
 
-def sent(draw: Random, introduction: SiteInfo, shared: bool) -> dict[Any, DenseUpdate]:
+def sent(draw: Random, site_info: SiteInfo, shared: bool) -> dict[str, Update]:
     """Updates of the shapes that the introduction leads the server to expect, zeros among them."""
     generator = torch.Generator().manual_seed(9 if shared else draw.randrange(2**32))
     own = torch.Generator().manual_seed(draw.randrange(2**32))
     size = draw.choice((0.0, 1e-20, 1.0, 1.0, 1.0))
-    updates = {}
-    for layer, rank in zip(introduction.layers, introduction.ranks, strict=True):
+    updates: dict[str, Update] = {}
+    for layer, rank in zip(site_info.layers, site_info.ranks, strict=True):
         d_out, d_in = SHAPES[layer]
         if rank == 0:
             updates[layer] = DenseUpdate(size * torch.randn(d_out, d_in, generator=own))
@@ -57,7 +57,7 @@ def sent(draw: Random, introduction: SiteInfo, shared: bool) -> dict[Any, DenseU
             left = size * torch.randn(d_out, rank, generator=own)
             if draw.random() < 0.2:  # a product of zero, of factors that are not
                 left[:, 1:], right[0] = 0, 0
-            updates[layer] = LowRankUpdate(left, right)  # type: ignore[assignment]
+            updates[layer] = LowRankUpdate(left, right)
     return updates
 
 
@@ -68,18 +68,18 @@ def drawn_cohort(draw: Random) -> dict[str, tuple[Any, ...]]:
     shared = draw.random() < 0.5
     cohort = {}
     for name in NAMES:
-        introduction = claimed(draw, name, usual)
+        site_info = claimed(draw, name, usual)
         try:
-            check_layers(introduction, PLAN, "")
+            check_layers(site_info, PLAN, "")
         except CohortError:
             continue
-        updates = sent(draw, introduction, shared)
-        cohort[name] = replace(introduction, factors=digest_of_factors(updates)), updates
+        updates = sent(draw, site_info, shared)
+        cohort[name] = replace(site_info, factors=digest_of_factors(updates)), updates
     return cohort
 
 
 @pytest.mark.parametrize("seed", range(60))
-def test_no_method_that_the_handshake_lets_play_fails_on_what_the_sites_send(
+def test_no_method_that_the_handshake_lets_run_fails_on_what_the_sites_send(
     seed: int, one_thread: None
 ) -> None:
     draw = random.Random(seed)
@@ -100,14 +100,15 @@ def test_no_method_that_the_handshake_lets_play_fails_on_what_the_sites_send(
             assert torch.isfinite(update.dense()).all(), method.name
 
 
-def test_the_cohorts_above_are_of_every_kind_and_let_every_method_play(one_thread: None) -> None:
-    played, kinds = Counter(), Counter()
+def test_the_cohorts_above_are_of_every_kind_and_let_every_method_run(one_thread: None) -> None:
+    runs: Counter[str] = Counter()
+    kinds: Counter[str] = Counter()
     for seed in range(60):
         cohort = drawn_cohort(random.Random(seed))
         site_infos = tuple(one for one, _ in cohort.values())
         kinds.update("/".join(sorted(one.kind for one in site_infos)).split("/"))
         for method in FROM_UPDATES:
             if site_infos and not problem_with(method, settings(), site_infos):
-                played[method.name] += 1
+                runs[method.name] += 1
     assert {"lora", "full", "none"} <= kinds.keys()
-    assert played.keys() == {method.name for method in FROM_UPDATES}
+    assert runs.keys() == {method.name for method in FROM_UPDATES}

@@ -31,7 +31,7 @@ def test_each_row_of_the_ablation_adds_one_part() -> None:
     assert made[-1].merge == RunSettings().merge
 
 
-def test_a_row_of_the_ablation_is_played_with_its_own_samples(
+def test_a_row_of_the_ablation_is_run_with_its_own_samples(
     sites: TinySites, settings: RunSettings
 ) -> None:
     row = ablation.table_row(ablation.SAMPLES[0], settings, sites.nodes, [0])

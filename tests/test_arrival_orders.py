@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 
 from layerweld.settings.run import RunSettings
 from layerweld.transport.statistics import StatisticsReply
 from server import in_process
+from server.in_process import InProcessGrid
 from strategies import notices, poll
 from strategies.merge_strategy import MergeStrategy
-from tests.faulty_grid import Clock, InProcessGrid, handing_over, with_content
+from tests.faulty_grid import Clock, handing_over, with_content
 from tests.stub_sites import NAMES, RUN, RecordedApp, StubApp, digest_of, new_chain, settings
 
 ORDERS = int(os.environ.get("LAYERWELD_ARRIVAL_ORDERS", "1000"))
@@ -47,8 +48,10 @@ class ShufflingGrid(InProcessGrid):
         self._clock = clock
         self._random = random.Random(seed)
         self._others = others
-        self.past = {}  # contents of good replies, by node
-        self._coming = {}  # arrival time and reply, by message id
+        self.past: dict[int, list[RecordDict]] = {}  # contents of good replies, by node
+        self._coming: dict[
+            str, list[tuple[float, Message]]
+        ] = {}  # arrival time and reply, by message id
         self.arrived = 0
 
     def push_messages(self, messages: Any) -> list[str]:
@@ -94,7 +97,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
     torch.set_num_threads(before)
 
 
-def play(
+def run(
     grid: ShufflingGrid | InProcessGrid, chosen: RunSettings, method: str, run: str = RUN
 ) -> MergeStrategy:
     chain = new_chain(chosen, method)
@@ -106,15 +109,15 @@ def play(
 class ElsewhereApp(StubApp):
     """The same sites in another run, where they had one token more."""
 
-    def answer(self, name: str, message: Message) -> StatisticsReply:
-        answer = super().answer(name, message)
-        more = (replace(one, num_tokens=one.num_tokens + 1) for one in answer.statistics)
-        return replace(answer, statistics=tuple(more))
+    def reply(self, name: str, message: Message) -> StatisticsReply:
+        reply = super().reply(name, message)
+        more = (replace(one, num_tokens=one.num_tokens + 1) for one in reply.statistics)
+        return replace(reply, statistics=tuple(more))
 
 
 def replies_to_another_run(chosen: RunSettings, clock: Clock, method: str) -> dict[Any, Any]:
     grid = ShufflingGrid(ElsewhereApp(), chosen, clock, 0, {})
-    play(grid, chosen, method, OTHER_RUN)
+    run(grid, chosen, method, OTHER_RUN)
     return {name: grid.past[node] for node, name in enumerate(NAMES, start=1)}
 
 
@@ -123,12 +126,14 @@ def test_no_order_of_arrival_changes_a_bit_and_every_surplus_reply_is_counted(
     method: str, clock: Clock
 ) -> None:
     chosen = settings()
-    whole = digest_of(play(InProcessGrid(RecordedApp({}), NODES, chosen), chosen, method))
+    whole = digest_of(run(InProcessGrid(RecordedApp({}), NODES, chosen), chosen, method))
     others = replies_to_another_run(chosen, clock, method)
-    recording, ignored, arrived = {}, Counter(), 0
+    recording: dict[Any, Any] = {}
+    ignored: Counter[str] = Counter()
+    arrived = 0
     for seed in range(ORDERS // 2):
         grid = ShufflingGrid(RecordedApp(recording), chosen, clock, seed, others)
-        chain = play(grid, chosen, method)
+        chain = run(grid, chosen, method)
         assert digest_of(chain) == whole, f"seed {seed}"
         used = len(chain.rounds.groups) * len(NAMES)  # type: ignore[attr-defined]
         assert chain.cohort.ignored.total() == grid.arrived - used, f"seed {seed}"

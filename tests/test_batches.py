@@ -1,4 +1,4 @@
-"""What is between rows and scores beside the model: batches, heads, accuracy."""
+"""What is between samples and scores beside the model: batches, heads, accuracy."""
 
 import shutil
 from pathlib import Path
@@ -18,28 +18,18 @@ from client.training.heads import ClassifierHead, load_head
 from layerweld.errors import AdapterError, ConfigError, DataError
 from layerweld.model.base_model import BaseModel
 from layerweld.settings.run import EvaluateSettings
-from tests.tiny_encoders import ROWS, save_image_base, save_text_base
+from tests.tiny_encoders import DATASET
 
 EVALUATE = EvaluateSettings(batch_size=5)
 
 
-@pytest.fixture(scope="module")
-def text_base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
-    return save_text_base(tmp_path_factory.mktemp("bert"))
-
-
-@pytest.fixture(scope="module")
-def image_base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
-    return save_image_base(tmp_path_factory.mktemp("vit"))
-
-
 def test_padding_and_batch_size_do_not_change_the_logits(text_base: BaseModel) -> None:
     torch.manual_seed(0)
-    head = ClassifierHead(text_base.d_model, ROWS.classes)
-    rows = make_dataset(["warm", "the cold is very blue", "a red"], None)
+    head = ClassifierHead(text_base.d_model, DATASET.classes)
+    dataset = make_dataset(["warm", "the cold is very blue", "a red"], None)
 
     def logits(batch_size: int) -> Tensor:
-        made = list(batches(rows, Preprocessor(text_base, 16), batch_size))
+        made = list(batches(dataset, Preprocessor(text_base, 16), batch_size))
         states = [text_base.backbone(**batch).last_hidden_state for batch in made]
         pairs = zip(states, made, strict=True)
         return torch.cat([head(state, batch["attention_mask"]) for state, batch in pairs])
@@ -61,9 +51,9 @@ def test_batches_of_like_length_hold_every_text_once_and_little_padding(
 
 
 def test_texts_are_cut_at_the_shorter_of_setting_and_model(text_base: BaseModel) -> None:
-    rows = make_dataset(["a " * 40], None)
+    dataset = make_dataset(["a " * 40], None)
     lengths = [
-        next(batches(rows, Preprocessor(text_base, length), 1))["input_ids"].shape[1]
+        next(batches(dataset, Preprocessor(text_base, length), 1))["input_ids"].shape[1]
         for length in (4, 99)
     ]
     assert lengths == [4, 16]
@@ -108,26 +98,27 @@ def test_a_head_that_is_missing_or_damaged_is_an_error(tmp_path: Path) -> None:
 
 
 def test_accuracy_matches_classes_by_name_not_by_position(text_base: BaseModel) -> None:
-    head = ClassifierHead(text_base.d_model, ["air", *ROWS.classes])
+    head = ClassifierHead(text_base.d_model, ["air", *DATASET.classes])
     everything_is_ice = torch.tensor([0.0, 0.0, 99.0])
     head.linear.weight.data.zero_()
     head.linear.bias.data = everything_is_ice
-    share = ROWS.labels.count(1) / len(ROWS)
-    assert accuracy(text_base, head, ROWS, EVALUATE) == (pytest.approx(share), len(ROWS))  # type: ignore[comparison-overlap]
+    assert DATASET.labels
+    share = DATASET.labels.count(1) / len(DATASET)
+    assert accuracy(text_base, head, DATASET, EVALUATE) == (pytest.approx(share), len(DATASET))  # type: ignore[comparison-overlap]
 
 
 @pytest.mark.parametrize(
-    ("rows", "remedy"),
+    ("dataset", "remedy"),
     [
         (make_dataset(["a"], None), r"evaluate\.enabled = false"),
         (make_dataset(["a"], ["steam"]), "train on such samples too"),
     ],
 )
-def test_rows_that_cannot_be_scored_are_an_error(
-    text_base: BaseModel, rows: Any, remedy: str
+def test_samples_that_cannot_be_scored_are_an_error(
+    text_base: BaseModel, dataset: Any, remedy: str
 ) -> None:
     with pytest.raises(DataError, match=remedy):
-        accuracy(text_base, ClassifierHead(text_base.d_model, ROWS.classes), rows, EVALUATE)
+        accuracy(text_base, ClassifierHead(text_base.d_model, DATASET.classes), dataset, EVALUATE)
 
 
 def test_a_token_without_an_embedding_is_named_and_never_looked_up(

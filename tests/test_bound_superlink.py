@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from fastapi.testclient import TestClient
-from flwr.app import ArrayRecord, Message, Metadata, RecordDict
+from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.app.message import remove_content_from_message
 from flwr.common.constant import NOOP_ACCOUNT_NAME, NOOP_FLWR_AID, SUPERLINK_NODE_ID
 from flwr.common.serde import message_to_proto
@@ -44,7 +44,7 @@ class SuperLink:
     """Flower's own in this process, with two registered sites and a run that has begun."""
 
     def __init__(self, folder: Path) -> None:
-        config = SimpleNamespace(
+        config: Any = SimpleNamespace(
             simulation=False,
             database=str(folder / "state.db"),
             superexec_auth_secret=None,
@@ -56,7 +56,7 @@ class SuperLink:
             enable_supernode_auth=True,
         )
         lifespan = SimpleNamespace(startup=lambda: None, shutdown=lambda: None)
-        app = create_app(config, lambda *_: lifespan)
+        app = create_app(config, lambda *_: lifespan)  # type: ignore[arg-type]
         self.client = TestClient(app, raise_server_exceptions=False)
         self.state = app.state.linkstate_factory.state()
         self.signs = dict(self._register() for _ in range(2))
@@ -104,10 +104,10 @@ class SuperLink:
         return message, set(objects)
 
     def pulled(self, node: Any) -> Any:
-        answer = self.call(
+        response = self.call(
             node, "pull-messages", fleet_pb2.PullMessagesRequest(node=Node(node_id=node))
         )
-        return fleet_pb2.PullMessagesResponse.FromString(answer.content).messages_list
+        return fleet_pb2.PullMessagesResponse.FromString(response.content).messages_list
 
     def push(
         self, caller: Any, metadata: Any, tree: ObjectTree | None = None, **changed: Any
@@ -134,7 +134,7 @@ def test_flowers_own_replies_come_without_their_content(superlink: SuperLink) ->
 
 def reply_to(
     message: Message, caller: Any
-) -> tuple[Metadata, ObjectTree, dict[str, InflatableObject]]:
+) -> tuple[message_pb2.Metadata, ObjectTree, dict[str, InflatableObject]]:
     """A reply as the SuperNode of ``caller`` sends it: its metadata, tree and objects."""
     reply = Message(RecordDict({"y": ArrayRecord([np.ones(2)])}), reply_to=message)
     reply.metadata.__dict__["_src_node_id"] = caller
@@ -160,19 +160,19 @@ def test_a_site_pulls_what_it_was_asked_and_pushes_its_reply(superlink: SuperLin
     node = Node(node_id=superlink.ash)
     for name in objects:
         pull = message_pb2.PullObjectRequest(node=node, run_id=superlink.run, object_id=name)
-        answer = superlink.call(superlink.ash, "pull-object", pull)
-        assert message_pb2.PullObjectResponse.FromString(answer.content).object_available
+        response = superlink.call(superlink.ash, "pull-object", pull)
+        assert message_pb2.PullObjectResponse.FromString(response.content).object_available
     metadata, tree, own = reply_to(message, superlink.ash)
-    answer = superlink.push(superlink.ash, metadata, tree)
-    pushed = fleet_pb2.PushMessagesResponse.FromString(answer.content)
+    response = superlink.push(superlink.ash, metadata, tree)
+    pushed = fleet_pb2.PushMessagesResponse.FromString(response.content)
     assert set(pushed.objects_to_push) == set(own)
     for name, held in own.items():
         push = message_pb2.PushObjectRequest(
             node=node, run_id=superlink.run, object_id=name, object_content=held.deflate(),
             session_id=pushed.session_id,
         )  # fmt: skip
-        answer = superlink.call(superlink.ash, "push-object", push)
-        assert message_pb2.PushObjectResponse.FromString(answer.content).stored
+        response = superlink.call(superlink.ash, "push-object", push)
+        assert message_pb2.PushObjectResponse.FromString(response.content).stored
     received = message_pb2.ConfirmMessageReceivedRequest(
         node=node, run_id=superlink.run, message_object_id=message.object_id
     )
@@ -209,11 +209,11 @@ def test_no_site_speaks_in_anothers_name(superlink: SuperLink, count: int) -> No
         if tuple(changed.values()) == honest:
             continue
         tried += 1
-        answer = superlink.push(superlink.ash, metadata, tree, **changed)
+        response = superlink.push(superlink.ash, metadata, tree, **changed)
         pushed = fleet_pb2.PushMessagesResponse.FromString(
-            answer.content if answer.status_code == 200 else b""
+            response.content if response.status_code == 200 else b""
         )
-        assert answer.status_code < 500, changed
+        assert response.status_code < 500, changed
         assert not pushed.objects_to_push, changed
     assert [one.metadata.message_id for one in superlink.pulled(superlink.birch)] == [
         _other.object_id
@@ -245,8 +245,8 @@ def test_an_object_without_the_session_of_its_reply_is_refused(superlink: SuperL
         )  # fmt: skip
         assert superlink.call(superlink.ash, "push-object", push).status_code == 403
         push.session_id = "00000000-0000-4000-8000-000000000000"
-        answer = superlink.call(superlink.ash, "push-object", push)
-        assert not message_pb2.PushObjectResponse.FromString(answer.content).stored
+        response = superlink.call(superlink.ash, "push-object", push)
+        assert not message_pb2.PushObjectResponse.FromString(response.content).stored
 
 
 def test_a_name_that_is_no_hash_reaches_no_log(
@@ -292,16 +292,16 @@ def test_objects_that_are_not_what_they_are_called_are_the_callers_fault(
     )
     for wrong in (twice, unnamed):
         assert superlink.push(superlink.ash, metadata, wrong).status_code == 400
-    answer = superlink.push(superlink.ash, metadata, tree)
-    session = fleet_pb2.PushMessagesResponse.FromString(answer.content).session_id
+    response = superlink.push(superlink.ash, metadata, tree)
+    session = fleet_pb2.PushMessagesResponse.FromString(response.content).session_id
     for name, held in own.items():
         for content in (b"", b"x", held.deflate() + b"x"):
             push = message_pb2.PushObjectRequest(
                 node=Node(node_id=superlink.ash), run_id=superlink.run, object_id=name,
                 object_content=content, session_id=session,
             )  # fmt: skip
-            answer = superlink.call(superlink.ash, "push-object", push)
-            assert not message_pb2.PushObjectResponse.FromString(answer.content).stored
+            response = superlink.call(superlink.ash, "push-object", push)
+            assert not message_pb2.PushObjectResponse.FromString(response.content).stored
 
 
 def test_another_nodes_number_is_refused_by_the_key(superlink: SuperLink) -> None:
@@ -347,5 +347,5 @@ def test_no_body_of_a_registered_site_is_an_error_of_the_superlink(
         body = bytearray(request.SerializeToString())  # type: ignore[attr-defined]
         for _ in range(draw.randrange(4)):
             body[draw.randrange(len(body))] = draw.randrange(256)
-        answer = superlink.call(superlink.ash, path, bytes(body[: draw.randint(1, len(body))]))
-        assert answer.status_code < 500, (path, bytes(body), answer.text)
+        response = superlink.call(superlink.ash, path, bytes(body[: draw.randint(1, len(body))]))
+        assert response.status_code < 500, (path, bytes(body), response.text)

@@ -151,7 +151,7 @@ class TestOwnAuthority:
     def test_a_coordinator_that_is_up_renews_by_itself_and_starts_what_uses_it_again(
         self, fed: Path, days_later: Callable[..., None]
     ) -> None:
-        said = []
+        said: list[str] = []
         assert tend(open_coordinator(fed), said.append) == set()
         days_later(SERVER - 5)
         assert tend(open_coordinator(fed), said.append) == {"gateway", "superlink"}

@@ -1,4 +1,4 @@
-"""The chain, played through Flower's messages, against a slow implementation of the formulas."""
+"""The chain, run through Flower's messages, against a slow implementation of the formulas."""
 
 import json
 from dataclasses import replace
@@ -11,10 +11,11 @@ import torch
 from flwr.app import ArrayRecord
 from peft import PeftModel
 from safetensors import safe_open
+from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
 from layerweld.errors import OutputError
-from layerweld.formats.task_vectors import read_fine_tuned
+from layerweld.formats.adapters import read_fine_tuned
 from layerweld.model.base_model import load_base
 from layerweld.model.discover import discover_plan
 from layerweld.model.linear import updated, weight_of
@@ -23,17 +24,11 @@ from layerweld.updates.named_tensors import update_tensors
 from layerweld.updates.update import DenseUpdate
 from server import federation
 from server.journal import RunJournal
-from server.run import run as run_server
 from strategies import ChainOfMerges
 from strategies.other_params import OtherParams
 from tests.dying_server import killed_after
 from tests.tiny_peft import new_model
-from tests.tiny_sites import BERT_LAYERS, TinySites, make_sites
-
-
-@pytest.fixture(scope="module")
-def bert_sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
-    return make_sites(tmp_path_factory.mktemp("bert"), BERT_LAYERS)
+from tests.tiny_sites import TinySites, make_sites, read_samples, write_samples
 
 
 def merged_updates(output: Path) -> dict[Any, Any]:
@@ -61,8 +56,7 @@ class Reference:
                 layer: update.dense().double()
                 for layer, update in adapter.task_vector.updates.items()
             }
-            with open(node["data"]) as file:
-                texts = [json.loads(line)["text"] for line in file]
+            texts = [sample["text"] for sample in read_samples(node["data"])]
             self.batches[node["name"]] = tokenizer(
                 texts, padding=True, truncation=True, max_length=12, return_tensors="pt"
             )
@@ -109,10 +103,9 @@ class Reference:
         grams = {site: gram * mask for site, gram in grams.items()}
         s = sum(omega[i] * grams[i] for i in grams)
         lam = ridge * s.trace() / d
-        merged = {}
+        merged: dict[str, Tensor] = {}
         for layer in (shape.name for shape in group.layers):
-            own = {i: self.updates[i].get(layer) for i in grams}
-            own = {i: u for i, u in own.items() if u is not None}
+            own = {i: self.updates[i][layer] for i in grams if layer in self.updates[i]}
             if not own:
                 continue
             r = sum(omega[i] * u @ grams[i] for i, u in own.items())
@@ -137,7 +130,7 @@ class Reference:
             steps = [self.plan.groups_of_block(b) for b in range(len(self.plan.blocks))]  # type: ignore[misc]
         else:
             steps = [groups] * (1 if granularity == "model" else rounds)  # type: ignore[list-item]
-        merged = {}
+        merged: dict[str, Tensor] = {}
         for number, step in enumerate(steps):
             names = {shape.name for group in step for shape in group.layers}
             in_place = {}
@@ -145,7 +138,7 @@ class Reference:
                 own = {n: u for n, u in self.updates[site].items() if n in names}
                 jacobi = granularity == "jacobi" and number > 0
                 in_place[site] = merged if jacobi else {**merged, **own}
-            solved = {}
+            solved: dict[str, Tensor] = {}
             for group in step:
                 grams = {
                     site: self.gram(self.inputs(site, group, in_place[site]), normalization)
@@ -171,7 +164,7 @@ SETTINGS = [
 def test_the_merge_is_what_the_formulas_say(
     bert_sites: TinySites, tmp_path: Path, merge: Any
 ) -> None:
-    bert_sites.play(tmp_path / "out", **merge)
+    bert_sites.run(tmp_path / "out", **merge)
     reference = Reference(bert_sites)
     expected = reference.chain(**merge)
     got = merged_updates(tmp_path / "out")
@@ -182,7 +175,7 @@ def test_the_merge_is_what_the_formulas_say(
 
 def test_a_llama_with_grouped_query_attention_is_merged_too(tmp_path: Path) -> None:
     sites = make_sites(tmp_path, ["q_proj", "v_proj", "o_proj", "down_proj"], family="llama")
-    sites.play(tmp_path / "out")
+    sites.run(tmp_path / "out")
     with safe_open(tmp_path / "out/adapter/adapter_model.safetensors", "pt") as file:
         names = list(file.keys())
     assert any(
@@ -194,8 +187,8 @@ def test_a_llama_with_grouped_query_attention_is_merged_too(tmp_path: Path) -> N
 def test_dense_products_give_the_weights_of_factored_ones(
     bert_sites: TinySites, tmp_path: Path
 ) -> None:
-    bert_sites.play(tmp_path / "factored")
-    bert_sites.play(tmp_path / "dense", products="dense")
+    bert_sites.run(tmp_path / "factored")
+    bert_sites.run(tmp_path / "dense", products="dense")
     base = load_base(bert_sites.base)
     factored = merged_updates(tmp_path / "factored")
     dense = AutoModel.from_pretrained(tmp_path / "dense/model")
@@ -222,9 +215,9 @@ def test_fully_fine_tuned_sites_that_agree_merge_to_themselves(
     bert_sites: TinySites, tmp_path: Path
 ) -> None:
     sites, tuned = fully_fine_tuned(bert_sites, tmp_path / "tuned")
-    sites.play(tmp_path / "out", ridge=1e-9)
+    sites.run(tmp_path / "out", ridge=1e-9)
     merged = AutoModel.from_pretrained(tmp_path / "out/model", add_pooling_layer=False).eval()
-    # Equal on what the sites' rows excite; elsewhere the ridge keeps the base model's weights.
+    # Equal on what the sites' samples excite; elsewhere the ridge keeps the base model's weights.
     for batch in Reference(bert_sites).batches.values():
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
         with torch.no_grad():
@@ -236,7 +229,7 @@ def test_fully_fine_tuned_sites_that_agree_merge_to_themselves(
 def test_compressed_ranks_and_their_errors_are_in_the_manifest(
     bert_sites: TinySites, tmp_path: Path
 ) -> None:
-    bert_sites.play(tmp_path / "out", rank=4)
+    bert_sites.run(tmp_path / "out", rank=4)
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
     assert all(0 < group["compression_error"] < 1 for group in manifest["groups"])
     with safe_open(tmp_path / "out/adapter/adapter_model.safetensors", "pt") as file:
@@ -247,14 +240,14 @@ def test_compressed_ranks_and_their_errors_are_in_the_manifest(
 def test_the_order_of_the_sites_does_not_change_a_bit(
     bert_sites: TinySites, tmp_path: Path
 ) -> None:
-    first = bert_sites.play(tmp_path / "one")
+    first = bert_sites.run(tmp_path / "one")
     bert_sites.nodes.reverse()
-    second = bert_sites.play(tmp_path / "two")
+    second = bert_sites.run(tmp_path / "two")
     bert_sites.nodes.reverse()
     assert first.manifest_hash == second.manifest_hash
 
 
-def test_flowers_own_start_plays_the_same_chain(bert_sites: TinySites, tmp_path: Path) -> None:
+def test_flowers_own_start_runs_the_same_chain(bert_sites: TinySites, tmp_path: Path) -> None:
     journal = RunJournal(tmp_path / "journal")
     settings = bert_sites.settings()
     grid = bert_sites.grid(settings)
@@ -287,7 +280,7 @@ def test_flowers_own_start_plays_the_same_chain(bert_sites: TinySites, tmp_path:
 def test_an_output_folder_in_use_is_left_alone(bert_sites: TinySites, tmp_path: Path) -> None:
     (tmp_path / "letter.txt").write_text("mine")
     with pytest.raises(OutputError, match=r"letter\.txt"):
-        bert_sites.play(tmp_path)
+        bert_sites.run(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["letter.txt"]
 
 
@@ -296,7 +289,7 @@ def test_every_group_of_the_chain_measures_behind_the_one_before(
 ) -> None:
     manifest_of = {}
     for name in ("one", "two"):
-        bert_sites.play(tmp_path / name)
+        bert_sites.run(tmp_path / name)
         manifest_of[name] = json.loads((tmp_path / name / "manifest.json").read_text())
     steps = [group["step"] for group in manifest_of["one"]["groups"]]
     assert all(later == earlier + 1 for earlier, later in pairwise(steps))
@@ -307,34 +300,32 @@ def test_a_resumed_run_keeps_the_other_params_its_steps_were_measured_behind(
     bert_sites: TinySites, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sites, _ = fully_fine_tuned(bert_sites, tmp_path / "tuned")
-    whole = sites.play(tmp_path / "whole")
+    whole = sites.run(tmp_path / "whole")
     with killed_after(2, monkeypatch):
-        sites.play(tmp_path / "out")
+        sites.run(tmp_path / "out")
     monkeypatch.setattr(OtherParams, "round_at", lambda *_: pytest.fail("asked for it again"))
-    assert sites.play(tmp_path / "out").manifest_hash == whole.manifest_hash
+    assert sites.run(tmp_path / "out").manifest_hash == whole.manifest_hash
 
 
 def test_sites_without_adapters_fine_tune_first(bert_sites: TinySites, tmp_path: Path) -> None:
     nodes = []
     for node in bert_sites.nodes:
-        rows = [json.loads(line) for line in Path(node["data"]).read_text().splitlines()]
-        labelled = [row | {"label": i % 2} for i, row in enumerate(rows)]
-        data = tmp_path / f"{node['name']}.jsonl"
-        data.write_text("\n".join(map(json.dumps, labelled)))
+        data, samples = tmp_path / f"{node['name']}.jsonl", enumerate(read_samples(node["data"]))
+        write_samples(data, [s | {"label": i % 2} for i, s in samples])
         nodes.append({"name": node["name"], "data": str(data), "held-out": str(data)})
     sites = replace(bert_sites, nodes=nodes, folder=tmp_path)
     plain = sites.settings()
     finetune = plain.finetune.model_copy(update={"max_steps": 2, "logger": "none"})
     settings = plain.model_copy(update={"finetune": finetune, "methods": "com,mean"})
-    results = run_server(sites.grid(settings), settings, str(sites.base), tmp_path / "out")
+    results = sites.run_with(settings, tmp_path / "out")
     scored = {m.name: set(m.scores) for m in results.methods}
     everybody = {"ash", "birch", "cedar"}
     assert scored == dict.fromkeys(("base", "individual", "com", "mean"), everybody)
-    again = run_server(sites.grid(settings), settings, str(sites.base), tmp_path / "again")
+    again = sites.run_with(settings, tmp_path / "again")
     assert again.manifest_hash == results.manifest_hash
 
 
 def test_sites_forget_a_finished_run(bert_sites: TinySites, tmp_path: Path) -> None:
     before = {*(bert_sites.folder / "cache/runs").glob("*")}
-    bert_sites.play(tmp_path / "out")
+    bert_sites.run(tmp_path / "out")
     assert {*(bert_sites.folder / "cache/runs").glob("*")} == before

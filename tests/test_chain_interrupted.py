@@ -17,22 +17,17 @@ from server.run import run as run_server
 from strategies import notices, poll
 from tests.dying_server import after_keeping, killed_after
 from tests.faulty_grid import KINDS, Clock, Faults, FaultyGrid, from_the_node
-from tests.tiny_sites import BERT_LAYERS, TinySites, make_sites
-
-
-@pytest.fixture(scope="module")
-def bert_sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
-    return make_sites(tmp_path_factory.mktemp("bert"), BERT_LAYERS)
+from tests.tiny_sites import TinySites
 
 
 @pytest.mark.parametrize("after", [0, 3, 6])
 def test_a_run_killed_after_any_step_ends_in_the_same_bytes(
     bert_sites: TinySites, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
-    whole = bert_sites.play(tmp_path / "whole")
+    whole = bert_sites.run(tmp_path / "whole")
     with killed_after(after, monkeypatch):
-        bert_sites.play(tmp_path / "out")
-    assert bert_sites.play(tmp_path / "out").manifest_hash == whole.manifest_hash
+        bert_sites.run(tmp_path / "out")
+    assert bert_sites.run(tmp_path / "out").manifest_hash == whole.manifest_hash
     assert not (tmp_path / "out/journal").exists()
 
 
@@ -41,7 +36,7 @@ def test_whoever_follows_the_log_sees_a_line_a_group(
 ) -> None:
     told = []
     monkeypatch.setattr(notices, "log", lambda _level, text: told.append(text))
-    bert_sites.play(tmp_path / "out", influence=False)  # whose warnings are no line a group
+    bert_sites.run(tmp_path / "out", influence=False)  # whose warnings are no line a group
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
     assert len(told) == len(manifest["groups"])
     for number, (line, group) in enumerate(zip(told, manifest["groups"], strict=True), start=1):
@@ -55,14 +50,14 @@ def test_whoever_follows_the_log_sees_a_line_a_group(
 def test_a_site_that_lost_its_cache_catches_up(
     bert_sites: TinySites, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = bert_sites.play(tmp_path / "whole")
+    whole = bert_sites.run(tmp_path / "whole")
 
     def lose(index: Any) -> None:
         if index == 4:
             shutil.rmtree(bert_sites.folder / "cache/runs")
 
     with after_keeping(monkeypatch, lose):
-        assert bert_sites.play(tmp_path / "out").manifest_hash == whole.manifest_hash
+        assert bert_sites.run(tmp_path / "out").manifest_hash == whole.manifest_hash
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -78,7 +73,7 @@ def test_a_whole_run_on_a_faulty_network_ends_in_the_same_manifest(
     grid = FaultyGrid(client_app, bert_sites.nodes, settings, faults, clock)
     faulty = run_server(grid, settings, str(bert_sites.base), tmp_path / "faulty")
     assert len(faults.met) > 3
-    assert faulty.manifest_hash == bert_sites.play(tmp_path / "whole").manifest_hash
+    assert faulty.manifest_hash == bert_sites.run(tmp_path / "whole").manifest_hash
 
 
 class CedarFails(FaultyGrid):
@@ -104,11 +99,11 @@ def test_a_lost_site_is_named_wherever_the_merge_is_described_and_the_run_resume
         update={"lost_site": "continue", "deadline": 60.0, "min_sites": 2}
     )
 
-    def play_with(nodes: list[dict[str, str]], output: Path) -> RunResults:
+    def run_with(nodes: list[dict[str, str]], output: Path) -> RunResults:
         grid = CedarFails(client_app, nodes, settings, Faults(0, rate=0.0), clock)
         return run_server(grid, settings, str(bert_sites.base), output)
 
-    whole = play_with(bert_sites.nodes, tmp_path / "whole")
+    whole = run_with(bert_sites.nodes, tmp_path / "whole")
     manifest = json.loads((tmp_path / "whole/manifest.json").read_text())
     assert manifest["lost"] == ["cedar"]
     assert [group.get("lost") for group in manifest["groups"][:3]] == [None, None, ["cedar"]]
@@ -118,15 +113,15 @@ def test_a_lost_site_is_named_wherever_the_merge_is_described_and_the_run_resume
     assert "Lost sites" in (tmp_path / "whole/report.html").read_text()
 
     with killed_after(4, monkeypatch):
-        play_with(bert_sites.nodes, tmp_path / "out")
-    resumed = play_with(bert_sites.nodes[:2], tmp_path / "out")
+        run_with(bert_sites.nodes, tmp_path / "out")
+    resumed = run_with(bert_sites.nodes[:2], tmp_path / "out")
     assert resumed.manifest_hash == whole.manifest_hash
 
 
 def test_a_damaged_hidden_state_is_computed_again(
     bert_sites: TinySites, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = bert_sites.play(tmp_path / "whole")
+    whole = bert_sites.run(tmp_path / "whole")
 
     def damage(_index: Any) -> None:
         for file in (bert_sites.folder / "cache/runs").rglob("hidden-*.safetensors"):
@@ -135,13 +130,13 @@ def test_a_damaged_hidden_state_is_computed_again(
             file.write_bytes(content)
 
     with after_keeping(monkeypatch, damage):
-        assert bert_sites.play(tmp_path / "out").manifest_hash == whole.manifest_hash
+        assert bert_sites.run(tmp_path / "out").manifest_hash == whole.manifest_hash
 
 
 def test_a_journal_of_other_settings_is_not_resumed(
     bert_sites: TinySites, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with killed_after(0, monkeypatch):
-        bert_sites.play(tmp_path / "out")
+        bert_sites.run(tmp_path / "out")
     with pytest.raises(JournalError, match="remove the folder"):
-        bert_sites.play(tmp_path / "out", ridge=0.5)
+        bert_sites.run(tmp_path / "out", ridge=0.5)

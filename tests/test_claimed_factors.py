@@ -10,8 +10,7 @@ import torch
 from flwr.app import Message, RecordDict
 
 from layerweld.errors import CohortError, RefusedReplyError
-from layerweld.merging.lora_averaging import FfaLora, Flora
-from layerweld.merging.sums import Mean
+from layerweld.merging.registry import METHODS
 from layerweld.statistics.group import Product
 from layerweld.transport.identity import Identity, with_identity
 from layerweld.transport.site_info import SiteInfo, encode_site_info
@@ -19,9 +18,9 @@ from layerweld.transport.statistics import StatisticsReply
 from layerweld.transport.updates import encode_updates
 from layerweld.updates.shared_factor import digest_of_draw, digest_of_factors
 from layerweld.updates.update import DenseUpdate, LowRankUpdate
-from server.replies import read_trained
+from server.handshake import read_trained
+from strategies.by_method import rounds_of
 from strategies.merge_strategy import MergeStrategy
-from strategies.update_merging import UpdateMerging
 from tests.faulty_grid import Clock, FaultyGrid, none
 from tests.stub_sites import (
     NAMES,
@@ -29,16 +28,16 @@ from tests.stub_sites import (
     PLAN,
     StubApp,
     digest_of,
-    introduction_of,
     new_chain,
     reply_with,
     settings,
+    site_info_of,
 )
-from tests.test_faults import play_without, raises
+from tests.test_faults import raises, run_without
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-GOES_ON = {"lost-site": "continue", "deadline": 60.0}
+GOES_ON: dict[str, Any] = {"lost-site": "continue", "deadline": 60.0}
 DRAWN = digest_of_draw(0, 2, PLAN.layer_names)
 
 
@@ -73,11 +72,11 @@ def another_a(updates: dict[Any, Any], draw: Random) -> dict[Any, Any]:
     return {**updates, layer: LowRankUpdate(updates[layer].left, right)}
 
 
-def play(
+def run(
     sent: dict[str, dict[Any, Any]],
     claimed: dict[str, str] | dict[Any, Any],
     clock: Clock,
-    method: FfaLora | Flora | Mean | FfaLora | Flora,
+    method: str,
     **entries: Any,
 ) -> MergeStrategy:
     """A method of updates over the sites that send something."""
@@ -90,8 +89,8 @@ def play(
     cohort = new_chain(chosen).cohort
     for name, factors in claimed.items():
         ranks = (2,) * len(PLAN.layer_names)
-        cohort.site_infos[name] = replace(introduction_of(name), ranks=ranks, factors=factors)
-    merging = UpdateMerging(PLAN, cohort, method, {})
+        cohort.site_infos[name] = replace(site_info_of(name), ranks=ranks, factors=factors)
+    merging = rounds_of(METHODS[method], PLAN, cohort, chosen, {})
     grid = FaultyGrid(Sites(), NODES, chosen, none(), clock)
     strategy = MergeStrategy(cohort, merging)
     strategy.run(grid)
@@ -103,13 +102,13 @@ def test_a_site_that_sends_another_a_than_it_claims_is_refused_by_name(
     seed: int, clock: Clock
 ) -> None:
     draw = random.Random(seed)
-    liar, method = draw.choice(NAMES), draw.choice((FfaLora(), Flora(), Mean()))
+    liar, method = draw.choice(NAMES), draw.choice(("ffa-lora", "flora", "mean"))
     honest = {name: sharing(name) for name in NAMES}
     sent = {**honest, liar: another_a(honest[liar], draw)}
     claimed = {name: digest_of_factors(honest[name]) for name in NAMES}
     with pytest.raises(RefusedReplyError, match=f"^{liar}, .*: the A of its LoRA is not the one"):
-        play(sent, claimed, clock, method)
-    lacking = play(sent, claimed, clock, method, **GOES_ON)
+        run(sent, claimed, clock, method)
+    lacking = run(sent, claimed, clock, method, **GOES_ON)
     assert lacking.cohort.lost.keys() == {liar}
     assert_merged(lacking, honest, liar)
 
@@ -123,8 +122,8 @@ def test_where_a_is_drawn_the_site_that_drew_another_is_the_one_left_out(
     sent = {**honest, liar: another_a(honest[liar], draw)}
     claimed = dict.fromkeys(NAMES, DRAWN)
     with pytest.raises(RefusedReplyError, match=f"^{liar}: its frozen A is another than that of"):
-        play(sent, claimed, clock, FfaLora())
-    lacking = play(sent, claimed, clock, FfaLora(), **GOES_ON)
+        run(sent, claimed, clock, "ffa-lora")
+    lacking = run(sent, claimed, clock, "ffa-lora", **GOES_ON)
     assert lacking.cohort.lost.keys() == {liar}
     assert_merged(lacking, honest, liar)
 
@@ -139,14 +138,14 @@ def assert_merged(merging: Any, honest: dict[str, dict[Any, Any]], liar: str) ->
 def test_where_all_drew_different_ones_nobody_is_to_blame(clock: Clock) -> None:
     sent = {name: another_a(sharing(name), random.Random(k)) for k, name in enumerate(NAMES)}
     with pytest.raises(CohortError, match=r"one frozen A .* ash, birch, cedar sent different ones"):
-        play(sent, dict.fromkeys(NAMES, DRAWN), clock, FfaLora(), **GOES_ON)
+        run(sent, dict.fromkeys(NAMES, DRAWN), clock, "ffa-lora", **GOES_ON)
 
 
 def test_what_is_not_shared_is_nobodys_business_in_another_method(clock: Clock) -> None:
     sent = {name: another_a(sharing(name), random.Random(k)) for k, name in enumerate(NAMES)}
     claimed = {name: digest_of_factors(sent[name]) for name in NAMES}
-    assert not play(sent, claimed, clock, Flora()).cohort.lost
-    assert not play(sent, dict.fromkeys(NAMES, ""), clock, Flora()).cohort.lost
+    assert not run(sent, claimed, clock, "flora").cohort.lost
+    assert not run(sent, dict.fromkeys(NAMES, ""), clock, "flora").cohort.lost
 
 
 def test_whole_layers_have_no_factors() -> None:
@@ -162,17 +161,17 @@ class WholeLayers(StubApp):
         super().__init__()
         self.liar = liar
 
-    def answer(self, name: str, message: Message) -> Any:
-        answer = super().answer(name, message)
-        return self.dense(answer) if name == self.liar else answer
+    def reply(self, name: str, message: Message) -> Any:
+        reply = super().reply(name, message)
+        return self.dense(reply) if name == self.liar else reply
 
     @staticmethod
-    def dense(answer: StatisticsReply) -> StatisticsReply:
+    def dense(reply: StatisticsReply) -> StatisticsReply:
         def whole(one: Any) -> Any:
             moments = {k: DenseUpdate(p.moments.dense()) for k, p in one.products.items()}
             return replace(one, products={k: Product(m) for k, m in moments.items()})
 
-        return replace(answer, statistics=tuple(map(whole, answer.statistics)))
+        return replace(reply, statistics=tuple(map(whole, reply.statistics)))
 
 
 @pytest.mark.parametrize("liar", NAMES)
@@ -180,11 +179,11 @@ def test_who_comes_first_does_not_fix_the_form_of_the_sums(liar: Any, clock: Clo
     chosen = settings(**GOES_ON)
     chain = new_chain(chosen)
     nothing = (0,) * len(PLAN.layer_names)
-    chain.cohort.site_infos[liar] = replace(introduction_of(liar), ranks=nothing)
+    chain.cohort.site_infos[liar] = replace(site_info_of(liar), ranks=nothing)
     chain.run(FaultyGrid(WholeLayers(liar), NODES, chosen, none(), clock))
     assert chain.cohort.lost.keys() == {liar}
     if liar == "birch":
-        assert digest_of(chain) == digest_of(play_without(clock, raises, 0, **GOES_ON))
+        assert digest_of(chain) == digest_of(run_without(clock, raises, 0, **GOES_ON))
 
 
 TRAINED = {
@@ -196,14 +195,14 @@ TRAINED = {
 }
 
 
-def content_of(introduction: SiteInfo) -> RecordDict:
-    identity = Identity("run", "id", node="1", site=introduction.site)
-    return with_identity(encode_site_info(introduction), identity)
+def content_of(site_info: SiteInfo) -> RecordDict:
+    identity = Identity("run", "id", node="1", site=site_info.site)
+    return with_identity(encode_site_info(site_info), identity)
 
 
 @pytest.mark.parametrize("changes", TRAINED.values(), ids=TRAINED)
 def test_what_fine_tuning_makes_is_what_the_methods_were_chosen_for(changes: Any) -> None:
-    before, trained = replace(introduction_of("ash"), kind="none"), introduction_of("ash")
+    before, trained = replace(site_info_of("ash"), kind="none"), site_info_of("ash")
     assert read_trained(content_of(trained), before) == trained
     with pytest.raises(RefusedReplyError, match="not have a LoRA of the layers and ranks"):
         read_trained(content_of(replace(trained, **changes)), before)

@@ -13,14 +13,9 @@ from typer.testing import CliRunner
 from layerweld.cli import main as cli
 from layerweld.errors import ConfigError, LayerweldError
 from layerweld.settings.run import RunSettings
-from tests.tiny_sites import TinySites, make_sites
+from tests.tiny_sites import TinySites
 
 runner = CliRunner()
-
-
-@pytest.fixture(scope="module")
-def sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
-    return make_sites(tmp_path_factory.mktemp("sites"), ["query", "value"])
 
 
 def merge(sites: TinySites, output: Path, *options: str, nodes: list[Any] | None = None) -> Result:
@@ -59,6 +54,7 @@ def test_a_merge_that_is_cut_to_a_rank_says_what_that_costs(
     found = re.search(r"largest compression error of a group (0\.\d+)", result.output)
     groups = json.loads((tmp_path / "out/results.json").read_text())["methods"][0]["groups"]
     largest = max(group["compression_error"] for group in groups)
+    assert found
     assert float(found[1]) == pytest.approx(largest, rel=0.01)
 
 
@@ -79,9 +75,9 @@ def test_the_same_run_from_a_file_gives_the_same_manifest(sites: TinySites, tmp_
 def test_a_column_of_another_name_is_one_setting_away(sites: TinySites, tmp_path: Path) -> None:
     nodes = []
     for node in sites.nodes:
-        rows = tmp_path / f"{node['name']}.jsonl"
-        rows.write_text((sites.folder / rows.name).read_text().replace('"text"', '"body"'))
-        nodes.append(node | {"data": str(rows)})
+        data = tmp_path / f"{node['name']}.jsonl"
+        data.write_text((sites.folder / data.name).read_text().replace('"text"', '"body"'))
+        nodes.append(node | {"data": str(data)})
     refused = merge(sites, tmp_path / "out", nodes=nodes)
     assert "`calibration.text-column`" in str(refused.exception)
     option = ("--set", "calibration.text-column=body")
@@ -172,14 +168,14 @@ def test_every_option_of_merge_is_a_setting(settings_of: Callable[..., Any]) -> 
         ({}, '{"texts": "w1 w2"}\n', "text"),
         ({}, '{"text": "w1 w2"}\nnonsense\n{"text": 3}\n', "max-unreadable"),
     ],
-    ids=["no adapter", "no rows", "wrong column", "unreadable rows"],
+    ids=["no adapter", "no samples", "wrong column", "unreadable samples"],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(
     sites: TinySites, tmp_path: Path, changes: Any, content: str | None, says: str
 ) -> None:
     if content is not None:
-        (tmp_path / "rows.jsonl").write_text(content)
-        changes = changes | {"data": str(tmp_path / "rows.jsonl")}
+        (tmp_path / "data.jsonl").write_text(content)
+        changes = changes | {"data": str(tmp_path / "data.jsonl")}
     result = merge(sites, tmp_path / "out", nodes=[sites.nodes[0], sites.nodes[1] | changes])
     assert isinstance(result.exception, LayerweldError)
 

@@ -7,14 +7,14 @@ import pytest
 
 from layerweld.plan import LayerGroup, LayerShape, MergePlan
 from server.cohort_warnings import of_most, warnings_of
-from tests.stub_sites import NAMES, PLAN, introduction_of
+from tests.stub_sites import NAMES, PLAN, site_info_of
 
 WIDE = MergePlan(("0",), (LayerGroup("0.in", 0, 50, (LayerShape("0.q", 3),)), *PLAN.groups))
 ENOUGH = 10**4  # tokens, for any group here
 
 
 def sites() -> list[Any]:
-    return [replace(introduction_of(name), tokens=ENOUGH) for name in NAMES]
+    return [replace(site_info_of(name), tokens=ENOUGH) for name in NAMES]
 
 
 @pytest.mark.parametrize(("tokens", "warns"), [(1, True), (33, True), (34, False), (99, False)])
@@ -39,7 +39,7 @@ def test_two_sites_with_one_adapter_are_named() -> None:
     assert "ash and cedar bring the same adapter" in found
 
 
-def test_rows_that_were_passed_over_are_counted() -> None:
+def test_samples_that_were_passed_over_are_counted() -> None:
     one, *others = sites()
     (found,) = warnings_of([replace(one, skipped=3), *others], PLAN, {})
     assert found.startswith("ash has 3 samples that cannot be read")

@@ -84,7 +84,7 @@ def test_inputs_are_those_of_the_model_with_its_updates(name: Any) -> None:
     for layer, update in updates.items():
         weight_of(model.layers[layer]).add_(update.dense())
     for group in model.plan.groups:
-        heard = []
+        heard: list[Any] = []
         layer = model.layers[group.layers[0].name]
         hook = layer.register_forward_pre_hook(lambda _m, args, heard=heard: heard.append(args[0]))
         with torch.inference_mode():

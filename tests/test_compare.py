@@ -19,13 +19,12 @@ from layerweld.report.comparison.spreads import Spread, over_seeds
 from layerweld.report.comparison.tables import budget_text
 from layerweld.report.results import MethodResult, Score
 from layerweld.runtime.peak_memory import peak_resident
-from layerweld.settings.comparison import ComparisonSettings
-from layerweld.settings.grids import candidates, with_candidate
+from layerweld.settings.comparison import ComparisonSettings, candidates, with_candidate
 from layerweld.settings.methods import setting_named
 from layerweld.settings.run import RunSettings, read_run_settings
 from server.federation import Federation
 from server.merged_model import MergedModel
-from tests.tiny_sites import TinySites, make_labelled_sites
+from tests.tiny_sites import TinySites, make_labelled_sites, read_samples, write_samples
 
 CHOSEN = "mean,com,dare,ffa-lora,opcm"
 
@@ -164,7 +163,7 @@ def test_of_two_comparisons_into_one_folder_at_once_the_second_is_refused(
     assert not list(tmp_path.glob(".*.lock"))
 
 
-def test_what_was_played_under_other_settings_is_not_found(
+def test_what_was_run_under_other_settings_is_not_found(
     sites: TinySites, tmp_path: Path, merges: list[Any]
 ) -> None:
     file, output = run_file(sites, tmp_path), tmp_path / "out"
@@ -174,24 +173,24 @@ def test_what_was_played_under_other_settings_is_not_found(
     assert merges == ["ties", "mean", "ties"]
 
 
-def test_what_was_played_on_other_held_out_rows_is_not_found(
+def test_what_was_run_on_other_held_out_samples_is_not_found(
     sites: TinySites, tmp_path: Path, merges: list[Any]
 ) -> None:
     file, output = run_file(sites, tmp_path), tmp_path / "out"
     held_out = tmp_path / "held-out.jsonl"
-    rows = [json.loads(line) for line in Path(sites.nodes[0]["data"]).read_text().splitlines()]
+    samples = read_samples(sites.nodes[0]["data"])
     text = file.read_text().replace(
         f'held-out = "{sites.nodes[0]["data"]}"', f'held-out = "{held_out}"'
     )
     file.write_text(text)
     for labels in ("ab", "ba"):
-        turned = [row | {"label": labels["ab".index(row["label"])]} for row in rows]
-        held_out.write_text("".join(json.dumps(row) + "\n" for row in turned))
+        turned = [s | {"label": labels["ab".index(s["label"])]} for s in samples]
+        write_samples(held_out, turned)
         assert compare(file, output, "--methods", "mean").exit_code == 0
     assert merges == ["mean", "mean"]
 
 
-def test_a_kept_result_that_was_cut_short_is_played_again(
+def test_a_kept_result_that_was_cut_short_is_run_again(
     sites: TinySites, tmp_path: Path, merges: list[Any]
 ) -> None:
     file, output = run_file(sites, tmp_path), tmp_path / "out"
@@ -211,7 +210,7 @@ def test_a_folder_with_something_else_in_it_is_left_alone(sites: TinySites, tmp_
     assert "thesis.tex" in str(result.exception)
 
 
-def test_a_site_can_be_judged_on_a_draw_of_its_held_out_rows(
+def test_a_site_can_be_judged_on_a_draw_of_its_held_out_samples(
     sites: TinySites, tmp_path: Path
 ) -> None:
     file, output = run_file(sites, tmp_path), tmp_path / "out"
@@ -222,7 +221,7 @@ def test_a_site_can_be_judged_on_a_draw_of_its_held_out_rows(
     assert counts == {3}
 
 
-def test_without_held_out_rows_there_is_nothing_to_compare(
+def test_without_held_out_samples_there_is_nothing_to_compare(
     sites: TinySites, tmp_path: Path
 ) -> None:
     file = run_file(sites, tmp_path, held_out="")
@@ -232,7 +231,7 @@ def test_without_held_out_rows_there_is_nothing_to_compare(
     assert not (tmp_path / "out").exists()
 
 
-def test_an_unknown_method_is_refused_before_anything_is_played(
+def test_an_unknown_method_is_refused_before_anything_is_run(
     sites: TinySites, tmp_path: Path
 ) -> None:
     result = compare(run_file(sites, tmp_path), tmp_path / "out", "--methods", "meen")
@@ -290,7 +289,7 @@ def comparison(*seeds: list[Any]) -> Comparison:
     return Comparison("x", "base", (), tuple(range(len(seeds))), 1, tuple(entries), ())
 
 
-def test_figures_are_normalised_at_each_seed_and_then_averaged() -> None:
+def test_metrics_are_normalised_at_each_seed_and_then_averaged() -> None:
     first = [result("individual", "Own", a=0.5, b=1.0), result("mean", "Mean", a=0.4, b=0.5)]
     second = [result("individual", "Own", a=0.8, b=1.0), result("mean", "Mean", a=0.4, b=0.6)]
     own, mean = over_seeds(comparison(first, second))

@@ -13,7 +13,7 @@ from layerweld.settings.run import RunSettings, read_run_settings, validate_sett
 def app_config() -> dict[Any, Any]:
     """The app's own run configuration, flat as Flower hands it over."""
     tables = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in tables["tool"]["flwr"]["app"]["config"].items():
         entries = value.items() if isinstance(value, dict) else [("", value)]
         flat |= {f"{key}.{name}" if name else key: entry for name, entry in entries}

@@ -21,13 +21,8 @@ from layerweld.errors import (
 )
 from layerweld.runtime.run_state import recording
 from tests.test_certificate_clocks import organisation
-from tests.tiny_sites import TinySites, make_sites
+from tests.tiny_sites import TinySites
 from tests.typed_commands import init_coordinator, is_private, lw
-
-
-@pytest.fixture(scope="module")
-def sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
-    return make_sites(tmp_path_factory.mktemp("sites"), ["query", "value"])
 
 
 def test_a_coordinators_folder_keeps_its_secrets_to_itself(here: Path) -> None:

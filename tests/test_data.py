@@ -1,4 +1,4 @@
-"""A site's rows: what is read, in which order, and what is refused."""
+"""A site's dataset: what is read, in which order, and what is refused."""
 
 import csv
 import json
@@ -49,7 +49,7 @@ def write_saved_dataset(folder: Path) -> Path:
 
 
 def jsonl(folder: Path, *lines: str) -> Path:
-    file = folder / "rows.jsonl"
+    file = folder / "data.jsonl"
     file.write_text("\n".join(lines))
     return file
 
@@ -57,24 +57,26 @@ def jsonl(folder: Path, *lines: str) -> Path:
 @pytest.mark.parametrize(
     ("name", "write"),
     [
-        ("rows.jsonl", write_jsonl),
-        ("rows.csv", write_csv),
-        ("rows.parquet", write_parquet),
+        ("data.jsonl", write_jsonl),
+        ("data.csv", write_csv),
+        ("data.parquet", write_parquet),
         ("saved", write_saved_dataset),
     ],
 )
-def test_the_same_rows_are_the_same_in_every_format(tmp_path: Path, name: str, write: Any) -> None:
-    rows = read_dataset(write(tmp_path / name), STRICT, reads_images=False)
-    assert rows == make_dataset(TEXTS, LABELS)
-    assert rows.classes == ("a", "b", "c")
-    assert rows.labels == (1, 0, 1, 2, 0)
+def test_the_same_samples_are_the_same_in_every_format(
+    tmp_path: Path, name: str, write: Any
+) -> None:
+    dataset = read_dataset(write(tmp_path / name), STRICT, reads_images=False)
+    assert dataset == make_dataset(TEXTS, LABELS)
+    assert dataset.classes == ("a", "b", "c")
+    assert dataset.labels == (1, 0, 1, 2, 0)
 
 
-def test_rows_without_the_label_column_have_no_labels(tmp_path: Path) -> None:
-    rows = read_dataset(
+def test_samples_without_the_label_column_have_no_labels(tmp_path: Path) -> None:
+    dataset = read_dataset(
         jsonl(tmp_path, '{"text": "a"}', '{"text": "b"}'), STRICT, reads_images=False
     )
-    assert (rows.labels, rows.classes) == (None, ())
+    assert (dataset.labels, dataset.classes) == (None, ())
 
 
 def test_a_number_names_the_same_class_in_every_format(tmp_path: Path) -> None:
@@ -90,7 +92,7 @@ def test_the_digest_sees_inputs_labels_and_order() -> None:
         make_dataset(["a", "b"], ["x", "y"]),
         make_dataset(["a", "b"], ["x", "x"]),
     ]
-    assert len({rows.digest for rows in versions}) == len(versions)
+    assert len({dataset.digest for dataset in versions}) == len(versions)
 
 
 BROKEN = ['{"text": ', "[1]", "{}", '{"text": ""}', '{"text": 3}', '{"text": "\\ud800"}']
@@ -99,18 +101,18 @@ BROKEN = ['{"text": ', "[1]", "{}", '{"text": ""}', '{"text": 3}', '{"text": "\\
 @pytest.mark.parametrize("line", BROKEN)
 def test_an_unreadable_row_is_counted_and_skipped(tmp_path: Path, line: Any) -> None:
     source = jsonl(tmp_path, '{"text": "first"}', line, '{"text": "last"}')
-    rows = read_dataset(source, LENIENT, reads_images=False)
-    assert (list(rows.inputs), rows.skipped) == (["first", "last"], 1)
+    dataset = read_dataset(source, LENIENT, reads_images=False)
+    assert (list(dataset.inputs), dataset.skipped) == (["first", "last"], 1)
 
 
-def test_more_unreadable_rows_than_allowed_are_an_error(tmp_path: Path) -> None:
+def test_more_unreadable_samples_than_allowed_are_an_error(tmp_path: Path) -> None:
     source = jsonl(tmp_path, '{"text": "first"}', "", *BROKEN)
     with pytest.raises(DataError, match=r"6 of 7 .* line 3: .*`calibration.max-unreadable`"):
         read_dataset(source, LENIENT, reads_images=False)
 
 
 @pytest.mark.parametrize("lines", [BROKEN, BROKEN[:1], ['{"text": ""}', '{"text": null}']])
-def test_rows_that_are_all_unreadable_are_an_error_whatever_is_allowed(
+def test_samples_that_are_all_unreadable_are_an_error_whatever_is_allowed(
     tmp_path: Path, lines: Any
 ) -> None:
     anything_goes = CalibrationSettings(max_unreadable=1.0)
@@ -123,23 +125,23 @@ def test_rows_that_are_all_unreadable_are_an_error_whatever_is_allowed(
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("rows.jsonl", b'{"text": "secret", }', r"not a JSON object, from column 20 on"),
-        ("rows.jsonl", b'{"text": "secret \xef"}', r"not UTF-8"),
-        ("rows.jsonl", b'["secret"]', r"not a JSON object"),
-        ("rows.jsonl", b"[" * 99_999, r"not a JSON object: brackets nested too deeply"),
-        ("rows.jsonl", b'{"text": ' + b"1" * 9_999 + b"}", r"not a JSON object that can be read"),
-        ("rows.jsonl", b'{"body": "secret", "label": 1}', r"no text in column 'text'"),
-        ("rows.jsonl", b'{"text": "secret"}', r"no label in column 'label'"),
-        ("rows.jsonl", b'{"text": "\\ud800", "label": 1}', r"column 'text' is not UTF-8"),
-        ("rows.csv", b"secret,\xef", r"column 'label' is not UTF-8"),
-        ("rows.csv", b"secret", r"1 fields, but the header has 2"),
-        ("rows.csv", b'"secret', r"its quotes are broken, or not closed"),
+        ("data.jsonl", b'{"text": "secret", }', r"not a JSON object, from column 20 on"),
+        ("data.jsonl", b'{"text": "secret \xef"}', r"not UTF-8"),
+        ("data.jsonl", b'["secret"]', r"not a JSON object"),
+        ("data.jsonl", b"[" * 99_999, r"not a JSON object: brackets nested too deeply"),
+        ("data.jsonl", b'{"text": ' + b"1" * 9_999 + b"}", r"not a JSON object that can be read"),
+        ("data.jsonl", b'{"body": "secret", "label": 1}', r"no text in column 'text'"),
+        ("data.jsonl", b'{"text": "secret"}', r"no label in column 'label'"),
+        ("data.jsonl", b'{"text": "\\ud800", "label": 1}', r"column 'text' is not UTF-8"),
+        ("data.csv", b"secret,\xef", r"column 'label' is not UTF-8"),
+        ("data.csv", b"secret", r"1 fields, but the header has 2"),
+        ("data.csv", b'"secret', r"its quotes are broken, or not closed"),
     ],
 )
 def test_the_first_unreadable_row_says_why_and_shows_nothing(
     tmp_path: Path, name: str, content: Any, reason: str
 ) -> None:
-    start = {"rows.csv": b"text,label\nfine,1\n", "rows.jsonl": b'{"text": "fine", "label": 1}\n'}
+    start = {"data.csv": b"text,label\nfine,1\n", "data.jsonl": b'{"text": "fine", "label": 1}\n'}
     (tmp_path / name).write_bytes(start[name] + content)
     with pytest.raises(
         DataError, match=rf"1 of 2 .*, the first is line \d: {reason}; fix"
@@ -152,7 +154,7 @@ def test_the_first_unreadable_row_says_why_and_shows_nothing(
 def test_a_file_that_is_one_json_array_is_told_from_lines(
     tmp_path: Path, indent: int | None
 ) -> None:
-    source = tmp_path / "rows.json"
+    source = tmp_path / "data.json"
     source.write_text(json.dumps([{"text": "a"}, {"text": "b"}], indent=indent))
     with pytest.raises(DataError, match=r"is a JSON array; write one object per line$"):
         read_dataset(source, CalibrationSettings(max_unreadable=1.0), reads_images=False)
@@ -163,7 +165,7 @@ def test_a_file_that_is_one_json_array_is_told_from_lines(
 @pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
 def test_a_row_of_a_million_characters_is_read_whole(tmp_path: Path, suffix: str) -> None:
     texts = ["short", "ä" * 1_000_000, "after"]
-    file, table = tmp_path / f"rows.{suffix}", pd.DataFrame({"text": texts})
+    file, table = tmp_path / f"data.{suffix}", pd.DataFrame({"text": texts})
     write = {
         "jsonl": lambda: table.to_json(file, orient="records", lines=True),
         "csv": lambda: table.to_csv(file, index=False),
@@ -174,14 +176,14 @@ def test_a_row_of_a_million_characters_is_read_whole(tmp_path: Path, suffix: str
 
 
 def test_an_open_quote_in_a_csv_costs_every_line_it_swallows(tmp_path: Path) -> None:
-    source = tmp_path / "rows.csv"
+    source = tmp_path / "data.csv"
     source.write_text('text\nfine\n"never closed\nlost\nlost too\n')
     with pytest.raises(DataError, match=r"3 of 4 samples .* line 3: its quotes are"):
         read_dataset(source, LENIENT, reads_images=False)
 
 
 def test_text_that_is_not_utf8_is_unreadable(tmp_path: Path) -> None:
-    source = tmp_path / "rows.csv"
+    source = tmp_path / "data.csv"
     source.write_bytes("text\nfine\nna\xefve\n".encode("latin-1"))
     assert read_dataset(source, LENIENT, reads_images=False).skipped == 1
 
@@ -211,7 +213,7 @@ LATIN = r"the header is not UTF-8; convert the file \(iconv -f latin1 -t utf8\)$
 def test_a_header_that_is_not_utf8_is_an_error_where_a_column_is_missing(
     tmp_path: Path, header: str, text_column: str, label_column: str
 ) -> None:
-    source = tmp_path / "rows.csv"
+    source = tmp_path / "data.csv"
     source.write_bytes(f"{header}\na,b\n".encode("latin-1"))
     settings = CalibrationSettings(text_column=text_column, label_column=label_column)
     with pytest.raises(DataError, match=LATIN):
@@ -220,7 +222,7 @@ def test_a_header_that_is_not_utf8_is_an_error_where_a_column_is_missing(
 
 @pytest.mark.parametrize("header", ["text,label,état", "text,état,x"])
 def test_a_header_that_nobody_reads_may_be_in_any_encoding(tmp_path: Path, header: str) -> None:
-    source = tmp_path / "rows.csv"
+    source = tmp_path / "data.csv"
     source.write_bytes(f"{header}\na,b,c\n".encode("latin-1"))
     assert list(read_dataset(source, STRICT, reads_images=False).inputs) == ["a"]
 
@@ -230,7 +232,7 @@ def test_a_header_that_nobody_reads_may_be_in_any_encoding(tmp_path: Path, heade
 def test_a_csv_with_another_separator_is_told_so(
     tmp_path: Path, separator: str, name: str, text: str
 ) -> None:
-    source = tmp_path / "rows.csv"
+    source = tmp_path / "data.csv"
     source.write_text(f"text{separator}label\n{text}{separator}a\n")
     with pytest.raises(
         DataError, match=rf"seems to use {name} as its separator; convert it to commas$"
@@ -246,8 +248,8 @@ def test_a_csv_with_another_separator_is_told_so(
     [
         ("empty.jsonl", b"", "holds no samples"),
         ("empty.csv", b"text,label\n", "holds no samples"),
-        ("rows.pdf", b"%PDF", r"convert it to one of these"),
-        ("rows.parquet", b"not parquet", "damaged"),
+        ("data.pdf", b"%PDF", r"convert it to one of these"),
+        ("data.parquet", b"not parquet", "damaged"),
     ],
 )
 def test_a_source_that_cannot_be_read_is_an_error(
@@ -271,13 +273,13 @@ def test_a_folder_without_a_saved_dataset_is_an_error(tmp_path: Path) -> None:
 
 def test_a_model_that_reads_images_wants_a_folder(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="give a folder of images"):
-        read_dataset(write_jsonl(tmp_path / "rows.jsonl"), STRICT, reads_images=True)
+        read_dataset(write_jsonl(tmp_path / "data.jsonl"), STRICT, reads_images=True)
 
 
-@pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl"])
+@pytest.mark.parametrize("name", ["data.csv", "data.jsonl"])
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be"])
 def test_utf16_is_called_that_with_the_way_out(tmp_path: Path, name: str, encoding: str) -> None:
-    content = "text\na\n" if name == "rows.csv" else '{"text": "a"}\n'
+    content = "text\na\n" if name == "data.csv" else '{"text": "a"}\n'
     (tmp_path / name).write_bytes(("\ufeff" if encoding != "utf-16" else "").encode(encoding) +
                                   content.encode(encoding))  # fmt: skip
     with pytest.raises(DataError, match=r"is UTF-16; convert it \(iconv -f utf-16 -t utf-8\)"):
@@ -292,15 +294,15 @@ def test_a_column_that_nobody_reads_may_hold_what_python_cannot(tmp_path: Path, 
         "decimal": pa.array([1, 2], pa.decimal256(70, 60)),
     }[kind]
     table = pa.table({"text": ["a", "b"], "until": other})
-    pa.parquet.write_table(table, tmp_path / "rows.parquet")
-    rows = read_dataset(tmp_path / "rows.parquet", STRICT, reads_images=False)
-    assert (list(rows.inputs), rows.labels) == (["a", "b"], None)
+    pa.parquet.write_table(table, tmp_path / "data.parquet")
+    dataset = read_dataset(tmp_path / "data.parquet", STRICT, reads_images=False)
+    assert (list(dataset.inputs), dataset.labels) == (["a", "b"], None)
 
 
 def test_text_that_is_no_text_names_its_column(tmp_path: Path) -> None:
-    pd.DataFrame({"text": [["a"], ["b"]]}).to_parquet(tmp_path / "rows.parquet")
-    with pytest.raises(DataError, match=r"rows\.parquet: column 'text' holds 'list<.*, not text"):
-        read_dataset(tmp_path / "rows.parquet", STRICT, reads_images=False)
+    pd.DataFrame({"text": [["a"], ["b"]]}).to_parquet(tmp_path / "data.parquet")
+    with pytest.raises(DataError, match=r"data\.parquet: column 'text' holds 'list<.*, not text"):
+        read_dataset(tmp_path / "data.parquet", STRICT, reads_images=False)
 
 
 def test_labels_of_every_parquet_kind_name_the_same_classes(tmp_path: Path) -> None:
@@ -340,9 +342,9 @@ def test_pages_unpack_to_what_an_honest_footer_says(
 ) -> None:
     table = pa.table({"text": [f"row {i}" * (i % 40) for i in range(3000)]})
     pa.parquet.write_table(
-        table, tmp_path / "rows.parquet", compression=packing, use_dictionary=dictionary,
+        table, tmp_path / "data.parquet", compression=packing, use_dictionary=dictionary,
         data_page_version=version, data_page_size=10_000, write_page_checksum=True,
     )  # fmt: skip
-    column = pa.parquet.read_metadata(tmp_path / "rows.parquet").row_group(0).column(0)
+    column = pa.parquet.read_metadata(tmp_path / "data.parquet").row_group(0).column(0)
     said = column.total_uncompressed_size  # the pages' own headers included
-    assert 0.9 * said < unpacked_pages(tmp_path / "rows.parquet", [column]) <= said
+    assert 0.9 * said < unpacked_pages(tmp_path / "data.parquet", [column]) <= said

@@ -12,20 +12,14 @@ import pytest
 from layerweld.deploy import certificates
 from layerweld.deploy.certificates import make_authority, make_server
 from layerweld.deploy.checks import Check, check_coordinator
+from tests.fake_superlink import write_certificates
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("certificates")
-    authority = make_authority("fed")
-    server = make_server(authority, ["localhost", "127.0.0.1", "fl.example.org"])
-    for name, content in {
-        "ca.crt": authority.certificate_pem,
-        "server.crt": server.certificate_pem,
-        "server.key": server.key_pem,
-        "stranger.crt": make_authority("stranger").certificate_pem,
-    }.items():
-        (folder / name).write_bytes(content)
+    write_certificates(folder, ["localhost", "127.0.0.1", "fl.example.org"])
+    (folder / "stranger.crt").write_bytes(make_authority("stranger").certificate_pem)
     return folder
 
 

@@ -12,13 +12,8 @@ from layerweld.cli import main as cli
 from layerweld.deploy.checks import Check, check_coordinator, clock, versions
 from layerweld.deploy.ports import free_port
 from layerweld.errors import LayerweldError
-from tests.tiny_sites import TinySites, make_sites
+from tests.tiny_sites import TinySites
 from tests.typed_commands import init_coordinator, init_site, lw
-
-
-@pytest.fixture(scope="module")
-def sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
-    return make_sites(tmp_path_factory.mktemp("sites"), ["query", "value"])
 
 
 def test_units_start_at_boot_and_for_ever(here: Path, sites: TinySites) -> None:
@@ -113,5 +108,7 @@ def test_help_is_fast_because_nothing_heavy_is_imported() -> None:
 @pytest.mark.parametrize("group", ["coordinator", "site"])
 def test_every_command_has_an_example(group: str) -> None:
     typed = next(one.typer_instance for one in cli.app.registered_groups if one.name == group)
+    assert typed
     for command in typed.registered_commands:
-        assert "Example: `layerweld" in command.callback.__doc__, command.callback
+        assert command.callback
+        assert "Example: `layerweld" in (command.callback.__doc__ or ""), command.callback

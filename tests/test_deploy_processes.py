@@ -109,7 +109,8 @@ def test_what_must_be_started_again_is_at_the_daily_look_and_nothing_else_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(processes, "_DAY", 0.5)
-    asked, said = [], []
+    asked: list[Any] = []
+    said: list[str] = []
 
     def tend() -> set[Any]:
         asked.append(len(asked))

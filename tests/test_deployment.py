@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 import tomli_w
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from flwr.proto.fleet_pb2 import PullMessagesRequest, PushMessagesRequest
 from flwr.proto.node_pb2 import Node
@@ -178,8 +179,8 @@ def test_a_site_refuses_another_application_before_unpacking_it(
 
 
 def test_one_site_cannot_instruct_another_through_the_door(federation: Federation) -> None:
-    node = federation.sites.nodes[0]  # type: ignore[attr-defined]
-    given = ("--model", federation.sites.base, "--adapter", node["adapter"], "--data", node["data"])  # type: ignore[attr-defined]
+    node = federation.sites.nodes[0]
+    given = ("--model", federation.sites.base, "--adapter", node["adapter"], "--data", node["data"])
     federation.init_site("mallory", *given)
     folder = federation.folder / "mallory"
     federation.lw("coordinator", "add", "mallory", str(folder / "mallory.pub"))
@@ -188,6 +189,7 @@ def test_one_site_cannot_instruct_another_through_the_door(federation: Federatio
         for victim in ("ash", "birch", "cedar"):
             forged = push_in_the_coordinators_name(int(nodes["mallory"]), int(nodes[victim]))
             key = load_ssh_private_key((folder / "mallory").read_bytes(), None)
+            assert isinstance(key, EllipticCurvePrivateKey)
             with FleetHttpClient.from_server_address(
                 federation.gateway.address,
                 insecure=False,
@@ -232,8 +234,8 @@ def test_runs_cannot_be_started_through_the_door(federation: Federation, tmp_pat
 
 
 def test_an_unregistered_key_does_not_get_in(federation: Federation) -> None:
-    node = federation.sites.nodes[0]  # type: ignore[attr-defined]
-    given = ("--model", federation.sites.base, "--adapter", node["adapter"], "--data", node["data"])  # type: ignore[attr-defined]
+    node = federation.sites.nodes[0]
+    given = ("--model", federation.sites.base, "--adapter", node["adapter"], "--data", node["data"])
     federation.init_site("stranger", *given)
     federation.join("stranger")
     log = federation.folder / "stranger.log"
@@ -247,11 +249,11 @@ def test_an_unregistered_key_does_not_get_in(federation: Federation) -> None:
 def test_a_site_whose_clock_is_off_does_not_join_and_says_why(
     federation: Federation, skew: Any
 ) -> None:
-    federation.inside["cedar"] = ("faketime", "-f", skew)  # type: ignore[index]
+    federation.inside["cedar"] = ("faketime", "-f", skew)
     try:
         join = ("site", "join", federation.gateway.address)
         done = federation.lw(*join, folder="cedar", check=False)
     finally:
-        del federation.inside["cedar"]  # type: ignore[attr-defined]
+        del federation.inside["cedar"]
     assert done.returncode == 14
     assert re.search(r"clock is \d{3}\.\d s .* `timedatectl set-ntp 1`", done.stderr)

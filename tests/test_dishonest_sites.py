@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from layerweld.errors import RefusedReplyError, UnusableMergeError
 from layerweld.merging.fisher import Fisher, implied_update, normalised, problem_with
-from layerweld.merging.lora_averaging import FedIt
-from layerweld.merging.sums import Mean
+from layerweld.merging.registry import METHODS
 from layerweld.settings.merge import MergeSettings
 from layerweld.statistics.checks import check_statistics
 from layerweld.statistics.pool import GroupPool
@@ -22,8 +21,8 @@ from layerweld.transport.statistics import StatisticsReply
 from layerweld.updates.named_tensors import update_tensors
 from layerweld.updates.proportion import OutOfProportionError, Part, refuse_parts_out_of_proportion
 from layerweld.updates.update import DenseUpdate, LowRankUpdate
+from strategies.by_method import rounds_of
 from strategies.merge_strategy import MergeStrategy
-from strategies.update_merging import UpdateMerging
 from tests.faulty_grid import Clock, FaultyGrid, none
 from tests.pooled_sites import GROUP, new_sites, statistics_of
 from tests.stub_sites import (
@@ -37,11 +36,11 @@ from tests.stub_sites import (
     step_of,
     updates_of,
 )
-from tests.test_faults import play_without, raises
+from tests.test_faults import raises, run_without
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-GOES_ON = {"lost-site": "continue", "deadline": 60.0}
+GOES_ON: dict[str, Any] = {"lost-site": "continue", "deadline": 60.0}
 
 
 class ScalingApp(StubApp):
@@ -51,18 +50,18 @@ class ScalingApp(StubApp):
         super().__init__()
         self.factor, self.step = factor, step
 
-    def answer(self, name: str, message: Message) -> StatisticsReply:
-        answer = super().answer(name, message)
+    def reply(self, name: str, message: Message) -> StatisticsReply:
+        reply = super().reply(name, message)
         if name != "birch" or step_of(message) < self.step:
-            return answer
-        return replace(answer, statistics=tuple(map(self.lie, answer.statistics)))
+            return reply
+        return replace(reply, statistics=tuple(map(self.lie, reply.statistics)))
 
     def lie(self, one: Any) -> Any:
         lied = {k: replace(p, moments=p.moments * self.factor) for k, p in one.products.items()}
         return replace(one, products=lied)
 
 
-def play_chain(app: ScalingApp, clock: Clock, method: str = "com", **entries: Any) -> Any:
+def run_chain(app: ScalingApp, clock: Clock, method: str = "com", **entries: Any) -> Any:
     chosen = settings(**entries)
     chain = new_chain(chosen, method)
     chain.run(FaultyGrid(app, NODES, chosen, none(), clock))
@@ -85,8 +84,8 @@ def test_a_site_out_of_proportion_ends_the_chain_by_name_and_nothing_of_it_is_ke
 def test_a_run_that_may_go_on_does_so_without_the_site_as_if_it_had_been_silent(
     method: Any, step: int, clock: Clock
 ) -> None:
-    dishonest = play_chain(ScalingApp(1e3, step), clock, method, **GOES_ON)
-    silent = play_without(clock, raises, step, method, **GOES_ON)
+    dishonest = run_chain(ScalingApp(1e3, step), clock, method, **GOES_ON)
+    silent = run_without(clock, raises, step, method, **GOES_ON)
     assert digest_of(dishonest) == digest_of(silent)
     assert "birch" in dishonest.cohort.lost
 
@@ -97,13 +96,13 @@ def test_flowers_own_start_goes_on_without_the_site_too(clock: Clock) -> None:
     chosen = settings(**GOES_ON)
     chain = new_chain(chosen)
     chain.start(FaultyGrid(ScalingApp(1e3), NODES, chosen, none(), clock), ArrayRecord())
-    assert digest_of(chain) == digest_of(play_chain(ScalingApp(1e3), clock, **GOES_ON))
+    assert digest_of(chain) == digest_of(run_chain(ScalingApp(1e3), clock, **GOES_ON))
 
 
-def play_updates(
+def run_updates(
     change: Callable[..., dict[Any, Any]],
     clock: Clock,
-    merging: Any = None,
+    merging: str = "mean",
     **entries: Any,
 ) -> MergeStrategy:
     """A method of updates over three sites, one of which changes its updates first."""
@@ -119,9 +118,9 @@ def play_updates(
 
     chosen = settings(**entries)
     cohort = new_chain(chosen).cohort
-    merging = UpdateMerging(PLAN, cohort, merging or Mean(), {})
+    rounds = rounds_of(METHODS[merging], PLAN, cohort, chosen, {})
     grid = FaultyGrid(Liar(), NODES, chosen, none(), clock)
-    strategy = MergeStrategy(cohort, merging)
+    strategy = MergeStrategy(cohort, rounds)
     strategy.run(grid)
     return strategy
 
@@ -153,12 +152,12 @@ TOO_LARGE = {
 @pytest.mark.parametrize("change", TOO_LARGE.values(), ids=TOO_LARGE)
 def test_an_update_out_of_proportion_ends_the_run_by_name(change: Any, clock: Clock) -> None:
     with pytest.raises(RefusedReplyError, match="birch"):
-        play_updates(change, clock)
+        run_updates(change, clock)
 
 
 @pytest.mark.parametrize("change", TOO_LARGE.values(), ids=TOO_LARGE)
 def test_or_it_goes_on_without_the_site(change: Any, clock: Clock) -> None:
-    merged = play_updates(change, clock, **GOES_ON).rounds.outcome().updates
+    merged = run_updates(change, clock, **GOES_ON).rounds.outcome().updates
     for layer, update in merged.items():
         mean = sum(updates_of(site)[layer].dense() for site in ("ash", "cedar")) / 2
         torch.testing.assert_close(update.dense(), mean)
@@ -166,14 +165,14 @@ def test_or_it_goes_on_without_the_site(change: Any, clock: Clock) -> None:
 
 def test_factors_that_are_averaged_apart_are_in_proportion_apart(clock: Clock) -> None:
     same = every(100.0, 0.01)  # the same product
-    assert play_updates(same, clock).rounds.outcome().updates
+    assert run_updates(same, clock).rounds.outcome().updates
     shared = every(100.0, 0.01)
 
     def of_one_rank(updates: Any) -> dict[Any, Any]:
         return {k: LowRankUpdate(u.left, u.right) for k, u in shared(updates).items()}
 
     with pytest.raises(RefusedReplyError, match=r"birch: its factor of .* times as large"):
-        play_updates(of_one_rank, clock, FedIt())
+        run_updates(of_one_rank, clock, "fedit")
 
 
 def test_a_part_that_others_hardly_changed_is_no_reason_to_refuse_a_site() -> None:

@@ -166,7 +166,7 @@ LIES = {
     "spike": spike,
 }
 OUTCOMES = (RefusedReplyError, OutOfProportionError, UnusableMergeError)
-WAYS = {
+WAYS: dict[str, dict[str, Any]] = {
     "default": {},
     "shrunk": {"shrinkage": 0.8},
     "no normalization": {"normalization": "none"},

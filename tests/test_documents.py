@@ -88,6 +88,8 @@ def code_lines(name: str, file: Path) -> int:
     assert isinstance(scope, ast.FunctionDef)
     first = scope.body[0]
     has_docstring = ast.get_docstring(scope, clean=False) is not None
+    assert first.end_lineno
+    assert scope.end_lineno
     own = first.end_lineno - first.lineno + 1 if has_docstring else 0
     return scope.end_lineno - scope.lineno + 1 - own
 

@@ -41,12 +41,14 @@ def said_of(sites: TinySites, settings: RunSettings) -> Egress:
     return measure(SiteEntry.model_validate(sites.nodes[0]), settings)
 
 
-def play(
+def run(
     sites: TinySites, settings: RunSettings, output: Path
 ) -> tuple[RunResults, Counter[Any], Counter[Any]]:
     """The run's results, and by type of message what the first site sent: bytes, and replies."""
     grid = sites.grid(settings)
-    sent, replies, pull = Counter(), Counter(), grid.pull_messages
+    sent: Counter[str] = Counter()
+    replies: Counter[str] = Counter()
+    pull = grid.pull_messages
 
     def listening(message_ids: Any) -> Iterable[Message]:
         arrived = pull(message_ids)
@@ -58,7 +60,7 @@ def play(
                 replies[kind] += 1
         return arrived
 
-    grid.pull_messages = listening
+    grid.pull_messages = listening  # type: ignore[method-assign]
     results = run_server(grid, settings, str(sites.base), output)
     return results, +sent, replies
 
@@ -72,7 +74,7 @@ def test_what_is_said_is_what_the_first_of_three_sites_sends(
     settings = settings_of(sites, method)
     said = said_of(sites, settings)
     (upload,) = said.uploads
-    results, sent, replies = play(sites, settings, tmp_path / "out")
+    results, sent, replies = run(sites, settings, tmp_path / "out")
     assert sent.pop("train.other_params", 0) == said.other_params_bytes
     assert (said.other_params_bytes > 0) == (kind == "whole")
     assert sent.total() == upload.num_bytes
@@ -94,14 +96,14 @@ def test_settings_that_send_more_are_counted(
     said = said_of(lora_sites, settings).uploads[0]
     assert said.num_bytes > said_of(lora_sites, settings_of(lora_sites, "com")).uploads[0].num_bytes
     assert ("ΔW" in said.sends) == ("merge.anchor" in entries)
-    assert play(lora_sites, settings, tmp_path / "out")[1].total() == said.num_bytes
+    assert run(lora_sites, settings, tmp_path / "out")[1].total() == said.num_bytes
 
 
-def test_figures_that_go_along_are_counted(lora_sites: TinySites, tmp_path: Path) -> None:
+def test_metrics_that_go_along_are_counted(lora_sites: TinySites, tmp_path: Path) -> None:
     entries = {"merge.covariate-shift": "all", "evaluate.enabled": False}
     settings = settings_of(lora_sites, "com,mean,regmean", **entries)
     said = said_of(lora_sites, settings)
-    results, _, replies = play(lora_sites, settings, tmp_path / "out")
+    results, _, replies = run(lora_sites, settings, tmp_path / "out")
     numbers = [g.covariate_shift["ash"] for method in results.methods for g in method.groups]
     assert (
         (len(numbers), replies["evaluate.model"]) == (said.shifts, said.models_evaluated) == (4, 0)
@@ -110,7 +112,7 @@ def test_figures_that_go_along_are_counted(lora_sites: TinySites, tmp_path: Path
     assert said_of(lora_sites, first).shifts == 0  # the first has no groups
 
 
-def test_a_whole_model_and_figures_have_lines_of_their_own(whole_sites: TinySites) -> None:
+def test_a_whole_model_and_metrics_have_lines_of_their_own(whole_sites: TinySites) -> None:
     entry = SiteEntry.model_validate(whole_sites.nodes[0])
     settings = settings_of(whole_sites, "com,fisher", **{"merge.covariate-shift": "first"})
     said = "\n".join(egress_lines(measure(entry, settings), entry))

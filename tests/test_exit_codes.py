@@ -220,6 +220,8 @@ def test_following_a_run_that_is_interrupted_says_that_the_run_goes_on(
 ) -> None:
     from layerweld.deploy import coordinator_commands, runs
 
+    follow: Any = coordinator_commands._follow
+
     for stops, code in ((KeyboardInterrupt(), 130), (SystemExit(143), 143), (SystemExit(129), 129)):
 
         def stop(*_given: Any, stops: KeyboardInterrupt | SystemExit = stops) -> None:
@@ -227,7 +229,7 @@ def test_following_a_run_that_is_interrupted_says_that_the_run_goes_on(
 
         monkeypatch.setattr(runs, "follow_run", stop)
         monkeypatch.setattr(runs, "output_of", lambda *_: None)
-        monkeypatch.setattr(cli, "app", lambda **_: coordinator_commands._follow(None, None, "1"))
+        monkeypatch.setattr(cli, "app", lambda **_: follow(None, None, "1"))
         with pytest.raises(SystemExit) as stopped:
             cli.main()
         assert stopped.value.code == code

@@ -31,7 +31,7 @@ _EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
 
 @pytest.mark.parametrize("file", sorted(_EXPERIMENTS.glob("*/*.toml")), ids=lambda f: f.stem)
-def test_every_run_file_parses_and_holds_out_rows_at_every_site(file: Any) -> None:
+def test_every_run_file_parses_and_holds_out_samples_at_every_site(file: Any) -> None:
     settings, sites = read_run_file(file)
     assert settings.name == file.stem
     assert len(sites) >= 4
@@ -177,10 +177,11 @@ def test_images_become_folders_of_their_classes_and_their_splits_are_disjoint(
     for split in ("data", "held-out"):
         chosen = drawn(clothes, split, 0, 0)
         images.write_images(tmp_path / split, chosen)
-        rows = read[split] = read_dataset(
+        dataset = read[split] = read_dataset(
             tmp_path / split, CalibrationSettings(), reads_images=True
         )
-        names = sorted(rows.classes[i] for i in rows.labels)
+        assert dataset.labels
+        names = sorted(dataset.classes[i] for i in dataset.labels)
         assert names == sorted(image.label for image in chosen)
     assert len(read["data"]) + len(read["held-out"]) == 80
     assert read["data"].classes == read["held-out"].classes

@@ -18,17 +18,12 @@ from layerweld.formats.adapters import read_adapter
 from layerweld.formats.checkpoint import read_checkpoint
 from layerweld.formats.export import write_adapter, write_model
 from layerweld.merging.registry import METHODS
-from layerweld.model.base_model import load_base
+from layerweld.model.base_model import BaseModel, load_base
 from layerweld.model.linear import linear_layers, updated, weight_of
 from layerweld.report.model_card import write_model_card
 from layerweld.report.results import MethodResult, RunResults, Score, SiteSummary
 from layerweld.updates.update import DenseUpdate, LowRankUpdate
 from tests.tiny_peft import TARGETS, edit_config, hidden_states, new_model, save_base
-
-
-@pytest.fixture(scope="module")
-def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
-    return {f: save_base(f, tmp_path_factory.mktemp("base") / f) for f in TARGETS}
 
 
 def random_updates(base: Any, ranks: tuple[Any, ...] = (3, 1, 5)) -> dict[str, LowRankUpdate]:
@@ -64,7 +59,7 @@ def contents(folder: Path) -> dict[Any, Any]:
 @pytest.mark.parametrize("ranks", [(4,), (3, 1, 5)], ids=["one-rank", "three-ranks"])
 @pytest.mark.parametrize("family", TARGETS)
 def test_peft_loads_the_adapter_as_the_base_model_with_the_updates(
-    family: Any, ranks: tuple[int, ...], bases: dict[Any, Any], tmp_path: Path
+    family: Any, ranks: tuple[int, ...], bases: dict[str, BaseModel], tmp_path: Path
 ) -> None:
     base = bases[family]
     updates = random_updates(base, ranks)
@@ -80,7 +75,7 @@ def test_peft_loads_the_adapter_as_the_base_model_with_the_updates(
 
 @pytest.mark.parametrize("family", ["bert", "llama"])
 def test_with_a_prefix_it_loads_onto_the_class_that_the_sites_trained(
-    family: str, bases: dict[Any, Any], tmp_path: Path
+    family: str, bases: dict[str, BaseModel], tmp_path: Path
 ) -> None:
     base = bases[family]
     updates = random_updates(base)
@@ -92,7 +87,7 @@ def test_with_a_prefix_it_loads_onto_the_class_that_the_sites_trained(
 
 
 def test_the_task_that_all_sites_name_lets_peft_find_the_class_by_itself(
-    bases: dict[Any, Any], tmp_path: Path
+    bases: dict[str, BaseModel], tmp_path: Path
 ) -> None:
     base = bases["llama"]
     updates = random_updates(base)
@@ -106,7 +101,7 @@ def test_the_task_that_all_sites_name_lets_peft_find_the_class_by_itself(
 
 
 def test_a_task_whose_head_peft_would_look_for_is_not_kept(
-    bases: dict[Any, Any], tmp_path: Path
+    bases: dict[str, BaseModel], tmp_path: Path
 ) -> None:
     write_adapter(tmp_path / "merged", random_updates(bases["bert"]), bases["bert"], prefix="bert.")
     edit_config(tmp_path / "merged", task_type="SEQ_CLS")
@@ -115,7 +110,7 @@ def test_a_task_whose_head_peft_would_look_for_is_not_kept(
 
 @pytest.mark.parametrize("family", TARGETS)
 def test_reading_what_was_written_gives_the_same_factors(
-    family: Any, bases: dict[Any, Any], tmp_path: Path
+    family: Any, bases: dict[str, BaseModel], tmp_path: Path
 ) -> None:
     base = bases[family]
     updates = random_updates(base)
@@ -128,7 +123,7 @@ def test_reading_what_was_written_gives_the_same_factors(
         assert torch.equal(update.right, updates[name].right)  # type: ignore[attr-defined]
 
 
-def test_a_subset_of_the_layers_stays_a_subset(bases: dict[Any, Any], tmp_path: Path) -> None:
+def test_a_subset_of_the_layers_stays_a_subset(bases: dict[str, BaseModel], tmp_path: Path) -> None:
     base = bases["llama"]
     every = random_updates(base)
     updates = {name: every[name] for name in list(every)[3:5]}
@@ -137,7 +132,7 @@ def test_a_subset_of_the_layers_stays_a_subset(bases: dict[Any, Any], tmp_path: 
 
 
 def test_layers_that_share_a_factor_are_written_each_with_its_own(
-    bases: dict[Any, Any], tmp_path: Path
+    bases: dict[str, BaseModel], tmp_path: Path
 ) -> None:
     shared = torch.randn(2, 16)
     names = [f"layers.0.self_attn.{name}_proj" for name in ("k", "v")]
@@ -148,7 +143,7 @@ def test_layers_that_share_a_factor_are_written_each_with_its_own(
 
 
 def test_the_order_of_the_updates_does_not_change_a_byte(
-    bases: dict[Any, Any], tmp_path: Path
+    bases: dict[str, BaseModel], tmp_path: Path
 ) -> None:
     updates = random_updates(bases["bert"])
     backwards = dict(reversed(updates.items()))
@@ -158,7 +153,7 @@ def test_the_order_of_the_updates_does_not_change_a_byte(
 
 
 def test_neither_the_hash_seed_nor_a_path_gets_into_the_configuration(
-    bases: dict[Any, Any], tmp_path: Path
+    bases: dict[str, BaseModel], tmp_path: Path
 ) -> None:
     base = bases["llama"]
     write_adapter(tmp_path / "merged", random_updates(base), base, prefix="")
@@ -171,7 +166,7 @@ def test_neither_the_hash_seed_nor_a_path_gets_into_the_configuration(
 
 @pytest.mark.parametrize("updates", [{}, {"layers.0.mlp.up_proj": 0}])
 def test_an_adapter_without_a_column_is_our_own_mistake(
-    updates: Any, bases: dict[Any, Any], tmp_path: Path
+    updates: Any, bases: dict[str, BaseModel], tmp_path: Path
 ) -> None:
     empty = {n: LowRankUpdate(torch.zeros(24, r), torch.zeros(r, 16)) for n, r in updates.items()}
     with pytest.raises(ValueError, match="rank 1 or more"):
@@ -179,7 +174,9 @@ def test_an_adapter_without_a_column_is_our_own_mistake(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_with_something_in_it_is_refused(bases: dict[Any, Any], tmp_path: Path) -> None:
+def test_a_folder_with_something_in_it_is_refused(
+    bases: dict[str, BaseModel], tmp_path: Path
+) -> None:
     (tmp_path / "note.txt").write_text("keep me")
     for write in (write_adapter, write_model):
         with pytest.raises(OutputError, match="give another name, or remove it first"):
@@ -192,7 +189,7 @@ def last_arguments(write: Callable[..., None], base: Any) -> tuple[Any, ...]:
 
 
 def test_an_empty_folder_and_the_rest_of_a_killed_run_are_in_nobodys_way(
-    bases: dict[Any, Any], tmp_path: Path
+    bases: dict[str, BaseModel], tmp_path: Path
 ) -> None:
     (tmp_path / "merged").mkdir()
     (tmp_path / "merged.partial").mkdir()
@@ -206,7 +203,7 @@ def test_an_empty_folder_and_the_rest_of_a_killed_run_are_in_nobodys_way(
 
 
 def test_a_place_that_cannot_be_written_is_a_storage_error(
-    bases: dict[Any, Any], tmp_path: Path
+    bases: dict[str, BaseModel], tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="merged cannot be written"):
@@ -217,7 +214,7 @@ def test_a_place_that_cannot_be_written_is_a_storage_error(
 
 @pytest.mark.parametrize("family", TARGETS)
 def test_the_written_model_is_the_base_model_with_the_updates(
-    family: Any, bases: dict[Any, Any], tmp_path: Path
+    family: Any, bases: dict[str, BaseModel], tmp_path: Path
 ) -> None:
     base = bases[family]
     before = base.fingerprint
@@ -231,7 +228,7 @@ def test_the_written_model_is_the_base_model_with_the_updates(
 
 
 def test_the_other_params_and_dense_updates_come_back_from_the_written_model(
-    bases: dict[Any, Any], tmp_path: Path
+    bases: dict[str, BaseModel], tmp_path: Path
 ) -> None:
     base = bases["gpt2"]
     updates = {"h.1.mlp.c_fc": DenseUpdate(torch.randn(64, 16))}
@@ -248,7 +245,7 @@ def test_the_other_params_and_dense_updates_come_back_from_the_written_model(
 
 
 def test_the_written_model_is_the_same_to_the_byte_each_time(
-    bases: dict[Any, Any], tmp_path: Path
+    bases: dict[str, BaseModel], tmp_path: Path
 ) -> None:
     updates = random_updates(bases["bert"])
     write_model(tmp_path / "one", updates, {}, bases["bert"])
@@ -257,7 +254,7 @@ def test_the_written_model_is_the_same_to_the_byte_each_time(
 
 
 def test_the_pooler_goes_along_only_if_the_base_model_has_one(
-    bases: dict[Any, Any], tmp_path: Path
+    bases: dict[str, BaseModel], tmp_path: Path
 ) -> None:
     write_model(tmp_path / "with", {}, {}, bases["bert"])
     assert "pooler.dense.weight" in load_file(tmp_path / "with" / "model.safetensors")
@@ -266,7 +263,7 @@ def test_the_pooler_goes_along_only_if_the_base_model_has_one(
     assert "pooler.dense.weight" not in load_file(tmp_path / "without" / "model.safetensors")
 
 
-def test_the_tokenizer_goes_along(bases: dict[Any, Any], tmp_path: Path) -> None:
+def test_the_tokenizer_goes_along(bases: dict[str, BaseModel], tmp_path: Path) -> None:
     base = save_base("bert", tmp_path / "base")
     (base.folder / "vocab.txt").write_text("[PAD]\n")
     (base.folder / "notes.txt").write_text("private")
@@ -294,7 +291,7 @@ CARD = RunResults(
 
 
 def test_the_card_says_what_it_is_where_it_came_from_and_what_to_know(
-    bases: dict[Any, Any], tmp_path: Path
+    bases: dict[str, BaseModel], tmp_path: Path
 ) -> None:
     folder = tmp_path / "merged"
     write_adapter(folder, random_updates(bases["bert"]), bases["bert"], prefix="")
@@ -318,7 +315,7 @@ def test_the_card_says_what_it_is_where_it_came_from_and_what_to_know(
 
 
 def test_the_card_of_a_model_and_of_a_head_class_say_how_to_load_them(
-    bases: dict[Any, Any], tmp_path: Path
+    bases: dict[str, BaseModel], tmp_path: Path
 ) -> None:
     tmp_path.joinpath("model").mkdir()
     write_model_card(tmp_path / "model", replace(CARD, form="model"), COM)

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from layerweld.errors import LostSiteError, RefusedReplyError
-from layerweld.merging.sums import Mean
+from layerweld.merging.registry import METHODS
 from layerweld.transport.arrays import from_arrays, read_arrays, to_arrays
 from layerweld.transport.identity import identity_of, with_identity
 from layerweld.transport.site_info import encode_site_info
@@ -24,8 +24,8 @@ from layerweld.transport.updates import encode_updates
 from layerweld.updates.update import LowRankUpdate
 from server import in_process
 from strategies import notices
+from strategies.by_method import rounds_of
 from strategies.merge_strategy import MergeStrategy
-from strategies.update_merging import UpdateMerging
 from tests import faulty_grid
 from tests.faulty_grid import (
     CORRUPTIONS,
@@ -46,14 +46,16 @@ from tests.stub_sites import (
     RecordedApp,
     StubApp,
     digest_of,
-    introduction_of,
     new_chain,
     reply_with,
     settings,
+    site_info_of,
     step_of,
     updates_of,
 )
 
+ABORTS: dict[str, Any] = {"lost-site": "abort"}
+CONTINUES: dict[str, Any] = {"lost-site": "continue"}
 CASES = int(os.environ.get("LAYERWELD_FAULT_CASES", "1000"))
 
 
@@ -65,7 +67,7 @@ def no_wire(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(in_process, "_through_the_wire", handing_over())
 
 
-def play(
+def run(
     faults: Faults, clock: Clock, method: str = "com", app: Any = None, **entries: Any
 ) -> MergeStrategy:
     chosen = settings(**entries)
@@ -77,11 +79,13 @@ def play(
 
 @pytest.mark.parametrize("method", ["com", "regmean++"])
 def test_no_fault_on_the_way_changes_a_bit(method: str, clock: Clock, no_wire: None) -> None:
-    whole = digest_of(play(none(), clock, method))
-    met, ignored, recording = Counter(), Counter(), {}
+    whole = digest_of(run(none(), clock, method))
+    met: Counter[str] = Counter()
+    ignored: Counter[str] = Counter()
+    recording: dict[Any, Any] = {}
     for seed in range(CASES // 2):
         faults = Faults(seed)
-        chain = play(faults, clock, method, RecordedApp(recording))
+        chain = run(faults, clock, method, RecordedApp(recording))
         assert digest_of(chain) == whole, f"seed {seed}: {faults.met}"
         met.update(faults.met)
         ignored.update(chain.cohort.ignored)
@@ -90,13 +94,13 @@ def test_no_fault_on_the_way_changes_a_bit(method: str, clock: Clock, no_wire: N
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
-def test_a_spoilt_answer_is_refused_before_any_sum_and_asked_for_again(
+def test_a_spoilt_reply_is_refused_before_any_sum_and_asked_for_again(
     name: Any, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(faulty_grid, "CORRUPTIONS", {name: CORRUPTIONS[name]})
-    chain = play(Faults(seed=3, rate=1.0, most=9, kinds=("corrupt",)), clock)
+    chain = run(Faults(seed=3, rate=1.0, most=9, kinds=("corrupt",)), clock)
     assert chain.cohort.ignored["refused"] > 0
-    assert digest_of(chain) == digest_of(play(none(), clock))
+    assert digest_of(chain) == digest_of(run(none(), clock))
 
 
 class Without(StubApp):
@@ -106,22 +110,22 @@ class Without(StubApp):
         super().__init__()
         self.name, self.step, self.fail = name, step, fail
 
-    def answer(self, name: str, message: Message) -> Any:
-        answer = super().answer(name, message)
-        if name == self.name and step_of(message) >= self.step and answer.need_from is None:
-            return self.fail(answer)
-        return answer
+    def reply(self, name: str, message: Message) -> Any:
+        reply = super().reply(name, message)
+        if name == self.name and step_of(message) >= self.step and reply.need_from is None:
+            return self.fail(reply)
+        return reply
 
 
 def raises(_answer: Any) -> None:
     raise ValueError("row 17: Jane Doe, HIV+")
 
 
-def with_a_nan_in_the_last_group(answer: Any) -> Any:
-    gram = answer.statistics[-1].gram.clone()
+def with_a_nan_in_the_last_group(reply: Any) -> Any:
+    gram = reply.statistics[-1].gram.clone()
     gram[0, 0] = float("nan")
     return replace(
-        answer, statistics=(*answer.statistics[:-1], replace(answer.statistics[-1], gram=gram))
+        reply, statistics=(*reply.statistics[:-1], replace(reply.statistics[-1], gram=gram))
     )
 
 
@@ -135,7 +139,7 @@ class SilentGrid(FaultyGrid):
             return from_the_node(message, 2)
 
 
-def play_without(
+def run_without(
     clock: Clock,
     fail: Callable[..., Any],
     step: int = 2,
@@ -154,7 +158,7 @@ def test_a_run_waits_for_a_lost_site_until_the_deadline_and_says_how_to_go_on(
     clock: Clock,
 ) -> None:
     with pytest.raises(LostSiteError, match=r"birch: its app raised .*same command.*resumes") as e:
-        play_without(clock, raises, deadline=600.0)
+        run_without(clock, raises, deadline=600.0)
     assert 600 < clock.now < 700
     assert "Jane Doe" not in str(e.value)
 
@@ -175,7 +179,7 @@ def test_a_site_that_takes_long_is_named_while_the_others_have_answered(
     chain.run(FaultyGrid(StubApp(), NODES, chosen, faults, clock))
     waiting = "waiting for ash at the statistics of step 1: no reply for"
     assert said == [f"{waiting} 15 s", f"{waiting} 30 s"]
-    assert digest_of(chain) == digest_of(play(none(), clock))
+    assert digest_of(chain) == digest_of(run(none(), clock))
 
 
 def test_asking_again_backs_off(clock: Clock) -> None:
@@ -195,12 +199,12 @@ def test_asking_again_backs_off(clock: Clock) -> None:
 
 def test_a_run_that_aborts_stops_at_the_first_failure(clock: Clock) -> None:
     with pytest.raises(LostSiteError, match="birch failed at the statistics of step 3"):
-        play_without(clock, raises, **{"lost-site": "abort"})
+        run_without(clock, raises, **ABORTS)
     assert clock.now < 10
 
 
 def test_a_run_that_goes_on_leaves_a_lost_site_out_from_there(clock: Clock) -> None:
-    chain = play_without(clock, raises, deadline=600.0, **{"lost-site": "continue"})
+    chain = run_without(clock, raises, deadline=600.0, **CONTINUES)
     groups = [group for step in chain.rounds.groups for group in step]
     assert [group["lost"] for group in groups] == [(), (), ("birch",), ("birch",)]
     assert chain.lost == {"birch": 3}
@@ -210,32 +214,30 @@ def test_a_run_that_goes_on_leaves_a_lost_site_out_from_there(clock: Clock) -> N
 
 def test_a_lost_site_stays_out_when_the_run_is_resumed(clock: Clock) -> None:
     journal = MemoryJournal()
-    whole = play_without(clock, raises, journal=journal, deadline=60.0, **{"lost-site": "continue"})
+    whole = run_without(clock, raises, journal=journal, deadline=60.0, **CONTINUES)
     journal.rounds.pop()
-    resumed = play_without(
-        clock, raises, step=9, journal=journal, deadline=60.0, **{"lost-site": "continue"}
-    )
+    resumed = run_without(clock, raises, step=9, journal=journal, deadline=60.0, **CONTINUES)
     assert digest_of(resumed) == digest_of(whole)
 
 
 def test_fewer_than_min_sites_do_not_go_on(clock: Clock) -> None:
-    entries = {"lost-site": "continue", "min-sites": 3, "deadline": 60.0}
+    entries: dict[str, Any] = {"lost-site": "continue", "min-sites": 3, "deadline": 60.0}
     with pytest.raises(LostSiteError, match="2 sites would be left, and min-sites is 3"):
-        play_without(clock, raises, **entries)
+        run_without(clock, raises, **entries)
 
 
 def test_a_site_that_keeps_sending_nonsense_ends_the_run_by_name(clock: Clock) -> None:
     with pytest.raises(RefusedReplyError, match=r"birch, asked 3 times: 1\.in: .*not finite"):
-        play_without(clock, with_a_nan_in_the_last_group)
+        run_without(clock, with_a_nan_in_the_last_group)
 
 
 @pytest.mark.parametrize("method", ["com", "regmean++"])
 def test_nothing_of_a_site_is_added_when_one_of_its_groups_is_bad(
     method: Any, clock: Clock
 ) -> None:
-    entries = {"lost-site": "continue", "deadline": 60.0}
-    spoilt = play_without(clock, with_a_nan_in_the_last_group, 0, method, **entries)
-    silent = play_without(clock, raises, 0, method, **entries)
+    entries: dict[str, Any] = {"lost-site": "continue", "deadline": 60.0}
+    spoilt = run_without(clock, with_a_nan_in_the_last_group, 0, method, **entries)
+    silent = run_without(clock, raises, 0, method, **entries)
     assert digest_of(spoilt) == digest_of(silent)
 
 
@@ -252,15 +254,15 @@ def test_a_site_that_only_replays_is_waited_for_and_never_summed(field: str, clo
 
     says = f"birch: it replied to another {field}".replace("_", " ")
     with pytest.raises(LostSiteError, match=says):
-        play(none(), clock, app=Old(), deadline=60.0)
+        run(none(), clock, app=Old(), deadline=60.0)
 
 
 def test_a_site_that_never_has_what_it_was_sent_is_refused(clock: Clock) -> None:
-    def behind(answer: Any) -> Any:
-        return replace(answer, statistics=(), need_from=1)
+    def behind(reply: Any) -> Any:
+        return replace(reply, statistics=(), need_from=1)
 
     with pytest.raises(RefusedReplyError, match=r"birch.*cache folder writable"):
-        play_without(clock, behind)
+        run_without(clock, behind)
 
 
 @pytest.mark.parametrize(
@@ -273,7 +275,7 @@ def test_a_node_that_is_not_the_site_it_replaces_is_turned_away(
     class Impostor(StubApp):
         def __call__(self, message: Message, context: Any) -> Message:
             if message.metadata.message_type == "query.handshake":
-                known = introduction_of(context.node_config["name"])
+                known = site_info_of(context.node_config["name"])
                 return reply_with(encode_site_info(replace(known, **change)), message, context)
             return super().__call__(message, context)
 
@@ -290,7 +292,7 @@ def test_averaged_updates_survive_faults_too(seed: int, clock: Clock) -> None:
     for faults in (none(), Faults(seed)):
         chosen = settings()
         cohort = new_chain(chosen).cohort
-        averaging = UpdateMerging(PLAN, cohort, Mean(), {})
+        averaging = rounds_of(METHODS["mean"], PLAN, cohort, chosen, {})
         grid = FaultyGrid(StubApp(), NODES, chosen, faults, clock)
         MergeStrategy(cohort, averaging).run(grid)
         merged.append(averaging.outcome().updates)
@@ -317,7 +319,7 @@ def test_an_update_to_be_averaged_is_checked_as_strictly(name: str, clock: Clock
 
     chosen = settings()
     cohort = new_chain(chosen).cohort
-    averaging = UpdateMerging(PLAN, cohort, Mean(), {})
+    averaging = rounds_of(METHODS["mean"], PLAN, cohort, chosen, {})
     grid = FaultyGrid(Spoiler(), NODES, chosen, none(), clock)
     with pytest.raises(RefusedReplyError, match="birch, asked 3 times"):
         MergeStrategy(cohort, averaging).run(grid)
@@ -358,4 +360,4 @@ def test_flowers_own_start_asks_again_what_its_loop_did_not_get(clock: Clock) ->
     grid = FaultyGrid(StubApp(), NODES, chosen, Faults(5, kinds=("error 2", "error 5")), clock)
     chain = new_chain(chosen)
     chain.start(grid, ArrayRecord())
-    assert digest_of(chain) == digest_of(play(none(), clock))
+    assert digest_of(chain) == digest_of(run(none(), clock))

@@ -3,7 +3,6 @@
 import hashlib
 import logging
 import warnings
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -29,43 +28,24 @@ from layerweld.model.base_model import BaseModel, load_base
 from layerweld.model.linear import linear_layers
 from layerweld.settings.run import CalibrationSettings, EvaluateSettings, FinetuneSettings
 from tests.tiny_encoders import (
-    ROWS,
+    DATASET,
     TEXTS,
     WORDS,
-    save_image_base,
     save_model,
-    save_text_base,
     save_tokenizer,
 )
 
 SETTINGS = FinetuneSettings(
     rank=2, epochs=8, batch_size=8, learning_rate=2e-2, accelerator="cpu", logger="none"
 )
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 EVALUATE = EvaluateSettings(batch_size=5)
 
 
 def needs(extra: str) -> MarkDecorator:
     reason = f"needs pip install 'layerweld[{extra}]'"
     return pytest.mark.skipif(find_spec(extra) is None, reason=reason)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Models this small only lose by sharing their work, most of all on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def text_base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
-    return save_text_base(tmp_path_factory.mktemp("bert"))
-
-
-@pytest.fixture(scope="module")
-def image_base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
-    return save_image_base(tmp_path_factory.mktemp("vit"))
 
 
 def adaptable(base: BaseModel) -> list[Any]:
@@ -75,12 +55,12 @@ def adaptable(base: BaseModel) -> list[Any]:
 def trained(
     base: BaseModel,
     folder: Path,
-    rows: Dataset = ROWS,
+    dataset: Dataset = DATASET,
     settings: FinetuneSettings = SETTINGS,
     seed: int = 0,
     **options: Any,
 ) -> Path:
-    fine_tune(base, adaptable(base), in_parcels(rows, 1), settings, seed, folder, **options)
+    fine_tune(base, adaptable(base), in_parcels(dataset, 1), settings, seed, folder, **options)
     return folder
 
 
@@ -100,12 +80,12 @@ def bytes_below(folder: Path) -> dict[Any, Any]:
 
 def test_training_separates_what_can_be_separated(text_base: BaseModel, tmp_path: Path) -> None:
     folder = trained(text_base, tmp_path / "site")
-    untrained = ClassifierHead(text_base.d_model, ROWS.classes)
-    before, _ = accuracy(text_base, untrained, ROWS, EVALUATE)
-    after, rows = accuracy(
-        adapted(text_base, folder), load_head(folder / "head.safetensors"), ROWS, EVALUATE
+    untrained = ClassifierHead(text_base.d_model, DATASET.classes)
+    before, _ = accuracy(text_base, untrained, DATASET, EVALUATE)
+    after, count = accuracy(
+        adapted(text_base, folder), load_head(folder / "head.safetensors"), DATASET, EVALUATE
     )
-    assert rows == len(ROWS)
+    assert count == len(DATASET)
     assert before <= 0.75 < 0.95 < after
 
 
@@ -163,22 +143,25 @@ def test_the_callers_random_numbers_and_switches_are_left_alone(
 def test_only_the_chosen_layers_are_adapted(text_base: BaseModel, tmp_path: Path) -> None:
     chosen = [name for name in adaptable(text_base) if "layer.1" in name and "query" in name]
     settings = SETTINGS.model_copy(update={"max_steps": 1})
-    fine_tune(text_base, chosen, in_parcels(ROWS, 1), settings, 0, tmp_path / "site")
+    fine_tune(text_base, chosen, in_parcels(DATASET, 1), settings, 0, tmp_path / "site")
     model = PeftModel.from_pretrained(
         load_base(text_base.folder).backbone, tmp_path / "site" / "adapter"
     )
     assert list(model.targeted_module_names) == chosen
 
 
-def test_a_frozen_a_is_the_same_whatever_the_rows_and_b_is_trained(
+def test_a_frozen_a_is_the_same_whatever_the_samples_and_b_is_trained(
     text_base: BaseModel, tmp_path: Path
 ) -> None:
     settings = SETTINGS.model_copy(update={"freeze_a": True})
-    others = make_dataset(ROWS.inputs[::-1], [ROWS.classes[label] for label in ROWS.labels])
+    assert DATASET.labels
+    others = make_dataset(
+        DATASET.inputs[::-1], [DATASET.classes[label] for label in DATASET.labels]
+    )
     found = {}
-    for name, rows in (("one", ROWS), ("other", others)):
+    for name, dataset in (("one", DATASET), ("other", others)):
         fine_tune(
-            text_base, adaptable(text_base), in_parcels(rows, 1), settings, 0, tmp_path / name
+            text_base, adaptable(text_base), in_parcels(dataset, 1), settings, 0, tmp_path / name
         )
         found[name] = load_file(tmp_path / name / "adapter/adapter_model.safetensors")
     for key, values in found["one"].items():
@@ -201,7 +184,7 @@ def test_progress_counts_to_the_last_step(text_base: BaseModel, tmp_path: Path) 
         settings=settings,
         on_step=lambda done, total: seen.append((done, total)),
     )
-    assert seen == [(step, 8) for step in range(1, 9)]  # 2 epochs of 32 rows, 8 at a time
+    assert seen == [(step, 8) for step in range(1, 9)]  # 2 epochs of 32 samples, 8 at a time
 
 
 def test_a_conv1d_model_without_a_pad_token_is_trained(tmp_path: Path) -> None:
@@ -212,7 +195,7 @@ def test_a_conv1d_model_without_a_pad_token_is_trained(tmp_path: Path) -> None:
     settings = SETTINGS.model_copy(update={"max_steps": 2})
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        fine_tune(base, targets, in_parcels(ROWS, 1), settings, 0, tmp_path / "site")
+        fine_tune(base, targets, in_parcels(DATASET, 1), settings, 0, tmp_path / "site")
     model = PeftModel.from_pretrained(base.backbone, tmp_path / "site" / "adapter")
     assert set(model.targeted_module_names) == set(targets)
 
@@ -222,10 +205,10 @@ def test_images_work_end_to_end(image_base: BaseModel, tmp_path: Path) -> None:
         for name, colour in {"dark": (10 * i, 9, 0), "light": (255 - 10 * i, 220, 240)}.items():
             (tmp_path / "images" / name).mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (30 + i, 40), colour).save(tmp_path / "images" / name / f"{i}.png")
-    rows = read_dataset(tmp_path / "images", CalibrationSettings(), reads_images=True)
-    folder = trained(image_base, tmp_path / "site", rows=rows)
+    dataset = read_dataset(tmp_path / "images", CalibrationSettings(), reads_images=True)
+    folder = trained(image_base, tmp_path / "site", dataset=dataset)
     head = load_head(folder / "head.safetensors")
-    assert accuracy(adapted(image_base, folder), head, rows, EVALUATE) == (1.0, 16)
+    assert accuracy(adapted(image_base, folder), head, dataset, EVALUATE) == (1.0, 16)
 
 
 @pytest.mark.parametrize(
@@ -279,14 +262,14 @@ def test_an_interrupted_run_leaves_no_result_and_does_not_block_the_next(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["site"]
 
 
-def test_rows_without_labels_cannot_be_trained_on(text_base: BaseModel, tmp_path: Path) -> None:
+def test_samples_without_labels_cannot_be_trained_on(text_base: BaseModel, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"`calibration\.label-column`, or bring an adapter"):
-        trained(text_base, tmp_path / "site", rows=make_dataset(TEXTS, None))
+        trained(text_base, tmp_path / "site", dataset=make_dataset(TEXTS, None))
 
 
 def test_a_single_class_cannot_be_trained_on(text_base: BaseModel, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="add samples of another class"):
-        trained(text_base, tmp_path / "site", rows=make_dataset(["a", "is"], ["x", "x"], ["y"]))
+        trained(text_base, tmp_path / "site", dataset=make_dataset(["a", "is"], ["x", "x"], ["y"]))
 
 
 @pytest.mark.parametrize("targets", [[], ["encoder.layer.9.query"]])
@@ -294,7 +277,7 @@ def test_targets_that_are_no_layers_are_refused(
     text_base: BaseModel, tmp_path: Path, targets: Any
 ) -> None:
     with pytest.raises(ConfigError, match=r"`finetune\.targets`"):
-        fine_tune(text_base, targets, in_parcels(ROWS, 1), SETTINGS, 0, tmp_path / "site")
+        fine_tune(text_base, targets, in_parcels(DATASET, 1), SETTINGS, 0, tmp_path / "site")
 
 
 @pytest.mark.parametrize(

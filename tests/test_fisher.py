@@ -1,6 +1,5 @@
-"""Fisher averaging: gradients one row at a time, and the federation that adds them up."""
+"""Fisher averaging: gradients one sample at a time, and the federation that adds them up."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,34 +11,30 @@ from transformers import AutoModel, AutoTokenizer
 
 from client.training.heads import ClassifierHead, load_head
 from layerweld.errors import CohortError
-from layerweld.formats.task_vectors import read_fine_tuned
+from layerweld.formats.adapters import read_fine_tuned
 from layerweld.merging.fisher import FisherPool, normalised
 from layerweld.model.base_model import load_base
 from layerweld.model.linear import linear_layers, updated, weight_of
-from layerweld.report.results import RunResults
 from layerweld.updates.update import Update
-from server.run import run as run_server
-from tests.played_methods import settings_of
-from tests.tiny_sites import TinySites, make_sites
+from tests.run_methods import run_methods
+from tests.tiny_sites import TinySites, make_sites, read_samples, write_samples
 
 CLASSES = ("no", "yes")
 
 
 @pytest.fixture(scope="module")
 def labelled_sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
-    """Three sites whose rows have labels; one head serves all of them."""
+    """Three sites whose samples have labels; one head serves all of them."""
     sites = make_sites(tmp_path_factory.mktemp("labelled"), ["query", "output.dense"])
     for node in sites.nodes:
-        with open(node["data"]) as file:
-            rows = [json.loads(line) | {"label": CLASSES[i % 2]} for i, line in enumerate(file)]
-        with open(node["data"], "w") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
+        samples = enumerate(read_samples(node["data"]))
+        write_samples(node["data"], [s | {"label": CLASSES[i % 2]} for i, s in samples])
     torch.manual_seed(0)
     ClassifierHead(16, CLASSES).save(sites.folder / "head.safetensors")
     return sites
 
 
-def one_row_at_a_time(
+def one_sample_at_a_time(
     sites: TinySites, node: dict[str, str]
 ) -> tuple[dict[str, Tensor], Mapping[str, Update]]:
     """The mean squared gradient of each adapted weight, by plain backpropagation."""
@@ -47,40 +42,35 @@ def one_row_at_a_time(
     head = load_head(sites.folder / "head.safetensors")
     tokenizer = AutoTokenizer.from_pretrained(sites.base)
     own = read_fine_tuned(node["adapter"], base).task_vector.updates
-    layers = linear_layers(base.backbone)
-    with open(node["data"]) as file:
-        rows = [json.loads(line) for line in file]
+    layers: dict[str, Any] = linear_layers(base.backbone)
+    samples = read_samples(node["data"])
     sums = {name: torch.zeros(update.shape) for name, update in own.items()}
     with updated(layers, own):
         for name in own:
             layers[name].weight.requires_grad_()
-        for row in rows:
-            inputs = tokenizer(row["text"], truncation=True, max_length=12, return_tensors="pt")
+        for sample in samples:
+            inputs = tokenizer(sample["text"], truncation=True, max_length=12, return_tensors="pt")
             hidden = base.backbone(
                 input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]
             ).last_hidden_state
-            target = torch.tensor([CLASSES.index(row["label"])])
+            target = torch.tensor([CLASSES.index(sample["label"])])
             loss = nn.functional.cross_entropy(head(hidden), target)
             gradients = torch.autograd.grad(loss, [layers[name].weight for name in own])
             for name, gradient in zip(own, gradients, strict=True):
-                sums[name] += gradient.square() / len(rows)
+                sums[name] += gradient.square() / len(samples)
         for name in own:
             layers[name].weight.requires_grad_(False)
     return sums, own
 
 
-def play(sites: TinySites, output: Path, methods: str = "fisher") -> RunResults:
-    settings = settings_of(sites, methods)
-    return run_server(sites.grid(settings), settings, str(sites.base), output)
-
-
 def test_the_merge_weighs_every_entry_by_its_squared_gradients(
     labelled_sites: TinySites, tmp_path: Path
 ) -> None:
-    play(labelled_sites, tmp_path / "out")
-    importance, products = {}, {}
+    run_methods(labelled_sites, tmp_path / "out", "fisher")
+    importance: dict[str, Tensor] = {}
+    products: dict[str, Tensor] = {}
     for node in labelled_sites.nodes:
-        fisher, own = one_row_at_a_time(labelled_sites, node)
+        fisher, own = one_sample_at_a_time(labelled_sites, node)
         size = torch.cat([values.flatten() for values in fisher.values()]).square().mean().sqrt()
         for layer, values in fisher.items():
             floored = (values / size).clamp(min=1e-6)
@@ -96,9 +86,9 @@ def test_the_merge_weighs_every_entry_by_its_squared_gradients(
 def test_the_order_of_the_sites_does_not_change_a_bit(
     labelled_sites: TinySites, tmp_path: Path
 ) -> None:
-    first = play(labelled_sites, tmp_path / "one")
+    first = run_methods(labelled_sites, tmp_path / "one", "fisher")
     labelled_sites.nodes.reverse()
-    second = play(labelled_sites, tmp_path / "two")
+    second = run_methods(labelled_sites, tmp_path / "two", "fisher")
     labelled_sites.nodes.reverse()
     assert first.manifest_hash == second.manifest_hash
 
@@ -108,7 +98,7 @@ def test_sites_without_labels_are_refused_in_the_handshake(tmp_path: Path) -> No
     with pytest.raises(
         CohortError, match="fisher: it needs labelled samples and a head at every site"
     ):
-        play(sites, tmp_path / "out")
+        run_methods(sites, tmp_path / "out", "fisher")
 
 
 def test_a_site_alone_is_given_back_and_equal_importance_gives_the_mean() -> None:
@@ -129,7 +119,7 @@ def test_what_no_square_can_be_is_refused(broken: Any) -> None:
         pool.add("q", torch.full((3, 2), broken), torch.zeros(3, 2))
 
 
-def test_a_site_that_fits_its_rows_well_has_as_much_to_say_as_one_that_does_not() -> None:
+def test_a_site_that_fits_its_samples_well_has_as_much_to_say_as_one_that_does_not() -> None:
     unsure = {"q": torch.rand(3, 2), "up": torch.rand(4, 3)}
     fitted = {layer: 1e-8 * values for layer, values in unsure.items()}
     for layer, values in normalised(fitted).items():

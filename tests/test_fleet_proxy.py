@@ -23,7 +23,6 @@ from uvicorn.server import Server
 
 from layerweld.cli import main as cli
 from layerweld.deploy import checks, fleet_proxy
-from layerweld.deploy.certificates import make_authority, make_server
 from layerweld.deploy.checks import check_coordinator
 from layerweld.deploy.fleet_proxy import LARGEST_CALL, FleetProxy
 from layerweld.deploy.ports import free_port
@@ -31,23 +30,7 @@ from layerweld.deploy.processes import Supervisor
 from layerweld.deploy.site import create
 from layerweld.errors import DeployError
 from layerweld.settings.sites import SiteEntry
-
-
-class SuperLink:
-    """Stands in for Flower's: remembers what it was asked, and echoes."""
-
-    def __init__(self) -> None:
-        self.asked = []
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        body, more = b"", True
-        while more:
-            event = await receive()
-            body, more = body + event["body"], event["more_body"]
-        self.asked.append((scope["path"], dict(scope["headers"]).get(b"flwr-signature")))
-        headers = [(b"x-answer", b"yes")]
-        await send({"type": "http.response.start", "status": 207, "headers": headers})
-        await send({"type": "http.response.body", "body": body[::-1]})
+from tests.fake_superlink import SuperLink, write_certificates
 
 
 def serve(app: SuperLink | FleetProxy, folder: Path, port: int) -> tuple[Server, Thread]:
@@ -71,17 +54,13 @@ def serve(app: SuperLink | FleetProxy, folder: Path, port: int) -> tuple[Server,
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("certificates")
-    authority = make_authority("fed")
-    server = make_server(authority, ["127.0.0.1"])
-    (folder / "ca.crt").write_bytes(authority.certificate_pem)
-    (folder / "server.crt").write_bytes(server.certificate_pem)
-    (folder / "server.key").write_bytes(server.key_pem)
+    write_certificates(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def gateway(folder: Path) -> Iterator[tuple[SuperLink, int]]:
-    superlink, inside, outside = SuperLink(), free_port(), free_port()
+    superlink, inside, outside = SuperLink(207), free_port(), free_port()
     proxy = FleetProxy(f"https://127.0.0.1:{inside}", folder / "ca.crt", {"application": "abc"})
     started = [serve(superlink, folder, inside), serve(proxy, folder, outside)]
     yield superlink, outside
@@ -98,10 +77,10 @@ def ask(folder: Path, gateway: tuple[SuperLink, int]) -> Callable[..., Any]:
         context = ssl.create_default_context(cafile=folder / "ca.crt")
         connection = http.client.HTTPSConnection("127.0.0.1", port, context=context)
         connection.request(method, path, body, headers)
-        answer = connection.getresponse()
-        content = answer.read()
+        response = connection.getresponse()
+        content = response.read()
         connection.close()
-        return answer, content
+        return response, content
 
     return ask
 
@@ -110,8 +89,8 @@ def test_a_fleet_call_passes_with_its_signature_body_and_status(
     gateway: tuple[SuperLink, int], ask: Callable[..., Any]
 ) -> None:
     body = bytes(range(256)) * 20_000  # 5 MB, a piece of a tensor
-    answer, content = ask("POST", "/v1/fleet/push-object", body, **{"flwr-signature": "s"})
-    assert (answer.status, answer.headers["x-answer"]) == (207, "yes")
+    response, content = ask("POST", "/v1/fleet/push-object", body, **{"flwr-signature": "s"})
+    assert (response.status, response.headers["x-reply"]) == (207, "yes")
     assert content == body[::-1]
     assert gateway[0].asked[-1] == ("/v1/fleet/push-object", b"s")
 
@@ -151,8 +130,8 @@ def test_a_call_larger_than_any_of_flowers_is_refused_unread(
 
 
 def test_anybody_may_know_versions_and_time(ask: Callable[..., Any]) -> None:
-    answer, content = ask("GET", "/layerweld")
-    assert answer.status == 200
+    response, content = ask("GET", "/layerweld")
+    assert response.status == 200
     assert json.loads(content).keys() == {"application", "time"}
 
 
@@ -203,7 +182,7 @@ def test_a_skewed_clock_is_named_with_its_remedy(
 def test_a_clock_that_goes_wrong_later_is_named_when_the_supernode_ends(
     folder: Path, seconds: int, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    site, _ = create(tmp_path / "ash", SiteEntry(name="ash", data="rows.jsonl"), b"")
+    site, _ = create(tmp_path / "ash", SiteEntry(name="ash", data="data.jsonl"), b"")
     with door_whose_clock_is_off(folder, seconds, monkeypatch) as address:
         supernode = site.supernode(address, folder / "ca.crt", free_port())
         explained = supernode.explain("SuperNode terminated gracefully.")
@@ -215,7 +194,7 @@ def test_a_clock_that_goes_wrong_later_is_named_when_the_supernode_ends(
 def test_a_site_does_not_join_with_a_skewed_clock(
     folder: Path, seconds: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    create(tmp_path / "ash", SiteEntry(name="ash", data="rows.jsonl"), b"")
+    create(tmp_path / "ash", SiteEntry(name="ash", data="data.jsonl"), b"")
     monkeypatch.setattr(Supervisor, "run", lambda _self: pytest.fail("a SuperNode was started"))
     with door_whose_clock_is_off(folder, seconds, monkeypatch) as address:
         command = ["site", "join", address, "--folder", str(tmp_path / "ash")]
@@ -225,7 +204,7 @@ def test_a_site_does_not_join_with_a_skewed_clock(
     assert not list((tmp_path / "ash/logs").iterdir())
 
 
-def test_no_answer_of_a_door_is_an_error_of_the_check() -> None:
+def test_no_response_of_a_gateway_is_an_error_of_the_check() -> None:
     good = {name: version(name) for name in ("layerweld", "flwr", "torch", "transformers")}
     good |= {"application": "abc", "time": time.time()}  # type: ignore[dict-item]
     odd = (

@@ -9,7 +9,7 @@ import pytest
 
 from client.data.samples import read_dataset
 from layerweld.errors import AdapterError, ConfigError, DataError, MemoryShortageError
-from layerweld.formats.task_vectors import read_fine_tuned
+from layerweld.formats.adapters import read_fine_tuned
 from layerweld.model.base_model import load_base
 from layerweld.settings.run import RunSettings
 from layerweld.untrusted.files import reading
@@ -32,17 +32,25 @@ def forbid(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return forbid
 
 
+def files_of(sites: TinySites) -> list[tuple[Path, type[Exception], Callable[[], Any]]]:
+    """A file of each kind, the error that names it, and what reads it."""
+    base, data, adapter = load_base(sites.base), sites.folder / "ash.jsonl", sites.folder / "ash"
+    calibration = RunSettings().calibration
+    return [
+        (data, DataError, lambda: read_dataset(data, calibration, reads_images=False)),
+        (
+            adapter / "adapter_model.safetensors",
+            AdapterError,
+            lambda: read_fine_tuned(adapter, base),
+        ),
+        (sites.base / "model.safetensors", ConfigError, lambda: load_base(sites.base)),
+    ]
+
+
 def test_a_file_that_may_not_be_read_is_named_with_the_way_out(
     sites: TinySites, forbid: Callable[..., None], tmp_path: Path
 ) -> None:
-    base = load_base(sites.base)
-    for file, error, read in (
-        (tmp_path / "ash.jsonl", DataError,
-         lambda: read_dataset(tmp_path / "ash.jsonl", RunSettings().calibration, False)),
-        (tmp_path / "ash" / "adapter_model.safetensors", AdapterError,
-         lambda: read_fine_tuned(tmp_path / "ash", base)),
-        (sites.base / "model.safetensors", ConfigError, lambda: load_base(sites.base)),
-    ):  # fmt: skip
+    for file, error, read in files_of(sites):
         forbid(file)
         with pytest.raises(error, match=rf"{file.name}: permission denied; change its"):
             read()
@@ -52,14 +60,7 @@ def test_a_pointer_of_git_lfs_is_called_that(sites: TinySites, tmp_path: Path) -
     pointer = (
         b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"4d" * 32 + b"\nsize 9\n"
     )
-    base = load_base(sites.base)
-    for file, error, read in (
-        (tmp_path / "ash.jsonl", DataError,
-         lambda: read_dataset(tmp_path / "ash.jsonl", RunSettings().calibration, False)),
-        (tmp_path / "ash" / "adapter_model.safetensors", AdapterError,
-         lambda: read_fine_tuned(tmp_path / "ash", base)),
-        (sites.base / "model.safetensors", ConfigError, lambda: load_base(sites.base)),
-    ):  # fmt: skip
+    for file, error, read in files_of(sites):
         file.write_bytes(pointer)
         with pytest.raises(error, match=rf"{file.name} is only a Git LFS pointer .*git lfs pull"):
             read()

@@ -15,10 +15,11 @@ from client.app import app as client_app
 from client.guard import SiteApp
 from layerweld.errors import LostSiteError, StorageError
 from layerweld.settings.run import RunSettings
+from server.in_process import InProcessGrid
 from server.run import run as run_server
 from strategies import notices, poll
-from tests.faulty_grid import Clock, InProcessGrid
-from tests.tiny_sites import TinySites, make_sites
+from tests.faulty_grid import Clock
+from tests.tiny_sites import TinySites
 
 POINTS = int(os.environ.get("LAYERWELD_DISK_POINTS", "4"))  # at which the disk fills up
 _SIZE = 16 * 2**20
@@ -71,14 +72,8 @@ def disk(tmp_path: Path) -> Iterator[SmallDisk]:
     disk.unmount()
 
 
-@pytest.fixture(scope="module")
-def sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
-    return make_sites(tmp_path_factory.mktemp("bert"), ["query", "value"])
-
-
-def play(sites: TinySites, output: Path) -> bytes:
-    chosen = sites.settings()
-    run_server(sites.grid(chosen), chosen, str(sites.base), output)
+def run(sites: TinySites, output: Path) -> bytes:
+    sites.run(output)
     return (output / "manifest.json").read_bytes()
 
 
@@ -87,19 +82,19 @@ def test_a_coordinators_full_disk_is_exit_code_12_and_the_same_call_goes_on(
 ) -> None:
     output = disk.folder / "out"
     empty = disk.free
-    whole = play(sites, output)
+    whole = run(sites, output)
     size = empty - disk.free
     for point in range(POINTS):
         shutil.rmtree(output)
         disk.leave(size * point // POINTS)
         with pytest.raises(StorageError, match="No space left") as caught:
-            play(sites, output)
+            run(sites, output)
         assert caught.value.exit_code == 12
         left = {path.relative_to(output) for path in output.rglob("*")}
         assert {path.parts[0] for path in left} <= {"journal", "state.json"}, left
         assert not [path for path in left if ".partial" in path.name]
         disk.make_room()
-        assert play(sites, output) == whole, f"{size * point // POINTS} bytes of {size} were free"
+        assert run(sites, output) == whole, f"{size * point // POINTS} bytes of {size} were free"
 
 
 class DeployedGrid(InProcessGrid):
@@ -134,7 +129,7 @@ class Birch:
             for node in sites.nodes
         ]
 
-    def play(self, output: Path, **entries: Any) -> bytes:
+    def run(self, output: Path, **entries: Any) -> bytes:
         """The manifest; afterwards ``most`` is what the site had on its disk at one time."""
         chosen = self.sites.settings().model_copy(update=entries)
         grid = DeployedGrid(client_app, self.nodes, chosen, self._measure)
@@ -165,22 +160,22 @@ def birch(sites: TinySites, disk: SmallDisk, clock: Clock) -> Birch:
 def test_a_sites_full_disk_is_e501_and_the_same_call_goes_on(
     birch: Birch, disk: SmallDisk, tmp_path: Path
 ) -> None:
-    whole, needed = birch.play(tmp_path / "whole"), birch.most
+    whole, needed = birch.run(tmp_path / "whole"), birch.most
     for point in range(POINTS):
         shutil.rmtree(birch.cache)
         disk.leave(needed * point // POINTS)
         output = tmp_path / f"out-{point}"
         with pytest.raises(LostSiteError, match=r"birch: its disk is full \(E501 incident"):
-            birch.play(output, deadline=60.0)
+            birch.run(output, deadline=60.0)
         assert not birch.half_written()
         disk.make_room()
-        assert birch.play(output) == whole
+        assert birch.run(output) == whole
 
 
 def test_a_run_waits_until_a_site_has_space_again(
     birch: Birch, disk: SmallDisk, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = birch.play(tmp_path / "whole")
+    whole = birch.run(tmp_path / "whole")
     shutil.rmtree(birch.cache)
     disk.leave(0)
     said = []
@@ -191,5 +186,5 @@ def test_a_run_waits_until_a_site_has_space_again(
             disk.make_room()
 
     monkeypatch.setattr(notices, "log", hear)
-    assert birch.play(tmp_path / "out") == whole
+    assert birch.run(tmp_path / "out") == whole
     assert ["waiting for birch" in line and "its disk is full" in line for line in said] == [True]

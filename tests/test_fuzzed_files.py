@@ -57,7 +57,7 @@ def test_a_small_file_that_claims_to_be_large_takes_little_time_and_memory(tmp_p
     assert len(found) > len(BOMBS) / 2
 
 
-@pytest.mark.parametrize("reader", ["rows.jsonl", "adapter_config.json", "run.toml"])
+@pytest.mark.parametrize("reader", ["data.jsonl", "adapter_config.json", "run.toml"])
 def test_the_same_seed_makes_the_same_damage(reader: str, tmp_path: Path) -> None:
     file, damage, _ = READERS[reader](tmp_path)
     whole = file.read_bytes()

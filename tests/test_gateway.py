@@ -29,12 +29,12 @@ from cryptography.hazmat.primitives.serialization import (
 
 from layerweld.deploy import callers, connections
 from layerweld.deploy.callers import RegisteredOnly
-from layerweld.deploy.certificates import make_authority, make_server
 from layerweld.deploy.connections import Connections, Listener
 from layerweld.deploy.fleet_proxy import FLEET_CALLS, FleetProxy
 from layerweld.deploy.gateway import serve
 from layerweld.deploy.keys import make_key
 from layerweld.deploy.ports import free_port
+from tests.fake_superlink import SuperLink, write_certificates
 
 _ORDER = int(  # of P-384's group
     "ffffffffffffffffffffffffffffffffffffffffffffffffc7634d81f4372ddf581a0db248b0a77aecec196accc52973",
@@ -43,32 +43,10 @@ _ORDER = int(  # of P-384's group
 PULL = "/v1/fleet/pull-messages"
 
 
-class SuperLink:
-    """Stands in for Flower's behind the gateway: counts calls, and answers."""
-
-    def __init__(self) -> None:
-        self.bodies = []
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        body, more = b"", True
-        while more:
-            event = await receive()
-            if event["type"] == "http.disconnect":
-                return
-            body, more = body + event["body"], event["more_body"]
-        self.bodies.append(body)
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": b"answer"})
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("gateway")
-    authority = make_authority("fed")
-    server = make_server(authority, ["127.0.0.1"])
-    (folder / "ca.crt").write_bytes(authority.certificate_pem)
-    (folder / "server.crt").write_bytes(server.certificate_pem)
-    (folder / "server.key").write_bytes(server.key_pem)
+    write_certificates(folder)
     (folder / "sites").mkdir()
     for name in ("ash", "stranger"):
         make_key(folder / name)
@@ -82,7 +60,8 @@ def signed(folder: Path, name: str = "ash", seconds: float = 0.0, **changed: Any
     public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     now = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=seconds)
     stamp = now.isoformat()
-    signature = key.sign(stamp.encode(), ec.ECDSA(SHA256()))  # type: ignore[call-arg]
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    signature = key.sign(stamp.encode(), ec.ECDSA(SHA256()))
     headers = {
         "flwr-public-key": base64.b64encode(public).decode(),
         "flwr-timestamp": stamp,
@@ -139,8 +118,8 @@ def ask(
     connection = http.client.HTTPSConnection("127.0.0.1", port, context=context, timeout=20)
     try:
         connection.request(method, path, body, headers)
-        answer = connection.getresponse()
-        return answer.status, answer.read()
+        response = connection.getresponse()
+        return response.status, response.read()
     finally:
         connection.close()
 
@@ -148,7 +127,7 @@ def ask(
 def test_a_registered_site_gets_through(
     folder: Path, superlink: Any, gateway: tuple[Any, ...]
 ) -> None:
-    assert ask(folder, gateway[0], signed(folder)) == (200, b"answer")
+    assert ask(folder, gateway[0], signed(folder)) == (200, b"deksa")
     assert superlink[0].bodies[-1] == b"asked"
 
 
@@ -243,7 +222,7 @@ def test_no_wrong_header_gets_through(
         "\r\n".join(f"X{i}: x" for i in range(3000)),
     ],
 )
-def test_no_head_is_an_error_of_the_door(
+def test_no_head_is_an_error_of_the_gateway(
     folder: Path,
     superlink: Any,
     gateway: tuple[Any, ...],
@@ -296,7 +275,7 @@ def takes(connection: ssl.SSLSocket, data: bytes) -> bool:
     return True
 
 
-def is_closed(connection: ssl.SSLSocket) -> Any:
+def is_closed(connection: socket.socket) -> bool:
     try:
         return connection.recv(1) == b""
     except (ConnectionError, ssl.SSLError):
@@ -389,7 +368,7 @@ def test_no_request_is_an_error_of_the_application(folder: Path, seed: int, coun
     )
     app = RegisteredOnly(proxy, folder / "sites")
 
-    async def play(scope: dict[Any, Any]) -> Any:
+    async def run(scope: dict[Any, Any]) -> Any:
         said = []
 
         async def receive() -> dict[Any, Any]:
@@ -408,7 +387,7 @@ def test_no_request_is_an_error_of_the_application(folder: Path, seed: int, coun
         return said[0] if said else None
 
     async def main() -> set[Any]:
-        return {await play(odd_scope(folder, draw)) for _ in range(count)}
+        return {await run(odd_scope(folder, draw)) for _ in range(count)}
 
     statuses = asyncio.run(main())
     assert statuses <= {None, 200, 401, 404, 412, 413, 431, 503}

@@ -22,6 +22,10 @@ class Idle:
         return -1 if self.ended else 1
 
 
+def idle() -> Any:
+    return Idle()
+
+
 def test_places_are_bounded_and_a_call_under_way_keeps_its_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -34,7 +38,7 @@ def test_places_are_bounded_and_a_call_under_way_keeps_its_own(
             (f"10.0.0.{draw.randrange(6)}", f"::ffff:10.0.0.{draw.randrange(6)}",
              f"2001:db8::{draw.randrange(2**16):x}", f"2001:db8:0:{draw.randrange(4)}::1")
         )  # fmt: skip
-        peer, connection = (address, number), Idle()
+        peer, connection = (address, number), idle()
         if counted.admit(connection, peer) and draw.random() < 0.02:
             counted.begin_call(peer)
             busy[peer] = connection
@@ -47,8 +51,8 @@ def test_who_finds_only_calls_under_way_is_turned_away(monkeypatch: pytest.Monke
     monkeypatch.setattr(connections, "MOST", 3)
     counted = Connections()
     for number in range(3):
-        assert counted.admit(Idle(), ("10.0.0.1", number))
+        assert counted.admit(idle(), ("10.0.0.1", number))
         counted.begin_call(("10.0.0.1", number))
-    assert not counted.admit(Idle(), ("10.0.0.2", 1))
+    assert not counted.admit(idle(), ("10.0.0.2", 1))
     counted.end_call(("10.0.0.1", 0))
-    assert counted.admit(Idle(), ("10.0.0.2", 1))
+    assert counted.admit(idle(), ("10.0.0.2", 1))

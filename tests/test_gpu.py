@@ -1,6 +1,7 @@
 """The same statistics and the same merge on a GPU."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +9,6 @@ from peft import PeftModel
 
 from layerweld.statistics.covariate_shift import MomentAccumulator, squared_wasserstein
 from layerweld.statistics.gram import GramAccumulator
-from server.run import run as run_server
 from tests.tiny_peft import new_model
 from tests.tiny_sites import make_sites
 
@@ -30,7 +30,7 @@ def test_gram_matrices_agree(unit_tokens: bool) -> None:
 def test_covariate_shifts_agree() -> None:
     shifts = []
     for device in ("cpu", "cuda"):
-        moments = []
+        moments: list[Any] = []
         for seed in range(2):
             tokens = torch.randn(2, 500, 64, generator=torch.Generator().manual_seed(seed))
             accumulator = MomentAccumulator(64, device=device)
@@ -48,7 +48,7 @@ def test_a_merge_measured_on_a_gpu_is_the_merge(tmp_path: Path) -> None:
         calibration = settings.calibration.model_copy(update={"device": device})
         settings = settings.model_copy(update={"calibration": calibration})
         output = tmp_path / device
-        run_server(sites.grid(settings), settings, str(sites.base), output)
+        sites.run_with(settings, output)
         wrapped = PeftModel.from_pretrained(new_model("bert"), output / "adapter")
         modules = [m for m in wrapped.modules() if hasattr(m, "get_delta_weight")]
         merged.append([module.get_delta_weight("default") for module in modules])

@@ -8,7 +8,7 @@ import pytest
 
 from layerweld.errors import CohortError
 from server.handshake import check_cohort, merged_layers
-from tests.stub_sites import NAMES, PLAN, introduction_of
+from tests.stub_sites import NAMES, PLAN, site_info_of
 
 FIRST = PLAN.layer_names[0]
 VERSIONS = ("layerweld=1.0", "torch=2.6.0", "transformers=5.0.0")
@@ -93,7 +93,7 @@ REFUSED = {
 
 def sites(liar: str = "birch", **changes: Any) -> tuple[Any, ...]:
     """Three that belong together, but for what is changed at one."""
-    honest = (replace(introduction_of(name), versions=VERSIONS) for name in NAMES)
+    honest = (replace(site_info_of(name), versions=VERSIONS) for name in NAMES)
     return tuple(replace(one, **changes) if one.site == liar else one for one in honest)
 
 

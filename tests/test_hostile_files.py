@@ -11,6 +11,7 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,25 +22,24 @@ from transformers import BitImageProcessorPil, Dinov2Config, Dinov2Model
 from client import site
 from client.data.batches import Preprocessor, load_tokenizer
 from layerweld.errors import AdapterError, ConfigError
-from layerweld.formats.adapters import read_adapter
-from layerweld.formats.task_vectors import read_fine_tuned
+from layerweld.formats.adapters import read_adapter, read_fine_tuned
 from layerweld.model.base_model import BaseModel, load_base
 from layerweld.settings.run import RunSettings
 from tests.tiny_encoders import TINY, save_model, save_tokenizer
 from tests.tiny_peft import edit_config, new_model, save_base, train_adapter
 
-RAN = []
+RAN: list[Any] = []
+WATCH = SimpleNamespace(on=False)
 
 
 def _watch(event: Any, args: Any) -> None:
-    if event in ("pickle.find_class", "exec", "os.system", "subprocess.Popen") and _watch.on:  # type: ignore[attr-defined]
+    if event in ("pickle.find_class", "exec", "os.system", "subprocess.Popen") and WATCH.on:
         # Flower, torch and pytest compile code of their own: only ours counts.
         if event == "exec" and "hostile" not in str(args[0]):
             return
         RAN.append((event, args))
 
 
-_watch.on = False  # type: ignore[attr-defined]
 sys.addaudithook(_watch)
 
 
@@ -47,9 +47,9 @@ sys.addaudithook(_watch)
 def nothing_runs() -> Iterator[None]:
     """No pickle is opened and no code from a file runs while a test of this file does."""
     RAN.clear()
-    _watch.on = True  # type: ignore[attr-defined]
+    WATCH.on = True
     yield
-    _watch.on = False  # type: ignore[attr-defined]
+    WATCH.on = False
     assert RAN == []
 
 
@@ -176,7 +176,7 @@ def test_a_model_folder_of_pickles_is_never_opened(tmp_path: Path, base: BaseMod
         load_base(tmp_path / "model")
 
 
-WRONG = (None, 3, "x", [], {}, [1])
+WRONG: tuple[Any, ...] = (None, 3, "x", [], {}, [1])
 
 
 def damaged(good: Any) -> Iterator[Any]:
@@ -311,4 +311,4 @@ def test_a_link_to_another_file_does_not_show_what_is_in_it(
 )
 def test_a_name_that_could_leave_a_folder_is_no_sites_name(name: Any) -> None:
     with pytest.raises(ConfigError, match="name"):
-        site.site_of_node({"name": name, "data": "rows.jsonl"}, RunSettings())
+        site.site_of_node({"name": name, "data": "data.jsonl"}, RunSettings())

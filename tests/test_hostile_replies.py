@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
-from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
 
 from layerweld.errors import LostSiteError, RefusedReplyError
 from layerweld.model.schedule import Step
@@ -32,7 +32,7 @@ from tests.hostile_objects import ATTACKS, given_up, never_there, with_records_n
 from tests.made_up_results import made_up_results
 from tests.mutations import NASTY_NUMBERS
 from tests.stub_sites import NODES, PLAN, StubApp, digest_of, new_chain, settings, step_of
-from tests.test_faults import play_without, raises
+from tests.test_faults import raises, run_without
 from tests.wire_grid import WireGrid, as_it_is
 
 MESSAGES = int(os.environ.get("LAYERWELD_FUZZ_MESSAGES", "3200"))
@@ -47,13 +47,15 @@ def test_no_mutated_message_ends_a_process_or_is_anything_but_refused() -> None:
     )
     assert ended.returncode == 0, ended.stderr[-3000:]
     found = json.loads(ended.stdout)
-    totals = sum(map(Counter, found["outcomes"].values()), Counter())
+    totals: Counter[str] = Counter()
+    for outcomes in found["outcomes"].values():
+        totals.update(outcomes)
     print(f"\n{totals.total()} messages: {dict(totals)}, {found['grown_kib']} KiB more memory")
     assert all(counts["refused"] for counts in found["outcomes"].values())
     assert found["grown_kib"] < 64 * 1024
 
 
-def play_wire(
+def run_wire(
     clock: Clock,
     spoil: Callable[..., tuple[Any, ...]] | partial[tuple[Any, ...]] = as_it_is,
     app: Any = None,
@@ -70,8 +72,8 @@ def play_wire(
 def test_between_processes_the_chain_is_the_same_and_every_reply_is_confirmed(
     clock: Clock,
 ) -> None:
-    here = play_without(clock, raises, step=9)
-    chain, grid = play_wire(clock)
+    here = run_without(clock, raises, step=9)
+    chain, grid = run_wire(clock)
     assert digest_of(chain) == digest_of(here)
     assert len(grid.confirmed) == len(NODES) * len(PLAN.groups)
     assert not grid._objects
@@ -80,14 +82,14 @@ def test_between_processes_the_chain_is_the_same_and_every_reply_is_confirmed(
 @pytest.mark.parametrize("seed", range(10))
 def test_between_processes_no_fault_on_the_way_changes_a_bit(seed: int, clock: Clock) -> None:
     kinds = ("error 2", "error 8", "late", "silence", "replay", "another's", "corrupt", "moved")
-    chain, _ = play_wire(clock, faults=Faults(seed, kinds=kinds))
-    assert digest_of(chain) == digest_of(play_wire(clock)[0])
+    chain, _ = run_wire(clock, faults=Faults(seed, kinds=kinds))
+    assert digest_of(chain) == digest_of(run_wire(clock)[0])
 
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_a_reply_that_cannot_be_put_together_is_its_sites_refusal(name: Any, clock: Clock) -> None:
     with pytest.raises(RefusedReplyError, match=r"^birch, asked 3 times: ") as refusal:
-        play_wire(clock, ATTACKS[name])
+        run_wire(clock, ATTACKS[name])
     assert len(str(refusal.value)) < 600
     assert str(refusal.value).isprintable()
 
@@ -95,38 +97,45 @@ def test_a_reply_that_cannot_be_put_together_is_its_sites_refusal(name: Any, clo
 @pytest.mark.parametrize("name", [*ATTACKS, "never there", "given up"])
 def test_the_others_merge_goes_on_unharmed(name: Any, clock: Clock) -> None:
     spoil = {**ATTACKS, "never there": never_there, "given up": given_up}[name]
-    policy = {"lost-site": "continue", "deadline": 60.0}
-    chain, grid = play_wire(clock, spoil, **policy)
+    policy: dict[str, Any] = {"lost-site": "continue", "deadline": 60.0}
+    chain, grid = run_wire(clock, spoil, **policy)
     assert chain.cohort.lost.keys() == {"birch"}
-    assert digest_of(chain) == digest_of(play_without(clock, raises, step=0, **policy))
+    assert digest_of(chain) == digest_of(run_without(clock, raises, step=0, **policy))
     assert name in ("never there", "given up") or not grid._objects
 
 
 def test_a_site_whose_objects_never_come_keeps_nobody_waiting(clock: Clock) -> None:
     with pytest.raises(LostSiteError, match=r"60 s from birch: it did not reply within 30 s\."):
-        play_wire(clock, never_there, deadline=60.0)
+        run_wire(clock, never_there, deadline=60.0)
 
 
 def test_objects_that_come_late_are_waited_for(clock: Clock) -> None:
-    held = []
+    held: list[int] = []
 
-    def late(_message: Message, objects: Any, root: Path) -> tuple[Any, ...]:
+    def late(_message: Message, objects: Any, root: str) -> tuple[Any, ...]:
         content = objects[root]
-        objects[root] = lambda: None if len(held) < 5 and not held.append(0) else content
+
+        def pulled() -> Any:
+            if len(held) < 5:
+                held.append(0)
+                return None
+            return content
+
+        objects[root] = pulled
         return objects, root
 
-    chain, _ = play_wire(clock, late)
+    chain, _ = run_wire(clock, late)
     assert len(held) == 5
-    assert digest_of(chain) == digest_of(play_wire(clock)[0])
+    assert digest_of(chain) == digest_of(run_wire(clock)[0])
 
 
 def test_memory_stays_flat_whatever_a_site_offers(clock: Clock) -> None:
-    play_wire(clock)
+    run_wire(clock)
     offered = 40 * 5 * 2**20
     spoil = partial(with_records_nobody_asked_for, count=40)
     tracemalloc.start()
     with pytest.raises(RefusedReplyError, match="larger than the"):
-        play_wire(clock, spoil)
+        run_wire(clock, spoil)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     print(f"\n{offered / 2**20:.0f} MiB offered three times, at most {peak / 2**20:.1f} MiB held")
@@ -150,15 +159,20 @@ def test_a_reply_to_what_somebody_else_was_asked_is_nobodys(clock: Clock) -> Non
 
 
 def test_a_site_that_lacks_more_and_more_is_sent_it_three_times() -> None:
-    encoded = []
+    encoded: list[range] = []
+
+    def encode(steps: range, _with_other_params: bool) -> RecordDict:
+        encoded.append(steps)
+        return RecordDict()
+
     step = Step(1200, PLAN.groups[:1], "merged")
-    catch_up = catching_up.CatchUp(step, lambda steps, _other_params: encoded.append(steps), 1199)
+    catch_up = catching_up.CatchUp(step, encode, 1199)
     for first in (1199, 700, -1):
         catch_up.note("birch", first)
         catch_up.content("birch")
     with pytest.raises(RefusedReplyError, match="still lacks"):
         catch_up.note("birch", -1)
-    fresh = catching_up.CatchUp(step, lambda steps, _other_params: encoded.append(steps), 1199)
+    fresh = catching_up.CatchUp(step, encode, 1199)
     for first in (1199, 1198, 1197):
         fresh.note("birch", first)
     with pytest.raises(RefusedReplyError, match="lacks more each time"):
@@ -169,15 +183,15 @@ def test_a_site_that_always_lacks_one_more_step_is_refused_by_name(clock: Clock)
     class Greedy(StubApp):
         lacking = 3
 
-        def answer(self, name: str, message: Message) -> StatisticsReply:
-            answer = super().answer(name, message)
+        def reply(self, name: str, message: Message) -> StatisticsReply:
+            reply = super().reply(name, message)
             if name != "birch" or step_of(message) < 3:
-                return answer
+                return reply
             self.lacking -= 1
-            return replace(answer, statistics=(), need_from=max(self.lacking, -1))
+            return replace(reply, statistics=(), need_from=max(self.lacking, -1))
 
     with pytest.raises(RefusedReplyError, match="birch, asked 3 times: it"):
-        play_wire(clock, app=Greedy())
+        run_wire(clock, app=Greedy())
 
 
 # Numbers that a page or a file would show.
@@ -196,7 +210,7 @@ def test_a_shift_is_a_finite_distance(number: Any) -> None:
 
 @pytest.mark.parametrize("number", [*NASTY_NUMBERS, True, 2])
 def test_an_accuracy_is_a_share(number: Any) -> None:
-    metrics = MetricRecord({"accuracy": 0.5, "num-examples": 3})
+    metrics = ConfigRecord({"accuracy": 0.5, "num-examples": 3})
     if not isinstance(number, bool):  # Flower sends none in a metric record
         metrics["accuracy"] = number
     content = with_identity(RecordDict({"metrics": metrics}), IDENTITY)
@@ -209,7 +223,7 @@ def test_an_accuracy_is_a_share(number: Any) -> None:
 
 def test_no_number_that_is_not_finite_gets_into_a_results_file(tmp_path: Path) -> None:
     results = made_up_results()
-    methods = [replace(method, seconds=float("nan")) for method in results.methods]
+    methods = tuple(replace(method, seconds=float("nan")) for method in results.methods)
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_results(tmp_path, replace(results, methods=methods))
     assert not (tmp_path / "results.json").exists()
@@ -245,7 +259,7 @@ def test_a_superlink_that_knows_the_run_no_more_ends_it(clock: Clock) -> None:
         new_chain(chosen).run(Unknown(StubApp(), NODES, chosen, none(), clock))
 
 
-def test_a_stranger_whose_introduction_cannot_be_read_is_turned_away(
+def test_a_stranger_whose_site_info_cannot_be_read_is_turned_away(
     clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A node that nobody knows is greeted while a site is missing; it may be anybody."""

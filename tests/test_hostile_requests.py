@@ -41,7 +41,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> tuple[SiteApp, Context, Me
 
 
 def asked(site: tuple[SiteApp, Context, MergePlan], kind: str, content: RecordDict) -> int | Code:
-    """The code that a question ends in; 0 where it is answered."""
+    """The code that a request ends in; 0 where it is answered."""
     app, context, _ = site
     reply = app(Message(content, 1, kind, ttl=60.0, group_id="hostile"), context)
     if not reply.has_error():
@@ -114,9 +114,21 @@ def test_a_step_that_the_chain_does_not_have_is_refused(
         assert asked(site, "train.statistics", content["train.statistics"]) is Code.REQUEST
 
 
+def test_coefficients_of_another_plan_are_refused_whatever_the_site_holds(
+    site: tuple[SiteApp, Context, MergePlan],
+) -> None:
+    """The reply gives the plan back, and so says that the site has it."""
+    own, names = site[2], site[2].layer_names
+    for plan, code in ((own.digest, 0), ("0" * 64, Code.REQUEST)):
+        learnt = CoefficientsRequest(
+            RUN, "adamerging", 1, names, ("ash",), plan, "h", False, torch.ones(1, len(names))
+        )
+        assert asked(site, "train.entropy", encode_coefficients_request(learnt)) == code
+
+
 @pytest.mark.parametrize("dtype", ["<M8[s/0]", "O", "float32\n", "float64"])
 @pytest.mark.parametrize("stype", ["numpy.ndarray", "layerweld.raw", "torch"])
-def test_no_array_of_a_question_is_parsed(
+def test_no_array_of_a_request_is_parsed(
     dtype: str, stype: str, site: tuple[SiteApp, Context, MergePlan]
 ) -> None:
     header = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': (4,), }}".encode()
@@ -129,7 +141,7 @@ def test_no_array_of_a_question_is_parsed(
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_mutated_question_is_answered_or_is_an_incident(
+def test_a_mutated_request_is_answered_or_is_an_incident(
     seed: int, site: tuple[SiteApp, Context, MergePlan]
 ) -> None:
     mutator, codes = Mutator(seed), set()

@@ -8,6 +8,7 @@ import pytest
 import torch
 from flwr.app import ConfigRecord, Message, RecordDict
 
+from client.app import app
 from layerweld.errors import LostSiteError, RefusedReplyError
 from layerweld.transport.block_gradients import BlockRequest, encode_block_request
 from layerweld.transport.coefficients import CoefficientsRequest, encode_coefficients_request
@@ -24,11 +25,16 @@ from layerweld.transport.identity import (
 from layerweld.transport.model import ModelToMeasure, encode_model
 from layerweld.transport.other_params import OTHER_PARAMS
 from layerweld.transport.shift import SHIFT
-from layerweld.transport.site_info import FINE_TUNING, HANDSHAKE, SITE_INFO_BUDGET
+from layerweld.transport.site_info import (
+    FINE_TUNING,
+    HANDSHAKE,
+    SITE_INFO_BUDGET,
+    SiteInfo,
+    decode_site_info,
+)
 from layerweld.transport.statistics import StatisticsRequest, encode_statistics_request
 from layerweld.transport.step_context import StepContext
 from layerweld.transport.updates import UPDATES
-from server.replies import read_site_info
 from strategies.cohort import Cohort, Patience
 from strategies.poll import poll
 from tests.faulty_grid import Clock, Faults, FaultyGrid
@@ -49,13 +55,27 @@ from tests.stub_sites import (
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+def _site_info(_node: str, content: RecordDict) -> SiteInfo:
+    return decode_site_info(content)
+
+
 def shake_hands(faults: Faults, clock: Clock) -> dict[Any, Any]:
     chosen = settings()
     nodes = Cohort({"node 1": 1, "node 2": 2}, {}, RUN, Patience.of_handshake(chosen))
     grid = FaultyGrid(StubApp(), NODES[:2], chosen, faults, clock)
     request = encode_plain(HANDSHAKE, RUN)
     budget = SITE_INFO_BUDGET
-    return dict(poll(grid, nodes, HANDSHAKE, "handshake", request, read_site_info, budget))
+    return dict(
+        poll(
+            grid,
+            nodes,
+            HANDSHAKE,
+            "handshake",
+            request,
+            _site_info,
+            budget,
+        )
+    )
 
 
 @pytest.mark.parametrize(("code", "says"), [(1, "another one installed"), (7, "refused the app")])
@@ -75,7 +95,7 @@ def test_a_site_that_dies_in_the_handshake_is_asked_again(clock: Clock) -> None:
 @pytest.mark.parametrize("seed", range(20))
 def test_another_nodes_reply_in_the_handshake_is_asked_for_again(seed: int, clock: Clock) -> None:
     came = shake_hands(Faults(seed, 0.7, most=5, kinds=("another's", "replay", "twice")), clock)
-    assert {node: introduction.site for node, introduction in came.items()} == {
+    assert {node: site_info.site for node, site_info in came.items()} == {
         "node 1": "ash",
         "node 2": "birch",
     }
@@ -92,7 +112,7 @@ class EchoApp:
 @pytest.mark.parametrize("kind", ["evaluate.model", "query.shift", "train.other_params"])
 def test_a_reply_about_an_earlier_model_is_refused_and_counted(kind: str, clock: Clock) -> None:
     """Scores carry nothing else that would tell them from those of another model."""
-    ignored = Counter()
+    ignored: Counter[str] = Counter()
     for seed in range(20):
         chosen = settings()
         cohort = new_chain(chosen).cohort
@@ -175,3 +195,9 @@ def test_messages_of_the_version_before_are_refused_with_a_sentence() -> None:
     old_request = RecordDict({"about": ConfigRecord({"run": RUN})})
     with pytest.raises(RefusedReplyError, match="same version of layerweld installed"):
         identity_of(old_request)
+
+
+def test_flower_takes_every_type_of_message() -> None:
+    """It refuses a type whose second half is not a Python identifier."""
+    for kind in app._handlers:
+        assert Message(RecordDict(), 1, kind).metadata.message_type == kind

@@ -20,16 +20,16 @@ def write_image(file: Path, colour: str = "red") -> Path:
 
 def test_sub_folders_of_images_are_classes(tmp_path: Path) -> None:
     files = [write_image(tmp_path / name) for name in ("cat/b.png", "cat/a.jpg", "dog/c.webp")]
-    rows = read_dataset(tmp_path, STRICT, reads_images=True)
-    assert list(rows.inputs) == sorted(files)
-    assert (rows.classes, rows.labels) == (("cat", "dog"), (0, 0, 1))
+    dataset = read_dataset(tmp_path, STRICT, reads_images=True)
+    assert list(dataset.inputs) == sorted(files)
+    assert (dataset.classes, dataset.labels) == (("cat", "dog"), (0, 0, 1))
 
 
 def test_a_flat_folder_of_images_has_no_labels(tmp_path: Path) -> None:
     files = [write_image(tmp_path / name) for name in ("b.bmp", "a.png")]
     (tmp_path / "notes.txt").write_text("not an image")
-    rows = read_dataset(tmp_path, STRICT, reads_images=True)
-    assert (list(rows.inputs), rows.labels) == (sorted(files), None)
+    dataset = read_dataset(tmp_path, STRICT, reads_images=True)
+    assert (list(dataset.inputs), dataset.labels) == (sorted(files), None)
 
 
 def test_the_digest_of_images_is_over_their_bytes(tmp_path: Path) -> None:

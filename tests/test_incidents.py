@@ -24,14 +24,10 @@ from layerweld.runtime.disk import raising_storage_error
 from layerweld.runtime.incidents import Code, Incident, code_of, parse_incident, raising_here
 from layerweld.transport.identity import encode_plain
 from layerweld.transport.untrusted import refusing_malformed
-from tests.tiny_sites import TinySites, make_sites
+from tests.stub_sites import incident_of
+from tests.tiny_sites import TinySites
 
 CANARY = "patient Jane Doe, MRN 123456"
-
-
-@pytest.fixture(scope="module")
-def sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
-    return make_sites(tmp_path_factory.mktemp("sites"), ["query"])
 
 
 def context_of(sites: TinySites, **node: Any) -> Context:
@@ -74,7 +70,7 @@ def test_the_text_of_an_error_is_in_no_byte_that_leaves(
     reply = client_app(handshake(), context_of(sites))
     sent = bytes_of(reply)
     assert not any(word.encode() in sent for word in ("Jane", "Doe", "123456", "Error"))
-    incident = parse_incident(reply.error.reason)
+    incident = incident_of(reply)
     assert reply.error.code == incident.code == code_of(error)
     log = sites.folder / f"cache/logs/{incident.number}.log"
     assert CANARY in log.read_text()
@@ -87,15 +83,27 @@ def test_an_error_in_the_configuration_does_not_leave_either(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     reply = client_app(handshake(), context_of(sites, jane="doe"))
-    assert parse_incident(reply.error.reason).code is Code.CONFIGURATION
+    assert incident_of(reply).code is Code.CONFIGURATION
     assert b"jane" not in bytes_of(reply)
-    incident = parse_incident(reply.error.reason)
+    incident = incident_of(reply)
     assert "jane" in (tmp_path / f"layerweld/logs/{incident.number}.log").read_text()
 
 
-def test_fewer_rows_than_the_site_itself_allows_are_never_measured(sites: TinySites) -> None:
+def test_a_site_with_a_cache_of_its_own_needs_no_home(
+    sites: TinySites, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container may run as a user that has none, and pathlib raises then."""
+
+    def homeless() -> Path:
+        raise RuntimeError(CANARY)
+
+    monkeypatch.setattr(Path, "home", homeless)
+    assert client_app(handshake(), context_of(sites)).has_content()
+
+
+def test_fewer_samples_than_the_site_itself_allows_are_never_measured(sites: TinySites) -> None:
     reply = client_app(handshake(), context_of(sites, **{"min-samples": 19}))
-    assert parse_incident(reply.error.reason).code is Code.COHORT
+    assert incident_of(reply).code is Code.COHORT
     reply = client_app(handshake(), context_of(sites, **{"min-samples": 18}))
     assert reply.has_content()
 
@@ -104,14 +112,14 @@ def test_fewer_rows_than_the_site_itself_allows_are_never_measured(sites: TinySi
 def test_a_run_whose_name_would_leave_the_cache_is_refused(run: str, sites: TinySites) -> None:
     message = Message(encode_plain("query.handshake", run), 1, "query.handshake")
     reply = client_app(message, context_of(sites))
-    assert parse_incident(reply.error.reason).code is Code.REQUEST
+    assert incident_of(reply).code is Code.REQUEST
 
 
 def test_an_unknown_message_is_an_incident_too(sites: TinySites) -> None:
     message = handshake()
     message.metadata.message_type = "query.secrets"
     reply = client_app(message, context_of(sites))
-    assert parse_incident(reply.error.reason).code is Code.UNFORESEEN
+    assert incident_of(reply).code is Code.UNFORESEEN
 
 
 def test_a_log_that_cannot_be_written_goes_to_the_sites_own_standard_error(
@@ -123,7 +131,7 @@ def test_a_log_that_cannot_be_written_goes_to_the_sites_own_standard_error(
     (tmp_path / "file").write_text("")
     context = context_of(sites, cache=str(tmp_path / "file"))
     reply = client_app(handshake(), context)
-    assert parse_incident(reply.error.reason).code is Code.FILE
+    assert incident_of(reply).code is Code.FILE
     assert "StorageError" in capfd.readouterr().err
 
 
@@ -159,7 +167,7 @@ def test_memory_that_the_processor_lacks_is_no_riddle_and_the_next_message_is_an
     with monkeypatch.context() as patch:
         patch.setattr(site_infos, "site_info", lambda _state: torch.empty(2**50))
         reply = client_app(handshake(), context_of(sites))
-    assert parse_incident(reply.error.reason).code is Code.MEMORY
+    assert incident_of(reply).code is Code.MEMORY
     assert client_app(handshake(), context_of(sites)).has_content()
 
 

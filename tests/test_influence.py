@@ -28,7 +28,12 @@ def merge(sites: list[Any], **entries: Any) -> GroupSolution:
 def test_influence_is_the_shift_of_a_merge_without_the_site(
     products: str, anchor: str, rank: int
 ) -> None:
-    entries = {"products": products, "anchor": anchor, "ridge": 0.05, "shrinkage": 0.9}
+    entries: dict[str, Any] = {
+        "products": products,
+        "anchor": anchor,
+        "ridge": 0.05,
+        "shrinkage": 0.9,
+    }
     sites = new_sites(4, seed=1)
     whole = merge(sites, **entries)
     chosen = MergeSettings(**entries)
@@ -189,7 +194,7 @@ def test_without_a_cap_scaled_activations_buy_weight_and_with_one_they_do_not() 
 @pytest.mark.parametrize("products", ["auto", "dense"])
 def test_a_capped_merge_is_the_merge_with_the_lower_weight(products: str) -> None:
     sites = new_sites(3, seed=4)
-    entries = {"normalization": "none", "products": products, "ridge": 0.1}
+    entries: dict[str, Any] = {"normalization": "none", "products": products, "ridge": 0.1}
     chosen = MergeSettings(**entries, max_share=0.35)
     pool = GroupPool(GROUP, chosen)
     for site in sites:
@@ -197,10 +202,10 @@ def test_a_capped_merge_is_the_merge_with_the_lower_weight(products: str) -> Non
     solution = pool.solve()
     grams = {s.name: statistics_of(s, chosen).gram.double() for s in sites}
     weights = solution.importance
-    s = sum(weights[name] * gram for name, gram in grams.items())
+    s = torch.stack([weights[name] * gram for name, gram in grams.items()]).sum(dim=0)
     own = {site.name: site.updates["q"].dense().double() for site in sites}
     r = sum(weights[name] * own[name] @ gram for name, gram in grams.items())
-    system = s + 0.1 * s.trace() / len(s) * torch.eye(len(s), dtype=torch.float64)  # type: ignore[operator, union-attr]
+    system = s + 0.1 * s.trace() / len(s) * torch.eye(len(s), dtype=torch.float64)
     expected = torch.linalg.solve(system, r.T).T
     got = solution.updates["q"].dense().double()
     assert float((got - expected).norm() / expected.norm()) < 1e-5
@@ -217,8 +222,8 @@ def test_a_silent_feature_cannot_carry_an_update() -> None:
     product = statistics.products["q"]
     right = product.moments.right.clone()  # type: ignore[attr-defined]
     right[:, 0] = 0.1
-    spoilt = replace(product, moments=replace(product.moments, right=right))  # type: ignore[type-var]
-    spoilt = {**statistics.products, "q": spoilt}  # type: ignore[assignment]
+    other = replace(product, moments=replace(product.moments, right=right))  # type: ignore[type-var]
+    spoilt = {**statistics.products, "q": other}
     with pytest.raises(RefusedReplyError, match="q: features that never fire carry a part"):
         GroupPool(GROUP, chosen).add("a", replace(statistics, products=spoilt))
     GroupPool(GROUP, chosen).add("a", statistics)

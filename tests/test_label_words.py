@@ -1,7 +1,5 @@
 """A causal language model that classifies by its next word, behind a prompt that is never cut."""
 
-import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +26,18 @@ from layerweld.model.base_model import BaseModel, load_base
 from layerweld.settings.run import EvaluateSettings, FinetuneSettings, validate_settings
 from layerweld.settings.sites import SiteEntry
 from layerweld.transport.model import ModelToMeasure
+from tests.tiny_sites import write_samples
 
 WORDS = ["[PAD]", "[UNK]", "is", "red", "warm", "blue", "cold", "very", "fire", "ice", "Kind"]
 TEXTS = [f"{b} is very {c}" for c in ("warm", "cold") for b in WORDS[2:] * 2]
-ROWS = make_dataset(TEXTS, ["fire" if "warm" in text else "ice" for text in TEXTS])
+DATASET = make_dataset(TEXTS, ["fire" if "warm" in text else "ice" for text in TEXTS])
 END = " Kind"
 SETTINGS = FinetuneSettings(
     rank=4, epochs=6, batch_size=6, learning_rate=2e-2, accelerator="cpu", logger="none"
 )
 EVALUATE = EvaluateSettings(batch_size=5)
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def saved_llama(folder: Path, **config: Any) -> BaseModel:
@@ -56,14 +57,6 @@ def saved_llama(folder: Path, **config: Any) -> BaseModel:
 @pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
 def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
     return saved_llama(tmp_path_factory.mktemp("llama"), tie_word_embeddings=request.param)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def test_its_scores_are_those_of_the_language_model(base: BaseModel) -> None:
@@ -122,13 +115,13 @@ def test_a_model_that_does_not_go_on_is_refused_before_its_words(
 
 def test_training_moves_the_next_word_and_writes_no_head(base: BaseModel, tmp_path: Path) -> None:
     targets = [f"layers.{i}.self_attn.{p}_proj" for i in range(2) for p in "qkvo"]
-    head = label_word_head(base, ROWS.classes)
-    before, _ = accuracy(base, head, ROWS, EVALUATE, END)
-    fine_tune(base, targets, in_parcels(ROWS, 1), SETTINGS, 0, tmp_path / "site", prompt_end=END)
+    head = label_word_head(base, DATASET.classes)
+    before, _ = accuracy(base, head, DATASET, EVALUATE, END)
+    fine_tune(base, targets, in_parcels(DATASET, 1), SETTINGS, 0, tmp_path / "site", prompt_end=END)
     model = PeftModel.from_pretrained(load_base(base.folder).backbone, tmp_path / "site/adapter")
     adapted = BaseModel(base.folder, model.merge_and_unload(), "base")
-    after, rows = accuracy(adapted, head, ROWS, EVALUATE, END)
-    assert rows == len(ROWS)
+    after, count = accuracy(adapted, head, DATASET, EVALUATE, END)
+    assert count == len(DATASET)
     assert before <= 0.8 < 0.95 < after
     assert {file.name for file in (tmp_path / "site").iterdir()} == {"adapter", "hashes.json"}
 
@@ -136,10 +129,11 @@ def test_training_moves_the_next_word_and_writes_no_head(base: BaseModel, tmp_pa
 def test_a_site_with_label_words_evaluates_without_a_head_file(
     base: BaseModel, tmp_path: Path
 ) -> None:
+    assert DATASET.labels
     records = [
-        {"text": t, "label": ROWS.classes[k]} for t, k in zip(TEXTS, ROWS.labels, strict=True)
+        {"text": t, "label": DATASET.classes[k]} for t, k in zip(TEXTS, DATASET.labels, strict=True)
     ]
-    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, records)))
+    write_samples(tmp_path / "data.jsonl", records)
     settings = validate_settings(
         {
             "base": str(base.folder),
@@ -148,8 +142,8 @@ def test_a_site_with_label_words_evaluates_without_a_head_file(
             "finetune": SETTINGS.model_copy(update={"max_steps": 3}).model_dump(by_alias=True),
         }
     )
-    rows = str(tmp_path / "rows.jsonl")
-    state = SiteState(SiteEntry(name="a", data=rows, held_out=rows), settings, "run")
+    data = str(tmp_path / "data.jsonl")
+    state = SiteState(SiteEntry(name="a", data=data, held_out=data), settings, "run")
     fine_tune_site(state)
     assert not state.files.must_fine_tune
     assert state.head.exists

@@ -82,7 +82,7 @@ def test_a_pattern_that_never_ends_is_refused(
     "pattern", ["(", "a{99999999999}", "(?P<a", "[", r"\p{L}", "(?R)", "a" * (LONGEST + 1)]
 )
 def test_what_python_would_not_compile_is_refused(pattern: Any) -> None:
-    with pytest.raises(AdapterError, match=r"no regular expression|has more than"):
+    with pytest.raises(AdapterError, match=r"not a regular expression|has more than"):
         LayerPatterns(FILE, LoraConfig(target_modules=pattern))
-    with pytest.raises(AdapterError, match=r"no regular expression|has more than"):
+    with pytest.raises(AdapterError, match=r"not a regular expression|has more than"):
         LayerPatterns(FILE, LoraConfig(target_modules=["a"], rank_pattern={pattern: 2}))

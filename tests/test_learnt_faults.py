@@ -40,13 +40,17 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 class LearningStub(StubApp):
     """Sites whose entropy is a quadratic of the coefficients; a restarted one lacks the updates."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.knows: set[tuple[str, str]] = set()
+
     def __call__(self, message: Message, context: Any) -> Message:
         if message.metadata.message_type != "train.entropy":
             return super().__call__(message, context)
         name, asked = context.node_config["name"], decode_coefficients_request(message.content)
         if asked.updates:
-            self.has[name].add(asked.chain_digest)
-        lacks = asked.chain_digest not in self.has[name]
+            self.knows.add((name, asked.chain_digest))
+        lacks = (name, asked.chain_digest) not in self.knows
         generator = torch.Generator().manual_seed(100 * NAMES.index(name) + asked.round)
         pull = torch.randn(asked.coefficients.shape, generator=generator)
         gradient = self.spoilt(name, asked.coefficients + pull)
@@ -89,7 +93,7 @@ def learn(
     journal: MemoryJournal | None = None,
     grid: Any = FaultyGrid,
     **entries: Any,
-) -> tuple[MergeStrategy, type[SilentGrid] | type[FaultyGrid]]:
+) -> tuple[MergeStrategy, FaultyGrid]:
     chosen = settings(
         adamerging={"rounds": 4, "learning-rate": 0.1},
         prodistill={"steps": 3, "learning-rate": 0.1},
@@ -120,18 +124,18 @@ def test_no_fault_on_the_way_changes_a_bit(stub: Any, seed: int, clock: Clock) -
 
 @STUBS
 def test_flowers_own_loop_learns_the_same(stub: Any, clock: Clock) -> None:
-    played, grid = learn(stub(), none(), clock)
-    played.run(grid)
+    strategy, grid = learn(stub(), none(), clock)
+    strategy.run(grid)
     started, grid = learn(stub(), Faults(5, kinds=("error 2", "moved")), clock)
     started.start(grid, ArrayRecord())
-    for layer, update in played.rounds.outcome().updates.items():
+    for layer, update in strategy.rounds.outcome().updates.items():
         assert torch.equal(update.dense(), started.rounds.outcome().updates[layer].dense())
 
 
 @STUBS
 @pytest.mark.parametrize("name", ["nan", "infinity", "shape"])
 def test_a_gradient_that_cannot_be_added_is_refused(stub: Any, name: str, clock: Clock) -> None:
-    class Spoiler(stub):  # type: ignore[misc]
+    class Spoiler(stub):
         def spoilt(self, site: str, gradient: Any) -> Any:
             if site == "birch":
                 gradient[0, 0] = {"nan": float("nan"), "infinity": float("inf")}.get(name, 1.0)
@@ -147,15 +151,16 @@ def test_a_gradient_that_cannot_be_added_is_refused(stub: Any, name: str, clock:
 def test_a_run_goes_on_without_a_lost_site_and_is_resumed_without_it(
     stub: Any, clock: Clock
 ) -> None:
-    class Lost(stub):  # type: ignore[misc]
+    class Lost(stub):
         def spoilt(self, site: str, gradient: Any) -> Any:
-            answers[site] = answers.get(site, 0) + 1
-            if site == "birch" and answers[site] > 2:
+            replies[site] = replies.get(site, 0) + 1
+            if site == "birch" and replies[site] > 2:
                 raise ValueError
             return gradient
 
-    answers, journal = {}, MemoryJournal()
-    policy = {"lost-site": "continue", "deadline": 600.0}
+    replies: dict[str, int] = {}
+    journal = MemoryJournal()
+    policy: dict[str, Any] = {"lost-site": "continue", "deadline": 600.0}
     strategy, grid = learn(Lost(), none(), clock, journal, SilentGrid, **policy)
     strategy.run(grid)
     assert strategy.finished == strategy.rounds.count

@@ -14,10 +14,11 @@ from layerweld.merging.adamerging import (
 from layerweld.merging.descent import Descent
 from layerweld.merging.one_round import SiteUpdates
 from layerweld.merging.prodistill import EntryCoefficients, ProDistill, squared_distance
+from layerweld.merging.registry import METHODS
 from layerweld.merging.sums import TaskArithmetic
 from layerweld.merging.ties import Ties
 from layerweld.model.weighted_layers import additions, weighted
-from layerweld.updates.update import DenseUpdate, LowRankUpdate
+from layerweld.updates.update import DenseUpdate, LowRankUpdate, Update
 from tests.random_updates import by_site, random_sites, side_by_side
 
 
@@ -75,7 +76,7 @@ def test_coefficients_that_have_not_moved_are_task_arithmetic(sites: SiteUpdates
 def test_the_entries_that_agree_have_the_sum_of_which_ties_takes_the_mean(
     sites: SiteUpdates,
 ) -> None:
-    kept = weighed("adamerging++", sites, AdaMerging(density=0.2))
+    kept = weighed(METHODS["adamerging++"], sites, AdaMerging(density=0.2))
     ties = Ties(density=0.2).merge(sites).updates
     for layer, of in kept.layers.items():
         dense = torch.stack([update.dense() for update in of.values()])
@@ -119,13 +120,13 @@ def test_the_entropy_is_largest_where_the_head_knows_nothing() -> None:
 
 def test_entry_coefficients_go_down_as_autograd_over_them_would() -> None:
     torch.manual_seed(0)
-    updates = {
+    updates: dict[str, dict[str, Update]] = {
         "q": {"ash": LowRankUpdate(torch.randn(4, 2), torch.randn(2, 3)),
               "birch": DenseUpdate(torch.randn(4, 3))},
         "o": {"birch": DenseUpdate(torch.randn(3, 4))},
     }  # fmt: skip
     ours = EntryCoefficients(updates, ProDistill(learning_rate=0.05))
-    vectors = {k: torch.stack([u.dense() for u in of.values()]) for k, of in updates.items()}  # type: ignore[attr-defined]
+    vectors = {k: torch.stack([u.dense() for u in of.values()]) for k, of in updates.items()}
     theirs = {k: torch.full_like(v, 0.3).requires_grad_() for k, v in vectors.items()}
     optimiser = torch.optim.Adam(theirs.values(), lr=0.05)
     target = {k: torch.randn_like(v[0]) for k, v in vectors.items()}

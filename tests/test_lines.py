@@ -13,24 +13,13 @@ from layerweld.model.base_model import load_base
 from layerweld.settings.methods import method_named
 from layerweld.settings.overrides import with_overrides
 from layerweld.settings.run import RunSettings
-from tests.played_methods import TARGETS, by_the_kernel, play, written
-from tests.tiny_sites import TinySites, make_sites, with_whole_models
-
-
-@pytest.fixture(scope="module")
-def sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
-    return make_sites(tmp_path_factory.mktemp("sites"), TARGETS)
-
-
-@pytest.fixture(scope="module")
-def full_sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
-    """Three sites that fine-tuned the whole model."""
-    return with_whole_models(make_sites(tmp_path_factory.mktemp("full"), TARGETS))
+from tests.run_methods import by_the_kernel, run_methods, written
+from tests.tiny_sites import TinySites
 
 
 def test_lines_scales_a_merge_from_block_to_block(sites: TinySites, tmp_path: Path) -> None:
-    play(sites, tmp_path / "plain", "mean")
-    play(sites, tmp_path / "scaled", "mean+lines", **{"lines.slope": 0.5})
+    run_methods(sites, tmp_path / "plain", "mean")
+    run_methods(sites, tmp_path / "scaled", "mean+lines", **{"lines.slope": 0.5})
     metrics = json.loads((tmp_path / "scaled/manifest.json").read_text())["metrics"]
     assert metrics["scale of the first block"] == pytest.approx(1)  # of the mean it is ‖Σ‖/N‖mean‖
     plain, scaled = written(sites, tmp_path / "plain"), written(sites, tmp_path / "scaled")
@@ -44,7 +33,9 @@ def test_lines_takes_the_place_of_a_methods_own_scaling(
     sites: TinySites, tmp_path: Path, name: str
 ) -> None:
     """α is ``‖Σ ΔW‖₁ / (N ‖ΔW_M‖₁)`` of the merge without λ, as the authors' code has it."""
-    play(sites, tmp_path / "out", f"{name}+lines", **{f"{name}.scaling": 0.1, "lines.slope": 0.5})
+    run_methods(
+        sites, tmp_path / "out", f"{name}+lines", **{f"{name}.scaling": 0.1, "lines.slope": 0.5}
+    )
     unscaled = RunSettings().of_method(name).model_copy(update={"scaling": 1.0})
     merged = {k: u.dense() for k, u in by_the_kernel(sites, unscaled).items()}
     sums = {k: u.dense() for k, u in by_the_kernel(sites, TaskArithmetic(scaling=1.0)).items()}
@@ -60,8 +51,8 @@ def test_lines_takes_the_place_of_a_methods_own_scaling(
 def test_lines_scales_norms_and_biases_with_their_block(
     full_sites: TinySites, tmp_path: Path
 ) -> None:
-    play(full_sites, tmp_path / "plain", "mean")
-    play(full_sites, tmp_path / "scaled", "mean+lines")
+    run_methods(full_sites, tmp_path / "plain", "mean")
+    run_methods(full_sites, tmp_path / "scaled", "mean+lines")
     base = load_base(full_sites.base).backbone
     plain, scaled = (AutoModel.from_pretrained(tmp_path / n / "model") for n in ("plain", "scaled"))
     for name, factor in (

@@ -46,10 +46,10 @@ def mean(sites: SiteUpdates, shares: tuple[float, float, float] = SHARES) -> dic
 def apart(sites: SiteUpdates, shares: tuple[float, float, float] = SHARES) -> dict[str, Any]:
     result = {}
     for layer, of in sites.layers.items():
-        pairs = list(zip(shares, of.values(), strict=True))
-        left = sum(p * update.left.double().numpy() for p, update in pairs)  # type: ignore[attr-defined]
-        right = sum(p * update.right.double().numpy() for p, update in pairs)  # type: ignore[attr-defined]
-        result[layer] = left @ right  # type: ignore[operator]
+        pairs: Any = list(zip(shares, of.values(), strict=True))
+        left = sum(p * update.left.double().numpy() for p, update in pairs)
+        right = sum(p * update.right.double().numpy() for p, update in pairs)
+        result[layer] = left @ right
     return result
 
 
@@ -131,7 +131,7 @@ def test_samples_or_sites_decide_the_weights() -> None:
 @given(
     st.lists(st.integers(1, 10**6), min_size=3, max_size=6), st.integers(1, 2**63 - 1), st.data()
 )
-def test_no_number_of_rows_that_a_site_claims_buys_more_than_half(
+def test_no_number_of_samples_that_a_site_claims_buys_more_than_half(
     counts: Any, claimed: Any, data: Any
 ) -> None:
     liar = data.draw(st.integers(0, len(counts) - 1))

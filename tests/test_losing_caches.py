@@ -16,18 +16,18 @@ from layerweld.errors import LostSiteError, RefusedReplyError
 from layerweld.formats.adapters import Adapter
 from layerweld.settings.run import RunSettings
 from server.run import run as run_server
-from strategies.cohort import Cohort
+from strategies.cohort import Cohort, Patience
 from tests.deployed import digest_in
 from tests.dying_server import killed_after
 from tests.faulty_grid import Clock
 from tests.losing_caches import PARTS, LosingGrid, make_training_sites, training_settings
-from tests.stub_sites import introduction_of
+from tests.stub_sites import site_info_of
 from tests.tiny_sites import TinySites
 
 pytestmark = pytest.mark.usefixtures("one_thread", "clock")
 RUNS = int(os.environ.get("LAYERWELD_LOSING_RUNS", "3"))
 METHODS = "chain,ties,fisher,adamerging,prodistill"
-QUESTIONS = {
+REQUESTS = {
     "query.handshake", "train.finetune", "train.statistics", "train.adapter", "train.fisher",
     "train.entropy", "train.distillation", "evaluate.model", "query.shift", "query.finished",
 }  # fmt: skip
@@ -50,19 +50,19 @@ def settings(sites: TinySites) -> RunSettings:
 
 
 @pytest.fixture
-def play(
+def run(
     sites: TinySites, settings: RunSettings, tmp_path: Path
 ) -> Callable[..., tuple[LosingGrid, str]]:
     shutil.rmtree(sites.folder / "caches", ignore_errors=True)  # of another test
 
-    def play(
+    def run(
         loses: Any, output: Path = tmp_path / "out", chosen: RunSettings = settings
     ) -> tuple[LosingGrid, str]:
         grid = LosingGrid(sites.nodes, chosen, loses)
         run_server(grid, chosen, str(sites.base), output)
         return grid, digest_in(output)
 
-    return play
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -71,45 +71,45 @@ def whole(sites: TinySites, settings: RunSettings, tmp_path_factory: pytest.Temp
     output = tmp_path_factory.mktemp("whole") / "out"
     grid = LosingGrid(sites.nodes, settings, nothing)
     run_server(grid, settings, str(sites.base), output)
-    assert {*grid.asked} == QUESTIONS
+    assert {*grid.asked} == REQUESTS
     return digest_in(output)
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_at_the_first_message_of_each_kind_every_site_may_lose_it(
-    play: Callable[..., tuple[LosingGrid, str]], whole: str, way: Any
+    run: Callable[..., tuple[LosingGrid, str]], whole: str, way: Any
 ) -> None:
     met = set()
 
-    def loses(_number: Any, question: Any, site: str) -> Any:
-        first = (question, site) not in met
-        met.add((question, site))
+    def loses(_number: Any, request: Any, site: str) -> Any:
+        first = (request, site) not in met
+        met.add((request, site))
         return way if first else ""
 
-    grid, digest = play(loses)
+    grid, digest = run(loses)
     assert digest == whole
-    assert {question for question, _ in grid.lost} == QUESTIONS
+    assert {request for request, _ in grid.lost} == REQUESTS
 
 
 @pytest.mark.parametrize("seed", range(RUNS))
 def test_any_part_may_be_lost_at_any_message(
-    play: Callable[..., tuple[LosingGrid, str]], whole: str, seed: int
+    run: Callable[..., tuple[LosingGrid, str]], whole: str, seed: int
 ) -> None:
     drawn = random.Random(seed)
 
-    def loses(_number: Any, question: Any, _site: Any) -> str:
-        ways = WAYS if question == "query.handshake" else [*WAYS, "moved"]
+    def loses(_number: Any, request: Any, _site: Any) -> str:
+        ways = WAYS if request == "query.handshake" else [*WAYS, "moved"]
         return drawn.choice(ways) if drawn.random() < 0.3 else ""
 
-    grid, digest = play(loses)
+    grid, digest = run(loses)
     assert digest == whole
     assert grid.lost
 
 
 def test_a_cache_may_go_while_a_message_is_handled(
-    play: Callable[..., tuple[LosingGrid, str]], whole: str, monkeypatch: pytest.MonkeyPatch
+    run: Callable[..., tuple[LosingGrid, str]], whole: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gone = []
+    gone: list[Any] = []
 
     def read_and_lose(
         folder: Path,
@@ -123,19 +123,19 @@ def test_a_cache_may_go_while_a_message_is_handled(
         return adapter
 
     monkeypatch.setattr(site_states, "read_fine_tuned", read_and_lose)
-    assert play(nothing)[1] == whole
+    assert run(nothing)[1] == whole
     assert len(gone) > 20
 
 
 def test_a_resumed_run_goes_on_with_sites_that_have_lost_all(
-    play: Callable[..., tuple[LosingGrid, str]],
+    run: Callable[..., tuple[LosingGrid, str]],
     whole: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with killed_after(1, monkeypatch):
-        play(nothing)
-    _, digest = play(lambda _n, question, _site: "all" if question == "query.handshake" else "")
+        run(nothing)
+    _, digest = run(lambda _n, request, _site: "all" if request == "query.handshake" else "")
     assert digest == whole
 
 
@@ -161,9 +161,9 @@ def test_a_site_that_says_so_for_ever_is_asked_ever_less_often_and_ends_the_run_
 def test_a_node_that_comes_without_its_adapter_must_train_it_even_if_the_sites_old_node_has() -> (
     None
 ):
-    known = replace(introduction_of("ash"), adapter="a", dataset="h")
+    known = replace(site_info_of("ash"), adapter="a", dataset="h")
     bare = replace(known, kind="none", adapter="", dataset="x", factors="")
-    cohort = Cohort({"ash": 1}, {"ash": known}, "run", None)
+    cohort = Cohort({"ash": 1}, {"ash": known}, "run", Patience.of(RunSettings()))
     assert cohort.recognise(bare) == "ash"
     cohort.note(bare, 2)
     cohort.lost_adapter("ash")
@@ -180,6 +180,7 @@ class TestAnotherAdapter:
     @pytest.fixture(autouse=True)
     def other_bits(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """From the second time on that somebody trains; then the seed is another one."""
+        from client.handlers import finetune as handler
         from client.training import finetune
 
         trained = []
@@ -189,7 +190,7 @@ class TestAnotherAdapter:
             again = len(trained) > 3
             train(*given[:4], given[4] + again, *given[5:])
 
-        monkeypatch.setattr(finetune, "fine_tune", fine_tune)
+        monkeypatch.setattr(handler, "fine_tune", fine_tune)
 
     @pytest.fixture
     def sites(self, tmp_path: Path) -> TinySites:
@@ -202,15 +203,15 @@ class TestAnotherAdapter:
     says = r"lost the adapter that it had trained .*other .*adapter.* put its cache folder back"
 
     def test_the_site_is_refused_by_name_with_what_to_do(
-        self, play: Callable[..., tuple[LosingGrid, str]]
+        self, run: Callable[..., tuple[LosingGrid, str]]
     ) -> None:
         with pytest.raises(RefusedReplyError, match=f"ash, asked 3 times: it {self.says}"):
-            play(lambda n, question, site: "all" if (n, site) == (6, "ash") else "")
+            run(lambda n, request, site: "all" if (n, site) == (6, "ash") else "")
 
     def test_so_it_is_when_the_run_is_resumed(
-        self, play: Callable[..., tuple[LosingGrid, str]], monkeypatch: pytest.MonkeyPatch
+        self, run: Callable[..., tuple[LosingGrid, str]], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with killed_after(1, monkeypatch):
-            play(nothing)
+            run(nothing)
         with pytest.raises(RefusedReplyError, match=self.says):
-            play(lambda _n, question, site: "all" if question == "query.handshake" else "")
+            run(lambda _n, request, site: "all" if request == "query.handshake" else "")

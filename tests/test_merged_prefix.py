@@ -22,8 +22,8 @@ from layerweld.errors import RefusedReplyError
 from layerweld.model.schedule import Step
 from layerweld.transport.step_context import StepContext
 from layerweld.untrusted import tensors
-from layerweld.updates import digest as layerweld_digest
-from layerweld.updates.digest import extend_digest, first_digest
+from layerweld.updates import named_tensors
+from layerweld.updates.named_tensors import extend_digest, first_digest
 from layerweld.updates.update import LowRankUpdate, Update
 from strategies.catching_up import CatchUp
 from tests.dying_server import after_keeping
@@ -41,7 +41,7 @@ class Counted:
         self.reads = self.hashed = 0
         self._open = tensors.safe_open  # type: ignore[attr-defined]
         monkeypatch.setattr(tensors, "safe_open", self.safe_open)
-        for module in (client_store, layerweld_digest):
+        for module in (client_store, named_tensors):
             monkeypatch.setattr(module, "hashlib", self)
 
     def safe_open(self, file: Path, framework: Any) -> safe_open:
@@ -76,7 +76,7 @@ def bert_sites(tmp_path_factory: pytest.TempPathFactory) -> tuple[TinySites, str
     """Sites that adapt all layers, and the hash of their undisturbed merge."""
     folder = tmp_path_factory.mktemp("all")
     sites = make_sites(folder, BERT_LAYERS)
-    return sites, sites.play(folder / "whole").manifest_hash
+    return sites, sites.run(folder / "whole").manifest_hash
 
 
 @pytest.mark.parametrize("granularity", ["group", "block"])
@@ -87,7 +87,7 @@ def test_what_a_chain_reads_and_hashes_grows_with_its_steps(
     for blocks in BLOCKS:
         with monkeypatch.context() as patch:
             counted = Counted(patch)
-            sites_of[blocks].play(tmp_path / str(blocks), granularity=granularity)
+            sites_of[blocks].run(tmp_path / str(blocks), granularity=granularity)
         reads.append(counted.reads)
         hashed.append(counted.hashed)
     print(f"\n{BLOCKS} blocks: {reads} files of steps opened, {hashed} bytes hashed")
@@ -128,20 +128,20 @@ class Server:
     def caught_up(
         self, step: int, store: SiteStore, usual: int | None = None
     ) -> tuple[dict[str, Tensor], dict[str, Update], list[int]]:
-        """Remainder and updates of a site that is sent what it says it lacks, and what it said."""
+        """What a site holds that is sent what it says it lacks, and what it said."""
         usual = step - 1 if usual is None else usual
         catch_up = CatchUp(STEPS[step], partial(self.context, step), usual)
-        lacked = []
+        lacked: list[int] = []
         while True:
             try:
-                context = catch_up.content("ash")
+                context: Any = catch_up.content("ash")
                 prefix = merged_prefix(context, STEPS, "plan", self.settings, store)
                 return prefix.other_params, prefix.merged.updates_since(0), lacked
             except LacksMerged as lack:
                 catch_up.note("ash", lack.first)
                 lacked.append(lack.first)
 
-    def played(self, folder: Path, steps: int = 5) -> SiteStore:
+    def run(self, folder: Path, steps: int = 5) -> SiteStore:
         """The store of a site that was asked about so many steps."""
         store = SiteStore(folder)
         for step in range(steps):
@@ -176,7 +176,7 @@ def test_a_site_asks_for_what_was_merged_from_its_first_bad_file_on(
     index: int, damage: Any, tmp_path: Path
 ) -> None:
     server = Server()
-    store = server.played(tmp_path)
+    store = server.run(tmp_path)
     damage(tmp_path / f"step-{index:04d}.safetensors")
     other_params, updates, lacked = server.caught_up(5, store)
     # Behind a foreign first step it may be the other parameters that differ.
@@ -203,8 +203,8 @@ def test_files_of_another_run_are_never_used(
     usual: int, files: str, other: Any, tmp_path: Path
 ) -> None:
     server = Server()
-    store = server.played(tmp_path / "own", 6)
-    other.played(tmp_path / "other", 6)
+    store = server.run(tmp_path / "own", 6)
+    other.run(tmp_path / "other", 6)
     for file in (tmp_path / "other").glob(files):
         shutil.copy(file, tmp_path / "own")
     other_params, updates, lacked = server.caught_up(5, store, usual)
@@ -247,7 +247,7 @@ def test_a_run_whose_sites_find_a_damaged_file_in_the_middle_ends_in_the_same_by
 
     monkeypatch.setattr(CatchUp, "note", noting)
     with after_keeping(monkeypatch, spoil):
-        assert sites.play(tmp_path / "out").manifest_hash == whole
+        assert sites.run(tmp_path / "out").manifest_hash == whole
     assert sorted(noted) == [("ash", 2), ("birch", 2), ("cedar", 2)]
 
 

@@ -12,7 +12,7 @@ from layerweld.settings.facts import defaults_of
 from layerweld.settings.methods import methods_of
 from layerweld.settings.overrides import with_overrides
 from layerweld.settings.run import RunSettings
-from tests.played_methods import ONE_ROUND
+from tests.run_methods import ONE_ROUND
 
 
 def test_an_unknown_method_and_an_unknown_setting_list_the_known_ones() -> None:

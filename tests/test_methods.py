@@ -1,4 +1,4 @@
-"""Every method through the federation: declared, refused in time, played and written out."""
+"""Every method through the federation: declared, refused in time, run and written out."""
 
 import json
 from pathlib import Path
@@ -6,33 +6,29 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import AutoModel
 from typer.testing import CliRunner
 
 from layerweld.cli import main as cli
 from layerweld.errors import CohortError
-from layerweld.formats.task_vectors import read_fine_tuned
+from layerweld.formats.adapters import read_fine_tuned
 from layerweld.merging.registry import METHODS
 from layerweld.merging.ties import Ties
 from layerweld.merging.tsv import Tsv
 from layerweld.model.base_model import load_base
 from layerweld.settings.run import RunSettings
 from server.run import run as run_server
-from tests.played_methods import ONE_ROUND, TARGETS, by_the_kernel, play, settings_of, written
+from tests.run_methods import ONE_ROUND, TARGETS, by_the_kernel, run_methods, settings_of, written
 from tests.tiny_peft import edit_tensors, new_model, train_adapter
-from tests.tiny_sites import TinySites, make_labelled_sites, make_sites, with_whole_models
-
-
-@pytest.fixture(scope="module")
-def sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
-    return make_sites(tmp_path_factory.mktemp("sites"), TARGETS)
+from tests.tiny_sites import TinySites, make_labelled_sites, make_sites
 
 
 @pytest.fixture(scope="module")
 def sharing_sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
     """Equal ranks, and one A for all, as after FFA-LoRA."""
     sites = make_sites(tmp_path_factory.mktemp("sharing"), TARGETS)
-    shared = {}
+    shared: dict[str, Tensor] = {}
     for seed, node in enumerate(sites.nodes):
         train_adapter(new_model("bert"), node["adapter"], TARGETS, seed=seed)
         edit_tensors(f"{node['adapter']}/adapter_model.safetensors", lambda t: _share(t, shared))
@@ -44,18 +40,12 @@ def _share(tensors: Any, shared: dict[Any, Any]) -> None:
         tensors[name] = shared.setdefault(name, tensors[name])
 
 
-@pytest.fixture(scope="module")
-def full_sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
-    """Three sites that fine-tuned the whole model."""
-    return with_whole_models(make_sites(tmp_path_factory.mktemp("full"), TARGETS))
-
-
 @pytest.mark.parametrize("name", ONE_ROUND)
 def test_a_run_writes_what_the_method_says(
     sites: TinySites, sharing_sites: TinySites, tmp_path: Path, name: Any
 ) -> None:
     chosen = sharing_sites if METHODS[name].needs else sites
-    results = play(chosen, tmp_path / "out", name)
+    results = run_methods(chosen, tmp_path / "out", name)
     expected = by_the_kernel(chosen, RunSettings().of_method(name))
     got = written(chosen, tmp_path / "out")
     for layer, values in got.items():
@@ -73,9 +63,9 @@ def test_a_run_writes_what_the_method_says(
 def test_the_order_of_the_sites_does_not_change_a_bit(
     sites: TinySites, tmp_path: Path, name: str
 ) -> None:
-    first = play(sites, tmp_path / "one", name)
+    first = run_methods(sites, tmp_path / "one", name)
     sites.nodes.reverse()
-    second = play(sites, tmp_path / "two", name)
+    second = run_methods(sites, tmp_path / "two", name)
     sites.nodes.reverse()
     assert first.manifest_hash == second.manifest_hash
 
@@ -84,7 +74,7 @@ def test_whole_models_are_merged_by_all_methods_that_need_no_lora(
     full_sites: TinySites, tmp_path: Path
 ) -> None:
     names = [name for name in ONE_ROUND if not METHODS[name].needs]
-    results = play(full_sites, tmp_path / "out", ",".join(["tsv", *names]))
+    results = run_methods(full_sites, tmp_path / "out", ",".join(["tsv", *names]))
     assert [method.name for method in results.methods][1:] == [n for n in names if n != "tsv"]
     expected = by_the_kernel(full_sites, RunSettings().table(Tsv))
     for layer, values in written(full_sites, tmp_path / "out").items():
@@ -101,24 +91,24 @@ def test_task_arithmetic_scales_norms_and_biases_and_others_average_them(
     name = next(name for name in other_params[0] if "LayerNorm" in name)
     total = sum(other_params[name] for other_params in other_params)
     for method, factor in (("task-arithmetic", 0.3), ("ties", 1 / 3)):
-        play(full_sites, tmp_path / method, method)
+        run_methods(full_sites, tmp_path / method, method)
         merged = AutoModel.from_pretrained(tmp_path / method / "model").get_parameter(name)
         difference = merged - base.backbone.get_parameter(name)
         torch.testing.assert_close(difference, factor * total, rtol=1e-3, atol=1e-6)
 
 
-def test_averages_weigh_sites_by_their_training_rows_not_by_what_was_drawn(
+def test_averages_weigh_sites_by_their_training_samples_not_by_what_was_drawn(
     sharing_sites: TinySites, tmp_path: Path
 ) -> None:
-    rows = Path(sharing_sites.nodes[0]["data"])
-    few = rows.with_name("few.jsonl")
-    few.write_text("".join(f"{line}\n" for line in rows.read_text().splitlines()[:6]))
+    data = Path(sharing_sites.nodes[0]["data"])
+    few = data.with_name("few.jsonl")
+    few.write_text("".join(f"{line}\n" for line in data.read_text().splitlines()[:6]))
     base, changed = sharing_sites.base, [dict(node) for node in sharing_sites.nodes]
     changed[0]["data"] = str(few)
     mixed = TinySites(base, changed, sharing_sites.folder)
-    play(mixed, tmp_path / "out", "flora", **{"calibration.samples": 6})
-    base = load_base(base)  # type: ignore[assignment]
-    own = [read_fine_tuned(n["adapter"], base).task_vector.updates for n in changed]
+    run_methods(mixed, tmp_path / "out", "flora", **{"calibration.samples": 6})
+    whole = load_base(base)
+    own = [read_fine_tuned(n["adapter"], whole).task_vector.updates for n in changed]
     for layer, values in written(mixed, tmp_path / "out").items():
         shares = (6 / 42, 18 / 42, 18 / 42)
         expected = sum(
@@ -130,7 +120,7 @@ def test_averages_weigh_sites_by_their_training_rows_not_by_what_was_drawn(
 def test_a_dense_merge_of_loras_is_compressed_to_an_adapter(
     sites: TinySites, tmp_path: Path
 ) -> None:
-    play(sites, tmp_path / "out", "ties", **{"merge.rank": 4})
+    run_methods(sites, tmp_path / "out", "ties", **{"merge.rank": 4})
     metrics = json.loads((tmp_path / "out/manifest.json").read_text())["metrics"]
     assert 0 < metrics["compression error"] < 1
     exact = by_the_kernel(sites, RunSettings().table(Ties))
@@ -143,7 +133,7 @@ def test_a_dense_merge_of_loras_is_compressed_to_an_adapter(
 def test_what_fedit_loses_is_in_the_report_and_in_the_results(
     sharing_sites: TinySites, tmp_path: Path
 ) -> None:
-    play(sharing_sites, tmp_path / "out", "fedit,flora")
+    run_methods(sharing_sites, tmp_path / "out", "fedit,flora")
     results = json.loads((tmp_path / "out/results.json").read_text())
     assert results["methods"][1]["metrics"] == {"distance to the mean": 0.0}
     assert {"fedit.weighting", "flora.weighting", "merge.ridge"} <= results["settings"].keys()
@@ -169,13 +159,16 @@ def test_what_cannot_work_is_refused_before_any_site_computes(
     says: Any,
 ) -> None:
     settings = settings_of(sites, f"com,{name}", **entries)
-    grid, asked = sites.grid(settings), []
+    asked: list[str] = []
+    grid = sites.grid(settings)
     push = grid.push_messages
-    monkeypatch.setattr(
-        grid,
-        "push_messages",
-        lambda messages: push(asked.append(m.metadata.message_type) or m for m in messages),
-    )
+
+    def pushing(messages: Any) -> Any:
+        sent = list(messages)
+        asked.extend(message.metadata.message_type for message in sent)
+        return push(sent)
+
+    monkeypatch.setattr(grid, "push_messages", pushing)
     with pytest.raises(CohortError, match=says):
         run_server(grid, settings, str(sites.base), tmp_path / "out")
     assert set(asked) == {"query.handshake"}
@@ -186,7 +179,7 @@ def test_whole_models_are_refused_by_methods_for_loras(
     full_sites: TinySites, tmp_path: Path, name: str
 ) -> None:
     with pytest.raises(CohortError, match=r"ash brings a whole model.*layerweld methods"):
-        play(full_sites, tmp_path / "out", name)
+        run_methods(full_sites, tmp_path / "out", name)
 
 
 def test_sites_that_freeze_a_fine_tune_for_ffa_lora_which_is_then_the_mean(tmp_path: Path) -> None:
@@ -196,9 +189,9 @@ def test_sites_that_freeze_a_fine_tune_for_ffa_lora_which_is_then_the_mean(tmp_p
         del node["held_out"]
     short = {"finetune.max-steps": 2, "finetune.logger": "none"}
     with pytest.raises(CohortError, match=r"trains its own.*finetune\.freeze-a = true"):
-        play(sites, tmp_path / "refused", "ffa-lora", **short)
+        run_methods(sites, tmp_path / "refused", "ffa-lora", **short)
     for method in ("ffa-lora", "mean"):  # the second finds the adapters trained
-        play(sites, tmp_path / method, method, **short | {"finetune.freeze-a": True})
+        run_methods(sites, tmp_path / method, method, **short | {"finetune.freeze-a": True})
     base = load_base(sites.base)
     averaged, mean = (
         read_fine_tuned(tmp_path / name / "adapter", base).task_vector.updates
@@ -211,7 +204,7 @@ def test_sites_that_freeze_a_fine_tune_for_ffa_lora_which_is_then_the_mean(tmp_p
         torch.testing.assert_close(update.dense(), mean[layer].dense(), rtol=1e-4, atol=1e-6)
 
 
-def test_the_command_line_lists_methods_and_plays_one_with_its_settings(
+def test_the_command_line_lists_methods_and_runs_one_with_its_settings(
     sites: TinySites, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 
-from server.run import run as run_server
 from tests.deployed import Federation, Gateway, install_wheel, running
 from tests.private_network import PrivateNetwork, private_network
 from tests.tiny_sites import TinySites, make_sites
@@ -58,8 +57,8 @@ def federation(
 @pytest.fixture(scope="module")
 def undisturbed(sites: TinySites, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Output of the same run within one process."""
-    output, settings = tmp_path_factory.mktemp("in-process") / "output", sites.settings()
-    run_server(sites.grid(settings), settings, str(sites.base), output)
+    output = tmp_path_factory.mktemp("in-process") / "output"
+    sites.run(output)
     return output
 
 

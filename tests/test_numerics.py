@@ -17,7 +17,7 @@ from layerweld.settings.run import validate_settings
 
 KERNELS = """
 import hashlib, json, sys, torch
-from layerweld.numerics import numeric_environment, use_threads
+from layerweld.runtime.numerics import numeric_environment, use_threads
 use_threads(2)
 generator = torch.Generator().manual_seed(0)
 rows = torch.randn(3000, 384, generator=generator)

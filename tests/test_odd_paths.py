@@ -20,7 +20,7 @@ from layerweld.untrusted.files import last_lines
 from layerweld.untrusted.paths import refused_path
 from tests.odd_paths import make_odd_paths
 from tests.test_exit_codes import commands, end_of
-from tests.tiny_sites import TinySites, make_sites
+from tests.tiny_sites import TinySites
 from tests.typed_commands import init_coordinator, init_site, lw
 
 LONG = "LAYERWELD_FUZZ" in os.environ
@@ -28,11 +28,6 @@ JOINS = ("site join ca", "a file")  # tries to connect until it is told to end
 LONGEST = 20.0  # seconds of one command
 PATHS_AS_TEXT = {"model", "data", "adapter", "held_out", "head", "base"}
 CAN_BE_MADE = {"leads nowhere", "nobody's home", "the home of no user"}  # as an output folder
-
-
-@pytest.fixture(scope="module")
-def sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
-    return make_sites(tmp_path_factory.mktemp("sites"), ["query"])
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ PARTS = ("layerweld", "strategies", "server", "client")
 ROUND = 3
 MOST_FILES, MOST_LINES = 25, 300
 """Of the walk in docs/architecture.md: files, and lines of the functions that it stops at."""
-MOST_FILES_RUN, MOST_LINES_RUN = 59, 3000
+MOST_FILES_RUN, MOST_LINES_RUN = 58, 2900
 """Of all that runs: files, and lines of the functions."""
 
 
@@ -34,7 +34,7 @@ class Way:
 
     def begin(self) -> None:
         frame: FrameType | None = sys._getframe()
-        while frame := frame.f_back:
+        while frame and (frame := frame.f_back):
             if "strategies" in Path(frame.f_code.co_filename).parts:  # the loop over rounds
                 self._seen(frame, "call", None)
         threading.setprofile(self._seen)
@@ -75,7 +75,7 @@ def way_of_one_round(folder: Path) -> Way:
 
     sites = make_sites(folder / "sites", BERT_LAYERS)
     with pytest.MonkeyPatch.context() as patch, after_keeping(patch, at_its_ends):
-        sites.play(folder / "out")
+        sites.run(folder / "out")
     return way
 
 

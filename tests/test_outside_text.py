@@ -135,7 +135,7 @@ def test_progress_and_flowers_log_are_lines_of_bounded_length(
 
 
 def test_the_state_of_a_run_holds_text_of_bounded_length(tmp_path: Path) -> None:
-    def play() -> None:
+    def run() -> None:
         with recording(tmp_path) as recorder:
             recorder.waiting_for = lambda: {f"site {i}": text for i, text in enumerate(TEXTS)}
             for text in HOSTILE:
@@ -144,11 +144,12 @@ def test_the_state_of_a_run_holds_text_of_bounded_length(tmp_path: Path) -> None
             raise LostSiteError("\n".join(TEXTS))
 
     with pytest.raises(LostSiteError):
-        play()
+        run()
     file = tmp_path / "state.json"
     assert file.stat().st_size < 500_000
     assert not hidden_in(file.read_text(), but="\n")
     state = read_state(tmp_path)
+    assert state
     kept = [state.what, state.cause, *state.notes, *state.waiting.values()]
     assert not any(map(hidden_in, kept))
     assert isinstance(Recorder(tmp_path), Recorder)
@@ -159,7 +160,7 @@ def test_a_line_of_the_sites_log_is_one_line_and_begins_with_its_own_time(tmp_pa
         note_reply(tmp_path, text, f"failed, {text}", 0.1)
     lines = [
         line
-        for file in tmp_path.glob("answers*.log")
+        for file in tmp_path.glob("replies*.log")
         for line in file.read_text().split("\n")
         if line
     ]
@@ -220,7 +221,9 @@ class Elements(HTMLParser):
 
     def __init__(self) -> None:
         super().__init__()
-        self.tags, self.events, self.links = {}, [], []
+        self.tags: dict[str, int] = {}
+        self.events: list[Any] = []
+        self.links: list[Any] = []
 
     def handle_starttag(self, tag: Any, attributes: Any) -> None:
         self.tags[tag] = self.tags.get(tag, 0) + 1
@@ -254,7 +257,9 @@ def test_a_page_is_the_same_page_whatever_sites_call_themselves(
     assert not found.links
     assert not hidden_in(page, but="\n\t")
     assert len(html) < 5_000_000
-    charts = re.search(r'id="charts">(.*?)</script>', page, re.DOTALL)[1]
+    script = re.search(r'id="charts">(.*?)</script>', page, re.DOTALL)
+    assert script
+    charts = script[1]
     drawn = [chart | {"title": "", "reading": ""} for chart in json.loads(charts)["charts"]]
     values = json.dumps(drawn, ensure_ascii=False)
     assert not re.search(r"<(?!br>|/?extra>|/?b>)", values)
@@ -333,14 +338,18 @@ def test_a_card_is_the_same_card_whatever_is_written_into_it(tmp_path: Path) -> 
         card = (tmp_path / "README.md").read_text()
         assert not hidden_in(card, but="\n")
         assert len(card) < 60_000
-        front, body = re.fullmatch(r"---\n(.*?)\n---\n(.*)", card, re.DOTALL).groups()
+        parts = re.fullmatch(r"---\n(.*?)\n---\n(.*)", card, re.DOTALL)
+        assert parts
+        front, body = parts.groups()
         about = yaml.safe_load(front)
         assert about.keys() == {"base_model", "library_name", "tags"}
         assert isinstance(about["base_model"], str)
         found = [line for line in body.split("\n") if line.startswith("#")]
         headings = headings or found
         assert [h.partition(" on ")[0] for h in found] == [h.partition(" on ")[0] for h in headings]
-        code = re.search(r"```python\n(.*?)\n```", body, re.DOTALL)[1]
+        example = re.search(r"```python\n(.*?)\n```", body, re.DOTALL)
+        assert example
+        code = example[1]
         compile(code, "card", "exec")
         assert len(code.split("\n")) == 3
         outside = re.sub(r"```.*?```|`[^`\n]*`|\\.", "", body, flags=re.DOTALL)

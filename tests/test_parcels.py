@@ -1,4 +1,4 @@
-"""Rows in parcels: what any two draws of a run have in common, or not, is never less than one."""
+"""Samples in parcels: what two draws of a run share, or do not, is never less than one."""
 
 import random
 from itertools import combinations
@@ -19,33 +19,35 @@ def made(total: int) -> Dataset:
 
 
 @given(total=st.integers(1, 30), samples=st.integers(0, 40), seed=st.integers(0, 99))
-def test_a_draw_of_single_rows_keeps_number_order_and_labels(
+def test_a_draw_of_single_samples_keeps_number_order_and_labels(
     total: int, samples: int, seed: int
 ) -> None:
-    rows = made(total)
-    drawn = in_parcels(rows, 1).draw(samples, seed).dataset
+    dataset = made(total)
+    drawn = in_parcels(dataset, 1).draw(samples, seed).dataset
     assert len(drawn) == (min(samples, total) or total)
     assert list(drawn.inputs) == sorted(set(drawn.inputs))  # type: ignore[type-var]
-    pairs = dict(zip(rows.inputs, rows.labels, strict=True))
+    assert dataset.labels
+    assert drawn.labels
+    pairs = dict(zip(dataset.inputs, dataset.labels, strict=True))
     assert [pairs[text] for text in drawn.inputs] == list(drawn.labels)
-    assert drawn.classes == rows.classes
-    assert drawn == in_parcels(rows, 1).draw(samples, seed).dataset
+    assert drawn.classes == dataset.classes
+    assert drawn == in_parcels(dataset, 1).draw(samples, seed).dataset
 
 
 @given(st.integers(1, 40), st.sampled_from([0.0, 0.2, 0.5]), st.integers(0, 3), st.integers(1, 7))
-def test_setting_aside_splits_rows_without_loss_or_overlap(
+def test_setting_aside_splits_samples_without_loss_or_overlap(
     count: Any, share: Any, seed: Any, least: Any
 ) -> None:
-    rows = made(count)
-    kept, aside = in_parcels(rows, least).set_aside(share, seed)
+    dataset = made(count)
+    kept, aside = in_parcels(dataset, least).set_aside(share, seed)
     assert least > 1 or len(aside) == round(share * count)
-    assert sorted([*kept.dataset.inputs, *aside.dataset.inputs]) == sorted(rows.inputs)
-    assert kept.dataset.classes == aside.dataset.classes == rows.classes
-    assert in_parcels(rows, least).set_aside(share, seed) == (kept, aside)
+    assert sorted([*kept.dataset.inputs, *aside.dataset.inputs]) == sorted(dataset.inputs)
+    assert kept.dataset.classes == aside.dataset.classes == dataset.classes
+    assert in_parcels(dataset, least).set_aside(share, seed) == (kept, aside)
 
 
 @given(st.integers(1, 200), st.integers(1, 40))
-def test_parcels_share_all_rows_evenly_and_none_is_too_small(total: Any, least: Any) -> None:
+def test_parcels_share_all_samples_evenly_and_none_is_too_small(total: Any, least: Any) -> None:
     parcels = in_parcels(made(total), least).places
     assert sorted(place for parcel in parcels for place in parcel) == list(range(total))
     sizes = {len(parcel) for parcel in parcels}
@@ -53,7 +55,7 @@ def test_parcels_share_all_rows_evenly_and_none_is_too_small(total: Any, least: 
     assert min(sizes) >= min(least, total)
 
 
-def test_a_draw_of_parcels_holds_about_as_many_rows_as_were_asked_for() -> None:
+def test_a_draw_of_parcels_holds_about_as_many_samples_as_were_asked_for() -> None:
     parcels = in_parcels(made(205), 10)
     for samples in range(10, 205):
         assert -2 <= len(parcels.draw(samples, 0)) - samples <= 11
@@ -74,8 +76,8 @@ def test_whatever_a_run_draws_two_sets_differ_by_nothing_or_by_a_parcel_and_more
         numbers = rng.sample(range(len(kept.places)), min(batch, len(kept.places)))
         chosen += [{*part.dataset.inputs} for part in (kept, aside, drawn, again)]
         chosen += [{kept.dataset.inputs[place] for place in kept.places_of(numbers)}]
-    assert all(not rows or len(rows) >= least for rows in chosen)
-    assert len({frozenset(rows) for rows in chosen}) > 10 or len(whole.places) < 4
-    for one, other in combinations({frozenset(rows) for rows in chosen}, 2):
+    assert all(not samples or len(samples) >= least for samples in chosen)
+    assert len({frozenset(samples) for samples in chosen}) > 10 or len(whole.places) < 4
+    for one, other in combinations({frozenset(samples) for samples in chosen}, 2):
         for part in (one - other, other - one, one & other):
             assert not part or len(part) >= least

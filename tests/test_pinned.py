@@ -100,7 +100,7 @@ class Site:
         (place / "pyproject.toml").write_text(project(module))
         (place / f"{module}.py").write_bytes(self.code("planted"))
 
-    def play(
+    def execute(
         self,
         bundle: bytes,
         fab_id: str = "us/app",
@@ -155,7 +155,8 @@ def test_whatever_a_superlink_calls_it_a_site_executes_its_own_bundle_or_nothing
     site: Site, count: int
 ) -> None:
     draw = random.Random(0)
-    executed, unpinned = [], []
+    executed: list[str] = []
+    unpinned: list[str] = []
     for number in range(count):
         bundle = site.bundle(f"pinned_app_{number}")
         fab_id, version, said = named_places(site, draw, hashlib.sha256(bundle).hexdigest()[:8])
@@ -164,11 +165,11 @@ def test_whatever_a_superlink_calls_it_a_site_executes_its_own_bundle_or_nothing
             continue  # a place that is not the test's
         site.plant(place, f"pinned_app_{number}")
         site.pin(bundle)
-        executed += site.play(bundle, fab_id, version, said)
+        executed += site.execute(bundle, fab_id, version, said)
         if number % 10 == 0:
             site.pin(None)
             sys.modules.pop(f"pinned_app_{number}", None)
-            unpinned += site.play(bundle, fab_id, version, said)
+            unpinned += site.execute(bundle, fab_id, version, said)
     assert "planted" not in executed
     assert "us" in executed
     assert "planted" in unpinned, "none of these names leads Flower astray"
@@ -179,7 +180,9 @@ def test_flower_alone_would_execute_what_was_planted(site: Site) -> None:
     said = hashlib.sha256(bundle).hexdigest()
     site.plant(get_project_dir("us/app", "1.0.1", said), "pinned_app_flower")
     site.pin(None)
-    assert site.play(bundle, version="1.0.1") == ["planted"], "then the pin is not needed any more"
+    assert site.execute(bundle, version="1.0.1") == ["planted"], (
+        "then the pin is not needed any more"
+    )
 
 
 def test_the_pinned_bundle_is_executed_and_nothing_that_lies_in_its_place(site: Site) -> None:
@@ -189,7 +192,7 @@ def test_the_pinned_bundle_is_executed_and_nothing_that_lies_in_its_place(site: 
     site.plant(site.home / "running", "pinned_app_own")
     (site.home / "running").chmod(0o700)
     site.pin(bundle)
-    assert site.play(bundle) == ["us"]
+    assert site.execute(bundle) == ["us"]
     assert not list((site.home / "running").rglob("*.pyc"))
 
 
@@ -207,7 +210,7 @@ def test_another_bundle_is_refused_unread(site: Site, monkeypatch: pytest.Monkey
 def test_no_run_installs_packages_at_a_site(site: Site) -> None:
     bundle = site.bundle("pinned_app_packages")
     site.pin(bundle)
-    assert site.play(bundle, runtime_dependency_install=True) == []
+    assert site.execute(bundle, runtime_dependency_install=True) == []
 
 
 def test_a_flower_that_runs_applications_otherwise_runs_none(

@@ -50,7 +50,7 @@ def flowers(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
 
 
 def message(**changed: Any) -> Any:
-    about = {
+    about: dict[str, Any] = {
         "run_id": 3,
         "message_id": "a" * 64,
         "src_node_id": 1,
@@ -146,7 +146,12 @@ def test_a_foreign_bundle_stays_closed(
     with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         archive.writestr("pyproject.toml", bytes(2**26))
     opened = []
-    flowers[_LOOP].get_fused_config_from_fab = lambda bundle, _: opened.append(bundle) or {"a": 1}  # type: ignore[attr-defined]
+
+    def opens(bundle: bytes, _: Any) -> dict[str, int]:
+        opened.append(bundle)
+        return {"a": 1}
+
+    flowers[_LOOP].get_fused_config_from_fab = opens  # type: ignore[attr-defined]
     accept_only(hashlib.sha256(b"ours").hexdigest())
     assert flowers[_LOOP].get_fused_config_from_fab(bomb.getvalue(), None) == {}
     assert flowers[_LOOP].get_fused_config_from_fab(b"ours", None) == {"a": 1}
@@ -196,13 +201,13 @@ class Zeros(httpx.SyncByteStream):
             yield bytes(2**20)
 
 
-def pull(answer: Response) -> tuple[list[str], bool]:
+def pull(response: Response) -> tuple[list[str], bool]:
     """Pull messages from a SuperLink that answers so; the URLs that were asked."""
     asked = []
 
     def handle(request: Any) -> Response:
         asked.append(str(request.url))
-        return answer
+        return response
 
     client = BoundedClient("https://coordinator")
     client._client._transport = httpx.MockTransport(handle)
@@ -214,7 +219,7 @@ def pull(answer: Response) -> tuple[list[str], bool]:
     return asked, True
 
 
-def test_an_answer_of_a_superlink_is_read() -> None:
+def test_a_response_of_a_superlink_is_read() -> None:
     some = PullMessagesResponse(reconnect=Reconnect(reconnect=5)).SerializeToString()
     assert pull(httpx.Response(200, content=some))[1]
     assert pull(httpx.Response(200, headers={"content-length": "0"}, content=b""))[1]
@@ -227,7 +232,7 @@ def test_no_redirect_leads_a_site_elsewhere(status: int, to: str) -> None:
     assert (len(asked), is_read) == (1, False)
 
 
-def test_an_answer_without_an_end_or_with_a_wrapping_is_not_read() -> None:
+def test_a_response_without_an_end_or_with_a_wrapping_is_not_read() -> None:
     packed = gzip.compress(bytes(2**20))
     zeros = Zeros()
     for headers, content in (

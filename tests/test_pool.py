@@ -256,7 +256,12 @@ def test_residual_is_what_one_layer_cannot_reproduce(
     products: str, rank: int, count: Any, seed: Any
 ) -> None:
     sites = new_sites(count, seed)
-    entries = {"products": products, "ridge": 0.1, "shrinkage": 0.9, "rank": rank}
+    entries: dict[str, Any] = {
+        "products": products,
+        "ridge": 0.1,
+        "shrinkage": 0.9,
+        "rank": rank,
+    }
     chosen = MergeSettings(**entries)
     solution = merge(sites, **entries)
     misfit = energy = 0.0

@@ -80,8 +80,8 @@ def test_products_of_impossible_form_are_refused_and_nothing_is_added(
 ) -> None:
     chosen, one, other = honest()
     pool = GroupPool(GROUP, chosen)
-    broken = Product(dataclasses.replace(one.products["q"].moments, **change))  # type: ignore[type-var]
-    broken = dataclasses.replace(one, products={**one.products, "q": broken})  # type: ignore[assignment]
+    product = Product(dataclasses.replace(one.products["q"].moments, **change))  # type: ignore[type-var]
+    broken = dataclasses.replace(one, products={**one.products, "q": product})
     refuse(pool, "a", broken, message)
     same_as_alone(pool, chosen, other)
 
@@ -90,10 +90,10 @@ def test_products_of_impossible_form_are_refused_and_nothing_is_added(
 def test_dense_numbers_beyond_the_exact_sum_are_refused_and_nothing_is_added(entry: str) -> None:
     chosen, one, other = honest(products="dense", anchor="mean")
     pool = GroupPool(GROUP, chosen)
-    huge = torch.full((3, D_IN), 1e20)
-    change = {entry: DenseUpdate(huge) if entry == "moments" else huge}
-    huge = dataclasses.replace(one.products["v"], **change)  # type: ignore[assignment]
-    broken = dataclasses.replace(one, products={**one.products, "v": huge})  # type: ignore[dict-item]
+    numbers = torch.full((3, D_IN), 1e20)
+    change: dict[str, Any] = {entry: DenseUpdate(numbers) if entry == "moments" else numbers}
+    huge = dataclasses.replace(one.products["v"], **change)
+    broken = dataclasses.replace(one, products={**one.products, "v": huge})
     refuse(
         pool,
         "a",
@@ -161,7 +161,9 @@ def test_a_site_that_would_count_for_nothing_is_refused_by_name(
 
 @pytest.mark.parametrize("normalization", ["feature", "none"])
 @pytest.mark.parametrize("importance", ["off-diagonal", "uniform"])
-def test_a_site_whose_rows_excite_nothing_is_refused(normalization: str, importance: str) -> None:
+def test_a_site_whose_samples_excite_nothing_is_refused(
+    normalization: str, importance: str
+) -> None:
     chosen, _, other = honest(normalization=normalization, importance=importance)
     dead = dataclasses.replace(new_sites(1, seed=0)[0], tokens=torch.zeros(9, D_IN))
     pool = GroupPool(GROUP, chosen)
@@ -171,7 +173,11 @@ def test_a_site_whose_rows_excite_nothing_is_refused(normalization: str, importa
 
 @pytest.mark.parametrize("products", ["auto", "dense"])
 def test_the_smallest_moments_that_are_taken_still_merge_alike(products: str) -> None:
-    entries = {"normalization": "none", "importance": "uniform", "products": products}
+    entries: dict[str, Any] = {
+        "normalization": "none",
+        "importance": "uniform",
+        "products": products,
+    }
     chosen, (site,) = MergeSettings(**entries), new_sites(1, seed=0)
     largest = float(statistics_of(site, chosen).gram.abs().max())
     merged = []

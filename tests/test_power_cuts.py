@@ -15,7 +15,6 @@ from layerweld.demo.texts import LabelledText, write_texts
 from layerweld.deploy.site import open_site
 from layerweld.runtime.disk import new_folder, writing
 from server.journal import FINISHED, RunJournal
-from server.run import run as run_server
 from tests.tiny_sites import TinySites, make_labelled_sites
 from tests.typed_commands import init_coordinator, init_site, lw
 
@@ -26,8 +25,8 @@ class Disk:
     """What was brought to the disk, and as what: whatever changed afterwards is not on it."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.renamed_early = []
-        self._kept = set()
+        self.renamed_early: list[Any] = []
+        self._kept: set[Any] = set()
         self._fsync, self._replace = os.fsync, Path.replace
         monkeypatch.setattr(os, "fsync", self._note)
         monkeypatch.setattr(Path, "replace", lambda *names: self._rename(*names))
@@ -63,9 +62,9 @@ def sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
     return make_labelled_sites(tmp_path_factory.mktemp("sites"))
 
 
-def play(sites: TinySites, output: Path, **changes: Any) -> None:
+def run(sites: TinySites, output: Path, **changes: Any) -> None:
     settings = sites.settings(granularity="model").model_copy(update=changes)
-    run_server(sites.grid(settings), settings, str(sites.base), output)
+    sites.run_with(settings, output)
 
 
 def test_the_folders_that_were_made_for_a_file_or_folder_are_on_the_disk_too(
@@ -82,14 +81,16 @@ def test_the_folders_that_were_made_for_a_file_or_folder_are_on_the_disk_too(
 def test_all_products_are_on_the_disk_before_the_journal_goes(
     sites: TinySites, disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    output, names, lost = tmp_path / "out", set(), []
+    output = tmp_path / "out"
+    names: set[str] = set()
+    lost: list[str] = []
 
     def remove(_journal: Any) -> None:
         names.update(path.name for path in output.iterdir())
         lost.extend(path for path in disk.lacks(output) if "out/journal" not in path)
 
     monkeypatch.setattr(RunJournal, "remove", remove)
-    play(sites, output)
+    run(sites, output)
     assert names == {
         "accuracy.csv", "adapter", "environment.json", "journal", "manifest.json", "report.html",
         "results.json", "state.json",
@@ -114,7 +115,7 @@ def test_what_a_site_trains_and_measures_is_on_the_disk(
 ) -> None:
     finetune = sites.settings().finetune.model_copy(update={"max_steps": 1, "logger": "none"})
     untrained = replace(sites, nodes=[node | {"adapter": ""} for node in sites.nodes])
-    play(untrained, tmp_path / "out", finetune=finetune, cache=str(tmp_path / "cache"))
+    run(untrained, tmp_path / "out", finetune=finetune, cache=str(tmp_path / "cache"))
     for kept, count in (("adapters", 3), ("scores", 6)):
         assert len(list((tmp_path / "cache" / kept).iterdir())) == count
         assert disk.lacks(tmp_path / "cache" / kept) == []

@@ -1,43 +1,40 @@
-"""ProDistill: what a federation learns is what one process with all rows would."""
+"""ProDistill: what a federation learns is what one process with all samples would."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from flwr.app import Message
 from torch import Tensor
 from transformers import AutoTokenizer
 
 from client.data.samples import read_dataset
 from client.handlers import block_gradients
-from layerweld.formats.task_vectors import read_fine_tuned
+from layerweld.formats.adapters import read_fine_tuned
 from layerweld.merging.prodistill import ProDistill
 from layerweld.model.base_model import load_base
 from layerweld.model.discover import discover_plan
 from layerweld.model.linear import weight_of
 from layerweld.report.results import RunResults
 from layerweld.settings.run import RunSettings
-from server.run import run as run_server
-from tests.dying_server import killed_after
-from tests.played_methods import play, settings_of, written
+from tests.run_methods import (
+    TARGETS,
+    killed_and_resumed,
+    run_forgetting,
+    run_methods,
+    settings_of,
+    written,
+)
 from tests.tiny_sites import TinySites, make_sites, with_whole_models
 
-TARGETS = ["query", "value", "output.dense"]
 FEW = {"prodistill.steps": 4, "prodistill.learning-rate": 0.05}
-
-
-@pytest.fixture(scope="module")
-def sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
-    return make_sites(tmp_path_factory.mktemp("bert"), TARGETS)
 
 
 @pytest.fixture(scope="module")
 def whole(sites: TinySites, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunResults, Path]:
     """A run that nothing disturbs: its results, and what it wrote."""
     output = tmp_path_factory.mktemp("whole") / "out"
-    return play(sites, output, "prodistill", **FEW), output
+    return run_methods(sites, output, "prodistill", **FEW), output
 
 
 def in_one_place(sites: TinySites, settings: RunSettings) -> dict[Any, Any]:
@@ -49,7 +46,7 @@ def in_one_place(sites: TinySites, settings: RunSettings) -> dict[Any, Any]:
     ]
     inputs = [inputs_of(sites, node, settings) for node in sites.nodes]
     plan = discover_plan(backbone).restricted_to({layer for of in own for layer in of})
-    merged = {}
+    merged: dict[str, Tensor] = {}
     for block in range(len(plan.blocks)):
         names = [s.name for g in plan.groups_of_block(block) for s in g.layers]
         vectors = {k: torch.stack([of[k].dense() for of in own]) for k in names}
@@ -59,11 +56,11 @@ def in_one_place(sites: TinySites, settings: RunSettings) -> dict[Any, Any]:
             adam.zero_grad()
             now = merged | {k: (free[k] * vectors[k]).sum(dim=0) for k in names}
             loss = 0
-            for of, rows in zip(own, inputs, strict=True):
+            for of, batch in zip(own, inputs, strict=True):
                 dense = {k: update.dense() for k, update in of.items()}
-                got = after_block(backbone, now, rows, block)
-                wanted = after_block(backbone, dense, rows, block)
-                keep = rows["attention_mask"].bool()
+                got = after_block(backbone, now, batch, block)
+                wanted = after_block(backbone, dense, batch, block)
+                keep = batch["attention_mask"].bool()
                 loss = loss + (got - wanted)[keep].square().sum() / len(keep)
             loss.backward()  # type: ignore[attr-defined]
             adam.step()
@@ -72,10 +69,10 @@ def in_one_place(sites: TinySites, settings: RunSettings) -> dict[Any, Any]:
 
 
 def inputs_of(sites: TinySites, node: dict[str, str], settings: RunSettings) -> dict[Any, Any]:
-    rows = read_dataset(Path(node["data"]), settings.calibration, reads_images=False)
+    dataset = read_dataset(Path(node["data"]), settings.calibration, reads_images=False)
     tokenizer = AutoTokenizer.from_pretrained(sites.base)
     encoded = tokenizer(
-        list(rows.inputs), truncation=True, max_length=12, padding=True, return_tensors="pt"
+        list(dataset.inputs), truncation=True, max_length=12, padding=True, return_tensors="pt"
     )
     return {k: encoded[k] for k in ("input_ids", "attention_mask")}
 
@@ -90,7 +87,7 @@ def after_block(
     return states[block + 1]
 
 
-def test_the_federation_learns_what_one_process_with_all_rows_would(
+def test_the_federation_learns_what_one_process_with_all_samples_would(
     sites: TinySites, whole: tuple[RunResults, Path]
 ) -> None:
     results, output = whole
@@ -104,8 +101,8 @@ def test_the_federation_learns_what_one_process_with_all_rows_would(
 
 
 def test_no_step_is_task_arithmetic(sites: TinySites, tmp_path: Path) -> None:
-    play(sites, tmp_path / "none", "prodistill", **{"prodistill.steps": 0})
-    play(sites, tmp_path / "sum", "task-arithmetic")
+    run_methods(sites, tmp_path / "none", "prodistill", **{"prodistill.steps": 0})
+    run_methods(sites, tmp_path / "sum", "task-arithmetic")
     learnt, summed = written(sites, tmp_path / "none"), written(sites, tmp_path / "sum")
     for layer, values in summed.items():
         torch.testing.assert_close(learnt[layer], values, rtol=1e-4, atol=1e-6)
@@ -115,13 +112,13 @@ def test_the_order_of_the_sites_does_not_change_a_bit(
     sites: TinySites, whole: tuple[RunResults, Path], tmp_path: Path
 ) -> None:
     sites.nodes.reverse()
-    second = play(sites, tmp_path / "two", "prodistill", **FEW)
+    second = run_methods(sites, tmp_path / "two", "prodistill", **FEW)
     sites.nodes.reverse()
     assert second.manifest_hash == whole[0].manifest_hash
 
 
 def test_a_merge_is_cut_to_a_rank_and_is_an_adapter_again(sites: TinySites, tmp_path: Path) -> None:
-    play(sites, tmp_path / "out", "prodistill", **FEW | {"merge.rank": 4})
+    run_methods(sites, tmp_path / "out", "prodistill", **FEW | {"merge.rank": 4})
     assert (tmp_path / "out/adapter").is_dir()
 
 
@@ -133,34 +130,19 @@ def test_a_run_killed_after_any_block_ends_in_the_same_bytes(
     monkeypatch: pytest.MonkeyPatch,
     after: int,
 ) -> None:
-    with killed_after(after, monkeypatch):
-        play(sites, tmp_path / "out", "prodistill", **FEW)
-    resumed = play(sites, tmp_path / "out", "prodistill", **FEW)
+    output = tmp_path / "out"
+    resumed = killed_and_resumed(sites, output, after, monkeypatch, "prodistill", **FEW)
     assert resumed.manifest_hash == whole[0].manifest_hash
 
 
 @pytest.mark.parametrize("number", [2, 8, 14, 20])
 def test_a_site_in_a_new_process_without_a_cache_catches_up(
-    sites: TinySites,
-    whole: tuple[RunResults, Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    number: int,
+    sites: TinySites, whole: tuple[RunResults, Path], tmp_path: Path, number: int
 ) -> None:
-    chosen = settings_of(sites, "prodistill", **FEW)
-    grid, asked = sites.grid(chosen), []
-    answer = grid._answer
-
-    def forget(message: Message) -> Message:
-        if message.metadata.message_type == "train.distillation":
-            asked.append(message)
-            if len(asked) == number:
-                block_gradients._memory.cache_clear()
-                shutil.rmtree(sites.folder / "cache/runs", ignore_errors=True)
-        return answer(message)
-
-    monkeypatch.setattr(grid, "_answer", forget)
-    results = run_server(grid, chosen, str(sites.base), tmp_path / "out")
+    chosen, forget = settings_of(sites, "prodistill", **FEW), block_gradients._memory.cache_clear
+    results, _ = run_forgetting(
+        sites, chosen, tmp_path / "out", "train.distillation", number, forget
+    )
     assert results.manifest_hash == whole[0].manifest_hash
 
 
@@ -168,11 +150,11 @@ def test_a_site_in_a_new_process_without_a_cache_catches_up(
 def test_other_families_are_distilled_as_well(tmp_path: Path, family: str) -> None:
     targets = {"gpt2": ["c_attn", "c_fc", "c_proj"], "llama": ["q_proj", "down_proj"]}[family]
     sites = make_sites(tmp_path, targets, family)
-    results = play(sites, tmp_path / "out", "prodistill", **FEW)
+    results = run_methods(sites, tmp_path / "out", "prodistill", **FEW)
     assert all(0 < value < 1 for value in results.methods[-1].metrics.values())
 
 
 def test_whole_models_are_distilled_each_behind_its_own_embeddings(tmp_path: Path) -> None:
     sites = with_whole_models(make_sites(tmp_path, TARGETS))
-    results = play(sites, tmp_path / "out", "prodistill", **FEW)
+    results = run_methods(sites, tmp_path / "out", "prodistill", **FEW)
     assert all(0 < value < 1 for value in results.methods[-1].metrics.values())

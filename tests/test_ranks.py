@@ -10,10 +10,10 @@ import torch
 from client.handlers.requests import require_updates_of
 from layerweld.errors import CohortError, RefusedReplyError
 from layerweld.plan import LayerGroup, LayerShape, MergePlan
-from layerweld.updates.ranks import most_claimed, most_sent, within_ranks
+from layerweld.updates.bounds import most_claimed, most_sent, within_ranks
 from layerweld.updates.update import LowRankUpdate
 from server.handshake import check_layers
-from tests.stub_sites import introduction_of
+from tests.stub_sites import site_info_of
 
 WIDTHS = (1, 2, 3, 8, 16, 64, 100, 256, 1024)
 
@@ -27,7 +27,7 @@ def zeros(d_out: int, d_in: int, rank: int) -> dict[Any, Any]:
 
 
 def admitted(plan: MergePlan, rank: int) -> bool:
-    said = replace(introduction_of("ash"), layers=("0.k",), ranks=(rank,))
+    said = replace(site_info_of("ash"), layers=("0.k",), ranks=(rank,))
     try:
         check_layers(said, plan, "")
     except CohortError:

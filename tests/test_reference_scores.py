@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from client.handlers.reference_scores import kept_or_measured
+from client.handlers.measure import kept_or_measured
 from layerweld.settings.run import validate_settings
 from layerweld.settings.sites import SiteEntry
 
@@ -14,12 +14,12 @@ from layerweld.settings.sites import SiteEntry
 @pytest.fixture
 def site(tmp_path: Path) -> SimpleNamespace:
     return SimpleNamespace(
-        site=SiteEntry(name="ash", data="rows.jsonl"),
+        site=SiteEntry(name="ash", data="data.jsonl"),
         settings=validate_settings({"cache": str(tmp_path / "cache")}),
-        decides_head=b"head",
+        head=SimpleNamespace(content=b"head"),
         base=SimpleNamespace(fingerprint="base"),
         adapter=SimpleNamespace(digest="adapter"),
-        data=SimpleNamespace(held_out=SimpleNamespace(digest="rows")),
+        data=SimpleNamespace(held_out=SimpleNamespace(digest="dataset")),
     )
 
 
@@ -40,7 +40,9 @@ def test_a_score_is_measured_once_per_kind(site: SimpleNamespace) -> None:
 
 
 @pytest.mark.parametrize("part", ["base", "adapter", "data"])
-def test_another_model_adapter_or_rows_are_measured_anew(site: SimpleNamespace, part: str) -> None:
+def test_another_model_adapter_or_samples_are_measured_anew(
+    site: SimpleNamespace, part: str
+) -> None:
     measured_once(site, "individual", (0.25, 8))
     other = SimpleNamespace(fingerprint="other", digest="other")
     setattr(site, part, SimpleNamespace(held_out=other) if part == "data" else other)
@@ -49,7 +51,7 @@ def test_another_model_adapter_or_rows_are_measured_anew(site: SimpleNamespace, 
 
 def test_another_head_is_measured_anew(site: SimpleNamespace) -> None:
     measured_once(site, "individual", (0.25, 8))
-    site.decides_head = b"another"
+    site.head.content = b"another"
     assert measured_once(site, "individual", (0.75, 8)) == ((0.75, 8), 1)
 
 

@@ -1,41 +1,28 @@
 """RegMean and MaTS against the formula, on inputs that each site sees in its own model."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
-from layerweld.formats.task_vectors import read_fine_tuned
+from layerweld.formats.adapters import read_fine_tuned
 from layerweld.merging.sums import Mean
 from layerweld.model.base_model import load_base
 from layerweld.settings.run import RunSettings
 from layerweld.updates.update import Update
-from tests.played_methods import TARGETS, by_the_kernel, play, written
-from tests.tiny_sites import TinySites, make_sites, with_whole_models
+from tests.run_methods import by_the_kernel, run_methods, written
+from tests.tiny_sites import TinySites, make_sites, read_samples
 
 RAW = {"merge.normalization": "none", "merge.importance": "uniform", "merge.ridge": 1e-3}
-
-
-@pytest.fixture(scope="module")
-def sites(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return make_sites(tmp_path_factory.mktemp("sites"), TARGETS)
-
-
-@pytest.fixture(scope="module")
-def full_sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
-    """Three sites that fine-tuned the whole model."""
-    return with_whole_models(make_sites(tmp_path_factory.mktemp("full"), TARGETS))
 
 
 def test_regmean_measures_each_site_in_its_own_model_with_its_own_norms(
     full_sites: TinySites, tmp_path: Path
 ) -> None:
     layer = "encoder.layer.1.attention.self.query"
-    play(full_sites, tmp_path / "out", "regmean", **RAW)
+    run_methods(full_sites, tmp_path / "out", "regmean", **RAW)
     base, grams, updates = load_base(full_sites.base), [], []
     for node in full_sites.nodes:
         own = AutoModel.from_pretrained(node["adapter"]).eval()
@@ -48,7 +35,7 @@ def test_regmean_measures_each_site_in_its_own_model_with_its_own_norms(
 def test_regmean_measures_behind_blocks_that_no_adapter_touches(tmp_path: Path) -> None:
     layer = "encoder.layer.1.attention.self.query"
     sites = make_sites(tmp_path / "sites", ["layer.1.attention.self.query"])
-    play(sites, tmp_path / "out", "regmean", **RAW)
+    run_methods(sites, tmp_path / "out", "regmean", **RAW)
     base, grams, updates = load_base(sites.base), [], []
     for node in sites.nodes:
         own = read_fine_tuned(node["adapter"], base).task_vector.updates
@@ -67,14 +54,13 @@ def slow_regmean(grams: list[Any], updates: list[Update], ridge: float = 1e-3) -
 
 
 def gram_of(model: Any, sites: TinySites, node: dict[str, str], layer: str) -> Tensor:
-    """Mean Gram matrix of a layer's inputs at the real tokens, a row at a time."""
+    """Mean Gram matrix of a layer's inputs at the real tokens, a sample at a time."""
     tokenizer, seen = AutoTokenizer.from_pretrained(sites.base), []
     hook = model.get_submodule(layer).register_forward_pre_hook(
         lambda _, args: seen.append(args[0])
     )
-    for line in Path(node["data"]).read_text().splitlines():
-        text = json.loads(line)["text"]
-        model(**tokenizer(text, truncation=True, max_length=12, return_tensors="pt"))
+    for sample in read_samples(node["data"]):
+        model(**tokenizer(sample["text"], truncation=True, max_length=12, return_tensors="pt"))
     hook.remove()
     tokens = torch.cat([inputs[0] for inputs in seen]).detach().double()
     return tokens.T @ tokens / len(tokens)
@@ -82,13 +68,15 @@ def gram_of(model: Any, sites: TinySites, node: dict[str, str], layer: str) -> T
 
 def test_mats_descends_from_the_mean_to_regmean(sites: TinySites, tmp_path: Path) -> None:
     calibrated = {"merge.importance": "uniform"}
-    for name, entries in {
+    chosen: dict[str, dict[str, Any]] = {
         "regmean": {"merge.ridge": 1e-5, "merge.anchor": "mean"},  # LayerNorm leaves S singular
         "mats": {"mats.iterations": 500},
         "short": {"mats.iterations": 1},
         "dense": {"mats.iterations": 1, "merge.products": "dense"},
-    }.items():
-        play(sites, tmp_path / name, name if name == "regmean" else "mats", **calibrated | entries)  # type: ignore[operator]
+    }
+    for name, entries in chosen.items():
+        method = "regmean" if name == "regmean" else "mats"
+        run_methods(sites, tmp_path / name, method, **calibrated | entries)
     exact, far, near = (written(sites, tmp_path / name) for name in ("regmean", "mats", "short"))
     dense = written(sites, tmp_path / "dense")
     means = by_the_kernel(sites, RunSettings().table(Mean))

@@ -136,7 +136,7 @@ def test_a_step_ends_at_its_groups_input(name: Any) -> None:
     recording = record(backbone, blocks, batch)
     layers = {n: backbone.get_submodule(n) for n in plan.layer_names}
     for position, group in enumerate(plan.groups_of_block(0)):
-        inputs = []
+        inputs: list[Any] = []
         tap = (layers[group.layers[0].name], inputs.append)
         with listed_when_run(layers) as finished:
             run_block_until(blocks[0], recording.entry, recording.calls[0], [tap])
@@ -159,7 +159,7 @@ def test_a_tap_hears_what_the_layer_reads_and_goes_away_afterwards() -> None:
     backbone = new_backbone("bert")
     blocks = blocks_of(backbone)
     recording = record(backbone, blocks, make_batch(backbone))
-    heard = []
+    heard: list[Any] = []
     layer = blocks[0].attention.self.query
     run_block(blocks[0], recording.entry, recording.calls[0], [(layer, heard.append)])
     assert torch.equal(heard[0], recording.entry)

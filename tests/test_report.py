@@ -7,6 +7,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import plotly.graph_objects as go
 import pytest
@@ -288,7 +289,7 @@ def _without_markup(page: str) -> str:
     return " ".join(re.sub(r"<[^>]*>", " ", page).split())
 
 
-def _charts(page: str) -> dict[str, dict]:
+def _charts(page: str) -> dict[str, dict[str, Any]]:
     text = re.search(r'<script type="application/json" id="charts">(.*?)</script>', page, re.S)
     assert text
     charts = json.loads(text.group(1))["charts"]

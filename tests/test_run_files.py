@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from layerweld.cli import main as cli
 from layerweld.errors import ConfigError, DataError
-from tests.tiny_sites import TinySites, make_labelled_sites
+from tests.tiny_sites import TinySites, make_labelled_sites, read_samples, write_samples
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def sites(tmp_path: Path) -> TinySites:
 
 
 def simulate(sites: TinySites, folder: Path, *, base: bool = True) -> str:
-    """Play a run file of these sites."""
+    """Run a run file of these sites."""
     lines = [f'cache = "{sites.folder / "cache"}"', *([f'base = "{sites.base}"'] if base else [])]
     lines += ["[calibration]", "max-length = 12", "batch-size = 8", "threads = 1"]
     for node in sites.nodes:
@@ -48,7 +48,7 @@ def test_sites_that_cannot_be_evaluated_at_are_named(sites: TinySites, tmp_path:
     assert "where every site has labelled" in page
 
 
-def test_a_file_without_a_base_model_is_not_played_on_another(
+def test_a_file_without_a_base_model_is_not_run_on_another(
     sites: TinySites, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=r"run\.toml names no base model; set `base`"):
@@ -82,9 +82,8 @@ def test_a_site_may_call_its_columns_otherwise_and_the_merge_is_the_same(
     again.mkdir()
     simulate(sites, tmp_path)
     node = sites.nodes[1]
-    rows = [json.loads(line) for line in Path(node["data"]).read_text().splitlines()]
-    own = "\n".join(json.dumps({"body": row["text"], "class": row["label"]}) for row in rows)
-    (again / "body.jsonl").write_text(own)
+    own = [{"body": s["text"], "class": s["label"]} for s in read_samples(node["data"])]
+    write_samples(again / "body.jsonl", own)
     node |= dict.fromkeys(("data", "held_out"), str(again / "body.jsonl"))
     node |= {"text_column": "body", "label_column": "class"}
     simulate(sites, again)

@@ -1,4 +1,4 @@
-"""What ``state.json`` says while a run is played, and however it ends."""
+"""What ``state.json`` says while a run goes on, and however it ends."""
 
 import json
 import os
@@ -24,18 +24,13 @@ from server.run import run as run_server
 from strategies import poll
 from tests.faulty_grid import Clock, Faults, FaultyGrid, from_the_node
 from tests.stub_sites import step_of
-from tests.tiny_sites import TinySites, make_sites
+from tests.tiny_sites import TinySites
 
 DOCUMENT = Path(__file__).parents[1] / "docs/exit-codes.md"
 KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type)]
 
 
-@pytest.fixture(scope="module")
-def sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
-    return make_sites(tmp_path_factory.mktemp("bert"), ["query", "value"])
-
-
-def play(
+def run(
     sites: TinySites,
     output: Path,
     grid: "CedarIsSilent | InProcessGrid | None" = None,
@@ -45,7 +40,7 @@ def play(
     return run_server(grid or sites.grid(settings), settings, str(sites.base), output)
 
 
-def play_in_flower(
+def run_in_flower(
     sites: TinySites, output: Path, nodes: list[dict[str, str]] | None = None
 ) -> None:
     """As Flower starts it: nobody sees what the process says."""
@@ -74,17 +69,23 @@ def without_cedar(
     monkeypatch.setattr(poll, "time", clock)
     settings = sites.settings().model_copy(update=changes)
     grid = CedarIsSilent(client_app, sites.nodes, settings, Faults(0, rate=0.0), clock)
-    return play(sites, output, grid, **changes)
+    return run(sites, output, grid, **changes)
+
+
+def state_in(output: Path) -> RunState:
+    state = read_state(output)
+    assert state
+    return state
 
 
 def test_a_finished_run_is_completed_with_exit_code_0(sites: TinySites, tmp_path: Path) -> None:
-    play(sites, tmp_path / "out")
-    state = read_state(tmp_path / "out")
+    run(sites, tmp_path / "out")
+    state = state_in(tmp_path / "out")
     assert (state.status, state.exit_code, state.cause) == ("completed", 0, "")
     assert dict(state.waiting) == {}
 
 
-def test_a_run_that_is_played_says_which_step_it_is_at_and_whom_it_waits_for(
+def test_a_run_that_goes_on_says_which_step_it_is_at_and_whom_it_waits_for(
     sites: TinySites, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
@@ -104,13 +105,13 @@ def test_a_run_that_stops_at_the_deadline_says_who_was_missing_and_what_to_do(
 ) -> None:
     with pytest.raises(LostSiteError):
         without_cedar(sites, tmp_path / "out", monkeypatch, deadline=60.0)
-    state = read_state(tmp_path / "out")
+    state = state_in(tmp_path / "out")
     assert (state.status, state.exit_code) == ("failed", LostSiteError.exit_code)
     assert "cedar: its process died" in state.cause
     assert state.next_step == LostSiteError.next_step
     assert dict(state.waiting) == {"cedar": "its process died"}
-    assert play(sites, tmp_path / "out")
-    assert read_state(tmp_path / "out").status == "completed"
+    assert run(sites, tmp_path / "out")
+    assert state_in(tmp_path / "out").status == "completed"
 
 
 def test_a_refused_run_in_flower_leaves_its_cause_and_in_one_process_it_leaves_nothing(
@@ -118,34 +119,34 @@ def test_a_refused_run_in_flower_leaves_its_cause_and_in_one_process_it_leaves_n
 ) -> None:
     twins = [sites.nodes[0], sites.nodes[1] | {"name": "ash"}, sites.nodes[2]]
     with pytest.raises(LayerweldError) as refused:
-        play_in_flower(sites, tmp_path / "flower", twins)
-    state = read_state(tmp_path / "flower")
+        run_in_flower(sites, tmp_path / "flower", twins)
+    state = state_in(tmp_path / "flower")
     assert (state.status, state.exit_code) == ("failed", refused.value.exit_code)
     assert state.cause == str(refused.value)
-    play_in_flower(sites, tmp_path / "flower")
-    assert read_state(tmp_path / "flower").status == "completed"
+    run_in_flower(sites, tmp_path / "flower")
+    assert state_in(tmp_path / "flower").status == "completed"
     settings = sites.settings()
     grid = InProcessGrid(client_app, twins, settings)
     with pytest.raises(LayerweldError):
-        play(sites, tmp_path / "here", grid)
+        run(sites, tmp_path / "here", grid)
     assert not (tmp_path / "here").exists()
 
 
-def test_a_killed_run_is_told_from_one_that_is_played(sites: TinySites, tmp_path: Path) -> None:
+def test_a_killed_run_is_told_from_one_that_goes_on(sites: TinySites, tmp_path: Path) -> None:
     output = tmp_path / "out"
     child = os.fork()
     if child == 0:
         with listening(lambda what, done, _: kill() if (what, done) == KILL_AT else None):
-            play(sites, output)
+            run(sites, output)
         os._exit(0)
     assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
-    state = read_state(output)
+    state = state_in(output)
     assert (state.status, state.exit_code, state.done) == ("died", 15, 1)
     assert "was killed" in state.cause
     with holding_lock(lock_of(output), "out"):
-        assert read_state(output).status == "running"
-    play(sites, output)
-    assert read_state(output).status == "completed"
+        assert state_in(output).status == "running"
+    run(sites, output)
+    assert state_in(output).status == "completed"
 
 
 KILL_AT = ("Chain of Merges", 1)
@@ -165,7 +166,7 @@ def test_every_end_has_a_code_of_the_document_one_line_of_cause_and_a_next_step(
 ) -> None:
     with pytest.raises(type(error)), recording(tmp_path):
         raise error
-    state = read_state(tmp_path)
+    state = state_in(tmp_path)
     codes = {
         line.split("|")[1].strip() for line in DOCUMENT.read_text().splitlines() if "|" in line
     }
@@ -182,7 +183,12 @@ def test_of_the_same_work_every_percent_is_written_and_not_every_batch(tmp_path:
     times = []
     with recording(tmp_path) as recorder:
         write = recorder.write
-        recorder.write = lambda state: (times.append(state.done), write(state))  # type: ignore[assignment]
+
+        def writing(state: RunState) -> None:
+            times.append(state.done)
+            write(state)
+
+        recorder.write = writing  # type: ignore[method-assign]
         for batch in range(1001):
             report_progress("fine-tuning", batch, 1000)
     assert times == list(range(0, 1001, 10))
@@ -192,12 +198,12 @@ def test_warnings_are_kept_until_the_work_moves_on(tmp_path: Path) -> None:
     with recording(tmp_path):
         report_progress("Chain of Merges", 1, 24)
         report_progress("warning: few tokens", 0, 0)
-        state = read_state(tmp_path)
+        state = state_in(tmp_path)
         assert (state.what, state.done, state.notes) == (
             "Chain of Merges", 1, ("warning: few tokens",),
         )  # fmt: skip
         report_progress("Chain of Merges", 2, 24)
-        assert read_state(tmp_path).notes == ()
+        assert state_in(tmp_path).notes == ()
 
 
 def test_a_damaged_state_is_refused_by_name(tmp_path: Path) -> None:
@@ -207,7 +213,7 @@ def test_a_damaged_state_is_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_no_state_is_no_run(tmp_path: Path) -> None:
-    assert read_state(tmp_path) is None
+    assert state_in(tmp_path) is None
 
 
 def test_the_coordinator_shows_every_run_also_while_its_superlink_is_away(

@@ -16,8 +16,7 @@ from typing import Any
 import pytest
 
 from layerweld.runtime.app_path import app_folder
-from server.run import run as run_server
-from tests.played_methods import settings_of
+from tests.run_methods import run_methods
 from tests.test_adamerging import with_heads
 from tests.tiny_sites import TinySites, make_sites
 
@@ -41,9 +40,8 @@ def with_run_file(sites: TinySites) -> TinySites:
 
 @pytest.fixture(scope="module")
 def in_process_manifest(sites: TinySites) -> str:
-    settings = sites.settings()
     output = sites.folder / "in-process"
-    run_server(sites.grid(settings), settings, str(sites.base), output)
+    sites.run(output)
     return digest(output)
 
 
@@ -60,7 +58,7 @@ def free_port() -> Any:
 @pytest.fixture
 def flower(tmp_path: Path) -> Iterator[tuple[Callable[..., Popen[bytes]], Callable[..., str]]]:
     """Starts processes of Flower with a home of their own, and ends all of them afterwards."""
-    started = []
+    started: list[Popen[bytes]] = []
     environment = os.environ | {
         "PATH": f"{_BIN}:{os.environ['PATH']}",
         "FLWR_HOME": str(tmp_path / "flwr"),
@@ -98,7 +96,7 @@ def flower(tmp_path: Path) -> Iterator[tuple[Callable[..., Popen[bytes]], Callab
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def play(
+def run(
     ask: Callable[..., Any],
     superlink: str,
     sites: TinySites,
@@ -158,7 +156,7 @@ def test_flowers_simulation_gives_the_same_manifest(
     start, ask = flower
     superlink(start, tmp_path, "--simulation", NO_INSTALLATION)
     federation = "num-supernodes=3 client-resources-num-cpus=2"
-    play(ask, "here", sites, tmp_path / "out", "--federation-config", federation)
+    run(ask, "here", sites, tmp_path / "out", "--federation-config", federation)
     assert digest(tmp_path / "out") == in_process_manifest
 
 
@@ -177,7 +175,7 @@ def test_supernodes_on_loopback_give_the_same_manifest(
 ) -> None:
     start, ask = flower
     supernodes(start, superlink(start, tmp_path, NO_INSTALLATION), sites)
-    play(ask, "here", sites, tmp_path / "out")
+    run(ask, "here", sites, tmp_path / "out")
     assert digest(tmp_path / "out") == in_process_manifest
 
 
@@ -186,13 +184,12 @@ def test_coefficients_are_learnt_to_the_bit_with_a_process_per_message(
 ) -> None:
     sites = with_run_file(with_heads(make_sites(tmp_path / "sites", ["query"])))
     learning = {"adamerging.rounds": 2, "prodistill.steps": 1}
-    settings = settings_of(sites, "prodistill,adamerging", **learning)
     here = tmp_path / "here"
-    run_server(sites.grid(settings), settings, str(sites.base), here)
+    run_methods(sites, here, "prodistill,adamerging", **learning)
     start, ask = flower
     supernodes(start, superlink(start, tmp_path, NO_INSTALLATION), sites)
     methods = {"methods": "'prodistill,adamerging'"}
-    play(ask, "here", sites, tmp_path / "there", **methods, **learning)
+    run(ask, "here", sites, tmp_path / "there", **methods, **learning)
     assert digest(tmp_path / "there") == digest(here)
     assert metrics(tmp_path / "there") == metrics(here)
 

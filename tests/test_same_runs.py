@@ -24,7 +24,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     sites = make_sites(folder, ["query", "value"])
     if request.param == "model":
         sites = with_whole_models(sites)
-    sites.play(folder / "out")
+    sites.run(folder / "out")
     return folder / "out"
 
 
@@ -74,7 +74,7 @@ def test_what_is_not_finite_is_equal_to_nothing(run: Path, other: Path, value: A
 
 def test_another_basis_of_the_same_product_is_no_difference(tmp_path: Path) -> None:
     sites = make_sites(tmp_path / "s", ["query", "value"])
-    sites.play(tmp_path / "a")
+    sites.run(tmp_path / "a")
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     file = tmp_path / "b/adapter/adapter_model.safetensors"
     tensors = load_file(file)

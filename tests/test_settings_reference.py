@@ -3,8 +3,7 @@
 import re
 from pathlib import Path
 
-from layerweld.settings.page import settings_page
-from layerweld.settings.reference import CHECKOUT, documents
+from layerweld.settings.reference import CHECKOUT, documents, settings_tables
 from layerweld.settings.run import RunSettings
 from layerweld.settings.sites import SiteEntry, read_run_file
 
@@ -20,7 +19,7 @@ def test_every_file_that_is_made_from_the_code_is_what_the_code_says() -> None:
 
 def test_every_setting_has_a_row_that_says_what_it_means() -> None:
     rows, table = {}, ""
-    for line in settings_page().splitlines():
+    for line in settings_tables().splitlines():
         if line.startswith("## "):
             table = line.removeprefix("## ").strip("`[]")
         elif match := re.fullmatch(r"\| `([\w-]+)` \| (.+?) \| (.+?) \| (.+) \|", line):
@@ -32,7 +31,9 @@ def test_every_setting_has_a_row_that_says_what_it_means() -> None:
 
 def test_the_example_is_a_run_file(tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
-    file.write_text(re.search(r"```toml\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)[1])
+    example = re.search(r"```toml\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
+    assert example
+    file.write_text(example[1])
     settings, sites = read_run_file(file)
     assert settings.calibration.prompt_end == "\nTopic:"
     assert [site.name for site in sites] == ["north", "south"]

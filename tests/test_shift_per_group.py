@@ -12,7 +12,7 @@ from torch import Tensor
 from client.handlers.measure import shift_per_group
 from client.site import site_of_node
 from client.state import SiteState
-from layerweld.formats.task_vectors import read_fine_tuned
+from layerweld.formats.adapters import read_fine_tuned
 from layerweld.model import collect
 from layerweld.model.linear import shifted, updated
 from layerweld.plan import MergePlan
@@ -98,7 +98,8 @@ def test_the_base_model_is_left_as_it_was(site: SiteState, merged: ModelToMeasur
 def test_no_more_than_one_block_of_both_models_is_accumulated_at_a_time(
     site: SiteState, merged: ModelToMeasure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alive, most = weakref.WeakSet(), [0]
+    alive: weakref.WeakSet[MomentAccumulator] = weakref.WeakSet()
+    most = [0]
 
     class Counted(MomentAccumulator):
         def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -1,6 +1,5 @@
 """What a site types: what it would send, its own say, one application and one process."""
 
-import json
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,8 @@ from layerweld.deploy.site import explain_end, is_joined, joined, node_config, o
 from layerweld.errors import CohortError, DataError, DeployError, InUseError
 from layerweld.settings.run import RunSettings
 from layerweld.settings.sites import LEAST_SAMPLES
-from tests.tiny_sites import TinySites, make_sites
+from tests.tiny_sites import TinySites, read_samples, write_samples
 from tests.typed_commands import init_site, is_private, lw, things_of
-
-
-@pytest.fixture(scope="module")
-def sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
-    return make_sites(tmp_path_factory.mktemp("sites"), ["query", "value"])
 
 
 def test_a_site_says_what_it_would_send(here: Path, sites: TinySites) -> None:
@@ -48,7 +42,9 @@ def test_a_site_says_of_each_method_of_the_run_what_goes_where(
     assert "own settings may send more" not in said
 
 
-def test_a_site_has_its_own_say_on_how_few_rows_are_measured(here: Path, sites: TinySites) -> None:
+def test_a_site_has_its_own_say_on_how_few_samples_are_measured(
+    here: Path, sites: TinySites
+) -> None:
     with pytest.raises(CohortError, match=r"18 samples would be measured, .* min-samples is 19"):
         init_site(sites, *things_of(sites), "--min-samples", "19")
     assert not (here / "hospital-a").exists()
@@ -69,9 +65,8 @@ def test_what_a_site_does_not_say_has_the_default_of_the_settings(
 def test_a_site_calls_its_columns_what_it_likes(here: Path, sites: TinySites) -> None:
     from flwr.common.config import parse_config_args
 
-    rows = [json.loads(line) for line in Path(sites.nodes[0]["data"]).read_text().splitlines()]
-    renamed = "\n".join(json.dumps({"note of the day": row["text"]}) for row in rows)
-    (here / "notes.jsonl").write_text(renamed)
+    renamed = [{"note of the day": s["text"]} for s in read_samples(sites.nodes[0]["data"])]
+    write_samples(here / "notes.jsonl", renamed)
     things = (*things_of(sites)[:4], "--data", "notes.jsonl")
     with pytest.raises(DataError, match="or the site's own `text-column`"):
         init_site(sites, *things)
@@ -169,10 +164,10 @@ def test_a_site_with_a_wrong_path_leaves_nothing_behind(
 
 
 def test_a_path_that_flower_cannot_quote_is_refused(here: Path, sites: TinySites) -> None:
-    rows = here / 'a"b.jsonl'
-    rows.write_text('{"text": "a"}\n')
+    data = here / 'a"b.jsonl'
+    data.write_text('{"text": "a"}\n')
     with pytest.raises(DeployError, match="rename it"):
-        init_site(sites, "--model", sites.base, "--fine-tune", "--data", rows)
+        init_site(sites, "--model", sites.base, "--fine-tune", "--data", data)
 
 
 def test_adapter_and_fine_tuning_exclude_each_other(here: Path, sites: TinySites) -> None:

@@ -1,6 +1,5 @@
 """A site that answers to somebody else: no setting of a run reads, writes or singles out more."""
 
-import json
 import os
 import random
 import sys
@@ -21,15 +20,17 @@ from client.state import SiteState
 from client.training.finetune import LabelledRows
 from layerweld.errors import CohortError, ConfigError, DataError, RefusedReplyError
 from layerweld.merging.adamerging import AdaMerging
-from layerweld.runtime.incidents import Code, parse_incident, raising_here
+from layerweld.runtime.incidents import Code, raising_here
 from layerweld.settings.run import RunSettings, read_run_settings
 from layerweld.settings.sites import LEAST_SAMPLES
 from layerweld.settings_table import Settings
+from layerweld.statistics.group import ProductForm
 from layerweld.transport.identity import encode_plain
 from layerweld.transport.statistics import StatisticsRequest
 from layerweld.transport.step_context import StepContext
 from layerweld.untrusted.names import below
-from tests.tiny_sites import make_labelled_sites
+from tests.stub_sites import incident_of
+from tests.tiny_sites import make_labelled_sites, read_samples, write_samples
 
 LEAST = 5
 SECRET = "MRN 123456"
@@ -60,13 +61,13 @@ def hostile_values(kind: Any) -> tuple[Any, ...]:
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
-    """A site's own configuration: eighteen rows with a column that is nobody's business."""
+    """A site's own configuration: eighteen samples with a column that is nobody's business."""
     made = make_labelled_sites(tmp_path_factory.mktemp("site"))
     own = made.nodes[0]
-    rows = [json.loads(line) for line in Path(own["data"]).read_text().splitlines()]
-    # every row is another one, so that it can be told which of them are used
-    rows = [r | {"text": f"{r['text']} w{i}", "secret": SECRET} for i, r in enumerate(rows)]
-    Path(own["data"]).write_text("\n".join(map(json.dumps, rows)))
+    samples = enumerate(read_samples(own["data"]))
+    # No two samples are equal, so that it can be told which of them are used.
+    different = [s | {"text": f"{s['text']} w{i}", "secret": SECRET} for i, s in samples]
+    write_samples(own["data"], different)
     paths = {"base": str(made.base), "cache": str(made.folder / "own-cache")}
     return own | paths | {"min-samples": LEAST}
 
@@ -78,10 +79,10 @@ def settings_with(**changed: Any) -> RunSettings:
 
 @dataclass
 class Chosen:
-    """The sets of rows that runs have brought a site to use."""
+    """The sets of samples that runs have brought a site to use."""
 
-    work: set = field(default_factory=set)
-    held_out: set = field(default_factory=set)
+    work: set[frozenset[Any]] = field(default_factory=set)
+    held_out: set[frozenset[Any]] = field(default_factory=set)
     refused: int = 0
 
     def note(self, state: SiteState) -> None:
@@ -92,29 +93,29 @@ class Chosen:
             (self.held_out, lambda: state.data.evaluation_samples),
         ):
             try:
-                rows = choose()
-            except (CohortError, ConfigError):  # too few rows, or no such device
+                dataset = choose()
+            except (CohortError, ConfigError):  # too few samples, or no such device
                 self.refused += 1
                 continue
-            if rows is not None and len(rows):
-                where.add(frozenset(rows.inputs))
-                assert SECRET not in " ".join((*rows.inputs, *rows.classes))
+            if dataset is not None and len(dataset):
+                where.add(frozenset(dataset.inputs))
+                assert SECRET not in " ".join((*dataset.inputs, *dataset.classes))
 
     def note_batches(self, state: SiteState) -> None:
-        """The rows of each optimiser step of fine-tuning."""
+        """The samples of each optimiser step of fine-tuning."""
         try:
             parcels = state.data.training_samples
         except (CohortError, ConfigError):
             self.refused += 1
             return
         seed, size = state.settings.calibration.seed, state.settings.finetune.batch_size
-        loader = LabelledRows(parcels, lambda texts: {"texts": texts}, size, seed)
+        loader = LabelledRows(parcels, lambda texts: {"texts": texts}, size, seed)  # type: ignore[arg-type]
         self.work |= {frozenset(batch["texts"]) for batch in loader.train_dataloader()}
 
 
 def assert_nobody_stands_alone(sets: set[Any]) -> None:
     """Neither in a set, nor in what two sets have or have not in common."""
-    assert all(len(rows) >= LEAST for rows in sets)
+    assert all(len(samples) >= LEAST for samples in sets)
     for one, other in combinations(sets, 2):
         for part in (one - other, other - one, one & other):
             assert not part or len(part) >= LEAST
@@ -149,7 +150,7 @@ def test_no_setting_of_a_run_makes_a_site_obey_more_than_its_own_configuration(
     assert_nobody_stands_alone(chosen.held_out)
 
 
-def test_pairs_of_settings_do_not_single_out_rows_either(node: dict[Any, Any]) -> None:
+def test_pairs_of_settings_do_not_single_out_samples_either(node: dict[Any, Any]) -> None:
     rng, chosen = random.Random(0), Chosen()
     keys = {
         "calibration.samples": range(20), "calibration.seed": range(50),
@@ -196,7 +197,7 @@ def ask(
     node: dict[Any, Any],
     settings: RunSettings,
     kind: str = "query.handshake",
-    content: RecordDict = None,
+    content: RecordDict | None = None,
 ) -> Message:
     context = Context(1, 1, node, RecordDict(), dict(settings.flat()))
     message = Message(content or encode_plain(kind, "0" * 16), 1, kind)
@@ -237,12 +238,12 @@ def test_nothing_is_written_outside_of_the_sites_cache_and_nothing_foreign_is_re
     assert {path.name for path in tmp_path.iterdir()} <= {"cache"}
 
 
-def test_fewer_rows_than_the_least_are_not_trained_or_evaluated_on(node: dict[Any, Any]) -> None:
+def test_fewer_samples_than_the_least_are_not_trained_or_evaluated_on(node: dict[Any, Any]) -> None:
     trains = {k: v for k, v in node.items() if k != "adapter"} | {"min-samples": 19}
     for own in (trains, node | {"min-samples": 19}):
-        assert parse_incident(ask(own, settings_with()).error.reason).code is Code.COHORT
+        assert incident_of(ask(own, settings_with())).code is Code.COHORT
     few = settings_with(**{"evaluate.samples": LEAST - 1})
-    assert parse_incident(ask(node, few).error.reason).code is Code.COHORT
+    assert incident_of(ask(node, few)).code is Code.COHORT
     off = settings_with(**{"evaluate.samples": LEAST - 1, "evaluate.enabled": False})
     assert ask(node, off).has_content()
 
@@ -295,7 +296,7 @@ def test_a_step_that_no_schedule_has_is_refused(node: dict[Any, Any], step: int)
     settings = settings_with()
     state = SiteState(site_of_node(node, settings), settings, "0" * 16)
     context = StepContext("0" * 16, "com", step, state.plan.layer_names, "", "", False)
-    asked = StatisticsRequest(context, None)
+    asked = StatisticsRequest(context, ProductForm(dense=False, with_updates=False))
     with pytest.raises(RefusedReplyError, match="is none of them"):
         reply_to(state, asked)
 
@@ -311,7 +312,7 @@ def test_every_number_of_a_runs_settings_has_two_ends_and_every_text_a_longest()
                 settings_with(**{key: "x" * 100_000})
 
 
-def test_rows_that_cannot_be_read_are_no_way_to_another_column(node: dict[Any, Any]) -> None:
+def test_samples_that_cannot_be_read_are_no_way_to_another_column(node: dict[Any, Any]) -> None:
     settings = settings_with(**{"calibration.max-unreadable": 1.0})
     site = site_of_node(node | {"text-column": "absent"}, settings)
     with pytest.raises(DataError, match="no column 'absent'"):

@@ -92,9 +92,14 @@ def test_what_travels_is_all_of_it_and_has_the_shapes_that_are_known_before(
 def test_dense_form_sends_no_factors_and_the_anchor_sends_the_updates() -> None:
     statistics, updates = measured(dense=True, with_updates=True)
     assert all(isinstance(p.moments, DenseUpdate) for p in statistics.products.values())
-    torch.testing.assert_close(statistics.products["up"].update.weight, updates["up"].dense())  # type: ignore[attr-defined]
+    own = statistics.products["up"].update
+    assert isinstance(own, DenseUpdate)
+    torch.testing.assert_close(own.weight, updates["up"].dense())
     factored, _ = measured(with_updates=True)
-    assert torch.equal(factored.products["up"].update.right, updates["up"].right)  # type: ignore[attr-defined]
+    factors = factored.products["up"].update
+    assert isinstance(factors, LowRankUpdate)
+    assert isinstance(updates["up"], LowRankUpdate)
+    assert torch.equal(factors.right, updates["up"].right)
     assert measured()[0].products["up"].update is None
 
 

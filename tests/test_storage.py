@@ -20,18 +20,16 @@ from safetensors import SafetensorError
 from client import store
 from layerweld.errors import InUseError, JournalError, OutputError, StorageError
 from layerweld.report import output_folder
-from layerweld.report.results import RunResults
 from layerweld.report.run import files as run_files
 from layerweld.runtime import disk
 from layerweld.runtime.disk import holding_lock, writing
 from server import journal as server_journal
 from server import kept_rounds
+from server.in_process import InProcessGrid
 from server.journal import RunJournal
-from server.run import run as run_server
 from strategies.merge_strategy import MergeStrategy
-from tests.faulty_grid import InProcessGrid
 from tests.stub_sites import NAMES, StubApp, digest_of, new_chain, settings
-from tests.tiny_sites import TinySites, make_sites
+from tests.tiny_sites import TinySites
 
 NODES = [{"name": name} for name in NAMES]
 EVERY = int(os.environ.get("LAYERWELD_KILL_EVERY", "4"))  # of the points at which to kill
@@ -40,22 +38,12 @@ EVERY = int(os.environ.get("LAYERWELD_KILL_EVERY", "4"))  # of the points at whi
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture(scope="module")
-def sites(tmp_path_factory: pytest.TempPathFactory) -> TinySites:
-    return make_sites(tmp_path_factory.mktemp("bert"), ["query", "value"])
-
-
-def play_chain(folder: Path) -> MergeStrategy:
+def run_chain(folder: Path) -> MergeStrategy:
     journal = RunJournal(folder)
     chosen = settings()
     chain = new_chain(chosen, journal=journal.of_method("com"))
     chain.run(InProcessGrid(StubApp(), NODES, chosen))
     return chain
-
-
-def play(sites: TinySites, output: Path, **merge: Any) -> RunResults:
-    chosen = sites.settings(**merge)
-    return run_server(sites.grid(chosen), chosen, str(sites.base), output)
 
 
 class Points:
@@ -104,14 +92,14 @@ def points_of(work: Callable[..., Any]) -> int:
 
 
 def test_a_server_killed_at_any_point_of_its_journal_ends_in_the_same_bytes(tmp_path: Path) -> None:
-    whole = digest_of(play_chain(tmp_path / "whole"))
-    count = points_of(lambda: play_chain(tmp_path / "counted"))
+    whole = digest_of(run_chain(tmp_path / "whole"))
+    count = points_of(lambda: run_chain(tmp_path / "counted"))
     assert count > 40
     survived = 0
     for point in range(1, count + 1, EVERY):
         folder = tmp_path / f"killed-{point}"
-        assert killed_at(point, lambda folder=folder: play_chain(folder))
-        assert digest_of(play_chain(folder)) == whole, f"point {point} of {count}"
+        assert killed_at(point, lambda folder=folder: run_chain(folder))
+        assert digest_of(run_chain(folder)) == whole, f"point {point} of {count}"
         survived += 1
     print(f"\n{survived} kills of the journal survived, of {count} points")
 
@@ -119,16 +107,16 @@ def test_a_server_killed_at_any_point_of_its_journal_ends_in_the_same_bytes(tmp_
 def test_a_run_killed_while_it_writes_its_products_ends_in_the_same_bytes(
     sites: TinySites, tmp_path: Path
 ) -> None:
-    whole = play(sites, tmp_path / "whole", granularity="model")
-    count = points_of(lambda: play(sites, tmp_path / "counted", granularity="model"))
+    whole = sites.run(tmp_path / "whole", granularity="model")
+    count = points_of(lambda: sites.run(tmp_path / "counted", granularity="model"))
     survived = 0
     for point in range(1, count + 1, EVERY):
         output = tmp_path / f"killed-{point}"
-        assert killed_at(point, lambda output=output: play(sites, output, granularity="model"))
+        assert killed_at(point, lambda output=output: sites.run(output, granularity="model"))
         if not (output / "journal").is_dir() and (output / "manifest.json").is_file():
             shutil.copytree(output, tmp_path / "finished", dirs_exist_ok=True)
         else:
-            resumed = play(sites, output, granularity="model")
+            resumed = sites.run(output, granularity="model")
             assert resumed.manifest_hash == whole.manifest_hash, f"point {point} of {count}"
         assert (output / "manifest.json").read_bytes() == (
             tmp_path / "whole/manifest.json"
@@ -139,37 +127,42 @@ def test_a_run_killed_while_it_writes_its_products_ends_in_the_same_bytes(
 
 @pytest.mark.parametrize("kept", [0, 1, 7, 100, 0.5, 0.9, -1])
 def test_a_last_step_that_was_cut_short_is_solved_again(kept: float, tmp_path: Path) -> None:
-    whole = digest_of(play_chain(tmp_path))
+    whole = digest_of(run_chain(tmp_path))
     file = tmp_path / "com/round-00003.safetensors"
     content = file.read_bytes()
     size = int(kept * len(content)) if isinstance(kept, float) else kept
     file.write_bytes(content[:size])
-    assert digest_of(play_chain(tmp_path)) == whole
+    assert digest_of(run_chain(tmp_path)) == whole
     assert len(file.read_bytes()) > len(content) - 10  # not equal: more was sent to catch up
 
 
 def test_an_earlier_step_that_is_damaged_is_refused_by_name(tmp_path: Path) -> None:
-    play_chain(tmp_path)
+    run_chain(tmp_path)
     file = tmp_path / "com/round-00001.safetensors"
     content = bytearray(file.read_bytes())
     content[-3] ^= 4
     file.write_bytes(content)
     with pytest.raises(JournalError, match=r"round-00001\.safetensors does not match its hash"):
-        play_chain(tmp_path)
+        run_chain(tmp_path)
     file.unlink()
     with pytest.raises(JournalError, match="lacks round 1"):
-        play_chain(tmp_path)
+        run_chain(tmp_path)
 
 
 def test_who_was_lost_is_read_from_the_last_step_and_from_what_the_others_say_of_themselves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    play_chain(tmp_path)
+    run_chain(tmp_path)
     steps, read = RunJournal(tmp_path).of_method("com"), []
     whole = kept_rounds._read
     for index, lost in ((1, ("birch",)), (3, ("birch", "cedar"))):
         steps.keep(replace(steps.load()[index], lost=lost))
-    monkeypatch.setattr(kept_rounds, "_read", lambda file: read.append(file.name) or whole(file))
+
+    def reading(file: Path) -> Any:
+        read.append(file.name)
+        return whole(file)
+
+    monkeypatch.setattr(kept_rounds, "_read", reading)
     assert steps.lost() == {"birch", "cedar"}
     assert read == ["round-00003.safetensors"]
     last = tmp_path / "com/round-00003.safetensors"
@@ -194,20 +187,20 @@ class FullDisk:
 def test_a_disk_that_fills_up_keeps_the_steps_before_and_resumes(
     writes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = digest_of(play_chain(tmp_path / "whole"))
+    whole = digest_of(run_chain(tmp_path / "whole"))
     with monkeypatch.context() as patch:
         FullDisk(patch, writes)
         with pytest.raises(StorageError, match=r"round-0000\d.*No space left on device"):
-            play_chain(tmp_path / "full")
+            run_chain(tmp_path / "full")
     assert not [p for p in (tmp_path / "full").rglob("*") if "partial" in p.name]
-    assert digest_of(play_chain(tmp_path / "full")) == whole
+    assert digest_of(run_chain(tmp_path / "full")) == whole
 
 
 @pytest.mark.parametrize("writes", [0, 2])
 def test_a_site_whose_disk_fills_up_resumes_with_the_run(
     writes: int, sites: TinySites, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = play(sites, tmp_path / "whole")
+    whole = sites.run(tmp_path / "whole")
     shutil.rmtree(sites.folder / "cache/runs")
     left, save_file = [writes], store.save_file  # type: ignore[attr-defined]
 
@@ -221,15 +214,15 @@ def test_a_site_whose_disk_fills_up_resumes_with_the_run(
     with monkeypatch.context() as patch:
         patch.setattr(store, "save_file", save)
         with pytest.raises(StorageError, match="No space left"):
-            play(sites, tmp_path / "out")
+            sites.run(tmp_path / "out")
     assert not list((sites.folder / "cache/runs").rglob("*.partial"))
-    assert play(sites, tmp_path / "out").manifest_hash == whole.manifest_hash
+    assert sites.run(tmp_path / "out").manifest_hash == whole.manifest_hash
 
 
 def test_products_that_do_not_fit_leave_nothing_but_journal_and_state(
     sites: TinySites, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = play(sites, tmp_path / "whole", granularity="model")
+    whole = sites.run(tmp_path / "whole", granularity="model")
 
     def full(*_args: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -237,9 +230,9 @@ def test_products_that_do_not_fit_leave_nothing_but_journal_and_state(
     with monkeypatch.context() as patch:
         patch.setattr(run_files, "write_report", full)
         with pytest.raises(StorageError, match="No space left"):
-            play(sites, tmp_path / "out", granularity="model")
+            sites.run(tmp_path / "out", granularity="model")
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"journal", "state.json"}
-    resumed = play(sites, tmp_path / "out", granularity="model")
+    resumed = sites.run(tmp_path / "out", granularity="model")
     assert resumed.manifest_hash == whole.manifest_hash
 
 
@@ -279,6 +272,7 @@ def holding(tmp_path: Path) -> Iterator[Callable[..., Popen[str]]]:
             [sys.executable, "-c", HOLD, str(lock)], stdout=subprocess.PIPE, text=True
         )
         started.append(process)
+        assert process.stdout
         assert process.stdout.readline() == "held\n"
         return process
 
@@ -293,11 +287,11 @@ def test_a_second_run_in_the_same_output_folder_is_refused(
 ) -> None:
     process = holding(tmp_path / ".out.lock")
     with pytest.raises(InUseError, match=r"another process is using .*out"):
-        play(sites, tmp_path / "out")
+        sites.run(tmp_path / "out")
     assert not (tmp_path / "out").exists()
     process.kill()  # whoever dies lets go
     process.wait()
-    play(sites, tmp_path / "out", granularity="model")
+    sites.run(tmp_path / "out", granularity="model")
     assert {p.name for p in tmp_path.iterdir()} == {"out"}
 
 
@@ -310,7 +304,7 @@ def test_a_second_process_of_a_site_in_one_run_is_refused(
     monkeypatch.setattr(server_journal.secrets, "token_hex", lambda _n: "0" * 16)  # type: ignore[attr-defined]
     holding(sites.folder / f"cache/locks/birch-{'0' * 16}.lock")
     with pytest.raises(InUseError, match=r"another process is using .*cache, as birch"):
-        play(sites, tmp_path / "out")
+        sites.run(tmp_path / "out")
 
 
 def test_sites_of_different_names_share_a_cache(
@@ -334,7 +328,7 @@ def test_what_is_not_ours_beside_a_journal_is_left_alone(sites: TinySites, tmp_p
     (tmp_path / "out/journal").mkdir(parents=True)
     (tmp_path / "out/letter.txt").write_text("mine")
     with pytest.raises(OutputError, match=r"not empty \(it holds 'letter\.txt'\)"):
-        play(sites, tmp_path / "out")
+        sites.run(tmp_path / "out")
     assert (tmp_path / "out/letter.txt").read_text() == "mine"
 
 
@@ -349,13 +343,13 @@ def test_a_finished_merge_in_the_way_is_named_with_the_way_out(tmp_path: Path) -
 def test_a_journal_of_another_version_is_refused_with_the_way_out(
     sites: TinySites, tmp_path: Path
 ) -> None:
-    play_chain(tmp_path / "out/journal")
+    run_chain(tmp_path / "out/journal")
     for facts in ({}, {"format": 1}, {"format": "2"}):
         header = json.dumps({"run": "0a1b", "methods": ["com"], "sites": {}} | facts)
         (tmp_path / "out/journal/run.json").write_text(header)
         says = r"holds an interrupted run of another version .* remove .*journal to begin anew"
         with pytest.raises(JournalError, match=says):
-            play(sites, tmp_path / "out")
+            sites.run(tmp_path / "out")
     assert (tmp_path / "out/journal/com/round-00003.safetensors").is_file()
 
 
@@ -366,4 +360,4 @@ def test_a_damaged_header_of_a_journal_is_refused(sites: TinySites, tmp_path: Pa
         with pytest.raises(
             JournalError, match=r"run\.json (is damaged|cannot be read|does not hold a JSON)"
         ):
-            play(sites, tmp_path / "out")
+            sites.run(tmp_path / "out")

@@ -12,7 +12,8 @@ class Clock:
     """Pauses take no time."""
 
     def __init__(self) -> None:
-        self.now, self.pauses = 0.0, []
+        self.now = 0.0
+        self.pauses: list[float] = []
 
     def sleep(self, seconds: Any) -> None:
         self.pauses.append(seconds)
@@ -36,7 +37,7 @@ def test_it_asks_seldom_until_there_is_a_task_and_often_for_two_minutes_then(
     for _ in range(3):
         run_superexec.time.sleep(0.01)  # type: ignore[attr-defined]
     assert clock.pauses == [2.0] * 3
-    run_superexec._handle_launch_result("accepted", "task")
+    run_superexec._handle_launch_result("accepted", "task")  # type: ignore[arg-type]
     assert flower == [("accepted", "task")]
     begun = clock.now
     while clock.now < begun + 130:

@@ -34,7 +34,7 @@ def refuse(self, address):
 connect, socket.socket.connect = socket.socket.connect, refuse
 socket.getaddrinfo = lambda *address, **_: print("looks up", address, file=sys.stderr)
 from pathlib import Path
-from client.training_logger import training_logger
+from client.training.logger import training_logger
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # as fine-tuning does
 with training_logger(sys.argv[1], Path("logs", "site")) as logger:
     logger.log_metrics({"train/loss": 0.5}, step=1)

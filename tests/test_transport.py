@@ -45,7 +45,7 @@ from layerweld.transport.statistics import (
 )
 from layerweld.transport.updates import decode_updates, encode_updates, updates_layout
 from layerweld.updates.update import DenseUpdate
-from tests.stub_sites import NAMES, PLAN, introduction_of, updates_of
+from tests.stub_sites import NAMES, PLAN, site_info_of, updates_of
 
 IDENTITY = Identity("run", "id", node="1", site="ash")
 GROUPS = PLAN.groups[:2]
@@ -67,7 +67,7 @@ def equal(one: Any, other: Any) -> bool:
         return type(one) is type(other) and all(
             equal(getattr(one, name), getattr(other, name)) for name in names
         )
-    return one == other
+    return bool(one == other)
 
 
 def numbers(shapes: Shapes) -> dict[str, Tensor]:
@@ -78,7 +78,7 @@ SHAPES = dict(list(PLAN.shapes.items())[:3])
 FISHER = FisherSums(numbers(PLAN.shapes), numbers(PLAN.shapes))
 WHOLE = {layer: DenseUpdate(torch.rand(shape)) for layer, shape in PLAN.shapes.items()}
 OTHERS = numbers({"norm.weight": (4,), "embeddings.weight": (5, 4), "scale": ()})
-RANKS = introduction_of("ash").rank_of
+RANKS = site_info_of("ash").rank_of
 REPLIES: dict[str, tuple[Any, Callable[[Any], RecordDict], Layout, Callable[[Any], Any]]] = {
     "updates": (
         updates_of("ash"),
@@ -148,7 +148,7 @@ def test_a_reply_is_read_as_it_was_sent_and_is_as_large_as_its_layout_says(name:
 def test_statistics_are_read_as_they_were_sent_whatever_their_form(
     site: str, form: ProductForm
 ) -> None:
-    ranks, tokens = introduction_of(site).rank_of, torch.randn(1, 20, 4)
+    ranks, tokens = site_info_of(site).rank_of, torch.randn(1, 20, 4)
     measured = []
     for group in GROUPS:
         accumulator = GroupAccumulator(group, MergeSettings())
@@ -167,7 +167,7 @@ def test_statistics_are_read_as_they_were_sent_whatever_their_form(
 
 @pytest.mark.parametrize("need_from", [-1, 0, 7])
 def test_a_site_that_lacks_something_sends_nothing_else(need_from: int) -> None:
-    ranks, form = introduction_of("ash").rank_of, FORMS[0]
+    ranks, form = site_info_of("ash").rank_of, FORMS[0]
     content = with_identity(encode_statistics(StatisticsReply(need_from=need_from)), IDENTITY)
     assert decode_statistics(content, GROUPS, ranks, form).need_from == need_from
     content = with_identity(encode_block_gradients(BlockReply(need_from)), IDENTITY)
@@ -180,5 +180,5 @@ def test_a_site_that_lacks_something_sends_nothing_else(need_from: int) -> None:
 
 
 def test_site_info_is_read_as_it_was_sent() -> None:
-    info = introduction_of("ash")
+    info = site_info_of("ash")
     assert decode_site_info(with_identity(encode_site_info(info), IDENTITY)) == info

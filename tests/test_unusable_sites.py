@@ -1,6 +1,5 @@
-"""Sites whose rows or head cannot do what the run will ask: said in the handshake, by name."""
+"""Sites whose samples or head cannot do what the run will ask: said in the handshake, by name."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,9 @@ from client.app import app as client_app
 from client.training.heads import ClassifierHead
 from layerweld.errors import LostSiteError
 from layerweld.settings.run import RunSettings
+from server.in_process import InProcessGrid
 from server.run import run as run_server
-from tests.faulty_grid import InProcessGrid
-from tests.tiny_sites import TinySites, make_labelled_sites
+from tests.tiny_sites import TinySites, make_labelled_sites, read_samples, write_samples
 
 
 class AskedGrid(InProcessGrid):
@@ -21,7 +20,7 @@ class AskedGrid(InProcessGrid):
 
     def __init__(self, nodes: list[dict[str, str]], settings: RunSettings) -> None:
         super().__init__(client_app, nodes, settings)
-        self.asked = set()
+        self.asked: set[str] = set()
 
     def _answer(self, message: Message) -> Message:
         self.asked.add(message.metadata.message_type)
@@ -34,12 +33,11 @@ def sites(tmp_path: Path) -> TinySites:
 
 
 def relabelled(node: Any, field: str, label: str | None | str | None) -> None:
-    """The site with rows of its own under this field, all of that label, or of none."""
+    """The site with samples of its own under this field, all of that label, or of none."""
     file = Path(node["data"]).with_name(f"{field}.jsonl")
-    rows = [json.loads(line) for line in Path(node["data"]).read_text().splitlines()]
-    changed = ({k: v for k, v in row.items() if k != "label"} for row in rows)
+    bare = ({k: v for k, v in s.items() if k != "label"} for s in read_samples(node["data"]))
     added = {} if label is None else {"label": label}
-    file.write_text("".join(json.dumps(row | added) + "\n" for row in changed))
+    write_samples(file, [sample | added for sample in bare])
     node[field] = str(file)
 
 
@@ -61,13 +59,13 @@ def with_head_elsewhere(node: Any) -> None:
 
 
 UNUSABLE = {
-    "held-out rows without labels": (lambda node: relabelled(node, "held_out", None), "E202"),
+    "held-out samples without labels": (lambda node: relabelled(node, "held_out", None), "E202"),
     "a class that the head does not know": (lambda node: relabelled(node, "held_out", "z"), "E202"),
     "a damaged head": (with_damaged_head, "E201"),
     "a head for another width": (with_wide_head, "E201"),
     "a named head that is not there": (with_head_elsewhere, "E201"),
-    "rows without labels to train on": (lambda node: untrained(node, None), "E202"),
-    "rows of one class to train on": (lambda node: untrained(node, "a"), "E202"),
+    "samples without labels to train on": (lambda node: untrained(node, None), "E202"),
+    "samples of one class to train on": (lambda node: untrained(node, "a"), "E202"),
 }
 
 

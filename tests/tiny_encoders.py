@@ -1,4 +1,4 @@
-"""Encoders so small that a test trains them in a second, and rows that they can learn."""
+"""Encoders so small that a test trains them in a second, and samples that they can learn."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from layerweld.model.base_model import BaseModel, load_base
 
 WORDS = ["[PAD]", "[UNK]", "[END]", "the", "a", "is", "red", "warm", "blue", "cold", "very"]
 TEXTS = [f"{a} {b} is very {c}" for c in ("warm", "cold") for a in ("the", "a") for b in WORDS[3:]]
-ROWS = make_dataset(TEXTS, ["fire" if "warm" in text[-4:] else "ice" for text in TEXTS])
+DATASET = make_dataset(TEXTS, ["fire" if "warm" in text[-4:] else "ice" for text in TEXTS])
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 

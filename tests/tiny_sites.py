@@ -1,7 +1,9 @@
-"""A tiny federation on disk: a random base model, and sites with an adapter and rows each."""
+"""A tiny federation on disk: a random base model, and sites with an adapter and samples each."""
 
 import json
 import random
+import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +32,7 @@ class TinySites:
     """Folders of a federation of three sites."""
 
     base: Path
-    nodes: list[dict[str, str]]
+    nodes: list[dict[str, Any]]
     folder: Path
 
     def settings(self, **merge: Any) -> RunSettings:
@@ -44,9 +46,11 @@ class TinySites:
             }
         )
 
-    def play(self, output: Path, **merge: Any) -> RunResults:
-        """Play the chain in this process; what it came to."""
-        settings = self.settings(**merge)
+    def run(self, output: Path, **merge: Any) -> RunResults:
+        """Run the chain in this process; what it came to."""
+        return self.run_with(self.settings(**merge), output)
+
+    def run_with(self, settings: RunSettings, output: Path) -> RunResults:
         return run_server(self.grid(settings), settings, str(self.base), output)
 
     def on_their_own(self, caches: Path) -> "TinySites":
@@ -74,45 +78,50 @@ def make_sites(
     nodes = []
     for number, name in enumerate(("ash", "birch", "cedar")):
         train_adapter(new_model(family, blocks), folder / name, targets, seed=number, r=2 + number)
-        rows = folder / f"{name}.jsonl"
-        rows.write_text("\n".join(_rows(number)) + "\n")
-        nodes.append({"name": name, "adapter": str(folder / name), "data": str(rows)})
+        data = folder / f"{name}.jsonl"
+        write_samples(data, _samples(number))
+        nodes.append({"name": name, "adapter": str(folder / name), "data": str(data)})
     return TinySites(base, nodes, folder)
 
 
 def make_labelled_sites(folder: Path) -> TinySites:
-    """Three sites with adapters of unequal rank, labelled rows and a head each."""
+    """Three sites with adapters of unequal rank, labelled samples and a head each."""
     made = make_sites(folder, ["query", "value"])
     for seed, node in enumerate(made.nodes):
         own = made.folder / f"{node['name']}-site"
         own.mkdir()
         (made.folder / node["name"]).rename(own / "adapter")
-        rows = [json.loads(line) for line in Path(node["data"]).read_text().splitlines()]
-        rng = random.Random(seed)
-        labelled = "\n".join(json.dumps(row | {"label": rng.choice("ab")}) for row in rows)
-        (own / "rows.jsonl").write_text(labelled + "\n")
+        rng, data = random.Random(seed), str(own / "data.jsonl")
+        write_samples(data, [s | {"label": rng.choice("ab")} for s in read_samples(node["data"])])
         ClassifierHead(16, "ab").save(own / "head.safetensors")
-        data = str(own / "rows.jsonl")
         node |= {"adapter": str(own / "adapter"), "data": data, "held_out": data}
     return made
 
 
-def with_whole_models(made: TinySites) -> TinySites:
-    """The same sites with models of which every parameter is fine-tuned, in place of adapters."""
-    for seed, node in enumerate(made.nodes):
+def with_whole_models(made: TinySites, count: int = 3) -> TinySites:
+    """The first sites with models of which every parameter is fine-tuned, in place of adapters."""
+    for seed, node in enumerate(made.nodes[:count]):
         tuned = load_base(made.base).backbone
         torch.manual_seed(seed)
         with torch.no_grad():
             for parameter in tuned.parameters():
                 parameter += 0.05 * torch.randn_like(parameter)
-        node["adapter"] = str(made.folder / f"tuned-{seed}")
+        shutil.rmtree(node["adapter"])
         tuned.save_pretrained(node["adapter"])
     return made
 
 
-def _rows(seed: int) -> list[str]:
+def read_samples(file: str | Path) -> list[dict[str, Any]]:
+    """The samples of a file of JSON lines."""
+    return [json.loads(line) for line in Path(file).read_text().splitlines()]
+
+
+def write_samples(file: str | Path, samples: Iterable[dict[str, Any]]) -> None:
+    """Write a file of JSON lines."""
+    Path(file).write_text("".join(json.dumps(sample) + "\n" for sample in samples))
+
+
+def _samples(seed: int) -> list[dict[str, Any]]:
     rng = random.Random(seed)
     own = _WORDS[2 + 8 * seed : 14 + 8 * seed]
-    return [
-        json.dumps({"text": " ".join(rng.choices(own, k=rng.randint(2, 14)))}) for _ in range(18)
-    ]
+    return [{"text": " ".join(rng.choices(own, k=rng.randint(2, 14)))} for _ in range(18)]

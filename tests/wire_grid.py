@@ -5,9 +5,8 @@ sites that answer in this process. A site may put anything in place of its reply
 """
 
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 from flwr.app import Message
 from flwr.proto.node_pb2 import Node
@@ -17,7 +16,7 @@ from layerweld.settings.run import RunSettings
 from tests.faulty_grid import Clock, Faults, FaultyGrid
 
 
-def as_it_is(_message: Message, objects: Any, root: Path) -> tuple[Any, ...]:
+def as_it_is(_message: Message, objects: Any, root: str) -> tuple[Any, ...]:
     return objects, root
 
 
@@ -44,8 +43,8 @@ class WireGrid(FaultyGrid):
     ) -> None:
         super().__init__(app, nodes, settings, faults, clock)
         self._spoil, self._site = spoil, site
-        self._objects = {}
-        self.confirmed = []
+        self._objects: dict[str, dict[str, Any]] = {}
+        self.confirmed: list[str] = []
         self.pulled = 0  # bytes
         self.most_pulled = 0  # bytes of one reply
 
@@ -79,7 +78,7 @@ class WireGrid(FaultyGrid):
         self.confirmed.append(request.message_object_id)
         self.pulled = 0
 
-    def pull_messages(self, message_ids: Any) -> None:
+    def pull_messages(self, message_ids: Any) -> NoReturn:
         raise AssertionError("Flower's own code must not put a reply together")
 
     def _kept(self, message_id: str, reply: Any) -> Any:

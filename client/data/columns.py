@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
+from itertools import islice
 from typing import Any
 
 Record = dict[str, Any]
@@ -33,13 +34,9 @@ class Columns:
         """Note the columns that a sample, or a source, has."""
         self.met |= dict.fromkeys(name for name in self.wanted if name in names)
         if len(self.met) < _MOST_NAMES:
-            self.met |= dict.fromkeys(_first(names, _MOST_NAMES - len(self.met)))
+            self.met |= dict.fromkeys(islice(names, _MOST_NAMES - len(self.met)))
 
     def of(self, row: Mapping[str, Any]) -> Record:
         """A sample's values in the wanted columns."""
         self.meet(row.keys())
         return {name: row[name] for name in self.wanted if name in row}
-
-
-def _first(names: Iterable[str], count: int) -> list[str]:
-    return [name for name, _ in zip(names, range(count), strict=False)]

@@ -9,24 +9,31 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from client.handlers.merged_prefix import another_plan
 from client.state import SiteState
 from client.store import SiteStore
 from layerweld.errors import RefusedReplyError
 from layerweld.merging.adamerging import AdaMerging, mean_entropy, weighed
+from layerweld.merging.method import Method
 from layerweld.merging.one_round import SiteUpdates
 from layerweld.model.base_model import device_named
 from layerweld.model.collect import ReplayableModel
 from layerweld.model.weighted_layers import Addition, additions, weighted
+from layerweld.settings.methods import method_named
 from layerweld.transport.coefficients import CoefficientsReply, CoefficientsRequest
-from layerweld.updates.digest import digest_of_sites, first_digest
+from layerweld.updates.named_tensors import digest_of_sites, first_digest
 
 
 def reply_to(state: SiteState, request: CoefficientsRequest) -> CoefficientsReply:
     """The gradient that a request asks for, or that the site lacks the updates to compute it.
 
     Raises:
-        RefusedReplyError: the updates that came are not those of the request's hash.
+        RefusedReplyError: the request's plan is not this site's, or the updates that came are not
+            those of the request's hash.
     """
+    plan = state.plan.restricted_to(request.layers)
+    if plan.digest != request.plan:
+        raise another_plan(request.plan, plan.digest)
     store = state.store(request.method)
     if request.updates:
         _check(state, request)
@@ -43,8 +50,7 @@ def reply_to(state: SiteState, request: CoefficientsRequest) -> CoefficientsRepl
 
 
 def _check(state: SiteState, request: CoefficientsRequest) -> None:
-    plan = state.plan.restricted_to(request.layers)
-    first = first_digest(plan.digest, state.settings.digest(), request.other_params)
+    first = first_digest(request.plan, state.settings.digest(), request.other_params)
     received = digest_of_sites(first, request.updates)
     if received != request.chain_digest:
         raise RefusedReplyError(
@@ -58,7 +64,7 @@ class _Held:
     """All sites' updates, known by their hash; sites of one process share what is made of them."""
 
     digest: str
-    method: str
+    method: Method
     layers: tuple[str, ...]
     store: SiteStore = field(compare=False)
 
@@ -70,7 +76,8 @@ class _LacksUpdates(Exception):
 def _gains_of(
     state: SiteState, request: CoefficientsRequest, store: SiteStore
 ) -> Mapping[str, Addition] | None:
-    held = _Held(request.chain_digest, request.method, request.layers, store)
+    method = method_named(request.method, state.settings)
+    held = _Held(request.chain_digest, method, request.layers, store)
     device = device_named(state.settings.calibration.device)
     try:
         return _gains(held, state.settings.table(AdaMerging), device)
@@ -83,12 +90,7 @@ def _gains(held: _Held, settings: AdaMerging, device: torch.device) -> Mapping[s
     by_site = held.store.load_updates(held.digest)
     if by_site is None:
         raise _LacksUpdates
-    names = sorted(by_site)
-    layers = {
-        layer: {site: by_site[site][layer] for site in names if layer in by_site[site]}
-        for layer in held.layers
-    }
-    sites = SiteUpdates(dict.fromkeys(names, 1), {k: of for k, of in layers.items() if of})
+    sites = SiteUpdates.side_by_side(dict.fromkeys(by_site, 1), by_site, held.layers)
     return additions(weighed(held.method, sites, settings), device)
 
 

@@ -30,7 +30,7 @@ def fisher_sums(state: SiteState, layers: tuple[str, ...]) -> FisherSums:
     """
     own = state.adapter.task_vector
     model = ReplayableModel(state.base.backbone, state.plan.restricted_to(layers))
-    with state.with_other_params(dict(own.other_params)), updated(model.layers, own.updates):
+    with state.with_other_params(own.other_params), updated(model.layers, own.updates):
         information = normalised(_mean_squared_gradients(state, model))
     floor = state.settings.table(Fisher).floor
     importance = {layer: values.cpu().clamp(min=floor) for layer, values in information.items()}

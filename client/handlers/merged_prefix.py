@@ -14,7 +14,7 @@ from layerweld.model.collect import HiddenStates, ReplayableModel, entering_firs
 from layerweld.model.replay import RecordedBatch
 from layerweld.model.schedule import Step
 from layerweld.transport.step_context import StepContext
-from layerweld.updates.digest import first_digest
+from layerweld.updates.named_tensors import first_digest
 from layerweld.updates.update import Update
 
 
@@ -94,6 +94,14 @@ def step_of(index: int, steps: Sequence[Step]) -> Step:
     return steps[index]
 
 
+def another_plan(asked: str, own: str) -> RefusedReplyError:
+    """A request of one plan reached a site whose base model gives another one."""
+    return RefusedReplyError(
+        f"the server merges by plan {asked[:12]}, this site's base model gives "
+        f"{own[:12]}: the models differ"
+    )
+
+
 def merged_prefix(
     context: StepContext, steps: Sequence[Step], plan: str, settings: str, store: SiteStore
 ) -> MergedPrefix:
@@ -114,10 +122,7 @@ def merged_prefix(
             model and the same merged updates.
     """
     if plan != context.plan:
-        raise RefusedReplyError(
-            f"the server merges by plan {context.plan[:12]}, this site's base model gives "
-            f"{plan[:12]}: the models differ"
-        )
+        raise another_plan(context.plan, plan)
     step = step_of(context.step, steps)
     other_params = _other_params(context, store)
     first = first_digest(plan, settings, other_params)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from client.store import MergedStep, SiteStore, StepHashes
-from layerweld.updates.digest import extend_digest
+from layerweld.updates.named_tensors import extend_digest
 from layerweld.updates.update import Update
 
 

@@ -16,7 +16,7 @@ from layerweld.transport.model import ModelToMeasure, decode_model
 from layerweld.transport.statistics import StatisticsRequest, decode_statistics_request
 from layerweld.transport.untrusted import refusing_malformed
 from layerweld.untrusted.text import quoted
-from layerweld.updates.ranks import most_sent
+from layerweld.updates.bounds import most_sent
 from layerweld.updates.update import Update
 
 

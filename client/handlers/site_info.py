@@ -17,6 +17,8 @@ from layerweld.runtime.numerics import numeric_environment
 from layerweld.transport.site_info import SiteInfo
 from layerweld.updates.shared_factor import digest_of_draw, digest_of_factors
 
+_PACKAGES = ("torch", "transformers", "peft", "flwr")
+
 
 def site_info(state: SiteState) -> SiteInfo:
     """Read the model, the samples, the adapter and the head (if there are any) and describe them.
@@ -63,7 +65,7 @@ def site_info(state: SiteState) -> SiteInfo:
         factors=_digest_of_factors(state),
         adapter="" if state.files.must_fine_tune else state.adapter.digest,
         dataset=_digest_of_dataset(state),
-        versions=(f"layerweld={__version__}", *_versions("torch", "transformers", "peft", "flwr")),
+        versions=(f"layerweld={__version__}", *(f"{name}={version(name)}" for name in _PACKAGES)),
         environment=tuple(f"{name}={value}" for name, value in here.items()),
     )
     if state.files.must_fine_tune != is_untrained:
@@ -88,9 +90,7 @@ def _check_head(state: SiteState) -> None:
             )
 
 
-def _adapter_facts(
-    state: SiteState,
-) -> tuple[str, tuple[str, ...], tuple[int, ...], str]:
+def _adapter_facts(state: SiteState) -> tuple[str, tuple[str, ...], tuple[int, ...], str]:
     if state.files.must_fine_tune:
         layers = targets(state)
         return "none", layers, (state.settings.finetune.rank,) * len(layers), ""
@@ -131,7 +131,3 @@ def _digest_of_dataset(state: SiteState) -> str:
         b"" if state.files.must_fine_tune or not state.head.exists else state.head.content,
     ]
     return hashlib.sha256(b"\n".join(parts)).hexdigest()
-
-
-def _versions(*packages: str) -> tuple[str, ...]:
-    return tuple(f"{package}={version(package)}" for package in packages)

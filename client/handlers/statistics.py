@@ -12,7 +12,7 @@ from client.state import SiteState
 from layerweld.model.collect import HiddenStates, ReplayableModel, collect, entering_first
 from layerweld.model.replay import RecordedBatch
 from layerweld.model.schedule import schedule
-from layerweld.settings.methods import settings_for
+from layerweld.settings.methods import method_named, settings_for
 from layerweld.statistics.group import GroupStatistics
 from layerweld.transport.statistics import StatisticsReply, StatisticsRequest
 from layerweld.updates.update import Update
@@ -39,7 +39,8 @@ class _ChainSite:
         self.context = request.context
         self.form = request.form
         self.plan = state.plan.restricted_to(self.context.layers)
-        self.settings = settings_for(self.context.method, state.settings)
+        method = method_named(self.context.method, state.settings)
+        self.settings = settings_for(method, state.settings)
         self.steps = schedule(self.plan, self.settings.merge)
         self.step = step_of(self.context.step, self.steps)
         self.model = ReplayableModel(state.base.backbone, self.plan)
@@ -48,7 +49,7 @@ class _ChainSite:
     def statistics(self) -> tuple[GroupStatistics, ...]:
         digest = self.settings.digest()
         prefix = merged_prefix(self.context, self.steps, self.plan.digest, digest, self.store)
-        own = dict(self.state.adapter.task_vector.other_params)
+        own = self.state.adapter.task_vector.other_params
         if self.step.inside == "own" and self.step.restarts:
             with self.state.with_other_params(own):
                 recording = self.model.record(self.state.batches) if own else self._recording(own)

@@ -69,10 +69,7 @@ class LoraFineTuner(L.LightningModule):
         steps = int(self.trainer.estimated_stepping_batches)
         warmup = round(_WARMUP_SHARE * steps)  # none where steps are few: its first has no rate
         schedule = get_linear_schedule_with_warmup(optimizer, warmup, steps)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 class LabelledRows(L.LightningDataModule):

@@ -43,17 +43,8 @@ def write_images(folder: Path, images: Iterable[LabelledImage]) -> None:
 
 
 _CLOTHES = [
-    "t-shirt",
-    "trouser",
-    "pullover",
-    "dress",
-    "coat",
-    "sandal",
-    "shirt",
-    "sneaker",
-    "bag",
-    "boot",
-]
+    "t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot",
+]  # fmt: skip
 _ANIMALS = ["bear", "bird", "cat", "cow", "dog", "elephant", "giraffe", "horse", "sheep", "zebra"]
 _RAREST_EMOJI = 60  # images; smaller groups are no class
 _EMOJI_SIZE = 109  # the one size that the font has

@@ -34,10 +34,7 @@ def run_in_process(settings: RunSettings, nodes: Nodes, output: Path) -> RunResu
 
 
 def compare_in_process(
-    settings: ComparisonSettings,
-    nodes: Nodes,
-    kept: Path,
-    on_known: Callable[[Comparison], None],
+    settings: ComparisonSettings, nodes: Nodes, kept: Path, on_known: Callable[[Comparison], None]
 ) -> Comparison:
     """Run every method once per seed; the sites forget each run once it is over.
 

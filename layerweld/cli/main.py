@@ -159,8 +159,7 @@ def methods(
 
     Example: `layerweld methods` or `layerweld methods ties+lines`
     """
-    from layerweld.cli.method_details import method_details
-    from layerweld.cli.method_table import method_table
+    from layerweld.cli.methods import method_details, method_table
     from layerweld.runtime.terminal import console
     from layerweld.settings.methods import method_named
     from layerweld.settings.run import RunSettings

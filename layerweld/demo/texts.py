@@ -9,6 +9,7 @@ import json
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,14 +46,6 @@ def write_texts(file: Path, texts: Sequence[LabelledText]) -> None:
     """Write JSON lines with the columns ``text`` and ``label``."""
     lines = (json.dumps({"text": example.text, "label": example.label}) for example in texts)
     file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-
-
-def _newsgroups() -> Iterator[LabelledText]:
-    return _orange_categories("20newsgroups-train.tab", "20newsgroups-test.tab")
-
-
-def _reuters() -> Iterator[LabelledText]:
-    return _orange_categories("reuters-r8-train.tab", "reuters-r8-test.tab")
 
 
 def _tweets() -> Iterator[LabelledText]:
@@ -121,8 +114,8 @@ def _tidy(text: str) -> str:
 
 
 READERS: Mapping[str, Callable[[], Iterator[LabelledText]]] = {
-    "newsgroups": _newsgroups,
-    "reuters": _reuters,
+    "newsgroups": partial(_orange_categories, "20newsgroups-train.tab", "20newsgroups-test.tab"),
+    "reuters": partial(_orange_categories, "reuters-r8-train.tab", "reuters-r8-test.tab"),
     "tweets": _tweets,
     "movies": _movies,
     "plotreview": _plotreview,

@@ -57,16 +57,10 @@ def prolonged(authority: Identity) -> Identity:
 
 def _authority(subject: x509.Name, key: ec.EllipticCurvePrivateKey) -> Identity:
     usage = x509.KeyUsage(
-        digital_signature=True,
-        key_cert_sign=True,
-        crl_sign=True,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        encipher_only=False,
+        digital_signature=True, key_cert_sign=True, crl_sign=True, content_commitment=False,
+        key_encipherment=False, data_encipherment=False, key_agreement=False, encipher_only=False,
         decipher_only=False,
-    )
+    )  # fmt: skip
     builder = (
         _builder(subject, subject, key, now() + timedelta(days=AUTHORITY_DAYS))
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)

@@ -35,9 +35,9 @@ class Egress:
         tokens: tokens in them.
         unreadable: how many samples were skipped.
         uploads: one for each method of the run.
-            other_params_bytes: of norms, biases and embeddings of a whole model, sent once.
+        other_params_bytes: of norms, biases and embeddings of a whole model, sent once.
         held_out: how many samples accuracy is measured on; 0 if the site cannot measure it.
-            models_evaluated: how many accuracies it sends, if all sites can.
+        models_evaluated: how many accuracies it sends, if all sites can.
         shifts: how many numbers of eq. 8 it sends.
         sites: how many are taken to be in the run.
         cache_bytes: what the site would keep on disk meanwhile.

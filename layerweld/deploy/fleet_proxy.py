@@ -24,21 +24,10 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers = Sequence[tuple[bytes, bytes]]
 
 ABOUT = "/layerweld"
-FLEET_CALLS = frozenset(
-    f"/v1/fleet/{call}"
-    for call in (
-        "activate-node",
-        "deactivate-node",
-        "send-node-heartbeat",
-        "pull-messages",
-        "push-messages",
-        "get-run",
-        "get-fab",
-        "push-object",
-        "pull-object",
-        "confirm-message-received",
-    )
-)
+FLEET_CALLS = frozenset(f"/v1/fleet/{call}" for call in (
+    "activate-node", "deactivate-node", "send-node-heartbeat", "pull-messages", "push-messages",
+    "get-run", "get-fab", "push-object", "pull-object", "confirm-message-received",
+))  # fmt: skip
 LARGEST_CALL = 8 * 2**20  # bytes; Flower cuts tensors into pieces of 5 MiB
 LARGEST_HEAD = 16 * 2**10  # bytes of all headers; a SuperNode's have one
 

@@ -73,10 +73,7 @@ def remove_member(coordinator: Coordinator, name: str) -> Member:
         raise DeployError(
             f"no site {name} is registered; registered are {', '.join(known) or 'none'}"
         )
-    ask(
-        flwr("supernode", "unregister", known[name].node, CONNECTION),
-        coordinator.environment,
-    )
+    ask(flwr("supernode", "unregister", known[name].node, CONNECTION), coordinator.environment)
     for ending in ("json", "pub"):
         (coordinator.sites / f"{name}.{ending}").unlink(missing_ok=True)
     return known[name]

@@ -29,10 +29,6 @@ _LARGEST_LOG = 64 * 2**20  # bytes; a SuperLink writes a few MB per site and day
 _TAIL = 4000  # bytes of a log in which the reason for an end is looked for
 
 
-def _no_reason(_log: str) -> str:
-    return ""
-
-
 @dataclass(frozen=True)
 class Program:
     """One program to keep running.
@@ -47,7 +43,7 @@ class Program:
     name: str
     command: Sequence[str]
     environment: Mapping[str, str]
-    explain: Callable[[str], str] = _no_reason
+    explain: Callable[[str], str] = lambda _log: ""
 
 
 class Supervisor:

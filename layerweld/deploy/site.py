@@ -14,13 +14,7 @@ from pydantic import ValidationError
 
 from layerweld.deploy.checks import skew
 from layerweld.deploy.environment import SUPEREXEC, flower_environment, program
-from layerweld.deploy.files import (
-    new_folder,
-    read_toml,
-    require_private,
-    write_toml,
-    write_whole,
-)
+from layerweld.deploy.files import new_folder, read_toml, require_private, write_toml, write_whole
 from layerweld.deploy.keys import make_key, public_file
 from layerweld.deploy.processes import Program
 from layerweld.errors import DeployError, InUseError

@@ -95,11 +95,7 @@ def init(
 
 
 @app.command()
-def check(
-    address: Address,
-    folder: Folder = HERE,
-    ca: Authority = None,
-) -> None:
+def check(address: Address, folder: Folder = HERE, ca: Authority = None) -> None:
     """Look for problems that could keep the site from joining, and say what to do about each.
 
     Example: `layerweld site check fl.example.org:8443`

@@ -1,4 +1,4 @@
-"""Read a PEFT LoRA folder as a task vector of the base model: strictly, and never a pickle."""
+"""Read what a site fine-tuned as a task vector of the base model: strictly, and never a pickle."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from peft import LoraConfig
 from torch import Tensor, nn
 
 from layerweld.errors import AdapterError
+from layerweld.formats.checkpoint import read_checkpoint
 from layerweld.formats.layer_patterns import LayerPatterns
 from layerweld.formats.lora_config import AS_MODEL, CONFIG_FILE, read_lora_config, scaling, task_of
 from layerweld.model.base_model import BaseModel
 from layerweld.model.linear import linear_layers, weight_of
+from layerweld.untrusted.files import check_readable
 from layerweld.untrusted.tensors import check_numbers, opened_tensors, shape_of, trained_tensor
 from layerweld.untrusted.text import quoted
 from layerweld.updates.task_vector import TaskVector
@@ -236,4 +238,25 @@ def _refuse_untrained(folder: Path, updates: Mapping[str, LowRankUpdate]) -> Non
     raise AdapterError(
         f"{folder} changes nothing: the update of each of its {len(updates)} layers is zero; was "
         f"it trained?"
+    )
+
+
+def read_fine_tuned(folder: str | Path, base: BaseModel) -> Adapter:
+    """Read a PEFT adapter folder, or a model folder if it has no ``adapter_config.json``.
+
+    A whole model comes back with prefix ``""`` and without ranks.
+
+    Raises:
+        AdapterError: it is neither, or cannot be read as a task vector of the base model.
+    """
+    path = Path(folder).expanduser()
+    check_readable(path, AdapterError)
+    if (path / "adapter_config.json").is_file():
+        return read_adapter(path, base)
+    if (path / "config.json").is_file():
+        task_vector = read_checkpoint(path, base)
+        return Adapter(task_vector, prefix="", ranks={}, digest=digest_of(task_vector))
+    raise AdapterError(
+        f"{path} has neither adapter_config.json (a PEFT adapter) nor config.json (a model); give "
+        f"the folder that `save_pretrained` wrote"
     )

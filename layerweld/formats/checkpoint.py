@@ -6,13 +6,12 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from layerweld.errors import AdapterError
 from layerweld.model.base_model import BaseModel
-from layerweld.model.families import missing_weights
+from layerweld.model.families import load_backbone, missing_weights
 from layerweld.model.folder import check_model_folder
 from layerweld.model.linear import is_transposed, linear_layers
 from layerweld.untrusted.files import reading
@@ -87,18 +86,9 @@ def _architecture_keys(config: Collection[str]) -> list[str]:
 
 
 def _load(folder: Path) -> nn.Module:
-    from transformers import AutoModel
-
     problem = f"{folder} is damaged, or not a model that transformers can load"
     with reading(problem, "save it again", AdapterError):
-        model, report = AutoModel.from_pretrained(
-            folder,
-            dtype=torch.float32,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
+        model, report = load_backbone(folder)
     missing = missing_weights(report)
     if missing:
         raise AdapterError(

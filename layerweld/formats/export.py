@@ -11,11 +11,10 @@ import torch
 from peft import LoraConfig
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from layerweld.errors import OutputError, UnusableMergeError
 from layerweld.model.base_model import TOKENIZER_FILES, BaseModel
-from layerweld.model.families import without_made_up_pooler
+from layerweld.model.families import load_backbone, without_made_up_pooler
 from layerweld.model.linear import is_transposed, linear_layers, weight_of
 from layerweld.runtime.disk import new_folder
 from layerweld.updates.bounds import LARGEST_WEIGHT, out_of_bounds, require_finite
@@ -27,11 +26,7 @@ _PREPROCESSING = (
 
 
 def write_adapter(
-    folder: Path,
-    updates: Mapping[str, LowRankUpdate],
-    base: BaseModel,
-    prefix: str,
-    task: str = "",
+    folder: Path, updates: Mapping[str, LowRankUpdate], base: BaseModel, prefix: str, task: str = ""
 ) -> None:
     """Write a folder that ``PeftModel.from_pretrained`` loads without a missing or unknown key.
 
@@ -96,7 +91,8 @@ def write_model(
     """
     _require_usable(updates)
     require_finite(other_params, "the merged model")
-    model = _second_copy(base)
+    model, report = load_backbone(base.folder)
+    without_made_up_pooler(model, report)
     layers, parameters = linear_layers(model), dict(model.named_parameters())
     for name, update in updates.items():
         weight_of(layers[name]).add_(update.dense().to("cpu", torch.float32))
@@ -144,20 +140,6 @@ def _lora_config(
 def _own(factor: Tensor) -> Tensor:
     """A separate copy: layers of a group may share ``A``, and safetensors refuses to write that."""
     return factor.detach().to("cpu", torch.float32, copy=True).contiguous()
-
-
-def _second_copy(base: BaseModel) -> PreTrainedModel:
-    from transformers import AutoModel
-
-    model, report = AutoModel.from_pretrained(
-        base.folder,
-        dtype=torch.float32,
-        local_files_only=True,
-        use_safetensors=True,
-        output_loading_info=True,
-    )
-    without_made_up_pooler(model, report)
-    return model
 
 
 def _must_be_free(folder: Path) -> None:

@@ -60,13 +60,13 @@ class LayerCoefficients:
         self.descent.step([gradient * ((free >= 0) & (free <= 1))])
 
 
-def weighed(method: str, sites: SiteUpdates, settings: AdaMerging) -> SiteUpdates:
+def weighed(method: Method, sites: SiteUpdates, settings: AdaMerging) -> SiteUpdates:
     """What the coefficients multiply.
 
-    The updates themselves, or for ``adamerging++`` of each site's largest entries those that have
-    the elected sign; these are dense.
+    The updates themselves, or for AdaMerging++ of each site's largest entries those that have the
+    elected sign; these are dense.
     """
-    if method == "adamerging":
+    if not method.dense:
         return sites
     return site_by_site(sites, lambda vectors: agreeing_entries(trim(vectors, settings.density)))
 

@@ -20,10 +20,7 @@ class Mats(Settings):
 
 
 _method = partial(
-    Method,
-    kind=CHAIN,
-    sums=True,
-    tune={"ridge": (0.1, 0.001, 0.3), "shrinkage": (0.9, 0.8)},
+    Method, kind=CHAIN, sums=True, tune={"ridge": (0.1, 0.001, 0.3), "shrinkage": (0.9, 0.8)}
 )
 
 METHODS = (

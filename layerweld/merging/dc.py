@@ -43,10 +43,7 @@ class DcMerge(MergeMethod):
 
     def merge(self, sites: SiteUpdates) -> Merge:
         """From the factors where there are factors; the merge of LoRAs is a LoRA."""
-        return layer_by_layer(
-            sites,
-            lambda updates: dc_merge(updates, self.density, self.scaling),
-        )
+        return layer_by_layer(sites, lambda updates: dc_merge(updates, self.density, self.scaling))
 
 
 METHODS = (

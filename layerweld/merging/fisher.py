@@ -46,8 +46,7 @@ def normalised(information: Mapping[str, Tensor]) -> dict[str, Tensor]:
     worst would decide everything. The authors' code divides by the norm, which differs by a factor
     that is the same for all sites. Importances that are all zero stay so.
     """
-    squares = sum(float(values.double().square().sum()) for values in information.values())
-    size = math.sqrt(squares / sum(values.numel() for values in information.values()))
+    size = _root_mean_square(information)
     return {name: values / size if size > 0 else values for name, values in information.items()}
 
 
@@ -64,10 +63,14 @@ def problem_with(importance: Mapping[str, Tensor], floor: float) -> str:
     for layer, values in importance.items():
         if not bool((values >= floor * (1 - _ROUNDING)).all()):  # False for NaN too
             return f"an importance of {layer!r} is below the floor of {floor:g}, or no number"
-    squares = sum(float(values.double().square().sum()) for values in importance.values())
-    size = math.sqrt(squares / sum(values.numel() for values in importance.values()))
+    size = _root_mean_square(importance)
     most = math.sqrt(1 + floor**2) * (1 + _ROUNDING)
     return "" if size <= most else f"the importances have a root mean square of {size:.3g}, not 1"
+
+
+def _root_mean_square(tensors: Mapping[str, Tensor]) -> float:
+    squares = sum(float(values.double().square().sum()) for values in tensors.values())
+    return math.sqrt(squares / sum(values.numel() for values in tensors.values()))
 
 
 def implied_update(

@@ -8,12 +8,7 @@ from torch import Tensor
 
 from layerweld.merging.dare import DareTies, DropRate
 from layerweld.merging.method import Method
-from layerweld.merging.one_round import (
-    Merge,
-    MergeMethod,
-    SiteUpdates,
-    in_kind,
-)
+from layerweld.merging.one_round import Merge, MergeMethod, SiteUpdates, in_kind
 from layerweld.merging.ties import Ties
 from layerweld.settings_table import NonZeroShare, Positive, Seed
 from layerweld.updates.spectrum import spectrum_of

@@ -26,10 +26,7 @@ def weighted(
     """
     shares = sites.shares(by_samples=weighting == "samples")
     return {
-        layer: (
-            list(low_rank(by_site).values()),
-            [shares[site] for site in by_site],
-        )
+        layer: (list(low_rank(by_site).values()), [shares[site] for site in by_site])
         for layer, by_site in sites.layers.items()
     }
 
@@ -47,16 +44,17 @@ def factors_apart(updates: Sequence[LowRankUpdate], shares: Sequence[float]) -> 
     return LowRankUpdate(left, right)
 
 
-class FedIt(MergeMethod):
-    """FedIT: average all ``A`` and all ``B`` apart (Zhang et al. 2024, arXiv:2305.05644)."""
+class _Averaging(MergeMethod):
+    """What averages LoRAs with a weight for each site."""
 
     weighting: Weighting = "samples"
     """Sites count by their training samples, or all alike."""
 
-    @property
-    def averages_factors(self) -> bool:
-        """Both are."""
-        return True
+
+class FedIt(_Averaging):
+    """FedIT: average all ``A`` and all ``B`` apart (Zhang et al. 2024, arXiv:2305.05644)."""
+
+    averages_factors = True
 
     def merge(self, sites: SiteUpdates) -> Merge:
         """Inexact: the mean of products is not the product of means."""
@@ -67,16 +65,8 @@ class FedIt(MergeMethod):
         return Merge(merged, {ERROR: relative_distance(merged.values(), means.values())})
 
 
-class FfaLora(MergeMethod):
+class FfaLora(_Averaging):
     """FFA-LoRA: average ``B`` over sites that share one frozen ``A`` (Sun et al. 2024)."""
-
-    weighting: Weighting = "samples"
-    """Sites count by their training samples, or all alike."""
-
-    @property
-    def shares_factor(self) -> bool:
-        """That is what makes it exact."""
-        return True
 
     def merge(self, sites: SiteUpdates) -> Merge:
         """Exact, and of one site's rank: with ``A`` in common the mean is linear in ``B``.
@@ -94,11 +84,8 @@ class FfaLora(MergeMethod):
         return Merge(merged, {ERROR: 0.0})
 
 
-class Flora(MergeMethod):
+class Flora(_Averaging):
     """FLoRA: stack the factors (Wang et al. 2024, arXiv:2409.05976)."""
-
-    weighting: Weighting = "samples"
-    """Sites count by their training samples, or all alike."""
 
     def merge(self, sites: SiteUpdates) -> Merge:
         """Exact, whatever the sites' ranks; the merge has rank ``Σ r_i``."""
@@ -130,11 +117,9 @@ class FedEx(MergeMethod):
         return Merge(merged, {ERROR: 0.0, "residual in the mean": residual})
 
 
-class FlexLora(MergeMethod):
+class FlexLora(_Averaging):
     """FlexLoRA: the mean, cut to a rank by its singular values (Bai et al. 2024)."""
 
-    weighting: Weighting = "samples"
-    """Sites count by their training samples, or all alike."""
     rank: Rank = 0
     """Rank of the merge in every layer; 0 takes the largest rank that a site has there."""
 

@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -40,6 +41,19 @@ class SiteUpdates:
         object.__setattr__(self, "samples", dict(sorted(self.samples.items())))
         object.__setattr__(self, "layers", in_order)
 
+    @staticmethod
+    def side_by_side(
+        samples: Mapping[str, int],
+        by_site: Mapping[str, Mapping[str, Update]],
+        layers: Sequence[str],
+    ) -> "SiteUpdates":
+        """The updates of each site, laid side by side in these layers that any site changed."""
+        by_layer = {
+            layer: {site: own[layer] for site, own in by_site.items() if layer in own}
+            for layer in layers
+        }
+        return SiteUpdates(samples, {layer: own for layer, own in by_layer.items() if own})
+
     @property
     def sites(self) -> tuple[str, ...]:
         """All names, sorted."""
@@ -75,20 +89,13 @@ class Merge:
 class MergeMethod(Settings):
     """The settings of one method, and what it computes from them. Values, as all settings are."""
 
+    averages_factors: ClassVar[bool] = False
+    """Whether ``A`` and ``B`` are averaged apart, so that the size of each counts."""
+
     @property
     def fewest_sites(self) -> int:
         """With fewer sites the method has no meaning."""
         return 1
-
-    @property
-    def averages_factors(self) -> bool:
-        """Whether ``A`` and ``B`` are averaged apart, so that the size of each counts."""
-        return False
-
-    @property
-    def shares_factor(self) -> bool:
-        """Whether it has no meaning unless all sites have one and the same ``A``."""
-        return False
 
     def unscaled(self) -> "MergeMethod":
         """The same without its λ, for whom something else scales the merge."""

@@ -26,26 +26,11 @@ from layerweld.merging import (
 )
 from layerweld.merging.method import Method
 
-_ALL = (
-    *chain.METHODS,
-    *fisher.METHODS,
-    *adamerging.METHODS,
-    *prodistill.METHODS,
-    *sums.METHODS,
-    *ties.METHODS,
-    *dare.METHODS,
-    *consensus.METHODS,
-    *localize.METHODS,
-    *pcb.METHODS,
-    *tsv.METHODS,
-    *isotropic.METHODS,
-    *knots.METHODS,
-    *core_space.METHODS,
-    *wudi.METHODS,
-    *dc.METHODS,
-    *do_merging.METHODS,
-    *opcm.METHODS,
-    *lora_averaging.METHODS,
+_IN_ORDER = (
+    chain, fisher, adamerging, prodistill, sums, ties, dare, consensus, localize, pcb, tsv,
+    isotropic, knots, core_space, wudi, dc, do_merging, opcm, lora_averaging,
+)  # fmt: skip
+METHODS: Mapping[str, Method] = MappingProxyType(
+    {method.name: method for module in _IN_ORDER for method in module.METHODS}
 )
-METHODS: Mapping[str, Method] = MappingProxyType({method.name: method for method in _ALL})
 """By name, in the order in which tables show them."""

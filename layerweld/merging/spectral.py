@@ -1,10 +1,11 @@
-"""Sums, distances and nearest updates of lower rank. Pure tensor code."""
+"""Sums, distances, and nearest updates and merges of lower rank. Pure tensor code."""
 
 import math
 from collections.abc import Iterable, Sequence
 
 import torch
 
+from layerweld.merging.one_round import Merge
 from layerweld.updates.update import DenseUpdate, LowRankUpdate, Update, all_low_rank, stack
 
 
@@ -34,3 +35,12 @@ def relative_distance(ones: Iterable[Update], others: Iterable[Update]) -> float
         squared += max(0.0, difference.inner(difference))
         whole += other.inner(other)
     return math.sqrt(squared / whole) if whole > 0 else 0.0
+
+
+def compressed(merge: Merge, rank: int) -> Merge:
+    """The closest merge of that rank, and how far it is away; rank 0 is the merge itself."""
+    if not rank:
+        return merge
+    updates = {layer: truncated(update, rank) for layer, update in merge.updates.items()}
+    error = relative_distance(updates.values(), merge.updates.values())
+    return Merge(updates, {**merge.metrics, "compression error": error})

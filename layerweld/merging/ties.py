@@ -23,9 +23,7 @@ def trim(vectors: Float[Tensor, "sites entries"], density: float) -> Float[Tenso
     return vectors * (magnitudes >= smallest)
 
 
-def agreeing_entries(
-    vectors: Float[Tensor, "sites entries"],
-) -> Float[Tensor, "sites entries"]:
+def agreeing_entries(vectors: Float[Tensor, "sites entries"]) -> Float[Tensor, "sites entries"]:
     """The entries whose sign is the sign of their sum over all sites; the rest is zero.
 
     Where the sum is exactly zero the sign of most other entries decides, as in the authors' code.

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from layerweld.errors import ConfigError
-from layerweld.model.families import missing_weights, reads_images, without_cache, without_pooler
+from layerweld.model.families import (
+    load_backbone,
+    missing_weights,
+    reads_images,
+    without_cache,
+    without_pooler,
+)
 from layerweld.model.folder import check_model_folder
 from layerweld.untrusted.files import add_to_hash, opened_file, reading, refuse_larger
 from layerweld.untrusted.text import quoted
@@ -80,7 +86,7 @@ def load_base(folder: str | Path, name: str = "") -> BaseModel:
     Raises:
         ConfigError: the folder is missing, is not a model, or would have to be unpickled.
     """
-    from transformers import AutoModel, logging
+    from transformers import logging
 
     path = Path(folder).expanduser()
     if not (path / "config.json").is_file():
@@ -95,14 +101,7 @@ def load_base(folder: str | Path, name: str = "") -> BaseModel:
     check_model_folder(path, ConfigError)
     problem = f"{path} is not a model that transformers itself can load"
     with reading(problem, "save it again with `model.save_pretrained(…)`", ConfigError):
-        backbone, report = AutoModel.from_pretrained(
-            path,
-            dtype=torch.float32,
-            local_files_only=True,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
+        backbone, report = load_backbone(path)
     drawn = missing_weights(report)
     if drawn:  # transformers has just made them up at random
         raise ConfigError(

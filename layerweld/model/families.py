@@ -7,6 +7,7 @@ case here, and one more line in ``tests/tiny_models.py``.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -67,13 +68,32 @@ def states_in(output: Any) -> Tensor:
     return states
 
 
+def load_backbone(folder: Path) -> tuple[PreTrainedModel, Mapping[str, Any]]:
+    """A model without its head, in float32: safetensors only, no remote code, no network.
+
+    Returns:
+        The model, and transformers' report of what was loaded.
+    """
+    from transformers import AutoModel
+
+    model, report = AutoModel.from_pretrained(
+        folder,
+        dtype=torch.float32,
+        local_files_only=True,
+        use_safetensors=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+    )
+    return model, report
+
+
 def missing_weights(report: Mapping[str, Any]) -> list[str]:
     """Names of the weights that a model's folder lacks, and that transformers has made up.
 
     A pooler does not count: it is part of the heads of some classes, and no block reads it.
 
     Args:
-        report: that ``from_pretrained`` gives with ``output_loading_info``.
+        report: of :func:`load_backbone`.
     """
     return sorted(key for key in report["missing_keys"] if not key.startswith(f"{_POOLER}."))
 

@@ -97,10 +97,7 @@ def _passed_over(
 
 @torch.no_grad()
 def run_block(
-    block: nn.Module,
-    hidden: Tensor,
-    call: BlockCall,
-    taps: Sequence[tuple[nn.Module, Tap]] = (),
+    block: nn.Module, hidden: Tensor, call: BlockCall, taps: Sequence[tuple[nn.Module, Tap]] = ()
 ) -> Tensor:
     """``block``'s output hidden states, ``(batch, seq, d_model)``.
 

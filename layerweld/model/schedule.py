@@ -32,12 +32,6 @@ class Step:
         """The earlier steps whose updates are in place when this one is measured."""
         return range(self.index - 1 if self.restarts and self.index else 0, self.index)
 
-    @property
-    def name(self) -> str:
-        """For humans: the group's name, or the first of several and how many follow."""
-        first = self.groups[0].name
-        return first if len(self.groups) == 1 else f"{first} + {len(self.groups) - 1} groups"
-
 
 def schedule(plan: MergePlan, settings: MergeSettings) -> tuple[Step, ...]:
     """The rounds of a run.

@@ -24,30 +24,24 @@ _CITATION = """\
 }
 ```"""
 
-_ABOUT_STATISTICS = """\
-- **Statistics are not anonymous.** Instead of data, the sites sent second moments of layer inputs
-  or of gradients. The counts of single tokens can be read off Gram matrices of a language model's
-  first layers.
-"""
-
-_ABOUT_UPDATES = """\
-- **Updates are not anonymous.** Instead of data, the sites sent what fine-tuning added to the
-  model. That can hold traces of single samples.
-"""
-
-_ABOUT_GRADIENTS = """\
-- **Updates and gradients are not anonymous.** Instead of data, the sites sent what fine-tuning
-  added to the model, and gradients over their samples. Both can hold traces of single samples. With
-  AdaMerging every site also received the updates of all others.
-"""
-
 Sent = Literal["statistics", "updates", "updates and gradients"]
 """What the sites sent, and the merge was made from."""
 
 _ABOUT: Mapping[Sent, str] = {
-    "statistics": _ABOUT_STATISTICS,
-    "updates": _ABOUT_UPDATES,
-    "updates and gradients": _ABOUT_GRADIENTS,
+    "statistics": """\
+- **Statistics are not anonymous.** Instead of data, the sites sent second moments of layer inputs
+  or of gradients. The counts of single tokens can be read off Gram matrices of a language model's
+  first layers.
+""",
+    "updates": """\
+- **Updates are not anonymous.** Instead of data, the sites sent what fine-tuning added to the
+  model. That can hold traces of single samples.
+""",
+    "updates and gradients": """\
+- **Updates and gradients are not anonymous.** Instead of data, the sites sent what fine-tuning
+  added to the model, and gradients over their samples. Both can hold traces of single samples. With
+  AdaMerging every site also received the updates of all others.
+""",
 }
 _SOURCES: Mapping[Sent, str] = {
     "statistics": "statistics that the sites computed on their data",
@@ -93,7 +87,7 @@ def _sections(results: RunResults, method: Method) -> dict[str, str]:
     tables = (*method.tables, "calibration")
     settings = ((k, v) for k, v in results.settings.items() if k.partition(".")[0] in tables)
     return {
-        "How to load it": "\n\n".join(filter(None, (_python(code), explanation))),
+        "How to load it": "\n".join(("```python", *code, "```", "", explanation)).rstrip(),
         "Sites": _table(("site", "samples", "tokens"), sites),
         "Sites that were lost": _lost(results.method(results.chosen)),
         "Scores": _scores(results),
@@ -163,10 +157,6 @@ def _class_to_load(results: RunResults) -> str:
         else "The names are those of the model without a head."
     )
     return f"{which} If PEFT warns of missing adapter keys, the class is wrong."
-
-
-def _python(lines: Iterable[str]) -> str:
-    return "\n".join(("```python", *lines, "```"))
 
 
 def _scores(results: RunResults) -> str:

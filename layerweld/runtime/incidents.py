@@ -18,6 +18,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
+from typing import Self
 
 from layerweld.errors import (
     AdapterError,
@@ -43,48 +44,34 @@ class Code(IntEnum):
     site's policy, 9 unforeseen.
     """
 
-    CONFIGURATION = 101
-    ADAPTER = 201
-    DATA = 202
-    MODEL = 203
-    ADAPTER_LOST = 204
-    NOT_FINITE = 205
-    REQUEST = 301
-    NETWORK = 401
-    DISK_FULL = 501
-    FILE = 502
-    IN_USE = 503
-    MEMORY = 505
-    COHORT = 601
-    UNFORESEEN = 900
+    CONFIGURATION = 101, "its configuration is wrong"
+    ADAPTER = 201, "its adapter or model folder cannot be used"
+    DATA = 202, "its data cannot be used"
+    MODEL = 203, "its base model cannot be cut into layer groups as asked"
+    ADAPTER_LOST = 204, "the adapter that it trained is gone from its cache, or damaged"
+    NOT_FINITE = 205, "its model gives numbers on its samples that are not finite"
+    REQUEST = 301, "the request does not fit its model or its state"
+    NETWORK = 401, "its connection failed"
+    DISK_FULL = 501, "its disk is full"
+    FILE = 502, "a file or folder cannot be read or written there"
+    IN_USE = 503, "another process is using its cache folder"
+    MEMORY = 505, "it ran out of memory"
+    COHORT = 601, "its own policy does not let it take part"
+    UNFORESEEN = 900, "it failed in an unforeseen way"
 
-    @property
-    def meaning(self) -> str:
-        """For humans, about the site."""
-        return _MEANINGS[self]
+    meaning: str
+    """For humans, about the site."""
+
+    def __new__(cls, number: int, meaning: str) -> Self:  # noqa: D102
+        code = int.__new__(cls, number)
+        code._value_, code.meaning = number, meaning
+        return code
 
     @property
     def is_lasting(self) -> bool:
         """Whether the site will fail again until one of its people changes something."""
         return self // 100 in (1, 2, 6) and self is not Code.ADAPTER_LOST
 
-
-_MEANINGS = {
-    Code.CONFIGURATION: "its configuration is wrong",
-    Code.ADAPTER: "its adapter or model folder cannot be used",
-    Code.DATA: "its data cannot be used",
-    Code.MODEL: "its base model cannot be cut into layer groups as asked",
-    Code.ADAPTER_LOST: "the adapter that it trained is gone from its cache, or damaged",
-    Code.NOT_FINITE: "its model gives numbers on its samples that are not finite",
-    Code.REQUEST: "the request does not fit its model or its state",
-    Code.NETWORK: "its connection failed",
-    Code.DISK_FULL: "its disk is full",
-    Code.FILE: "a file or folder cannot be read or written there",
-    Code.IN_USE: "another process is using its cache folder",
-    Code.MEMORY: "it ran out of memory",
-    Code.COHORT: "its own policy does not let it take part",
-    Code.UNFORESEEN: "it failed in an unforeseen way",
-}
 
 # The first entry that fits counts: subclasses before their bases.
 _KINDS: tuple[tuple[type[BaseException], Code], ...] = (
@@ -141,9 +128,8 @@ def code_of(error: BaseException) -> Code:
 def parse_incident(text: str | None) -> Incident | None:
     """The incident that a reply reports; None for text that no :class:`Incident` gives."""
     match = _TEXT.fullmatch(text or "")
-    if match is None or int(match["code"]) not in set(Code):
-        return None
-    return Incident(Code(int(match["code"])), match["number"])
+    code = next((code for code in Code if match and code == int(match["code"])), None)
+    return Incident(code, match["number"]) if match and code else None
 
 
 def record_incident(error: BaseException, folder: Path) -> Incident:

@@ -15,11 +15,9 @@ Listener = Callable[[str, int, int], None]
 _LONGEST = 2000  # characters: a warning may name many sites
 
 
-def _nobody(_what: str, _done: int, _total: int) -> None:
-    return None
-
-
-_listener: ContextVar[Listener] = ContextVar("layerweld_progress", default=_nobody)
+_listener: ContextVar[Listener] = ContextVar(
+    "layerweld_progress", default=lambda _what, _done, _total: None
+)
 
 
 @contextmanager

@@ -12,13 +12,7 @@ from typing import Literal
 
 from pydantic import TypeAdapter
 
-from layerweld.errors import (
-    UNFORESEEN,
-    JournalError,
-    LayerweldError,
-    RunFailedError,
-    StorageError,
-)
+from layerweld.errors import UNFORESEEN, JournalError, LayerweldError, RunFailedError, StorageError
 from layerweld.runtime.disk import is_held, lock_of, writing
 from layerweld.runtime.interruptions import INTERRUPTED, RESUMES
 from layerweld.runtime.progress import also_listening

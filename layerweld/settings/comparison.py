@@ -1,11 +1,13 @@
-"""What a comparison of methods holds equal: the run's settings, the seeds, the budget."""
+"""What a comparison of methods holds equal, and the settings that ``--tune`` tries."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from layerweld.settings.methods import methods_of
+from layerweld.merging.method import Method
+from layerweld.merging.registry import METHODS
+from layerweld.settings.methods import methods_of, setting_named
 from layerweld.settings.run import RunSettings, Scalar, read_run_settings
 
 _MEASURES_ONLY = ("merge.influence", "merge.covariate-shift")
@@ -47,3 +49,21 @@ class ComparisonSettings:
             and key not in _MEASURES_ONLY
             and value != defaults[key]
         }
+
+
+Candidate = Mapping[str, Scalar]
+
+
+def candidates(method: Method, budget: int) -> Sequence[Candidate]:
+    """At most ``budget`` candidates of one method, the published default first."""
+    changed = [{key: value} for key, values in method.tune.items() for value in values]
+    return ({}, *changed)[:budget]
+
+
+def with_candidate(settings: RunSettings, number: int) -> RunSettings:
+    """Every table with its candidate of that number; tables with fewer are left as they are."""
+    flat = settings.flat()
+    for method in METHODS.values():
+        for candidate in candidates(method, number + 1)[number:]:
+            flat |= {setting_named(k, method, settings): v for k, v in candidate.items()}
+    return read_run_settings(flat)

@@ -50,25 +50,23 @@ def methods_of(settings: RunSettings) -> tuple[Method, ...]:
     return tuple(dict.fromkeys(method_named(name, settings) for name in names))
 
 
-def settings_for(method: str, settings: RunSettings) -> RunSettings:
+def settings_for(method: Method, settings: RunSettings) -> RunSettings:
     """The run's settings with those that the name of a chain stands for."""
-    chosen = method_named(method, settings)
-    if chosen.kind is not CHAIN:
+    if method.kind is not CHAIN:
         return settings
-    stands_for = {"granularity": chosen.granularity, **chosen.stands_for}
+    stands_for = {"granularity": method.granularity, **method.stands_for}
     merge = settings.merge.model_copy(update=stands_for)
     return settings.model_copy(update={"merge": merge})
 
 
-def iterations_of(method: str, settings: RunSettings) -> int:
+def iterations_of(method: Method, settings: RunSettings) -> int:
     """Steps of conjugate gradients in place of an exact solution; 0 where a chain has that."""
-    descends = method_named(method, settings).settings is Mats
-    return settings.table(Mats).iterations if descends else 0
+    return settings.table(Mats).iterations if method.settings is Mats else 0
 
 
 def sent_by(method: Method, settings: RunSettings) -> tuple[Quantity, ...]:
     """What leaves a site in a run; for a ridge towards the mean of the updates these go as well."""
-    if method.kind is CHAIN and settings_for(method.name, settings).merge.anchor == "mean":
+    if method.kind is CHAIN and settings_for(method, settings).merge.anchor == "mean":
         return (*method.sends, "ΔW")
     return method.sends
 
@@ -112,4 +110,4 @@ def reads(method: Method, key: str, settings: RunSettings) -> bool:
         return False  # LiNeS takes its place
     if key == "merge.rounds":
         return method.granularity == "jacobi"
-    return settings_for(method.name, settings).flat()[key] == settings.flat()[key]
+    return settings_for(method, settings).flat()[key] == settings.flat()[key]

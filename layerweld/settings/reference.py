@@ -1,6 +1,6 @@
 """What is made from the settings and the methods, for the files of a checkout.
 
-``python -m layerweld.settings.reference`` writes all of it: ``docs/settings.md``, the tables of
+``python -m layerweld.settings.reference`` writes all of it: the tables of ``docs/settings.md`` and
 ``docs/methods.md``, and what ``pyproject.toml`` declares to Flower.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,13 @@ import tomli_w
 
 from layerweld.merging.method import Method
 from layerweld.merging.registry import METHODS
-from layerweld.settings.facts import defaults_of
-from layerweld.settings.page import settings_page
+from layerweld.settings.facts import about, defaults_of, facts_of
 from layerweld.settings.run import RunSettings
+from layerweld.settings.sites import SiteEntry
+from layerweld.settings_table import Settings
 
 CHECKOUT = Path(__file__).parents[2]
+_HEADER = "| key | default | values | meaning |\n| --- | --- | --- | --- |"
 _COLUMNS = ("name", "merge", "needs", "of LoRAs", "Σ", "settings", "source")
 
 
@@ -30,12 +32,12 @@ def documents() -> Mapping[Path, str]:
         "methods that use samples": [m for m in METHODS.values() if m.kind.data != "none"],
         "methods that use updates": [m for m in METHODS.values() if m.kind.data == "none"],
     }
-    methods = (CHECKOUT / "docs/methods.md").read_text(encoding="utf-8")
-    app = (CHECKOUT / "pyproject.toml").read_text(encoding="utf-8")
+    files = ("docs/settings.md", "docs/methods.md", "pyproject.toml")
+    settings, methods, app = ((CHECKOUT / one).read_text(encoding="utf-8") for one in files)
     for name, section in sections.items():
         methods = _refilled(methods, name, _table(section))
     return {
-        Path("docs/settings.md"): settings_page(),
+        Path("docs/settings.md"): _refilled(settings, "settings", settings_tables()),
         Path("docs/methods.md"): methods,
         Path("pyproject.toml"): _refilled(app, "run configuration", _declared(tomllib.loads(app))),
     }
@@ -78,6 +80,26 @@ def _declared(project: Mapping[str, Any]) -> str:
         value = default if table in own else there.get(entry, default)
         (config.setdefault(table, {}) if table else config)[entry] = value
     return tomli_w.dumps({"tool": {"flwr": {"app": {"config": config}}}})
+
+
+def settings_tables() -> str:
+    """A heading and a table for each TOML table, in Markdown."""
+    parts = [_part("Top level", RunSettings)]
+    for field in RunSettings.model_fields.values():
+        if isinstance(field.default, Settings) and type(field.default).model_fields:
+            parts.append(_part(f"`[{field.alias}]`", type(field.default)))
+    return "\n\n".join([*parts, _part("`[[sites]]`", SiteEntry)]) + "\n"
+
+
+def _part(title: str, table: type[Settings]) -> str:
+    return "\n".join([f"## {title}\n", f"{about(table)}\n", _HEADER, *_rows(table)])
+
+
+def _rows(table: type[Settings]) -> Iterator[str]:
+    for facts in facts_of(table):
+        meaning = facts.meaning.replace("|", r"\|")
+        default = f"`{facts.default}`" if facts.default else "required"
+        yield f"| `{facts.key}` | {default} | {facts.values} | {meaning} |"
 
 
 def main() -> None:

@@ -26,8 +26,7 @@ from layerweld.transport.step_context import (
     step_context,
 )
 from layerweld.transport.untrusted import read, read_list, refusing_malformed
-from layerweld.updates.digest import extend_digest
-from layerweld.updates.named_tensors import update_tensors, updates_from
+from layerweld.updates.named_tensors import extend_digest, update_tensors, updates_from
 from layerweld.updates.update import Update
 
 BLOCK_GRADIENTS = "train.distillation"

@@ -33,12 +33,8 @@ COEFFICIENTS = "train.entropy"
 UpdatesBySite = Mapping[str, Mapping[str, Update]]
 """``ΔW`` by site, then by layer."""
 
-_COEFFICIENTS, _UPDATES, _OTHER_PARAMS, _GRADIENT = (
-    "coefficients",
-    "updates",
-    "other-params",
-    "gradient",
-)
+_COEFFICIENTS, _GRADIENT = "coefficients", "gradient"
+_UPDATES, _OTHER_PARAMS = "updates", "other-params"
 _MOST_SITES, _MOST_ROUNDS = 2**15, 2**32
 _OWN: Entries = {
     "method": Text(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flwr.app import MetricRecord, RecordDict
+from flwr.app import ConfigRecord, RecordDict
 
 from layerweld.transport.identity import reply_layout
 from layerweld.transport.layout import Layout, Real, Whole
@@ -13,14 +13,14 @@ EVALUATION = "evaluate.model"
 
 _METRICS = "metrics"
 EVALUATION_LAYOUT = reply_layout(
-    Layout(metrics={_METRICS: {"accuracy": Real(0.0, 1.0), "num-examples": Whole()}})
+    Layout({_METRICS: {"accuracy": Real(0.0, 1.0), "num-examples": Whole()}})
 )
 """All that the reply may hold."""
 
 
 def encode_accuracy(accuracy: float, samples: int) -> RecordDict:
     """Share of the samples that a model gets right, and how many samples there are."""
-    return RecordDict({_METRICS: MetricRecord({"accuracy": accuracy, "num-examples": samples})})
+    return RecordDict({_METRICS: ConfigRecord({"accuracy": accuracy, "num-examples": samples})})
 
 
 def decode_accuracy(content: RecordDict) -> tuple[float, int]:
@@ -31,5 +31,5 @@ def decode_accuracy(content: RecordDict) -> tuple[float, int]:
     """
     with refusing_malformed():
         EVALUATION_LAYOUT.check(content)
-        metrics = content.metric_records[_METRICS]
+        metrics = content.config_records[_METRICS]
         return read(metrics, "accuracy", float), read(metrics, "num-examples", int)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sized
 from dataclasses import dataclass, field, replace
 from math import isfinite
 
-from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor
 
 from layerweld.transport.arrays import Shapes, bytes_of, check_arrays, from_arrays, read_arrays
@@ -132,12 +132,10 @@ class Layout:
         entries: of each config record: every key that it must have, and no other.
         arrays: of each array record, the shapes of what it must hold and nothing else; None where
             ranks are not known beforehand, and whoever decodes compares them with the plan.
-        metrics: as ``entries``, of metric records.
     """
 
     entries: Mapping[str, Entries] = field(default_factory=dict)
     arrays: Mapping[str, Shapes | None] = field(default_factory=dict)
-    metrics: Mapping[str, Entries] = field(default_factory=dict)
 
     def check(self, content: RecordDict) -> None:
         """Refuse whatever is not laid out like this, before anything is decoded.
@@ -146,11 +144,9 @@ class Layout:
             ValueError: what is wrong, and where.
             TypeError: a record is of another kind.
         """
-        _same_keys("record", content, {**self.entries, **self.arrays, **self.metrics})
+        _same_keys("record", content, {**self.entries, **self.arrays})
         for name, entries in self.entries.items():
             check_record(name, content[name], entries)
-        for name, entries in self.metrics.items():
-            check_record(name, content[name], entries, MetricRecord)
         for name, shapes in self.arrays.items():
             record = content[name]
             if not isinstance(record, ArrayRecord):
@@ -181,32 +177,29 @@ class Layout:
     @property
     def budget(self) -> Budget:
         """The most that a message of this layout takes, however the sender cuts its arrays."""
-        entries = [e for record in (self.entries, self.metrics) for e in record.values()]
         words = sum(
             len(key) + kind.num_bytes + _AROUND
-            for record in entries
-            for key, kind in record.items()
+            for entries in self.entries.values()
+            for key, kind in entries.items()
         )
         arrays = [{name: shape} for s in self.arrays.values() for name, shape in (s or {}).items()]
         sizes = [bytes_of(array) for array in arrays]
         names = sum(len(name) for array in arrays for name in array)
         pieces = sum(1 + size // _CHUNK for size in sizes)
-        objects = 2 + len(entries) + len(self.arrays) + len(sizes) + pieces
+        objects = 2 + len(self.entries) + len(self.arrays) + len(sizes) + pieces
         num_bytes = sum(sizes) + words + 6 * names + _AROUND * objects
         return Budget(max(num_bytes, _LEAST.num_bytes), max(objects, _LEAST.objects))
 
 
-def check_record(
-    name: str, record: object, entries: Entries, kind: type[Mapping[str, object]] = ConfigRecord
-) -> None:
+def check_record(name: str, record: object, entries: Entries) -> None:
     """Refuse a record that has not exactly these entries.
 
     Raises:
         ValueError: an entry is missing, unexpected, or not what it should be.
         TypeError: it is a record of another kind.
     """
-    if not isinstance(record, kind):
-        raise TypeError(f"record {name!r} is a {type(record).__name__}, not a {kind.__name__}")
+    if not isinstance(record, ConfigRecord):
+        raise TypeError(f"record {name!r} is a {type(record).__name__}, not a ConfigRecord")
     _same_keys(f"entry of {name!r}", record, entries)
     for key, wanted in entries.items():
         try:

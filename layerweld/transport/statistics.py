@@ -10,11 +10,7 @@ from torch import Tensor
 
 from layerweld.errors import RefusedReplyError
 from layerweld.plan import LayerGroup
-from layerweld.statistics.group import (
-    GroupStatistics,
-    ProductForm,
-    blank_statistics,
-)
+from layerweld.statistics.group import GroupStatistics, ProductForm, blank_statistics
 from layerweld.transport.arrays import Shapes, shapes_of, to_arrays
 from layerweld.transport.identity import (
     ABOUT,

@@ -87,7 +87,7 @@ def _of_chain(
     plan: MergePlan,
     ranks: Mapping[str, int],
 ) -> Upload:
-    merge = settings_for(method.name, settings).merge
+    merge = settings_for(method, settings).merge
     form = ProductForm(merge.products == "dense", with_updates=merge.anchor == "mean")
     size = {g.name: statistics_layout([g], ranks, form).num_bytes for g in plan.groups}
     steps = schedule(plan, merge)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from layerweld.report.comparison.conclusion import conclude_comparison
 from layerweld.report.comparison.results import Comparison
-from layerweld.report.comparison.spreads import MethodOverSeeds, over_seeds
+from layerweld.report.comparison.spreads import MethodOverSeeds, Spread, over_seeds
 from layerweld.report.comparison.tables import (
     method_cells,
     method_head,
@@ -18,9 +18,8 @@ from layerweld.report.comparison.tables import (
 )
 from layerweld.report.comparison.template import COMPARISON_PAGE
 from layerweld.report.page.axes import axis, log_scale, row_axis, rule_at
-from layerweld.report.page.chart import Chart
 from layerweld.report.page.palette import method_style
-from layerweld.report.page.render import Table, render_page
+from layerweld.report.page.render import Chart, Table, Trace, render_page
 from layerweld.report.scores import REFERENCES
 from layerweld.report.wording import byte_text, chart_text
 from layerweld.runtime.disk import writing
@@ -51,24 +50,11 @@ def write_comparison_report(comparison: Comparison, file: Path) -> None:
 def method_accuracy_chart(methods: list[MethodOverSeeds]) -> Chart:
     """Normalised accuracy, a row per method: mean with its spread, worst site as an open marker."""
     shown = [method for method in methods if method.name != "individual"]
-    places = list(range(len(shown)))
-    mean = {
-        "type": "scatter", "mode": "markers", "name": "mean over sites", "y": places,
-        "x": [100 * method.normalised.mean for method in shown],
-        "error_x": {
-            "array": [100 * (method.normalised.deviation or 0.0) for method in shown],
-            "color": "--m-com", "thickness": 1.5, "width": 4,
-        },
+    mean = _spread_trace("mean over sites", [method.normalised for method in shown], "m-com") | {
         "marker": {"color": "--m-com", "symbol": "circle", "size": 10},
         "hovertemplate": "%{x:.1f} % of individual<extra></extra>",
-    }  # fmt: skip
-    worst = {
-        "type": "scatter", "mode": "markers", "name": "worst site", "y": places,
-        "x": [100 * method.worst.mean for method in shown],
-        "error_x": {
-            "array": [100 * (method.worst.deviation or 0.0) for method in shown],
-            "color": "--m-regmean", "thickness": 1.5, "width": 4,
-        },
+    }
+    worst = _spread_trace("worst site", [method.worst for method in shown], "m-regmean") | {
         "marker": {
             "color": "--m-regmean", "symbol": "square-open", "size": 9, "line": {"width": 2},
         },
@@ -86,9 +72,20 @@ def method_accuracy_chart(methods: list[MethodOverSeeds]) -> Chart:
             "xaxis": axis("", ticksuffix=" %"),
             "yaxis": row_axis([chart_text(method.label) for method in shown]),
             "shapes": [rule_at(100.0)],
-            "hovermode": "closest",
         },
     )
+
+
+def _spread_trace(name: str, spreads: Sequence[Spread], colour: str) -> Trace:
+    """A marker per row at the mean, with a standard deviation to either side; in percent."""
+    return {
+        "type": "scatter", "mode": "markers", "name": name, "y": list(range(len(spreads))),
+        "x": [100 * spread.mean for spread in spreads],
+        "error_x": {
+            "array": [100 * (spread.deviation or 0.0) for spread in spreads],
+            "color": f"--{colour}", "thickness": 1.5, "width": 4,
+        },
+    }  # fmt: skip
 
 
 def method_cost_chart(methods: list[MethodOverSeeds]) -> Chart:
@@ -107,12 +104,11 @@ def method_cost_chart(methods: list[MethodOverSeeds]) -> Chart:
                 "bytes up and down", **log_scale([_traffic(method) for method in merges])
             ),
             "yaxis": axis("% of individual", ticksuffix=" %"),
-            "hovermode": "closest",
         },
     )
 
 
-def _cost_marker(method: MethodOverSeeds, names: list[str]) -> dict[str, Any]:
+def _cost_marker(method: MethodOverSeeds, names: list[str]) -> Trace:
     colour, symbol = method_style(method.name, names)
     return {
         "type": "scatter", "mode": "markers", "name": chart_text(method.label),

@@ -96,9 +96,7 @@ def _line(entries: list[Entry], alone: dict[int, MethodResult]) -> MethodOverSee
         name=results[0].name,
         label=results[0].label + missing,
         accuracy=Spread(tuple(fmean(s.accuracy for s in r.scores.values()) for r in results)),
-        normalised=Spread(
-            tuple(mean_normalised(e.result, alone[e.seed]) for e in entries),
-        ),
+        normalised=Spread(tuple(mean_normalised(e.result, alone[e.seed]) for e in entries)),
         worst=Spread(tuple(min(sites.values(), default=0.0) for sites in by_seed)),
         worst_site=min(means, key=means.__getitem__, default=""),
         sites={

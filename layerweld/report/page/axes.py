@@ -67,15 +67,12 @@ def axis(title: str, **more: Any) -> dict[str, Any]:
     } | more  # fmt: skip
 
 
-def row_axis(labels: Sequence[str]) -> dict[str, Any]:
-    """A vertical axis with a name per row, the first on top."""
+def row_axis(labels: Sequence[str], **more: Any) -> dict[str, Any]:
+    """A vertical axis with a name per row, the first on top; ``more`` is Plotly's."""
     return axis(
-        "",
-        tickvals=list(range(len(labels))),
-        ticktext=list(labels),
-        range=[len(labels) - 0.5, -0.5],
-        tickfont={"color": "--ink", "size": 13},
-    )
+        "", tickvals=list(range(len(labels))), ticktext=list(labels),
+        range=[len(labels) - 0.5, -0.5], tickfont={"color": "--ink", "size": 13}, **more,
+    )  # fmt: skip
 
 
 def rule_at(x: float) -> dict[str, Any]:

@@ -1,10 +1,10 @@
-"""Self-contained pages: one file each, with charts, that opens without a network."""
+"""Self-contained pages: one file each, with charts and tables, that opens without a network."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from math import isfinite
 from typing import Any
 
@@ -12,7 +12,6 @@ from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from layerweld.report.page.chart import Chart
 from layerweld.report.page.frame import PARTS, SHELL
 from layerweld.report.page.palette import DARK, LIGHT
 from layerweld.report.page.style import SCRIPT, STYLE
@@ -23,7 +22,7 @@ _LAYOUT: dict[str, Any] = {
     "paper_bgcolor": "rgba(0,0,0,0)",
     "plot_bgcolor": "rgba(0,0,0,0)",
     "font": {"family": "system-ui, -apple-system, Segoe UI, Roboto, sans-serif", "color": "--ink"},
-    "margin": {"l": 8, "r": 16, "t": 8, "b": 8},
+    "margin": {"l": 8, "r": 16, "t": 8, "b": 8}, "hovermode": "closest",
     "legend": {
         "orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom",
         "font": {"size": 13, "color": "--ink"}, "itemclick": "toggle",
@@ -34,6 +33,24 @@ _LAYOUT: dict[str, Any] = {
         "font": {"color": "--ink", "size": 13},
     },
 }  # fmt: skip
+
+Trace = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One figure and the sentence that says how to read it."""
+
+    key: str
+    """Unique in the page."""
+    title: str
+    reading: str
+    height: int
+    """Pixels."""
+    data: list[Trace]
+    layout: dict[str, Any]
+    narrow: dict[str, Any] = field(default_factory=dict)
+    """What of the layout differs on a phone; keys are dotted paths."""
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from math import isfinite
 
 from layerweld.report.page.axes import axis, group_axis, log_scale, row_axis, rule_at
-from layerweld.report.page.chart import Chart, Trace
 from layerweld.report.page.palette import method_style, site_style
+from layerweld.report.page.render import Chart, Trace
 from layerweld.report.results import GroupMetrics, MethodResult, RunResults
 from layerweld.report.scores import half_width, normalised, scored_sites
 from layerweld.report.wording import (
@@ -53,7 +53,6 @@ def site_accuracy_chart(results: RunResults) -> Chart | None:
             "xaxis": axis("", ticksuffix=" %", range=[min(spread) - pad, max(spread) + pad]),
             "yaxis": row_axis([chart_text(s) for s in sites]),
             "shapes": [rule_at(100.0)],
-            "hovermode": "closest",
         },
     )
 
@@ -99,9 +98,9 @@ def shift_comparison(results: RunResults) -> Chart | None:
 
 def residual_chart(method: MethodResult) -> Chart:
     """What of the updates each merged group could not reproduce, a line per kind of group."""
-    values = [g.residual for g in method.groups]
+    traces = _kind_lines(method, [g.residual for g in method.groups])
     return _chain_chart(
-        "residual", "Residual", method.groups, _kind_lines(method, values),
+        "residual", "Residual", method.groups, traces,
         "Share of the sites' updates that the merged layers could not reproduce on the sites' "
         "inputs: 0 is perfect, the base model scores 1.",
         log=False,
@@ -110,9 +109,9 @@ def residual_chart(method: MethodResult) -> Chart:
 
 def condition_chart(method: MethodResult) -> Chart:
     """Condition number of each group's linear system, a line per kind of group."""
-    values = [g.condition for g in method.groups]
+    traces = _kind_lines(method, [g.condition for g in method.groups])
     return _chain_chart(
-        "condition", "Condition number", method.groups, _kind_lines(method, values),
+        "condition", "Condition number", method.groups, traces,
         "Of the Gram matrix that was solved, ridge included: above about 10¹² the solution depends "
         "on rounding, and a larger ridge is called for.",
         log=True,
@@ -147,7 +146,6 @@ def bytes_chart(results: RunResults, method: MethodResult) -> Chart:
         layout={
             "barmode": "stack", "bargap": 0.25,
             "xaxis": axis("round", showgrid=False, tickformat="d"), "yaxis": axis(unit),
-            "hovermode": "closest",
         },
     )  # fmt: skip
 
@@ -179,7 +177,6 @@ def tokens_chart(results: RunResults, method: MethodResult | None) -> Chart:
         layout={
             "xaxis": axis("", range=[0, 1.12 * top], nticks=6),
             "yaxis": row_axis([chart_text(s.name) for s in results.sites]),
-            "hovermode": "closest",
         },
         narrow={"xaxis.range": [0, 1.45 * top], "xaxis.nticks": 4},
     )  # fmt: skip
@@ -263,6 +260,6 @@ def _chain_chart(
         reading=reading,
         height=400,
         data=traces,
-        layout=horizontal | {"yaxis": axis("", **vertical), "hovermode": "closest"},
+        layout=horizontal | {"yaxis": axis("", **vertical)},
         narrow=narrow,
     )

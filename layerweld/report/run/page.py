@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from layerweld.report.model_card import loading
-from layerweld.report.page.chart import Chart
-from layerweld.report.page.render import Table, render_page
+from layerweld.report.page.render import Chart, Table, render_page
 from layerweld.report.results import MethodResult, RunResults, SiteSummary
 from layerweld.report.run import charts
 from layerweld.report.run.accuracy_rows import accuracy_rows
@@ -153,19 +152,11 @@ def _cost_table(results: RunResults) -> Table:
 
 
 def _group_numbers(method: MethodResult) -> Table:
-    head = (
-        "Group",
-        "Round",
-        "Inputs",
-        "Tokens",
-        "λ",
-        "Condition",
-        "Residual",
-        "Compression error",
-        "Uploaded",
-    )
     return Table(
-        head,
+        (
+            "Group", "Round", "Inputs", "Tokens", "λ", "Condition", "Residual",
+            "Compression error", "Uploaded",
+        ),
         [
             (
                 group_label(g), str(g.step + 1), f"{g.d_in:,}", f"{sum(g.tokens.values()):,}",

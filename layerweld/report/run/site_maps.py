@@ -8,7 +8,7 @@ from math import log2
 from typing import Any
 
 from layerweld.report.page.axes import group_axis, ratio_bar, row_axis, value_bar
-from layerweld.report.page.chart import Chart, Trace
+from layerweld.report.page.render import Chart, Trace
 from layerweld.report.results import GroupMetrics, MethodResult, RunResults
 from layerweld.report.wording import chart_text, full_name, number_text
 from layerweld.statistics.influence import OPPOSITE
@@ -94,11 +94,7 @@ def _site_map(
         reading=reading,
         height=190 + 34 * len(sites),
         data=[drawn | trace],
-        layout=horizontal
-        | {
-            "yaxis": row_axis([chart_text(s, 18) for s in sites]) | {"showgrid": False},
-            "hovermode": "closest",
-        },
+        layout=horizontal | {"yaxis": row_axis([chart_text(s, 18) for s in sites], showgrid=False)},
         narrow=narrow,
     )
 

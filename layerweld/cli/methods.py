@@ -1,4 +1,4 @@
-"""One merge method at length: what it needs, what leaves a site, and what may be set."""
+"""All merge methods as a table, or one at length: what it needs and sends, and what may be set."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from rich.table import Table
 from rich.text import Text
 
 from layerweld.merging.method import CHAIN, SENT, Method
-from layerweld.settings.facts import facts_of
+from layerweld.merging.registry import METHODS
+from layerweld.settings.facts import defaults_of, facts_of
 from layerweld.settings.methods import reads, sent_by
 from layerweld.settings.run import RunSettings
 from layerweld.settings_table import Settings
 from layerweld.transport.uploads import IN_THE_HANDSHAKE
 
+_SAMPLES = {"none": "", "unlabelled": "samples", "labelled": "labelled samples"}
 _DATA = {
     "none": "no samples",
     "unlabelled": "calibration samples without labels",
@@ -49,7 +51,7 @@ _ROUNDS = {
 
 
 def method_details(method: Method) -> Group:
-    """What :mod:`layerweld.cli.method_table` has in a row, in words, and its settings."""
+    """What :func:`method_table` has in a row, in words, and its settings."""
     title = Text(f"{method.label}, {method.source}", style="bold")
     return Group(title, _about(method), _settings(method))
 
@@ -97,3 +99,43 @@ def _settings(method: Method) -> Table:
                 cells = (f"{name}.{facts.key}", facts.default, facts.values, facts.meaning)
                 table.add_row(*(Text(cell.replace("`", "")) for cell in cells))
     return table
+
+
+def method_table() -> Table:
+    """One row per method, in the order of :data:`layerweld.settings.methods.METHODS`."""
+    table = Table(
+        title=f"{len(METHODS)} merge methods",
+        show_lines=True,
+        caption=(
+            "n: token counts. Σ: sums over the sites are all that the server needs. NAME+lines "
+            "lets LiNeS scale, by depth, what a method made of updates. A setting is NAME.key in a "
+            "run, and --set key=value in `layerweld merge`."
+        ),
+        caption_justify="left",
+    )
+    table.add_column("name", no_wrap=True)
+    table.add_column("rounds")
+    table.add_column("sends")
+    table.add_column("Σ")
+    table.add_column("needs")
+    table.add_column("settings, source", ratio=1, overflow="fold")
+    for method in METHODS.values():
+        table.add_row(*_cells(method))
+    return table
+
+
+def _cells(method: Method) -> tuple[str | Text, ...]:
+    needs = [_SAMPLES[method.kind.data], *method.needs]
+    return (
+        Text.assemble(f"{method.name}\n", (method.label, "dim")),
+        method.rounds,
+        _sends(method),
+        "Σ" if method.sums else "",
+        "\n".join(need for need in needs if need) or "–",
+        Text.assemble(f"{defaults_of(method)}\n", (method.source, "dim")),
+    )
+
+
+def _sends(method: Method) -> str:
+    sent = ", ".join(sent_by(method, RunSettings()))
+    return f"{sent}\nΔW to all sites" if method.kind.shares else sent
