@@ -104,3 +104,9 @@ def test_the_documentation_has_a_row_for_every_method_with_its_defaults() -> Non
         assert f"| {defaults_of(method)} |" in rows[name], name
         assert ("| Σ |" in rows[name]) == method.sums, name
         assert rows[name].endswith(f"| {method.source} |"), name
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("tise", "ties"), ("regmea", "regmean")])
+def test_the_name_that_was_probably_meant_is_suggested(typed: str, meant: str) -> None:
+    with pytest.raises(ConfigError, match=rf"Did you mean '{meant}'\?$"):
+        methods_of(RunSettings(methods=typed))
