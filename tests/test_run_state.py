@@ -213,7 +213,7 @@ def test_a_damaged_state_is_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_no_state_is_no_run(tmp_path: Path) -> None:
-    assert state_in(tmp_path) is None
+    assert read_state(tmp_path) is None
 
 
 def test_the_coordinator_shows_every_run_also_while_its_superlink_is_away(
