@@ -37,7 +37,7 @@ def write_manifest(folder: Path, form: Form, merged: MergedModel, federation: Fe
         "settings": _settings(merged, federation),
         "sites": [_site(info) for info in federation.site_infos],
         "groups": [_group(group) for group in merged.groups],
-        "prefix": merged.chain_digest,
+        "chain_digest": merged.chain_digest,
         "files": _hashes(folder, form),
         "metrics": dict(merged.metrics),
     } | ({"lost": list(merged.lost)} if merged.lost else {})
