@@ -44,10 +44,13 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (copy / "layerweld/merging/first.py").write_text(FIRST)
     registry = copy / "layerweld/merging/registry.py"
     text = registry.read_text()
-    text = text.replace("    fisher,\n", "    first,\n    fisher,\n")
-    registry.write_text(
-        text.replace("    *ties.METHODS,\n", "    *ties.METHODS,\n    *first.METHODS,\n")
-    )
+    for after, with_it in {
+        "    fisher,\n": "    fisher,\n    first,\n",
+        "sums, ties,": "sums, ties, first,",
+    }.items():
+        assert text.count(after) == 1
+        text = text.replace(after, with_it)
+    registry.write_text(text)
     run(copy, "layerweld.settings.reference")
     return copy
 
