@@ -172,7 +172,7 @@ class Federation:
         """Until a run has solved so many steps."""
         steps = self.output(run) / "journal"
         wait_until(
-            lambda: len(list(steps.glob("*/step-*.safetensors"))) >= count, f"step {count}", 0.1
+            lambda: len(list(steps.glob("*/round-*.safetensors"))) >= count, f"step {count}", 0.1
         )
         assert not (self.output(run) / "manifest.json").exists()
 
