@@ -1,6 +1,5 @@
 """What the documents show runs and prints what it says; their links lead somewhere."""
 
-import ast
 import re
 from pathlib import Path
 from typing import Any
@@ -74,28 +73,3 @@ def test_the_example_in_python_prints_what_its_comment_says(
     exec(compile(examples[0], str(page), "exec"), {})
     said = examples[0].splitlines()[-1].partition("  # ")[2]
     assert capsys.readouterr().out.strip() == said
-
-
-def code_lines(name: str, file: Path) -> int:
-    """Lines of a function, without its docstring."""
-    scope: ast.AST = ast.parse(file.read_text())
-    for part in name.split("."):
-        scope = next(
-            node
-            for node in ast.walk(scope)
-            if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == part
-        )
-    assert isinstance(scope, ast.FunctionDef)
-    first = scope.body[0]
-    has_docstring = ast.get_docstring(scope, clean=False) is not None
-    assert first.end_lineno
-    assert scope.end_lineno
-    own = first.end_lineno - first.lineno + 1 if has_docstring else 0
-    return scope.end_lineno - scope.lineno + 1 - own
-
-
-def test_one_round_is_followed_in_at_most_300_lines() -> None:
-    page = ROOT / "docs/architecture.md"
-    stops = re.findall(r"^\d+\. \[`([\w.]+)`\]\((\S+)\)", page.read_text(), re.MULTILINE)
-    assert len(stops) == 20
-    assert sum(code_lines(name, page.parent / file) for name, file in stops) <= 300

@@ -61,12 +61,11 @@ def disk(tmp_path: Path) -> Iterator[SmallDisk]:
     folder = tmp_path / "disk"
     folder.mkdir()
     disk = SmallDisk(folder)
-    # Only root may mount; a machine without that has no small disk to fill.
     try:
         mounted = disk.mount()
-    except FileNotFoundError:
+    except FileNotFoundError:  # a container without the program has no small disk to fill
         pytest.skip("there is no `mount` here")
-    if mounted.returncode:
+    if mounted.returncode:  # only root may mount, and not in every container
         pytest.skip(f"no file system may be mounted here: {mounted.stderr.strip()}")
     yield disk
     disk.unmount()
